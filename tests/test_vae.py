@@ -1,0 +1,166 @@
+"""The spacetime VAE: causal, in pieces, strict."""
+
+import pytest
+import torch
+
+from training.metrics import linear_psnr, principal, psnr
+from vae.losses import PatchDiscriminator, adaptive_weight, discriminator_loss, kl, perceptual, ssim
+from vae.model import VideoVAE
+
+ONE, TWO = {"encoder_blocks": (1, 1), "decoder_blocks": (1, 1)}, ((1, 2, 2), (1, 2, 2))
+SHAPES = {
+    "4x8x8 to 16": {},
+    "4x16x16 to 48": {"channels": 48, "widths": (16, 32, 48), "downs": TWO} | dict.fromkeys(ONE, (1, 1, 1)),
+    "time in two steps": {"channels": 4, "patch": (2, 4, 4), "downs": ((2, 2, 2),)},
+}
+
+
+def tiny_vae(name="time in two steps") -> VideoVAE:
+    torch.manual_seed(0)
+    options = {"widths": (16, 32)} | ONE | SHAPES[name]
+    vae = VideoVAE(**options).eval()
+    for value in vae.parameters():
+        torch.nn.init.normal_(value, std=0.1)
+    vae.latent_mean.normal_()
+    vae.latent_std.uniform_(0.5, 2)
+    return vae
+
+
+def film(frames=17, rows=32, columns=48):
+    return torch.rand(1, 3, frames, rows, columns, generator=torch.Generator().manual_seed(3)) * 2 - 1
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_clip_encoded_in_pieces_equals_the_whole(name):
+    vae, clip = tiny_vae(name), film()
+    with torch.no_grad():
+        whole, past, pieces = vae.encode(clip), None, []
+        for begin, end in ((0, 5), (5, 9), (9, 17)):
+            piece, past = vae.encode_piece(clip[:, :, begin:end], past)
+            pieces.append(piece)
+    assert whole.shape[2] == 5
+    assert torch.allclose(torch.cat(pieces, dim=2), whole, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_clip_decoded_in_pieces_equals_the_whole(name):
+    vae = tiny_vae(name)
+    latents = torch.randn(1, vae.channels, 5, 2, 3, generator=torch.Generator().manual_seed(4))
+    with torch.no_grad():
+        whole, past, pieces = vae.decode(latents), None, []
+        for begin, end in ((0, 1), (1, 2), (2, 5)):
+            piece, past = vae.decode_piece(latents[:, :, begin:end], past)
+            pieces.append(piece)
+    assert whole.shape[2] == 17
+    assert torch.allclose(torch.cat(pieces, dim=2), whole, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_future_never_changes_the_past(name):
+    vae, clip = tiny_vae(name), film()
+    other = clip.clone()
+    other[:, :, 9:] = 0
+    with torch.no_grad():
+        assert torch.allclose(vae.encode(clip)[:, :, :3], vae.encode(other)[:, :, :3], atol=1e-6)
+        assert not torch.allclose(vae.encode(clip)[:, :, 3:], vae.encode(other)[:, :, 3:], atol=1e-2)
+
+
+def test_an_image_is_the_first_frame_of_a_clip():
+    vae, clip = tiny_vae(), film()
+    with torch.no_grad():
+        assert torch.allclose(vae.encode(clip[:, :, :1]), vae.encode(clip)[:, :, :1], atol=1e-6)
+
+
+def test_latents_are_normalised_by_what_travels_in_the_model(tmp_path):
+    vae, clip = tiny_vae(), film()
+    with torch.no_grad():
+        raw, _, _ = vae.posterior(clip)
+        latents = vae.encode(clip)
+        assert torch.allclose(vae.denormalise(latents), raw, atol=1e-5)
+        vae.save_pretrained(tmp_path)
+        assert torch.equal(VideoVAE.from_pretrained(tmp_path).encode(clip), latents)
+
+
+@pytest.mark.parametrize("frames, nearest", [(16, "13 and 17"), (2, "1 and 5"), (0, "1 and 5")])
+def test_a_number_of_frames_that_does_not_fit_is_refused_with_the_nearest_that_do(frames, nearest):
+    with pytest.raises(ValueError, match=rf"frames must be 1 \+ 4n for this VAE; got {frames}, nearest are {nearest}"):
+        tiny_vae().latent_shape(frames, 32, 32)
+
+
+def test_a_frame_that_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match="multiples of 8 rows and 8 columns for this VAE; got 30x48"):
+        tiny_vae().encode(film(rows=30))
+
+
+def test_a_vae_starts_as_the_best_linear_code():
+    clips = (film(5, 32, 32) * 127.5 + 127.5).to(torch.uint8).numpy()
+    vae = VideoVAE(channels=4, widths=(16, 32), encoder_blocks=(1, 1), decoder_blocks=(1, 1))
+    vae.start_linear(*principal(clips, vae.stride, vae.channels))
+    with torch.no_grad():
+        pixels = torch.from_numpy(clips).float() / 127.5 - 1
+        raw, _, _ = vae.posterior(pixels)
+        shown, _ = vae.reconstruct(raw)
+    assert torch.allclose(
+        psnr(shown.clamp(-1, 1), pixels), linear_psnr(clips, clips, vae.stride, vae.channels), atol=1e-3
+    )
+    assert raw.var((0, 2, 3, 4)) == pytest.approx(torch.ones(4), abs=0.1)
+
+
+def test_a_vae_learns():
+    torch.manual_seed(0)
+    vae = VideoVAE(channels=8, widths=(16, 32), encoder_blocks=(1, 1), decoder_blocks=(1, 1))
+    axis = torch.linspace(0, 6, 48)
+    clip = (axis[:32, None] + axis).sin().expand(2, 3, 5, 32, 48)
+    optimizer = torch.optim.AdamW(vae.parameters(), 3e-3)
+    losses = []
+    for _ in range(40):
+        shown, mean, log_variance = vae(clip, torch.randn(2, 8, 2, 4, 6))
+        loss = (shown - clip).abs().mean() + 1e-4 * kl(mean, log_variance)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss))
+    assert losses[-1] < 0.4 * losses[0]
+
+
+def test_kl_is_the_closed_form():
+    mean, log_variance = torch.tensor([0.3]), torch.tensor([-0.5])
+    normal = torch.distributions.Normal
+    wanted = torch.distributions.kl_divergence(normal(mean, (log_variance / 2).exp()), normal(0.0, 1.0))
+    assert torch.allclose(kl(mean, log_variance), wanted.mean())
+
+
+def test_structure_is_1_for_a_picture_and_itself_and_falls_with_blur():
+    clip = film(2, 64, 64)
+    frame = clip[:, :, 0]
+    assert torch.allclose(ssim(frame, frame), torch.ones(1))
+    blurred = torch.nn.functional.avg_pool3d(clip, (1, 3, 3), 1, (0, 1, 1))
+    assert perceptual(clip, clip) < 1e-5 < 0.1 < perceptual(clip, blurred)
+
+
+def test_the_adversarial_weight_balances_gradients_at_the_last_layer():
+    torch.manual_seed(0)
+    vae, critic, clip = VideoVAE(channels=4, widths=(16, 32)), PatchDiscriminator(8), film(5)
+    shown, _, _ = vae(clip, torch.zeros(1, 4, 2, 4, 6))
+    fidelity, against = (shown - clip).abs().mean(), -critic(shown).mean()
+    last = vae.decoder.exit.weight
+    weight = adaptive_weight(fidelity, against, last)
+    one, other = (torch.autograd.grad(loss, last, retain_graph=True)[0].norm() for loss in (fidelity, weight * against))
+    assert torch.allclose(one, other, rtol=1e-2)
+
+
+def test_the_critic_wants_real_above_one_and_fake_below_minus_one():
+    assert discriminator_loss(torch.tensor([1.0, 2.0]), torch.tensor([-1.0, -3.0])) == 0
+    assert discriminator_loss(torch.tensor([0.0]), torch.tensor([0.0])) == 1
+
+
+def test_a_linear_code_of_full_size_loses_nothing_and_a_smaller_one_loses_more():
+    clips = (film(5, 16, 16) * 127.5 + 127.5).to(torch.uint8).numpy()
+    full = linear_psnr(clips, clips, (4, 4, 4), 4 * 4 * 4 * 3)
+    small = linear_psnr(clips, clips, (4, 4, 4), 4)
+    assert full > 60 > small
+
+
+def test_psnr_is_20_db_for_a_tenth_of_the_range():
+    clip = film(2, 8, 8) * 0.5
+    assert psnr(clip, clip + 0.2) == pytest.approx(20, abs=1e-3)
