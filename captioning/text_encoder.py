@@ -1,0 +1,184 @@
+"""Words to vectors: the tower that tells the diffusion transformer what to dream.
+
+The default is open_clip's text tower (Radford et al. 2021, arXiv 2103.00020), trained here against clips
+(`contrast.py`). Any encoder of transformers (T5, UMT5, CLIP, Qwen) can take its place by name; what both give is
+`Words`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor, nn
+
+from vae.weights import load_strictly
+
+START, END, PAD = "<start>", "<end>", "<pad>"
+FILES = ("text_encoder", "tokenizer")
+
+
+@dataclass(frozen=True)
+class Words:
+    """Encoded prompts, end to end: features (L, D), one pooled vector a prompt (B, D), and how many words each prompt
+    has.
+    """
+
+    features: Tensor
+    pooled: Tensor
+    counts: tuple[int, ...]
+
+    def repeat(self, indices: list[int]) -> Words:
+        """Choose prompts by number, each as often as asked."""
+        parts = self.features.split(self.counts)
+        return Words(
+            torch.cat([parts[i] for i in indices]), self.pooled[indices], tuple(self.counts[i] for i in indices)
+        )
+
+
+class TextTower(ModelMixin, ConfigMixin):
+    """open_clip's causal text transformer with token features as its output, and the pooled vector beside them."""
+
+    @register_to_config
+    def __init__(
+        self,
+        vocabulary: int = 2048,
+        context: int = 128,
+        width: int = 128,
+        heads: int = 4,
+        layers: int = 4,
+        end_id: int = 1,
+        pad_id: int = 0,
+    ):
+        super().__init__()
+        from open_clip.transformer import TextTransformer
+
+        self.tower = TextTransformer(
+            context_length=context,
+            vocab_size=vocabulary,
+            width=width,
+            heads=heads,
+            layers=layers,
+            output_dim=width,
+            pad_id=pad_id,
+            eos_id=end_id,
+            pool_type="eos",
+            output_tokens=True,
+        )
+
+    def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Return token features (B, L, D) and pooled vectors (B, D) of token ids (B, L), L at most the context.
+
+        The same as the tower's own forward, which wants ids padded to the whole context: five times the work for our
+        captions.
+        """
+        tower, length = self.tower, ids.shape[1]
+        x = tower.token_embedding(ids) + tower.positional_embedding[:length]
+        features = tower.ln_final(tower.transformer(x, attn_mask=tower.attn_mask[:length, :length]))
+        ends = (ids == self.config.end_id).int().argmax(1)
+        return features, features[torch.arange(len(ids)), ends] @ tower.text_projection
+
+
+def train_tokenizer(texts, vocabulary: int, context: int):
+    """Learn a byte-level BPE (Sennrich et al. 2016, arXiv 1508.07909) from captions; return a transformers tokenizer.
+
+    Byte-level, so that any prompt in any language can be written in it; lower case and NFKC, so that spelling variants
+    agree.
+    """
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase(), normalizers.Strip()])
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    specials = [PAD, END, START]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator(
+        texts, trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=specials, initial_alphabet=alphabet)
+    )
+    ends = [(token, tokenizer.token_to_id(token)) for token in (START, END)]
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{START} $A {END}", special_tokens=ends)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, bos_token=START, model_max_length=context
+    )
+
+
+def tokenise(tokenizer, prompts: list[str], cut: bool = False) -> tuple[Tensor, tuple[int, ...]]:
+    """Return token ids (B, longest), padded on the right, and each prompt's count, at least one.
+
+    Raises ValueError for a prompt longer than the tokenizer's limit, unless it may be `cut`, as captions in training
+    may.
+    """
+    rows, limit = [], tokenizer.model_max_length
+    for prompt in prompts:
+        ids = tokenizer(prompt, truncation=False, verbose=False)["input_ids"] or [tokenizer.eos_token_id]
+        if len(ids) > limit and cut:
+            ids = [*ids[: limit - 1], ids[-1]]
+        if len(ids) > limit:
+            raise ValueError(
+                f"a prompt must be at most {limit} tokens for this text encoder; "
+                f"got {len(ids)}, so shorten it by about {100 * (len(ids) - limit) // len(ids) + 1} %"
+            )
+        rows.append(torch.tensor(ids))
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad)
+    return ids, tuple(len(row) for row in rows)
+
+
+def encode(prompts: list[str], tokenizer, encoder: nn.Module, cut: bool = False) -> Words:
+    """Turn prompts into `Words`, with the trained tower or with any transformers text encoder.
+
+    Raises ValueError for a prompt longer than the encoder's limit, unless it may be `cut`.
+    """
+    ids, counts = tokenise(tokenizer, prompts, cut)
+    device = next(encoder.parameters()).device
+    ids = ids.to(device)
+    real = torch.arange(ids.shape[1], device=device) < torch.tensor(counts, device=device)[:, None]
+    if isinstance(encoder, TextTower):
+        features, pooled = encoder(ids)
+    else:
+        features = encoder(input_ids=ids, attention_mask=real.long()).last_hidden_state
+        pooled = (features * real[..., None]).sum(1) / real.sum(1, keepdim=True)
+    return Words(features[real], pooled, counts)
+
+
+def width_of(encoder: nn.Module) -> int:
+    """Return D, how many values a word's feature has."""
+    if isinstance(encoder, TextTower):
+        return encoder.config.width
+    return getattr(encoder.config, "hidden_size", None) or encoder.config.d_model
+
+
+def load_text_encoder(name: str | Path):
+    """Load (tokenizer, encoder) from a model folder of ours, or from transformers by name or folder.
+
+    Encoder-decoder models (T5, UMT5) give their encoder. Raises ValueError where neither is found.
+    """
+    folder = Path(name)
+    if (folder / FILES[0]).is_dir():
+        from transformers import PreTrainedTokenizerFast
+
+        encoder = load_strictly(TextTower, folder / FILES[0])
+        return PreTrainedTokenizerFast.from_pretrained(folder / FILES[1]), encoder
+    import transformers
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(name)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name)
+        kinds = {
+            "t5": "T5EncoderModel",
+            "umt5": "UMT5EncoderModel",
+            "clip": "CLIPTextModel",
+            "clip_text_model": "CLIPTextModel",
+        }
+        kind = getattr(transformers, kinds.get(config.model_type, "AutoModel"))
+        return tokenizer, kind.from_pretrained(name, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"a text encoder must be a folder with {' and '.join(FILES)}, or a transformers model; "
+            f"got {str(name)!r} ({error})"
+        ) from error

@@ -1,0 +1,134 @@
+"""Words to vectors: our tower, and transformers' encoders in its place."""
+
+import pytest
+import torch
+import transformers
+
+from captioning.contrast import VideoTower, contrast
+from captioning.text_encoder import FILES, TextTower, encode, load_text_encoder, tokenise, train_tokenizer, width_of
+
+TEXTS = ["a red ball bounces", "the blue cube spins while the camera orbits left", "一个红色的球在弹跳"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(TEXTS, 320, 64)
+
+
+@pytest.fixture(scope="module")
+def tower(tokenizer):
+    torch.manual_seed(0)
+    return TextTower(len(tokenizer), 64, 32, 2, 2, tokenizer.eos_token_id, tokenizer.pad_token_id).eval()
+
+
+def test_any_text_can_be_written_in_the_tokens(tokenizer):
+    for text in (*TEXTS, "zebra é 龍 🎈"):
+        ids, (count,) = tokenise(tokenizer, [text])
+        assert tokenizer.decode(ids[0, 1 : count - 1].tolist()).strip() == text
+
+
+def test_case_and_width_of_letters_do_not_matter(tokenizer):
+    assert tokenizer("A Red ｂａｌｌ")["input_ids"] == tokenizer("a red ball")["input_ids"]
+
+
+def test_a_prompt_longer_than_the_limit_is_refused(tokenizer):
+    with pytest.raises(ValueError, match="a prompt must be at most 64 tokens for this text encoder; got 1"):
+        tokenise(tokenizer, ["x" * 100])
+    ids, counts = tokenise(tokenizer, ["x" * 100], cut=True)
+    assert counts == (64,) and ids[0, -1] == tokenizer.eos_token_id
+
+
+def test_the_tower_computes_what_open_clip_computes(tokenizer, tower):
+    ids, counts = tokenise(tokenizer, TEXTS)
+    padded = torch.nn.functional.pad(ids, (0, 64 - ids.shape[1]), value=tokenizer.pad_token_id)
+    with torch.no_grad():
+        pooled, features = tower.tower(padded)
+        own_features, own_pooled = tower(ids)
+    assert torch.allclose(own_pooled, pooled, atol=1e-5)
+    for n, count in enumerate(counts):
+        assert torch.allclose(own_features[n, :count], features[n, :count], atol=1e-5)
+
+
+def test_a_prompt_is_encoded_the_same_alone_or_in_company(tokenizer, tower):
+    with torch.no_grad():
+        together, alone = encode(TEXTS, tokenizer, tower), encode(TEXTS[:1], tokenizer, tower)
+    assert torch.allclose(together.features[: together.counts[0]], alone.features, atol=1e-5)
+    assert torch.allclose(together.pooled[:1], alone.pooled, atol=1e-5)
+
+
+def test_the_empty_prompt_has_words(tokenizer, tower):
+    assert encode([""], tokenizer, tower).counts[0] >= 1
+
+
+def test_prompts_are_chosen_by_number(tokenizer, tower):
+    with torch.no_grad():
+        words = encode(TEXTS, tokenizer, tower)
+    chosen = words.repeat([2, 0, 2])
+    assert chosen.counts == (words.counts[2], words.counts[0], words.counts[2])
+    assert torch.equal(chosen.pooled, words.pooled[[2, 0, 2]])
+    assert torch.equal(chosen.features[: words.counts[2]], words.features[-words.counts[2] :])
+
+
+SMALL = {
+    "vocab_size": 400,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+}
+ENCODERS = {
+    "t5": lambda: transformers.T5EncoderModel(
+        transformers.T5Config(vocab_size=400, d_model=32, d_kv=16, d_ff=48, num_layers=2, num_heads=2)
+    ),
+    "umt5": lambda: transformers.UMT5EncoderModel(
+        transformers.UMT5Config(vocab_size=400, d_model=32, d_kv=16, d_ff=48, num_layers=2, num_heads=2)
+    ),
+    "clip": lambda: transformers.CLIPTextModel(
+        transformers.CLIPTextConfig(**SMALL, max_position_embeddings=64, bos_token_id=2, eos_token_id=1, pad_token_id=0)
+    ),
+    "qwen": lambda: transformers.Qwen3Model(transformers.Qwen3Config(**SMALL, num_key_value_heads=2, head_dim=16)),
+}
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_an_encoder_of_transformers_takes_the_towers_place(name, tokenizer, tmp_path):
+    torch.manual_seed(0)
+    ENCODERS[name]().save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    their_tokenizer, encoder = load_text_encoder(tmp_path)
+    with torch.no_grad():
+        words = encode(TEXTS, their_tokenizer, encoder.eval())
+        alone = encode(TEXTS[:1], their_tokenizer, encoder)
+    assert words.features.shape == (sum(words.counts), 32) == (sum(words.counts), width_of(encoder))
+    assert words.pooled.shape == (3, 32)
+    assert torch.allclose(words.features[: words.counts[0]], alone.features, atol=1e-4)
+    assert not torch.allclose(words.pooled[0], words.pooled[1], atol=1e-3)
+
+
+def test_a_tower_is_loaded_from_a_model_folder(tokenizer, tower, tmp_path):
+    tower.save_pretrained(tmp_path / FILES[0])
+    tokenizer.save_pretrained(tmp_path / FILES[1])
+    their_tokenizer, loaded = load_text_encoder(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(encode(TEXTS, their_tokenizer, loaded).pooled, encode(TEXTS, tokenizer, tower).pooled)
+
+
+def test_what_is_no_text_encoder_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="a text encoder must be a folder with text_encoder and tokenizer"):
+        load_text_encoder(tmp_path)
+
+
+def test_contrast_is_least_where_each_clip_knows_its_text():
+    vectors, scale = torch.eye(4), torch.tensor(3.0)
+    right, wrong = contrast(vectors, vectors, scale), contrast(vectors, vectors.roll(1, 0), scale)
+    assert right < 0.01 < 5 < wrong
+
+
+def test_a_video_tower_sees_order():
+    torch.manual_seed(0)
+    tower = VideoTower(width=64, heads=2, layers=1, output_width=8).eval()
+    clip = torch.rand(1, 3, 9, 32, 32)
+    with torch.no_grad():
+        forward, tokens = tower(clip)
+        assert tokens.shape == (1, 3 * 2 * 2, 64) and forward.shape == (1, 8)
+        assert not torch.allclose(forward, tower(clip.flip(2))[0], atol=1e-3)
