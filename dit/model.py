@@ -1,0 +1,230 @@
+"""The diffusion transformer: from noisy spacetime patches and words to the velocity that cleans them.
+
+DiT: Peebles & Xie 2022 (arXiv 2212.09748). One modulation network for all blocks: PixArt-alpha (arXiv 2310.00426).
+QK-norm: arXiv 2302.05442. ReLU^2: Primer (arXiv 2109.08668). Rotary positions on three axes: RoFormer (arXiv
+2104.09864).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from einops import rearrange
+from torch import Tensor, nn
+
+from dit.attention import attend
+from dit.packing import Pack, Spans
+
+
+@dataclass(frozen=True)
+class DiTConfig:
+    """The shape of a DiT. `channels` and `patch` follow the VAE, `words_width` the text encoder; `from_depth` sets the
+    rest.
+    """
+
+    depth: int = 6
+    width: int = 320
+    head_width: int = 64
+    channels: int = 16
+    patch: tuple[int, int, int] = (1, 2, 2)
+    words_width: int = 192
+    expansion: int = 4  # feed-forward width over width
+    theta: float = 1000.0  # the slowest rotary wavelength, in patches, over 2 pi
+
+    @classmethod
+    def from_depth(cls, depth: int, **others) -> DiTConfig:
+        """Derive a whole model from its depth, the one dial: about 53 of width a block, as in Wan (1536 for 30).
+
+        Heads are 128 wide, or 64 below a width of 1024.
+        """
+        width = 64 * round(depth * 53 / 64)
+        if width >= 1024:
+            width = 128 * round(width / 128)
+        return cls(depth=depth, width=width, head_width=128 if width >= 1024 else 64, **others)
+
+    @property
+    def heads(self) -> int:
+        return self.width // self.head_width
+
+    @property
+    def patch_values(self) -> int:
+        return self.channels * math.prod(self.patch)
+
+
+class DiT(ModelMixin, ConfigMixin):
+    """Predict the velocity of every token of a pack, each at its own noise level."""
+
+    @register_to_config
+    def __init__(
+        self,
+        depth: int = 6,
+        width: int = 320,
+        head_width: int = 64,
+        channels: int = 16,
+        patch: tuple[int, int, int] = (1, 2, 2),
+        words_width: int = 192,
+        expansion: int = 4,
+        theta: float = 1000.0,
+    ):
+        super().__init__()
+        if width % head_width:
+            raise ValueError(f"width must be a multiple of head_width {head_width}; got {width}")
+        self.shape = DiTConfig(depth, width, head_width, channels, tuple(patch), words_width, expansion, theta)
+        self.attention_backend = "auto"
+        self.embed = nn.Linear(self.shape.patch_values, width)
+        self.whereabouts = nn.Linear(4 * FREQUENCIES, width, bias=False)
+        self.condition = Condition(width, words_width)
+        self.entry = nn.Linear(width, width)
+        self.modulation = nn.Linear(width, 4 * width)
+        self.blocks = nn.ModuleList(Block(self.shape) for _ in range(depth))
+        self.exit_scale = nn.Linear(width, width)
+        self.exit = nn.Linear(width, self.shape.patch_values)
+        self._initialise()
+
+    @classmethod
+    def from_shape(cls, shape: DiTConfig) -> DiT:
+        """Build the model a config describes, with fresh weights."""
+        return cls(**asdict(shape))
+
+    def forward(self, pack: Pack, words: Tensor, pooled: Tensor, word_counts: tuple[int, ...]) -> Tensor:
+        """Return the velocity (N, P) of a pack's tokens.
+
+        words (L, words_width), all clips' words end to end; pooled (B, words_width), one vector a clip; word_counts,
+        how many words each clip has (at least one).
+        """
+        spans = Spans(pack.lengths, tuple(word_counts))
+        clip = spans.clip_of_token(pack.tokens.device)
+        rows, row = distinct(clip, pack.level)  # a pack holds few distinct (clip, level): modulate those, then gather
+        condition = self.condition(rows, pooled, pack)
+        modulation = rearrange(self.modulation(F.silu(condition)), "R (four D) -> R four D", four=4)
+        turn = rotations(pack.place, self.shape.head_width, self.shape.theta)
+
+        x = (
+            self.embed(pack.tokens)
+            + self.whereabouts(relative_places(pack))
+            + self.entry(condition).index_select(0, row)
+        )
+        for block in self.blocks:
+            x = block(x, modulation, row, words, turn, spans, self.attention_backend)
+        return self.exit(normalise(x) * (1 + self.exit_scale(F.silu(condition)).index_select(0, row)))
+
+    def _initialise(self) -> None:
+        """Start as the identity: gates, scales and the exit at zero; other weights by fan-in, without their biases."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=module.in_features**-0.5)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for module in (self.modulation, self.exit_scale, self.exit):
+            nn.init.zeros_(module.weight)
+
+
+class Condition(nn.Module):
+    """Make one vector of all that holds for a whole clip at one noise level: level, caption, size, duration, frame
+    rate.
+    """
+
+    def __init__(self, width: int, words_width: int):
+        super().__init__()
+        self.level = nn.Sequential(nn.Linear(2 * FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+        self.caption = nn.Sequential(nn.LayerNorm(words_width), nn.Linear(words_width, width))
+        self.format = nn.Sequential(nn.Linear(4, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, rows: Tensor, pooled: Tensor, pack: Pack) -> Tensor:
+        """rows (R, 2): a clip's number and a noise level; returns (R, width)."""
+        clip, level = rows[:, 0].long(), rows[:, 1]
+        formats = [(*shape, fps) for shape, fps in zip(pack.shapes, pack.fps, strict=True)]
+        formats = torch.tensor(formats, device=pooled.device, dtype=torch.float32).log2().to(pooled.dtype)
+        return self.level(waves(level).to(pooled.dtype)) + (self.caption(pooled) + self.format(formats)).index_select(
+            0, clip
+        )
+
+
+class Block(nn.Module):
+    """Attention over the clip and its words, then a feed-forward net, each scaled on entry and gated on exit."""
+
+    def __init__(self, shape: DiTConfig):
+        super().__init__()
+        width, self.heads = shape.width, shape.heads
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.words = nn.Linear(shape.words_width, 2 * width, bias=False)
+        self.words_norm = nn.LayerNorm(shape.words_width)
+        self.query_scale = nn.Parameter(torch.ones(shape.head_width))
+        self.key_scale = nn.Parameter(torch.ones(shape.head_width))
+        self.out = nn.Linear(width, width, bias=False)
+        self.widen = nn.Linear(width, shape.expansion * width, bias=False)
+        self.narrow = nn.Linear(shape.expansion * width, width, bias=False)
+        self.modulation = nn.Parameter(torch.zeros(4, width))  # this block's own part of the shared modulation
+
+    def forward(self, x, modulation, row, words, turn, spans: Spans, backend: str) -> Tensor:
+        scale, gate, wide_scale, wide_gate = (modulation + self.modulation).index_select(0, row).unbind(1)
+        x = x + gate * self.attention(normalise(x) * (1 + scale), words, turn, spans, backend)
+        return x + wide_gate * self.narrow(F.relu(self.widen(normalise(x) * (1 + wide_scale))).square())
+
+    def attention(self, x, words, turn, spans: Spans, backend: str) -> Tensor:
+        q, k, v = rearrange(self.qkv(x), "N (three K E) -> three N K E", three=3, K=self.heads)
+        word_k, word_v = rearrange(self.words(self.words_norm(words)), "L (two K E) -> two L K E", two=2, K=self.heads)
+        q, k = (rotate(normalise(y) * scale, turn) for y, scale in ((q, self.query_scale), (k, self.key_scale)))
+        found = attend(q, k, v, normalise(word_k) * self.key_scale, word_v, spans, backend)
+        return self.out(rearrange(found, "N K E -> N (K E)"))
+
+
+FREQUENCIES = 64
+
+
+def normalise(x: Tensor) -> Tensor:
+    """Give each row mean 0 and variance 1 over its last axis; without weights, which modulation supplies."""
+    return F.layer_norm(x, x.shape[-1:])
+
+
+def waves(values: Tensor, lowest: float = 0.5, highest: float = 500.0) -> Tensor:
+    """Spread numbers in [-1, 1] over sines and cosines of FREQUENCIES angular frequencies: (..., ) to (..., 2
+    FREQUENCIES).
+    """
+    frequency = torch.logspace(math.log10(lowest), math.log10(highest), FREQUENCIES, device=values.device)
+    angle = values.float()[..., None] * frequency
+    return torch.cat([angle.cos(), angle.sin()], dim=-1)
+
+
+def distinct(clip: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+    """List the distinct (clip, level) of a pack's tokens, (R, 2), and say which of them each token has, (N,)."""
+    keys, row = (2 * clip.double() + level).unique(return_inverse=True)
+    pairs = torch.stack([clip.to(level.dtype), level], dim=1)
+    return pairs.new_empty(len(keys), 2).index_copy_(0, row, pairs), row
+
+
+def relative_places(pack: Pack) -> Tensor:
+    """Say where in the frame each token lies, whatever the frame's size: waves of row and column in [-1, 1]."""
+    size = torch.tensor(pack.shapes, device=pack.place.device)[:, 1:] // torch.tensor(
+        pack.patch[1:], device=pack.place.device
+    )
+    size = size.repeat_interleave(torch.tensor(pack.lengths, device=size.device), dim=0)
+    relative = (2 * pack.place[:, 1:] + 1) / size - 1
+    return rearrange(waves(relative, 0.5, 50.0), "N side waves -> N (side waves)").to(pack.tokens.dtype)
+
+
+def rotations(place: Tensor, head_width: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Return the cosines and sines (N, 1, E / 2) that turn each head by a token's time, row and column.
+
+    A quarter of the pairs of values turns with time, three eighths with row and with column each.
+    """
+    pairs = head_width // 2
+    space = 3 * pairs // 8
+    angles = []
+    for axis, count in enumerate((pairs - 2 * space, space, space)):
+        frequency = theta ** -(torch.arange(count, device=place.device) / count)
+        angles.append(place[:, axis, None] * frequency)
+    angle = torch.cat(angles, dim=-1)[:, None]
+    return angle.cos(), angle.sin()
+
+
+def rotate(x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
+    """Turn each pair of values of x (N, K, E), first half with second half, by a token's angles."""
+    cos, sin = (part.to(x.dtype) for part in turn)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)

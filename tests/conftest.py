@@ -1,0 +1,48 @@
+"""What the tests share: tiny real components, made once."""
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("DIFFUSERS_DISABLE_REMOTE_CODE", "true")
+
+import pytest
+import torch
+
+import vae.torchvision_ops  # noqa: F401
+from dit.model import DiT, DiTConfig
+
+
+@pytest.fixture
+def tiny_dit() -> DiT:
+    """A DiT of two blocks whose last layers are not zero, so that every input matters to its output."""
+    torch.manual_seed(0)
+    model = DiT.from_shape(DiTConfig(depth=2, width=64, head_width=32, channels=4, words_width=24)).eval()
+    for value in model.parameters():
+        if not value.any():
+            torch.nn.init.normal_(value, std=0.1)
+    return model
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory):
+    """The folder of a whole model with fresh weights: two-block DiT, four-channel VAE, one-layer text tower."""
+    from captioning.text_encoder import TextTower, train_tokenizer
+    from dit.flow import scheduler_for
+    from dit.pipeline import Pipeline, Settings
+    from vae.model import VideoVAE
+
+    torch.manual_seed(0)
+    tokenizer = train_tokenizer(["a red ball bounces", "the blue cube spins while the camera orbits left"], 300, 32)
+    text = TextTower(len(tokenizer), 32, 24, 2, 1, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    vae = VideoVAE(channels=4, widths=(16, 32), encoder_blocks=(1, 1), decoder_blocks=(1, 1))
+    dit = DiT.from_shape(DiTConfig(depth=2, width=64, head_width=32, channels=4, words_width=24))
+    for module in (vae, dit):
+        for value in module.parameters():
+            if not value.any():
+                torch.nn.init.normal_(value, std=0.1)
+    formats = ((64, 64, 17), (64, 64, 9), (48, 64, 9), (64, 64, 1))
+    settings = Settings(formats, fps=8.0, size=(64, 64), seconds=2.125, steps=3, guidance=2.0)
+    pipeline = Pipeline(dit, vae, text, tokenizer, scheduler_for(80, 1.0), settings)
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    pipeline.save_pretrained(folder)
+    return folder

@@ -1,0 +1,180 @@
+"""From a request to pixels, and what is refused on the way."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+
+from dit.pipeline import Pipeline
+from dit.request import Request, RequestError, parse_size
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny_model):
+    return Pipeline.from_pretrained(tiny_model)
+
+
+def make(pipeline, *requests):
+    return list(pipeline.generate(list(requests)))
+
+
+def test_a_request_becomes_a_clip_of_its_size_and_duration(pipeline):
+    (dream,) = make(pipeline, Request(prompt="a red ball bounces", size=(48, 64), seconds=1.0))
+    assert dream.latents.shape == (4, 3, 8, 6)
+    video = pipeline.pixels(dream.latents)
+    assert video.shape == (3, 9, 64, 48) and video.abs().max() <= 1
+    assert dream.request.seconds == 9 / 8
+
+
+def test_the_same_request_is_the_same_clip_in_any_company(pipeline):
+    one, two = (
+        Request(prompt="a red ball", seed=3),
+        Request(prompt="the blue cube spins", seed=4, size=(48, 64), seconds=1.1),
+    )
+    alone = make(pipeline, one)[0].latents
+    assert torch.equal(make(pipeline, two, one)[1].latents, alone)
+    assert not torch.equal(make(pipeline, Request(prompt="a red ball", seed=5))[0].latents, alone)
+
+
+def test_clips_dreamed_as_one_pack_equal_clips_dreamed_alone(pipeline):
+    from captioning.text_encoder import encode
+
+    requests = [
+        pipeline.resolve(Request(prompt=prompt, size=size, seconds=1.1, seed=n))
+        for n, (prompt, size) in enumerate([("a ball", (64, 64)), ("a blue cube", (48, 64)), ("red", (64, 64))])
+    ]
+    words = encode([*(request.prompt for request in requests), ""], pipeline.tokenizer, pipeline.text_encoder)
+    with torch.no_grad():
+        *_, together = pipeline.dream([pipeline.paint(request) for request in requests], requests, words)
+    for dream, found in zip(make(pipeline, *requests), together, strict=True):
+        assert torch.allclose(dream.latents, found, atol=1e-4)
+
+
+def test_decoding_in_pieces_of_any_length_is_the_same_clip(pipeline):
+    (dream,) = make(pipeline, Request(prompt="a red ball"))
+    whole = pipeline.pixels(dream.latents)
+    for steps in (1, 2, 5):
+        assert torch.allclose(torch.cat(list(pipeline.frames(dream.latents, steps)), dim=1), whole, atol=1e-5)
+
+
+def test_image_to_video_begins_with_the_picture(pipeline, tmp_path):
+    Image.radial_gradient("L").convert("RGB").save(tmp_path / "still.png")
+    request = Request(mode="image-to-video", prompt="it spins", image=str(tmp_path / "still.png"))
+    (dream,) = make(pipeline, request)
+    given = pipeline.paint(pipeline.resolve(request)).given
+    assert torch.equal(dream.latents[:, :1], given[:, :1])
+    assert torch.allclose(pipeline.pixels(dream.latents)[:, :1], pipeline.pixels(given[:, :1]), atol=1e-5)
+
+
+def test_a_picture_is_a_clip_of_one_frame(pipeline):
+    (dream,) = make(pipeline, Request(mode="text-to-image", prompt="a blue cube"))
+    assert pipeline.pixels(dream.latents).shape == (3, 1, 64, 64)
+    assert dream.request.seconds is None
+
+
+@pytest.mark.parametrize(
+    "request_, sentence",
+    [
+        (Request(prompt=" "), "a prompt must say something; got none"),
+        (Request(prompt="red " * 40), "a prompt must be at most 32 tokens for this text encoder; got"),
+        (
+            Request(prompt="x", mode="dream"),
+            "mode must be one of text-to-video, text-to-image, image-to-video; got 'dream'",
+        ),
+        (Request(prompt="x", mode="image-to-video"), "image-to-video needs image; got none, so give --image"),
+        (Request(prompt="x", size=(65, 64)), "size must be one this model was trained for: 64x64, 48x64; got 65x64"),
+        (Request(prompt="x", mode="text-to-image", size=(48, 64)), "trained for: 64x64; got 48x64"),
+        (
+            Request(prompt="x", seconds=60.0),
+            "seconds must be one this model was trained for at 64x64: 1.12, 2.12; got 60",
+        ),
+        (Request(prompt="x", seconds=float("nan")), "seconds must be one this model was trained for"),
+        (Request(prompt="x", fps=30.0), "fps must be what this model was trained for, 8; got 30"),
+        (Request(prompt="x", steps=0), "steps must lie between 1 and 1000; got 0"),
+        (Request(prompt="x", guidance=-1.0), "guidance must lie between 0 and 100; got -1"),
+        (Request(prompt="x", method="magic"), "method must be one of euler, heun; got 'magic'"),
+        (Request(prompt="x", seed=-1), "seed must be a whole number from 0"),
+        (Request(prompt="x", mode="image-to-video", image="gone.png"), "gone.png"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_cannot_be_made_is_refused_in_one_sentence(pipeline, request_, sentence):
+    with pytest.raises(ValueError) as error:
+        make(pipeline, request_)
+    assert sentence in str(error.value) and "\n" not in str(error.value)
+
+
+def test_nothing_is_made_when_one_of_several_requests_is_bad(pipeline):
+    steps = []
+    with pytest.raises(RequestError):
+        list(pipeline.generate([Request(prompt="x"), Request(prompt="")], lambda done, total: steps.append(done)))
+    assert not steps
+
+
+def test_progress_counts_every_step_of_all_clips(pipeline):
+    steps = []
+    list(pipeline.generate([Request(prompt="x", steps=2), Request(prompt="y")], lambda *step: steps.append(step)))
+    assert steps == [(1, 5), (2, 5), (3, 5), (4, 5), (5, 5)]
+
+
+def test_a_model_is_known_by_its_weights(tiny_model, pipeline, tmp_path):
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    assert Pipeline.from_pretrained(folder).hash == pipeline.hash
+    path = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    tensors["latent_std"] = tensors["latent_std"] * 2
+    save_file(tensors, path)
+    assert Pipeline.from_pretrained(folder).hash != pipeline.hash
+
+
+def test_the_folder_is_in_the_layout_of_diffusers(tiny_model):
+    index = json.loads((tiny_model / "model_index.json").read_text())
+    parts = {"transformer", "vae", "text_encoder", "tokenizer", "scheduler"}
+    assert parts <= index.keys() and parts <= {path.name for path in tiny_model.iterdir()}
+    assert not [path for path in tiny_model.rglob("*") if path.suffix in (".bin", ".pt", ".pkl")]
+
+
+def test_an_exported_model_needs_no_training_code(tiny_model):
+    code = (
+        "import sys; sys.modules['training'] = None\n"
+        "from dit.pipeline import Pipeline; from dit.request import Request\n"
+        f"pipeline = Pipeline.from_pretrained({str(tiny_model)!r})\n"
+        "print(next(pipeline.generate([Request(prompt='x', steps=1)])).latents.shape)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=".")
+    assert done.stdout.strip() == "torch.Size([4, 5, 8, 8])", done.stderr
+
+
+def test_a_request_survives_json():
+    request = Request(prompt='一个红色的球 "bounces"\n', size=(64, 48), seconds=2.125, seed=7, guidance=3)
+    assert Request.from_json(request.to_json()) == request.altered(guidance=3.0)
+
+
+@pytest.mark.parametrize(
+    "text, sentence",
+    [
+        ("{", "a request must be JSON"),
+        ("[]", "a request must be a JSON object; got a list"),
+        ('{"colour": 1}', "got 'colour'"),
+        ('{"seed": "1"}', "seed must be int; got '1'"),
+        ('{"seed": true}', "seed must be int; got True"),
+        ('{"size": [64]}', "size must be two whole numbers"),
+    ],
+)
+def test_what_is_no_request_is_refused(text, sentence):
+    with pytest.raises(RequestError, match=sentence):
+        Request.from_json(text)
+
+
+@pytest.mark.parametrize("text", ["64", "64x", "64x64x3", "axb", "-64x64", "6.4x64"])
+def test_what_is_no_size_is_refused(text):
+    with pytest.raises(RequestError, match="size must be COLUMNSxROWS"):
+        parse_size(text)
+    assert parse_size("128X96") == (128, 96)

@@ -1,0 +1,109 @@
+"""The sampler, on a velocity that is known in closed form: for data ~ N(mu, sd^2) no network is needed."""
+
+import pytest
+import torch
+
+from dit.canvas import Canvas, blank
+from dit.flow import schedule, scheduler_for
+from dit.modes import MODES
+from dit.request import Request
+from dit.sampler import guide, noise_for, sample
+
+MEAN, SPREAD = 3.0, 0.5
+
+
+def exact(xs, levels):
+    """Return E[noise - data | x] at each level, for data ~ N(MEAN, SPREAD^2)."""
+    found = []
+    for x, level in zip(xs, levels, strict=True):
+        t = level[None]
+        variance = ((1 - t) * SPREAD) ** 2 + t**2
+        off = x - (1 - t) * MEAN
+        found.append((t - (1 - t) * SPREAD**2) * off / variance - MEAN)
+    return found
+
+
+def dream(canvas, steps=50, method="euler", seed=0):
+    times = schedule(scheduler_for(80, 1.0), steps, 80)
+    *_, (latents,) = sample(exact, [canvas], [noise_for(seed, canvas.given.shape)], [times], method)
+    return latents
+
+
+@pytest.mark.parametrize("method", ["euler", "heun"])
+def test_samples_have_the_mean_and_spread_of_the_data(method):
+    found = dream(blank((8, 4, 16, 16), 8.0), method=method)
+    assert found.mean() == pytest.approx(MEAN, abs=0.03)
+    assert found.std() == pytest.approx(SPREAD, abs=0.03)
+
+
+def test_heun_is_closer_to_the_exact_end_than_euler_with_as_many_looks():
+    canvas = blank((4, 2, 8, 8), 8.0)
+    goal = MEAN + SPREAD * noise_for(0, canvas.given.shape)  # the flow of a normal law is linear
+    error = {
+        method: (dream(canvas, steps, method) - goal).abs().max() for method, steps in (("euler", 16), ("heun", 8))
+    }
+    assert error["heun"] < error["euler"]
+
+
+def paintings():
+    """List the canvases of all modes on a picture, and some that no mode paints yet."""
+    shape = (4, 3, 4, 6)
+    picture = torch.randn(4, 1, 4, 6, generator=torch.Generator().manual_seed(1))
+    canvases = {
+        name: mode.paint(Request(mode=name, prompt="x", image="x.png"), shape, 8.0, lambda path: picture)
+        for name, mode in MODES.items()
+    }
+    given = torch.randn(shape, generator=torch.Generator().manual_seed(2))
+    region = torch.zeros(shape[1:])
+    region[:, 1:3, 2:4] = 1
+    window = torch.zeros(shape[1:])
+    window[1] = 0.6
+    return canvases | {"region": Canvas(given, region, 8.0), "window": Canvas(given, window, 8.0)}
+
+
+@pytest.mark.parametrize("method", ["euler", "heun"])
+@pytest.mark.parametrize("name", paintings())
+def test_given_latents_come_out_bit_identical(name, method):
+    canvas = paintings()[name]
+    found = dream(canvas, steps=7, method=method)
+    kept = (canvas.level == 0).expand_as(found)
+    assert torch.equal(found[kept], canvas.given[kept])
+    assert not torch.equal(found[~kept], canvas.given[~kept])
+
+
+def test_image_to_video_keeps_the_first_latent_and_dreams_the_rest():
+    level = paintings()["image-to-video"].level
+    assert not level[0].any() and (level[1:] == 1).all()
+
+
+def test_guidance_of_one_is_the_prompt_alone_and_of_zero_none():
+    a, b = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(guide(a, b, 1.0), a)
+    assert torch.equal(guide(a, b, 0.0), b)
+    assert torch.allclose(guide(a, b, 3.0) - b, 3 * (a - b))
+
+
+def test_a_longer_taller_or_wider_clip_begins_with_the_same_noise():
+    small, large = noise_for(5, (4, 2, 3, 4)), noise_for(5, (4, 6, 7, 9))
+    assert torch.equal(large[:, :2, :3, :4], small)
+
+
+def test_noise_is_normal_and_differs_between_seeds_and_places():
+    noise = noise_for(1, (16, 8, 32, 32))
+    assert noise.mean() == pytest.approx(0, abs=0.01) and noise.std() == pytest.approx(1, abs=0.01)
+    assert noise.pow(4).mean() == pytest.approx(3, abs=0.1)
+    for axis in range(4):
+        assert (noise * noise.roll(1, dims=axis)).mean() == pytest.approx(0, abs=0.01)
+    assert (noise * noise_for(2, noise.shape)).mean() == pytest.approx(0, abs=0.01)
+
+
+def test_a_canvas_must_have_a_level_for_every_latent():
+    with pytest.raises(ValueError, match="one level for each latent"):
+        Canvas(torch.zeros(4, 2, 3, 3), torch.zeros(2, 3, 4), 8.0)
+    with pytest.raises(ValueError, match=r"levels must lie in \[0, 1\]; got 0 to 1.5"):
+        Canvas(torch.zeros(4, 2, 2, 2), torch.tensor([0.0, 1.5]).reshape(2, 1, 1).expand(2, 2, 2), 8.0)
+
+
+def test_an_unknown_method_is_refused():
+    with pytest.raises(ValueError, match="method must be one of euler, heun; got 'rk4'"):
+        dream(blank((4, 1, 2, 2), 8.0), method="rk4")
