@@ -1,0 +1,213 @@
+"""The command `longtake`: read the words, call the function. Nothing heavy is imported before it is needed."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from itertools import product
+from pathlib import Path
+
+from dit.modes import MODES
+from dit.request import METHODS, Request, parse_size
+
+BAD_INPUT, FAILURE, INTERRUPTED = 2, 1, 130
+TRACEBACK = "LONGTAKE_TRACEBACK"  # set this variable to see where an unexpected failure came from
+
+# Commands of days rather than of people: a module and its function, imported when called; their words are read by tyro.
+TRAINING = {
+    "world": ("training.dataset", "make_world"),
+    "vae": ("training.train_vae", "train"),
+    "text": ("training.train_text", "train"),
+    "dit": ("training.train_dit", "train"),
+    "judge": ("training.judge", "train"),
+    "tiny": ("training.tiny", "train"),
+}
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run one command and return its exit code: 0, 2 for bad input, 1 for a failure, 130 when interrupted."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # two spinning threads on a busy machine are many times slower
+    os.environ.setdefault("DIFFUSERS_DISABLE_REMOTE_CODE", "true")
+    chosen, rest = parser().parse_known_args(words)
+    if chosen.act is _train:
+        chosen.rest = rest
+    elif rest:
+        parser().error(f"{chosen.command} does not know {' '.join(rest)}; see longtake {chosen.command} --help")
+    try:
+        chosen.act(chosen)
+        return 0
+    except KeyboardInterrupt:
+        return _say("interrupted", INTERRUPTED)
+    except (ValueError, FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
+        return _failed(error, str(error), BAD_INPUT)
+    except OSError as error:
+        return _failed(error, str(error), FAILURE)
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}".splitlines()[0]
+        return _failed(error, f"{what} (unexpected; set {TRACEBACK}=1 to see where it came from)", FAILURE)
+
+
+def _failed(error: Exception, sentence: str, code: int) -> int:
+    if os.environ.get(TRACEBACK):
+        raise error
+    return _say(sentence, code)
+
+
+def _say(sentence: str, code: int) -> int:
+    print(f"longtake: {sentence}", file=sys.stderr)
+    return code
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line as it is read, and as --help shows it."""
+    top = argparse.ArgumentParser(
+        "longtake",
+        description="Make videos from words, and train the models that do.",
+        epilog='Start with: longtake generate "a red ball bounces" -o clip.mp4',
+    )
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True, dest="command")
+
+    generate = commands.add_parser("generate", help="make clips or pictures from prompts")
+    generate.add_argument("prompt", nargs="+", help="what to show; several prompts make several clips")
+    generate.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help=OUTPUT_HELP)
+    generate.add_argument(
+        "--seed",
+        type=int,
+        nargs="+",
+        default=[0],
+        help="which of all clips that fit the prompt (default 0); several make several",
+    )
+    generate.add_argument(
+        "--size", nargs="+", metavar="COLUMNSxROWS", help="pixels, such as 64x64; several make several clips"
+    )
+    _add_settings(generate)
+    generate.set_defaults(act=_generate)
+
+    again = commands.add_parser("again", help="make a clip anew from its own file, as it was or with changes")
+    again.add_argument("file", type=Path, help="a clip or picture that longtake made")
+    again.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="where to write it (default: beside FILE, with -again in its name)",
+    )
+    again.add_argument("--prompt", help="another prompt")
+    again.add_argument("--seed", type=int, help="another seed")
+    again.add_argument("--size", metavar="COLUMNSxROWS", help="another size")
+    _add_settings(again)
+    again.set_defaults(act=_again)
+
+    modes = commands.add_parser("modes", help="list every way to make a clip")
+    modes.set_defaults(act=_modes)
+
+    evaluate = commands.add_parser("evaluate", help="measure how well a model follows prompts")
+    evaluate.add_argument(
+        "model", nargs="?", help="a shipped model or a model folder (default: the one that generate uses)"
+    )
+    evaluate.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("evaluation"),
+        metavar="FOLDER",
+        help="for the report and the picture (default evaluation)",
+    )
+    evaluate.add_argument("--prompts", type=int, default=200, help="how many prompts of each set (default 200)")
+    evaluate.add_argument("--seed", type=int, default=0)
+    evaluate.set_defaults(act=_evaluate)
+
+    world = commands.add_parser("world", help="render captioned clips of the procedural world", add_help=False)
+    world.set_defaults(act=_train, part="world")
+    train = commands.add_parser(
+        "train", help="train a part (vae, text, dit, judge) or all of a tiny model (tiny)", add_help=False
+    )
+    train.add_argument("part", choices=[part for part in TRAINING if part != "world"])
+    train.set_defaults(act=_train)
+    return top
+
+
+OUTPUT_HELP = (
+    "where to write it: .mp4, .webm, .gif or .mkv, .png for a picture; several clips are numbered before the suffix"
+)
+
+
+def _add_settings(command: argparse.ArgumentParser) -> None:
+    """Add the flags that making and making again share; None leaves a choice to the model."""
+    command.add_argument("--mode", choices=list(MODES), help="which way, see longtake modes (default text-to-video)")
+    command.add_argument("--image", metavar="FILE", help="the first frame, for image-to-video")
+    command.add_argument("--seconds", type=float, help="how long")
+    command.add_argument("--fps", type=float, help="frames a second")
+    command.add_argument(
+        "--steps", type=int, help="how many times the sampler looks at the clip; more is slower and finer"
+    )
+    command.add_argument("--guidance", type=float, help="how strictly to follow the prompt; 1 is plain")
+    command.add_argument("--method", choices=METHODS, help="the sampler")
+    command.add_argument("--model", help="a shipped model or a model folder (default: the newest shipped one)")
+    command.add_argument("--sheet", type=Path, metavar="FILE", help="also write a contact sheet of all clips, a png")
+
+
+def _settings(chosen: argparse.Namespace) -> dict:
+    return {
+        name: getattr(chosen, name)
+        for name in ("mode", "image", "seconds", "fps", "steps", "guidance", "method", "model")
+    }
+
+
+def _generate(chosen: argparse.Namespace) -> None:
+    sizes = [parse_size(size) for size in chosen.size] if chosen.size else [None]
+    requests = [
+        Request().altered(prompt=prompt, seed=seed, size=size, **_settings(chosen))
+        for prompt, seed, size in product(chosen.prompt, chosen.seed, sizes)
+    ]
+    _render(requests, _numbered(chosen.output, len(requests)), chosen.sheet)
+
+
+def _again(chosen: argparse.Namespace) -> None:
+    from app.render import request_in
+
+    size = parse_size(chosen.size) if chosen.size else None
+    request = request_in(chosen.file).altered(prompt=chosen.prompt, seed=chosen.seed, size=size, **_settings(chosen))
+    output = chosen.output or chosen.file.with_stem(f"{chosen.file.stem}-again")
+    _render([request], [output], chosen.sheet)
+
+
+def _render(requests: list[Request], outputs: list[Path], sheet: Path | None) -> None:
+    from app.render import render
+
+    for path in render(requests, outputs, sheet):
+        print(path)
+
+
+def _numbered(output: Path, count: int) -> list[Path]:
+    """Name as many files as there are clips."""
+    if count == 1:
+        return [output]
+    digits = max(2, len(str(count)))
+    return [output.with_stem(f"{output.stem}-{number:0{digits}d}") for number in range(1, count + 1)]
+
+
+def _modes(chosen: argparse.Namespace) -> None:
+    width = max(map(len, MODES))
+    for name, mode in MODES.items():
+        print(f"{name:{width}}  {mode.line}\n{'':{width}}  {mode.example}")
+
+
+def _evaluate(chosen: argparse.Namespace) -> None:
+    from app.render import MODELS, model_folder
+
+    evaluate = importlib.import_module("training.evaluate").evaluate
+    evaluate(model_folder(chosen.model), MODELS / "judge", chosen.output, prompts=chosen.prompts, seed=chosen.seed)
+    print(chosen.output)
+
+
+def _train(chosen: argparse.Namespace) -> None:
+    module, function = TRAINING[chosen.part]
+    run = importlib.import_module("training.presets").run_of(chosen.part, chosen.rest)
+    getattr(importlib.import_module(module), function)(run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

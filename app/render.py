@@ -1,0 +1,100 @@
+"""From requests to files: load the model once, dream, decode as it is written, and put the request inside."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from dit.pipeline import Dream, Pipeline, mode_of
+from dit.request import KEY, Request, RequestError
+from vae.media import read_metadata
+from vae.pixels import contact_sheet
+from vae.recorder import check_writable, write_picture, write_video
+
+MODELS = Path(__file__).parent / "models"
+DEFAULT_MODEL = "first"
+CLIPS, PICTURES = (".mp4", ".webm", ".gif", ".mkv"), (".png",)
+
+
+def render(requests: list[Request], outputs: list[Path], sheet: Path | None = None) -> Iterator[Path]:
+    """Make clips and write each to its file as soon as it is done; yields the paths written.
+
+    All requests share one model. Everything that can be refused is refused before the first is made: raises
+    RequestError, MediaError or WeightsError; DiskError when the disk fills up.
+    """
+    for request, output in zip(requests, outputs, strict=True):
+        allowed = PICTURES if mode_of(request).still else CLIPS
+        if output.suffix.lower() not in allowed:
+            raise RequestError(f"a {request.mode} file must end in {' or '.join(allowed)}; got {str(output)!r}")
+    for path in (*outputs, *([sheet] if sheet else ())):
+        check_writable(path)
+    names = {request.model for request in requests}
+    if len(names) > 1:
+        raise RequestError(f"clips made together must share one model; got {', '.join(sorted(map(str, names)))}")
+    pipeline = load(requests[0])
+    seen = []
+    with ExitStack() as stack:
+        bars: list[tqdm] = []
+
+        def progress(done: int, total: int) -> None:
+            if not bars:  # not before there is progress to show
+                bars.append(stack.enter_context(tqdm(desc="dreaming", total=total, unit="step", file=sys.stderr)))
+            bars[0].update(done - bars[0].n)
+
+        for dream, output in zip(pipeline.generate(requests, progress), outputs, strict=True):
+            write(pipeline, dream, output)
+            if sheet:
+                seen.append(dream)
+            yield output
+    if sheet:
+        clips = [pipeline.pixels(dream.latents).cpu() for dream in seen]
+        write_picture(sheet, contact_sheet(clips, captions=[dream.request.prompt for dream in seen]))
+        yield sheet
+
+
+def model_folder(name: str | None) -> Path:
+    """Find a model by the name it is shipped under, or by its folder; raises RequestError where neither is one."""
+    name = name or DEFAULT_MODEL
+    for folder in (MODELS / name, Path(name)):
+        if (folder / "model_index.json").is_file():
+            return folder
+    shipped = ", ".join(sorted(path.parent.name for path in MODELS.glob("*/model_index.json"))) or "none"
+    raise RequestError(f"model must be a folder with a model_index.json or a shipped model ({shipped}); got {name!r}")
+
+
+def load(request: Request) -> Pipeline:
+    """Load the model that a request names, on the GPU where there is one; says so on stderr where other weights made
+    the clip.
+    """
+    pipeline = Pipeline.from_pretrained(model_folder(request.model))
+    if request.model_hash and request.model_hash != pipeline.hash:
+        print(
+            f"longtake: weights {request.model_hash} made the clip; these are {pipeline.hash}, so it will differ",
+            file=sys.stderr,
+        )
+    return pipeline.to("cuda") if torch.cuda.is_available() else pipeline
+
+
+def write(pipeline: Pipeline, dream: Dream, output: Path) -> None:
+    """Decode a dream piece by piece into a file that carries its request."""
+    metadata = {KEY: dream.request.to_json()}
+    frames = (piece.cpu() for piece in pipeline.frames(dream.latents))
+    if mode_of(dream.request).still:
+        write_picture(output, next(frames), metadata=metadata)
+    else:
+        write_video(output, frames, dream.request.fps, metadata=metadata)
+
+
+def request_in(path: Path) -> Request:
+    """Read the request that a file carries; raises MediaError for what cannot be read and RequestError for what carries
+    none.
+    """
+    found = read_metadata(path).get(KEY)
+    if found is None:
+        raise RequestError(f"a file to make again must carry its request, as longtake writes it; {path} carries none")
+    return Request.from_json(found)
