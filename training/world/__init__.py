@@ -1,0 +1,6 @@
+"""The procedural world: simulated physics, ray-traced pictures and ground truth, from a seed and an index."""
+
+from .clip import Clip, Truth, make_clip, make_clips
+from .scene import Scene, Thing, sample_scene
+
+__all__ = ["Clip", "Scene", "Thing", "Truth", "make_clip", "make_clips", "sample_scene"]

@@ -1,0 +1,167 @@
+"""A clip of the procedural world: its pictures, the scene they show, and the truth about every frame."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .camera import film
+from .light import ground_of, light_of
+from .render import Shot, render
+from .scene import Scene, rng_of, sample_scene
+from .solids import seen
+from .stage import perform
+from .take import Happening, Take, happenings
+
+MOMENT = 0.4  # of the event: what a picture (frames = 1) shows
+HIDDEN = 0.02  # visible fraction up to which a thing counts as hidden
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What is true in each frame, in metres, seconds of clip and pixels (x to the right, y down, from the top left).
+
+    positions (F, B, 3) and rotations (F, B, 3, 3) are of all `bodies`: things first, then parts of the stage. Of things
+    only: pixels (F, B, 2), the centre; boxes (F, B, 4) as left, top, right and bottom of the whole silhouette, also
+    outside of the frame; visible (F, B), the part of the silhouette that is in the frame and not hidden. The camera:
+    eyes (F, 3), axes (F, 3, 3) with rows right, up, forward, and fields of view (F), degrees across the smaller
+    dimension.
+    `pace` simulated seconds pass in a second of the clip, so that gravity looks like 9.81 pace^2.
+    """
+
+    seconds: np.ndarray
+    bodies: tuple[str, ...]
+    positions: np.ndarray
+    rotations: np.ndarray
+    pixels: np.ndarray
+    boxes: np.ndarray
+    visible: np.ndarray
+    eyes: np.ndarray
+    axes: np.ndarray
+    fields_of_view: np.ndarray
+    pace: float
+    happenings: tuple[Happening, ...]
+
+    def to_json(self) -> dict:
+        """Turn the truth into plain lists, numbers and strings."""
+        plain = {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in vars(self).items()}
+        return plain | {"bodies": list(self.bodies), "happenings": [asdict(happening) for happening in self.happenings]}
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A video as uint8 (3, F, Y, X), what it is about, and what is true in it."""
+
+    video: Tensor
+    scene: Scene
+    truth: Truth
+
+
+def make_clip(
+    seed: int,
+    split: str,
+    index: int,
+    *,
+    rows: int = 64,
+    columns: int = 64,
+    frames: int = 17,
+    fps: float = 8.0,
+    device: str | torch.device = "cpu",
+) -> Clip:
+    """Film clip `index` of a split; the same arguments give the same bytes on the same machine.
+
+    Size, frames and fps do not change what happens. The smaller image dimension covers the action, and a camera move
+    takes the whole clip. With frames = 1 the picture shows one moment of the event, the subject in sight. Raises
+    ValueError for an empty video or an unknown split, RuntimeError for a scene that cannot be played.
+    """
+    if min(rows, columns, frames) < 1 or fps <= 0:
+        given = f"{rows}, {columns}, {frames} and {fps}"
+        raise ValueError(f"rows, columns, frames and fps of a clip must be above 0; got {given}")
+    return film_scene(sample_scene(seed, split, index), rows, columns, frames, fps, torch.device(device))
+
+
+def film_scene(scene: Scene, rows: int, columns: int, frames: int, fps: float, device: torch.device) -> Clip:
+    """Film any scene, as make_clip does; what a scene leaves open is drawn from its seed, split and index."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the same sums in the same order, however many workers there are
+    try:
+        return _film(scene, rows, columns, frames, fps, device)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _film(scene: Scene, rows: int, columns: int, frames: int, fps: float, device: torch.device) -> Clip:
+    duration = (frames - 1) / fps
+    take = perform(scene, duration)
+    seconds = np.arange(frames) / fps if frames > 1 else np.array([_moment(take) * scene.seconds])
+    camera = film(scene.camera, take.tripod, seconds / (duration if frames > 1 else scene.seconds))
+    places, turns = take.at(seconds)
+    arrays = (places, turns, camera.eyes, camera.axes, camera.slopes)
+    tensors = [torch.as_tensor(array, dtype=torch.float32, device=device) for array in arrays]
+    rng = rng_of(scene.seed, scene.split, scene.index, 1)
+    shot = Shot(take.solids, take.things, *tensors, light_of(scene, rng), ground_of(scene, rng))
+
+    half = np.array([columns, rows]) / 2
+    scale = half.min() * np.array([1, -1])  # from u and v to pixels
+    edge = (columns / min(rows, columns), rows / min(rows, columns))
+    boxes, visible = (t.cpu().double().numpy() for t in seen(take.solids, take.things, *tensors, edge=edge))
+    u, v, _ = camera.project(np.moveaxis(places[:, : take.things], 1, 0))
+    truth = Truth(
+        seconds=seconds,
+        bodies=tuple(solid.name for solid in take.solids),
+        positions=places,
+        rotations=turns,
+        pixels=half + scale * np.stack([u.T, v.T], axis=-1),
+        boxes=np.concatenate([half + scale * boxes[..., [0, 3]], half + scale * boxes[..., [2, 1]]], axis=-1),
+        visible=visible,
+        eyes=camera.eyes,
+        axes=camera.axes,
+        fields_of_view=np.degrees(2 * np.arctan(camera.slopes)),
+        pace=take.pace,
+        happenings=_happenings(take, seconds, visible),
+    )
+    return Clip(render(shot, rows, columns), scene, truth)
+
+
+def _moment(take: Take) -> float:
+    """Choose the part of the event that a picture shows: near MOMENT, with the subject in sight."""
+    parts, sight = np.linspace(0, 1, len(take.visible)), take.visible[:, 0]
+    return float(parts[np.argmin(np.abs(parts - MOMENT) + 10 * (sight < min(0.6, sight.max())))])
+
+
+def _happenings(take: Take, seconds: np.ndarray, visible: np.ndarray) -> tuple[Happening, ...]:
+    """Tell what happens within a clip: what the bodies do, and when a thing is "hidden" from the camera or "seen"."""
+    found = [happening for happening in happenings(take) if happening.seconds <= seconds[-1]]
+    for number in range(visible.shape[1]):
+        change = np.diff((visible[:, number] <= HIDDEN).astype(int), prepend=0)
+        for frame in np.flatnonzero(change):
+            name = "hidden" if change[frame] > 0 else "seen"
+            found.append(Happening(name, float(seconds[frame]), (take.solids[number].name,)))
+    return tuple(sorted(found, key=lambda happening: happening.seconds))
+
+
+def make_clips(
+    indices: Iterable[int], seed: int = 0, split: str = "train", workers: int = 2, **options
+) -> Iterator[Clip]:
+    """Film many clips, in order, in `workers` processes; options are make_clip's. Bytes do not depend on `workers`.
+
+    Like everything that starts processes, a script calls this under `if __name__ == "__main__"`.
+    """
+    if workers < 2:
+        yield from (make_clip(seed, split, index, **options) for index in indices)
+        return
+    make = partial(_make, seed=seed, split=split, options=options)
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        for clip in pool.imap(make, indices, chunksize=2):
+            yield replace(clip, video=torch.from_numpy(clip.video))
+
+
+def _make(index: int, seed: int, split: str, options: dict) -> Clip:
+    clip = make_clip(seed, split, index, **options)
+    return replace(clip, video=clip.video.cpu().numpy())  # a tensor would travel as an open file

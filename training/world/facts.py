@@ -1,0 +1,46 @@
+"""What is true of a scene in canonical words, before any language: the floor under `words.py`."""
+
+from __future__ import annotations
+
+from .scene import RANGE_SPEEDS, Scene, Thing
+
+# Which factor a viewer would call slow or fast: the outer parts of scene.SPEEDS, and all of scene.RANGE_SPEEDS.
+SLOW, FAST = 0.9, 1.12
+VERY_SLOW, VERY_FAST = RANGE_SPEEDS[0][1], RANGE_SPEEDS[1][0]
+# Events whose subject stays where it is, so that what stands behind it at first always does.
+STAYS = ("rest", "spin", "fall", "bounce")
+# What a still cannot show.
+MOTION = ("event", "direction", "speed", "camera")
+
+
+def attributes(scene: Scene, moving: bool = True) -> dict[str, str]:
+    """State the canonical truth about the subject and its surroundings; what a scene does not have is not a key.
+
+    A still (`moving=False`) has no event, direction, speed or camera.
+    """
+    subject = scene.things[0]
+    truth = {"colour": subject.colour, "shape": subject.shape, "size": subject.size, "material": subject.material}
+    truth |= {"event": scene.event, "camera": scene.camera}
+    truth |= {"ground": scene.ground, "sky": scene.sky, "time": scene.time, "count": str(len(scene.things))}
+    if scene.direction:
+        truth["direction"] = scene.direction
+    if scene.event != "rest":
+        truth["speed"] = pace(scene.speed)
+    return truth if moving else {name: value for name, value in truth.items() if name not in MOTION}
+
+
+def pace(speed: float) -> str:
+    """Name a speed factor as a viewer would: "very slow", "slow", "normal", "fast" or "very fast"."""
+    if speed <= VERY_SLOW or speed >= VERY_FAST:
+        return "very slow" if speed < 1 else "very fast"
+    return "slow" if speed < SLOW else "fast" if speed > FAST else "normal"
+
+
+def bystanders(scene: Scene) -> list[Thing]:
+    """List the things that stand where their `relation` says: all but the subject and what the event happens to."""
+    return [thing for thing in scene.things[1:] if thing.relation]
+
+
+def patients(scene: Scene) -> list[Thing]:
+    """List the things that the event happens to: what is hit in "collide", the stack from the bottom up in "topple"."""
+    return [thing for thing in scene.things[1:] if not thing.relation]

@@ -1,0 +1,216 @@
+"""Does a take show what its scene says? Each event has a test; so have the relations, and what the camera sees."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .scene import RANGE_SIZES, SPEEDS, Scene
+from .take import Take, checked, contacts
+
+SEEN = 0.6  # of the subject, in most frames
+BYSTANDER_SEEN = 0.5  # of a bystander, in the first frame
+FASTEST = 9.0  # metres per simulated second; a fall from the top of the picture ends at about 7
+
+
+def fault_of(scene: Scene, take: Take, ease: float = 0.0) -> str | None:
+    """Name what a take gets wrong, or None. With `ease`, less is asked of what the camera sees."""
+    rows = int(scene.seconds / take.row_seconds) + 1
+    slow, odd = scene.speed < SPEEDS[0], scene.speed > SPEEDS[1] or scene.things[0].size in RANGE_SIZES
+    touched = [(first, after, a, b) for first, after, a, b in contacts(take) if first < rows]
+    fault = _staging(scene, touched) or _relations(scene, take) or _sane(take, rows)
+    if fault is None and not slow:  # a slowed film may end before its event does
+        fault = _EVENTS[scene.event](scene, take, rows, touched)
+    return fault or _sight(scene, take, slow or odd, ease)
+
+
+def _staging(scene: Scene, touched) -> str | None:
+    standing = {n for n, thing in enumerate(scene.things) if thing.relation is not None}
+    for first, _, a, b in touched:
+        if (
+            a >= 0
+            and first == 0
+            and not (scene.event == "topple" and 0 < a < len(scene.things))
+            and scene.event != "edge"
+        ):
+            return f"{a} and {b} touch in the first frame"
+        if a >= 0 and (a in standing or b in standing) and not (scene.event == "collide" and a != 0):
+            return f"bystander touched: {a}, {b}"
+    return None
+
+
+def _sane(take: Take, rows: int) -> str | None:
+    speed = np.linalg.norm(np.diff(take.places[:rows, : take.things], axis=0), axis=-1).max()
+    return "something is shot away" if speed > FASTEST * take.pace * take.row_seconds else None
+
+
+def _relations(scene: Scene, take: Take) -> str | None:
+    camera, places, _ = checked(scene, take)
+    line = places[0, 0, :2] - camera.eyes[0, :2]
+    line = line / np.linalg.norm(line)
+    for number, thing in enumerate(scene.things):
+        if thing.relation is None:
+            continue
+        offset = places[0, number, :2] - places[0, 0, :2]
+        ahead, right = offset @ line, offset @ [line[1], -line[0]]
+        along = {"left of": -right, "right of": right, "behind": ahead, "in front of": -ahead}[thing.relation]
+        if along < 0.9 * np.hypot(*offset) * np.cos(np.pi / 4):
+            return f"{number} is not {thing.relation} the subject"
+    return None
+
+
+def _sight(scene: Scene, take: Take, odd: bool, ease: float) -> str | None:
+    subject, start = take.visible[:, 0], take.visible[0]
+    share = max(1 - 0.3 * ease - 0.15 * odd, 0)
+    if scene.event == "occlude":
+        if scene.speed >= SPEEDS[0]:
+            behind = subject <= 0.02
+            first = int(np.argmax(behind))
+            frames = int(np.argmin(behind[first:])) or len(subject) - first
+            if not behind.any() or (frames < 2 and not odd):
+                return "never hidden"
+            if min(subject[:first].max(initial=0), subject[first + frames :].max(initial=0)) < max(0.5 * share, 0.03):
+                return "not seen on both sides of the wall"
+    elif (subject >= SEEN * share).mean() < 0.75 * share:
+        return f"subject out of sight: {np.round(subject, 2)}"
+    if scene.event != "throw" and start[0] < 0.5 * share:
+        return "subject starts out of sight"
+    for number, thing in enumerate(scene.things[1:], start=1):
+        if start[number] < BYSTANDER_SEEN * share * (0.5 if thing.relation is None else 1):
+            return f"thing {number} out of sight: {start[number]:.2f}"
+    return None
+
+
+def _height(take: Take, number: int = 0) -> np.ndarray:
+    """Give the height of a thing's lowest point in every row."""
+    solid, places = take.solids[number], take.places[:, number]
+    x, _, z = solid.half
+    turns = take.at(np.arange(len(places)) * take.row_seconds)[1][:, number]
+    down = np.abs(turns[:, 2])  # how far each own axis points up or down
+    reach = {
+        "ball": x + 0 * down[:, 0],
+        "cube": x * down.sum(1),
+        "cylinder": x * np.hypot(down[:, 0], down[:, 1]) + z * down[:, 2],
+        "capsule": x + z * down[:, 2],
+    }[solid.shape]
+    return places[:, 2] - reach
+
+
+def _moved(take: Take, rows: int, number: int = 0) -> np.ndarray:
+    return take.places[rows - 1, number] - take.places[0, number]
+
+
+def _turned(take: Take, rows: int) -> np.ndarray:
+    """Give the angle in radians, with sign, by which the subject has turned about the vertical after each row."""
+    turns = take.at(np.arange(rows) * take.row_seconds)[1][:, 0]
+    column = 0 if abs(turns[0, 2, 0]) < 0.7 else 1
+    if take.solids[0].shape in ("cylinder", "capsule"):
+        column = 2
+    heading = np.unwrap(np.arctan2(turns[:, 1, column], turns[:, 0, column]))
+    return heading - heading[0]
+
+
+def _rest(scene, take, rows, touched):
+    return "moves" if np.abs(take.places[:rows, 0] - take.places[0, 0]).max() > 0.03 else None
+
+
+def _travels(scene, take, rows, touched):
+    way = 1 if scene.direction == "right" else -1
+    return "hardly moves" if way * _moved(take, rows)[0] < 0.9 else None
+
+
+def _roll(scene, take, rows, touched):
+    ends = take.at(np.array([0, 0.25 / take.pace]))[1][:, 0]
+    cosine = (np.trace(ends[0].T @ ends[1]) - 1) / 2
+    return "does not roll" if cosine > 0.97 else _travels(scene, take, rows, touched)
+
+
+def _slide(scene, take, rows, touched):
+    turns = take.at(np.linspace(0, scene.seconds, 5))[1][:, 0]
+    return "turns" if np.abs(turns - turns[0]).max() > 0.1 else _travels(scene, take, rows, touched)
+
+
+def _spin(scene, take, rows, touched):
+    if np.abs(_moved(take, rows)[:2]).max() > 0.1:
+        return "wanders"
+    return "spins too little" if abs(_turned(take, rows)[-1]) < np.radians(270) else None
+
+
+def _fall(scene, take, rows, touched):
+    height = _height(take)
+    late = int(0.7 * rows)
+    if height[0] < 0.9 or height[late:rows].max() > 0.06:
+        return "does not fall to the ground"
+    speed = np.abs(np.diff(take.places[late:rows, 0], axis=0)).max() / (take.row_seconds * take.pace)
+    return "does not come to rest" if speed > 0.25 else None
+
+
+def _bounce(scene, take, rows, touched):
+    return "bounces too little" if len(rebounds(take, rows)) < 2 else None
+
+
+def rebounds(take: Take, rows: int) -> list[int]:
+    """List the rows at which the subject leaves the ground to rise again by 0.15 m or more."""
+    height = _height(take)[:rows]
+    found = []
+    for first, after, a, b in contacts(take):
+        if (a, b) == (-1, 0) and first > 0 and after < rows:
+            following = height[after:]
+            fall = np.flatnonzero(np.diff(following) < 0)
+            if following[: fall[0] + 1 if len(fall) else None].max() > 0.15:
+                found.append(after)
+    return found
+
+
+def _throw(scene, take, rows, touched):
+    centre = take.places[:rows, 0, 2]
+    if centre.max() < centre[0] + 0.6 or _height(take)[rows - 1] > 0.1:
+        return "no arc"
+    return _travels(scene, take, rows, touched)
+
+
+def _swing(scene, take, rows, touched):
+    x = take.places[:rows, 0, 0]
+    step = np.sign(np.diff(x))
+    if (step[1:] * step[:-1] < 0).sum() < 2 or np.ptp(x) < 1.4:
+        return "does not swing both ways"
+    return None
+
+
+def _edge(scene, take, rows, touched):
+    platform = len(take.solids) - 1
+    top = 2 * take.solids[platform].half[2]
+    height = _height(take)[:rows]
+    if height[0] < top - 0.05 or height[rows - 1] > 0.3 * top:
+        return "does not drop off the edge"
+    return _travels(scene, take, rows, touched)
+
+
+def _collide(scene, take, rows, touched):
+    hits = [(first, b) for first, _, a, b in touched if a == 0]
+    if not hits or hits[0][1] != 1 or hits[0][0] * take.row_seconds * take.pace < 0.25 or hits[0][0] > 0.7 * rows:
+        return "hits the wrong thing, too early, too late or nothing"
+    return "what is hit hardly moves" if np.hypot(*_moved(take, rows, 1)[:2]) < 0.45 else None
+
+
+def _topple(scene, take, rows, touched):
+    top = len(scene.things) - 1
+    small = 2 * scene.things[top].extent
+    if abs(take.places[int(0.1 / take.pace / take.row_seconds), top, 2] - take.places[0, top, 2]) > 0.02:
+        return "the stack is not stable"
+    return "the stack does not fall" if _moved(take, rows, top)[2] > -0.6 * small else None
+
+
+_EVENTS = {
+    "rest": _rest,
+    "roll": _roll,
+    "slide": _slide,
+    "spin": _spin,
+    "fall": _fall,
+    "bounce": _bounce,
+    "throw": _throw,
+    "swing": _swing,
+    "occlude": lambda scene, take, rows, touched: _travels(scene, take, rows, touched),
+    "edge": _edge,
+    "collide": _collide,
+    "topple": _topple,
+}

@@ -1,0 +1,159 @@
+"""Where the subject starts and the bystanders stand: many layouts are drawn at once, and the best one is taken.
+
+Everything here is a disc: on the ground, and in the picture. The stage checks the real shapes afterwards.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .camera import Camera
+from .scene import RELATIONS
+
+LAYOUTS = 192  # drawn at once
+DRAWS = 8  # times, unless one of them is good
+GAP = 0.14  # metres of air between bystanders and whatever moves
+MOST_HIDDEN = 0.25  # of the sum of two radii: how deep one disc may reach into another in the picture
+
+
+@dataclass(frozen=True)
+class Disc:
+    """A thing's circle on the ground (`reach`), the height of its centre, and its circle in the picture (`radius`)."""
+
+    reach: float
+    height: float
+    radius: float
+
+
+@dataclass(frozen=True)
+class Obstacle:
+    """What else is on the stage: a box at `centre`, seen from the subject's start, with `half` sizes along `along`."""
+
+    centre: tuple[float, float]
+    along: tuple[float, float]
+    half: tuple[float, float]
+    height: float
+
+
+def arrange(
+    rng: np.random.Generator,
+    camera: Camera,
+    start: np.ndarray,
+    path: np.ndarray,
+    subject: Disc,
+    bystanders: list[tuple[Disc, str]],
+    obstacles: list[Obstacle],
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Choose where the subject starts, near `start` (2), and the places (2) of the bystanders.
+
+    `path` (F, 3) is where the subject's centre goes, from the ground below its start, in the frames of `camera`.
+    """
+    best = None
+    for draw in range(DRAWS):
+        cost, choice = _draw(rng, draw, camera, start, path, subject, bystanders, obstacles)
+        if best is None or cost < best[0]:
+            best = cost, choice
+        if cost < 0.1:
+            break
+    return best[1]
+
+
+def _draw(rng, draw, camera, start, path, subject, bystanders, obstacles):
+    spread = np.linspace(0.05, 1 + 0.1 * draw, LAYOUTS) ** 1.5  # ever further from the plain choice
+    starts = start + rng.uniform(-1, 1, (LAYOUTS, 2)) * np.stack([1.3 * spread, 0.7 * spread], axis=1)
+    cost = 0.02 * spread
+    track = starts[:, None, :2] + path[:, :2]  # (layouts, F, 2)
+    track = np.concatenate([track, np.broadcast_to(path[:, 2:], (*track.shape[:2], 1))], axis=2)
+    u, v, depth = camera.project(track)
+    size = subject.radius / (depth * camera.slopes)
+    weight = np.linspace(1.6, 0.25, len(path))  # leaving the picture late is better than starting outside of it
+    weight /= weight.sum()
+    out = np.maximum(np.maximum(np.abs(u), np.abs(v)) + 0.75 * size - 1, 0) / size
+    cost += 8 * (np.maximum(out - 0.1, 0) * weight).sum(1) + 3 * np.maximum(out[:, 0] - 0.15, 0)
+    stands = starts + path[0, :2]  # where a swing starts is not below its string
+    ahead = stands - camera.eyes[0, :2]
+    ahead /= np.linalg.norm(ahead, axis=1, keepdims=True)
+    right = np.stack([ahead[:, 1], -ahead[:, 0]], axis=1)
+    ways = dict(zip(RELATIONS, (-right, right, ahead, -ahead), strict=True))
+    places: list[np.ndarray] = []
+    for number, (disc, relation) in enumerate(bystanders):
+        way = ways[relation]
+        side = np.stack([way[:, 1], -way[:, 0]], axis=1)
+        away = (
+            subject.reach
+            + disc.reach
+            + GAP
+            + rng.uniform(0.02, 0.7 if relation == "in front of" else 1.6 + 0.2 * draw, LAYOUTS)
+        )
+        across = away * np.tan(rng.uniform(-0.72, 0.72, LAYOUTS))
+        place = stands + away[:, None] * way + across[:, None] * side
+        cost += _blocked(place, disc, track, subject, starts, obstacles)
+        for other, (neighbour, _) in zip(places, bystanders[:number], strict=True):
+            apart = np.linalg.norm(place - other, axis=1) - disc.reach - neighbour.reach - GAP
+            cost += 20 * (apart < 0) + 2 * np.maximum(-apart, 0)
+        cost += _hidden(place, disc, camera, u, v, depth, size, relation)
+        for box in obstacles:
+            cost += _behind(place, disc, starts, box, camera)
+        places.append(place)
+    for number, (disc, _) in enumerate(bystanders):
+        for other in range(number):
+            cost += _overlap(places[number], disc, places[other], bystanders[other][0], camera)
+    best = int(np.argmin(cost))
+    return float(cost[best]), (starts[best], [place[best] for place in places])
+
+
+def _blocked(place, disc, track, subject, starts, obstacles) -> np.ndarray:
+    apart = np.linalg.norm(place[:, None] - track[:, :, :2], axis=2).min(1) - disc.reach - subject.reach - GAP
+    cost = 20 * (apart < 0) + 2 * np.maximum(-apart, 0)
+    for box in obstacles:
+        along, across = np.array(box.along), np.array([-box.along[1], box.along[0]])
+        offset = place - starts - box.centre
+        gap = np.stack([np.abs(offset @ along) - box.half[0], np.abs(offset @ across) - box.half[1]], axis=1)
+        gap = np.linalg.norm(np.maximum(gap, 0), axis=1) - disc.reach - GAP
+        cost += 20 * (gap < 0) + 2 * np.maximum(-gap, 0)
+    return cost
+
+
+def _picture(place: np.ndarray, disc: Disc, camera: Camera) -> tuple[np.ndarray, ...]:
+    """Project a resting disc (layouts, 2) into every frame: u, v, depth and size, (layouts, F) each."""
+    point = np.concatenate([place, np.full((len(place), 1), disc.height)], axis=1)
+    u, v, depth = camera.project(np.repeat(point[:, None], len(camera.eyes), axis=1))
+    return u, v, depth, disc.radius / (np.maximum(depth, 0.5) * camera.slopes)
+
+
+def _hidden(place, disc, camera, u, v, depth, size, relation) -> np.ndarray:
+    b_u, b_v, b_depth, b_size = _picture(place, disc, camera)
+    out = np.maximum(np.maximum(np.abs(b_u), np.abs(b_v)) + 0.7 * b_size - 1, 0) / b_size
+    cost = 9 * np.maximum(out[:, 0] - 0.1, 0) + 1.5 * np.maximum(out - 0.5, 0).mean(1)
+    touching = 1 - np.hypot(b_u - u, b_v - v) / (b_size + size)  # 0 where the discs touch, 1 where they share a centre
+    before = b_depth < depth
+    cost += 8 * np.where(before, np.maximum(touching - MOST_HIDDEN * 0.5, 0), 0).mean(1)  # hides the subject
+    cost += 8 * np.maximum(touching[:, 0] - MOST_HIDDEN, 0)
+    beside = (b_u[:, 0] - u[:, 0]) / (b_size[:, 0] + size[:, 0])
+    if relation == "left of":
+        cost += 10 * np.maximum(beside + 0.7, 0)
+    if relation == "right of":
+        cost += 10 * np.maximum(0.7 - beside, 0)
+    return cost
+
+
+def _overlap(place, disc, other, neighbour, camera) -> np.ndarray:
+    (u, v, _, size), (o_u, o_v, _, o_size) = (_picture(p, d, camera) for p, d in ((place, disc), (other, neighbour)))
+    touching = 1 - np.hypot(u[:, 0] - o_u[:, 0], v[:, 0] - o_v[:, 0]) / (size[:, 0] + o_size[:, 0])
+    return 6 * np.maximum(touching - MOST_HIDDEN, 0)
+
+
+def _behind(place, disc, starts, box, camera) -> np.ndarray:
+    """Charge for a bystander that a tall obstacle hides in the first frame."""
+    if box.height < 1:
+        return np.zeros(len(place))
+    u, _, depth, size = (value[:, 0] for value in _picture(place, disc, camera))
+    ends = [starts + np.array(box.centre) + way * box.half[0] * np.array(box.along) for way in (-1, 1)]
+    (left, _, near), (right, _, far) = (
+        camera.project(np.concatenate([end, np.full((len(end), 1), disc.height)], axis=1)[:, None])[:3] for end in ends
+    )
+    left, right = np.minimum(left[:, 0], right[:, 0]), np.maximum(left[:, 0], right[:, 0])
+    covered = np.minimum(u + size, right) - np.maximum(u - size, left)
+    return 8 * (depth > np.minimum(near[:, 0], far[:, 0])) * np.maximum(covered / (2 * size) - 0.3, 0)

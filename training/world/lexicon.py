@@ -1,0 +1,83 @@
+"""Words with one meaning each: how a phrase is chosen, and how a text is read back."""
+
+from __future__ import annotations
+
+from bisect import bisect
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate
+
+import numpy as np
+
+Meaning = tuple[str, str]  # attribute, canonical value
+Table = dict[str, dict[str, tuple[str, ...]]]  # attribute -> canonical value -> phrases, the most usual first
+SIDES = {"left": "right", "right": "left"}  # each side with the other one
+DIRECTED = ("{heading}", "{side}", "{other}")  # marks in a phrase that must be filled with a direction
+DIRECTABLE = (*DIRECTED, "{way}")  # and those that may be
+USUAL = 0.8  # how often a word is the usual one and no synonym
+RANKS = list(accumulate(1 / k for k in range(1, 33)))  # how much the first k of many phrases weigh together
+
+
+class Voice:
+    """One speaker: the random numbers, and whether the words kept back for tests are used."""
+
+    def __init__(self, rng: np.random.Generator, table: Table, reserved: Table, use_reserved: bool = False):
+        self.rng, self.table, self.reserved, self.use_reserved = rng, table, reserved, use_reserved
+
+    def chance(self, probability: float) -> bool:
+        return bool(self.rng.random() < probability)
+
+    def pick(self, options: Sequence[str]) -> str:
+        """Choose a phrase; the k-th is chosen in proportion to 1/k."""
+        return options[bisect(RANKS, self.rng.random() * RANKS[len(options) - 1])]
+
+    def shuffle(self, items: Iterable) -> list:
+        items = list(items)
+        return [items[i] for i in self.rng.permutation(len(items))]
+
+    def options(self, attribute: str, value: str) -> tuple[str, ...]:
+        """List the phrases of a value: the reserved ones where they are wanted and exist."""
+        reserved = self.reserved.get(attribute, {}).get(value, ()) if self.use_reserved else ()
+        return reserved or self.table[attribute][value]
+
+    def phrase(self, attribute: str, value: str) -> str:
+        """Choose one of several equally good phrases."""
+        return self.pick(self.options(attribute, value))
+
+    def word(self, attribute: str, value: str) -> str:
+        """Choose the usual word, or now and then a synonym."""
+        usual, *synonyms = self.options(attribute, value)
+        return self.pick(synonyms) if synonyms and not self.chance(USUAL) else usual
+
+    def event(self, event: str, directed: bool) -> str:
+        """Choose an event's phrase: one with room for a direction where it is `directed`, else one that needs none."""
+        marks = DIRECTABLE if directed else DIRECTED
+        options = self.options("event", event)
+        return self.pick([words for words in options if any(mark in words for mark in marks) == directed])
+
+
+class Lexicon:
+    """A dictionary from phrases to meanings, read by longest match. `split` turns a text into tokens."""
+
+    def __init__(self, split: Callable[[str], list[str]]):
+        self.split = split
+        self.meanings: dict[tuple[str, ...], frozenset[Meaning]] = {}
+        self.longest: dict[str, int] = {}  # how long the longest phrase with this first token is
+
+    def add(self, phrase: str, *meanings: Meaning) -> None:
+        """Give a phrase its meanings. Raises ValueError where it already means something else."""
+        tokens = tuple(self.split(phrase))
+        known = self.meanings.setdefault(tokens, frozenset(meanings))
+        if known != frozenset(meanings):
+            both = f"{sorted(known)} and {sorted(meanings)}"
+            raise ValueError(f"a phrase must have one meaning; {phrase!r} has {both}: change one of the phrases")
+        self.longest[tokens[0]] = max(self.longest.get(tokens[0], 1), len(tokens))
+
+    def read(self, text: str) -> Iterator[tuple[tuple[str, ...], frozenset[Meaning]]]:
+        """Yield the text's phrases in order with their meanings; a token that the lexicon does not know has none."""
+        tokens = self.split(text)
+        start = 0
+        while start < len(tokens):
+            ends = range(min(len(tokens), start + self.longest.get(tokens[start], 1)), start, -1)
+            phrase = next((p for end in ends if (p := tuple(tokens[start:end])) in self.meanings), (tokens[start],))
+            yield phrase, self.meanings.get(phrase, frozenset())
+            start += len(phrase)

@@ -1,0 +1,202 @@
+"""What a clip of the procedural world is about, drawn from (seed, split, index) alone.
+
+A `Scene` is words made exact: attributes, never coordinates. `stage.py` turns it into bodies and forces, `words.py`
+into captions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+# Linear-light albedo of each colour word. Chosen far apart, so that a coloured light cannot turn one into another.
+COLOURS: dict[str, tuple[float, float, float]] = {
+    "red": (0.75, 0.03, 0.03),
+    "orange": (0.90, 0.28, 0.01),
+    "yellow": (0.85, 0.70, 0.03),
+    "green": (0.03, 0.40, 0.06),
+    "blue": (0.02, 0.08, 0.70),
+    "purple": (0.26, 0.03, 0.50),
+    "pink": (0.90, 0.28, 0.45),
+    "white": (0.88, 0.88, 0.88),
+    "black": (0.015, 0.015, 0.015),
+}
+SHAPES = ("ball", "cube", "cylinder", "capsule")
+SIZES: dict[str, float] = {
+    "small": 0.36,
+    "medium": 0.56,
+    "large": 0.86,
+}  # metres, half the extent; each 1.55 times the last
+RANGE_SIZES: dict[str, float] = {"tiny": 0.26, "huge": 1.15}  # never seen in training
+MATERIALS = ("matte", "glossy", "metal")
+GROUNDS: dict[str, tuple[float, float, float]] = {
+    "concrete": (0.30, 0.30, 0.31),
+    "sand": (0.52, 0.40, 0.24),
+    "wood": (0.30, 0.17, 0.09),
+    "grass": (0.14, 0.24, 0.08),
+    "slate": (0.10, 0.12, 0.16),
+}
+SKIES = ("clear", "cloudy")
+TIMES = ("morning", "noon", "sunset", "night")
+CAMERAS = (
+    "still",
+    "orbit left",
+    "orbit right",
+    "pan left",
+    "pan right",
+    "crane up",
+    "crane down",
+    "zoom in",
+    "zoom out",
+)
+# Which shapes can do what. A ball that slides, or spins in place, looks like one that rolls or rests: left out.
+EVENTS: dict[str, tuple[str, ...]] = {
+    "rest": SHAPES,
+    "roll": ("ball", "cylinder", "capsule"),
+    "slide": ("cube", "cylinder"),
+    "spin": ("cube", "cylinder", "capsule"),
+    "fall": SHAPES,
+    "bounce": SHAPES,
+    "throw": SHAPES,
+    "swing": SHAPES,
+    "occlude": SHAPES,  # passes behind a wall and comes out
+    "edge": SHAPES,  # rolls (a cube slides) off the edge of a platform
+    "collide": SHAPES,  # runs into a second object that was at rest
+    "topple": ("ball", "cube"),  # knocks over a stack of two or three cubes
+}
+SOLO_EVENTS = tuple(event for event in EVENTS if event not in ("collide", "topple"))
+TRAVELS = ("roll", "slide", "throw", "occlude", "edge", "collide", "topple")  # events that have a direction
+RELATIONS = ("left of", "right of", "behind", "in front of")  # as the camera sees the first frame
+SPEEDS = (0.8, 1.25)  # times the event's usual speed, in training
+RANGE_SPEEDS = ((0.4, 0.55), (1.8, 2.4))  # never seen in training
+
+SPLITS = ("train", "test", "combinations", "range")
+# Pairs never seen together in training: the split "combinations" is made of them.
+HELD_OUT = frozenset(
+    {
+        ("green", "cylinder"),
+        ("orange", "capsule"),
+        ("purple", "cube"),
+        ("white", "ball"),
+        ("yellow", "swing"),
+        ("blue", "spin"),
+        ("pink", "throw"),
+        ("black", "roll"),
+        ("cube", "throw"),
+        ("capsule", "fall"),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One object. `extent` is half its size in metres; `relation` says where it stands as seen from the subject."""
+
+    shape: str
+    colour: str
+    size: str
+    material: str
+    extent: float
+    relation: str | None = None
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A clip in words: `things[0]` is the subject, which does `event`; the others rest where `relation` says.
+
+    In "collide" things[1] is what is hit; in "topple" things[1:] are the stack, all cubes, from the bottom up.
+    `direction` is "left" or "right" as the camera sees it for events in TRAVELS, else None. `speed` is a factor.
+    `seconds` is how long the event is given.
+    """
+
+    seed: int
+    split: str
+    index: int
+    things: tuple[Thing, ...]
+    event: str
+    direction: str | None
+    speed: float
+    camera: str
+    ground: str
+    sky: str
+    time: str
+    seconds: float
+
+
+def pairs(scene: Scene) -> set[tuple[str, str]]:
+    """List the attribute pairs a scene shows: (colour, shape) of every thing, (colour, event) and (shape, event) of the
+    subject.
+    """
+    subject = scene.things[0]
+    return {(thing.colour, thing.shape) for thing in scene.things} | {
+        (subject.colour, scene.event),
+        (subject.shape, scene.event),
+    }
+
+
+def rng_of(seed: int, split: str, index: int, purpose: int = 0) -> np.random.Generator:
+    """Return the random numbers of one clip: the same on every machine, independent between clips and purposes."""
+    return np.random.default_rng([seed, SPLITS.index(split), index, purpose])
+
+
+def sample_scene(seed: int, split: str, index: int, seconds: float = 2.0) -> Scene:
+    """Draw the scene of clip `index` of a split; the same arguments give the same scene on every machine.
+
+    "train" and "test" share a distribution without the HELD_OUT pairs, "combinations" shows at least one such pair, and
+    "range" has a subject with a size or a speed that training never shows. Raises ValueError for an unknown split.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
+    rng = rng_of(seed, split, index)
+    while True:
+        scene = _draw(rng, seed, split, index, seconds)
+        if bool(pairs(scene) & HELD_OUT) == (split == "combinations"):
+            return scene
+
+
+def _draw(rng: np.random.Generator, seed: int, split: str, index: int, seconds: float) -> Scene:
+    def choose(options):
+        return str(rng.choice(list(options)))
+
+    count = int(rng.choice([1, 2, 3, 4], p=[0.6, 0.2, 0.12, 0.08]))
+    if count == 1:
+        event = choose(SOLO_EVENTS)
+    elif count == 2:
+        event = choose(["collide"] * 5 + list(SOLO_EVENTS))
+    else:
+        event = choose(["topple"] * 4 + ["collide"] * 2 + list(SOLO_EVENTS))
+    odd = choose(["size", "speed"]) if split == "range" else None
+    colours = [str(c) for c in rng.permutation(list(COLOURS))]  # no two things of a clip share a colour
+    relations = [str(r) for r in rng.permutation(list(RELATIONS))]
+    things = []
+    for number in range(count):
+        subject, stacked = number == 0, event == "topple" and number > 0
+        shape = choose(EVENTS[event]) if subject else "cube" if stacked else choose(SHAPES)
+        if subject and event in ("roll", "bounce") and rng.random() < 0.4:
+            shape = "ball"
+        size = choose(SIZES)
+        extent = SIZES[size]
+        if subject and odd == "size":
+            size = choose(RANGE_SIZES)
+            extent = RANGE_SIZES[size]
+        elif event == "topple":
+            size, extent = ("medium", SIZES["medium"]) if subject else ("small", SIZES["small"])
+        relation = None if subject or stacked or (event == "collide" and number == 1) else relations.pop()
+        extent *= float(rng.uniform(0.94, 1.06))
+        things.append(Thing(shape, colours.pop(), size, choose(MATERIALS), extent, relation))
+    low, high = RANGE_SPEEDS[int(rng.integers(2))] if odd == "speed" else SPEEDS
+    return Scene(
+        seed=seed,
+        split=split,
+        index=index,
+        things=tuple(things),
+        event=event,
+        direction=choose(["left", "right"]) if event in TRAVELS else None,
+        speed=float(rng.uniform(low, high)),
+        camera="still" if rng.random() < 0.3 else choose(CAMERAS[1:]),
+        ground=choose(GROUNDS),
+        sky=choose(SKIES),
+        time=choose(TIMES),
+        seconds=seconds,
+    )

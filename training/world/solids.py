@@ -1,0 +1,214 @@
+"""The four shapes as convex solids: how large they are, where a ray meets them, and what a camera sees of them.
+
+Lengths are metres. A solid's own axes have their origin in its centre; cylinders and capsules lie along their own z, as
+in MuJoCo. A ray is o + t d with d of any length. A camera's axes are the rows right, up and forward; its image plane
+runs from -1 to 1 across the smaller dimension, u to the right and v upwards, and `slope` is the tangent of half its
+field of view.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+NEAR = 1e-4  # metres: a surface does not meet the rays that start on it
+FAR = 1e4  # metres: nothing is met beyond
+
+
+@dataclass(frozen=True)
+class Solid:
+    """One body: half sizes along its own axes, two tones (linear light), and the plane between them in its own axes."""
+
+    name: str
+    shape: str
+    half: tuple[float, float, float]  # a capsule's last half size leaves out its round ends
+    tone: tuple[float, float, float]
+    second_tone: tuple[float, float, float]
+    seam: tuple[float, float, float, float]  # a point p is in the second tone where seam[:3] . p > seam[3]
+    material: str = "matte"
+
+    @property
+    def radius(self) -> float:
+        """Give the radius of the smallest sphere around the centre that holds the solid."""
+        x, y, z = self.half
+        return {"ball": x, "cube": math.hypot(x, y, z), "cylinder": math.hypot(x, z), "capsule": x + z}[self.shape]
+
+
+def half_sizes(shape: str, extent: float) -> tuple[float, float, float]:
+    """Turn half the extent of a thing into half sizes, chosen so that all shapes look about equally large."""
+    proportions = {
+        "ball": (1, 1, 1),
+        "cube": (0.82, 0.82, 0.82),
+        "cylinder": (0.68, 0.68, 0.92),
+        "capsule": (0.54, 0.54, 0.74),
+    }
+    x, y, z = proportions[shape]
+    return x * extent, y * extent, z * extent
+
+
+def _ball_span(o, d, radius: float) -> tuple[Tensor, Tensor]:
+    dd, od = dot(d, d), dot(o, d)
+    root = (od * od - dd * (dot(o, o) - radius * radius)).clamp_min(0).sqrt()  # 0 for a miss: in and out at once
+    return (-od - root) / dd, (root - od) / dd
+
+
+def _slab_span(o: Tensor, d: Tensor, half: float) -> tuple[Tensor, Tensor]:
+    inverse = (d + 1e-9).reciprocal()  # a ray along the slab has a large span, not nan
+    middle, reach = -o * inverse, half * inverse.abs()
+    return middle - reach, middle + reach
+
+
+def _tube_span(o, d, radius: float) -> tuple[Tensor, Tensor]:
+    dd = (d[0] * d[0] + d[1] * d[1]).clamp_min(1e-12)
+    od = o[0] * d[0] + o[1] * d[1]
+    root = (od * od - dd * (o[0] * o[0] + o[1] * o[1] - radius * radius)).clamp_min(0).sqrt()
+    return (-od - root) / dd, (root - od) / dd
+
+
+def span(solid: Solid, o, d) -> tuple[Tensor, Tensor]:
+    """Give where rays, x, y and z in a solid's own axes, enter and leave it; they meet it where enter < leave."""
+    x, y, z = solid.half
+    if solid.shape == "ball":
+        return _ball_span(o, d, x)
+    if solid.shape == "cube":
+        spans = [_slab_span(o[axis], d[axis], half) for axis, half in enumerate((x, y, z))]
+        enter = torch.maximum(torch.maximum(spans[0][0], spans[1][0]), spans[2][0])
+        return enter, torch.minimum(torch.minimum(spans[0][1], spans[1][1]), spans[2][1])
+    enter, leave = _tube_span(o, d, x)
+    if solid.shape == "cylinder":
+        low, high = _slab_span(o[2], d[2], z)
+        return torch.maximum(enter, low), torch.minimum(leave, high)
+    height = o[2] + enter * d[2]  # a capsule is met on its tube or, past the tube's end, on the ball there
+    end = height.clamp(-z, z)
+    on_end = (height != end).to(enter.dtype)
+    first, last = _ball_span((o[0], o[1], o[2] - end), d, x)
+    return torch.lerp(enter, first, on_end), torch.lerp(leave, last, on_end)
+
+
+def surface(solid: Solid, p: Tensor) -> tuple[Tensor, Tensor]:
+    """Give the outward normal (3, N) and the number of the face (N) at points (3, N) on a solid, in its own axes."""
+    x, y, z = solid.half
+    face = torch.zeros(p.shape[1], dtype=torch.int32, device=p.device)
+    if solid.shape == "ball":
+        return p / x, face
+    if solid.shape == "capsule":
+        return torch.stack((p[0], p[1], p[2] - p[2].clamp(-z, z))) / x, face
+    if solid.shape == "cylinder":
+        side = (p[0] * p[0] + p[1] * p[1]).sqrt() / x
+        cap = p[2].abs() / z > side
+        tube = (~cap).to(p.dtype) / (x * side)
+        return torch.stack((p[0] * tube, p[1] * tube, torch.sign(p[2]) * cap)), cap.int()
+    a, b, c = p[0].abs() / x, p[1].abs() / y, p[2].abs() / z
+    first = (a >= b) & (a >= c)
+    second = ~first & (b >= c)
+    faces = torch.stack((first, second, ~(first | second)))
+    return torch.sign(p) * faces, faces[1].int() + 2 * faces[2].int()
+
+
+def dot(a, b) -> Tensor:
+    """Multiply vectors whose x, y and z come first."""
+    return torch.addcmul(torch.addcmul(a[0] * b[0], a[1], b[1]), a[2], b[2])
+
+
+def own_axes(turn: Tensor, v) -> tuple[Tensor, Tensor, Tensor]:
+    """Turn world vectors, x, y and z, into the own axes of bodies; `turn` has the 9 numbers of their matrices first."""
+    return tuple(dot((turn[own], turn[3 + own], turn[6 + own]), v) for own in range(3))
+
+
+def world_axes(turn: Tensor, v) -> Tensor:
+    """Turn vectors (3, N) in the own axes of bodies into world vectors; `turn` (9, N) has their matrices."""
+    return torch.stack([dot(turn[3 * world : 3 * world + 3], v) for world in range(3)])
+
+
+def cast(solid: Solid, place: Tensor, turn: Tensor, origin: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+    """Meet rays from origin along d, (3, F, K) or (3, F, 1), with a solid at place (F, 3) turned by turn (F, 3, 3)."""
+    o = origin - place.T[..., None]
+    if solid.shape == "ball":
+        return span(solid, o, d)
+    numbers = turn.flatten(1).T[..., None]
+    return span(solid, own_axes(numbers, o), own_axes(numbers, d))
+
+
+def met(enter: Tensor, leave: Tensor) -> Tensor:
+    """Give where rays enter a solid, or something beyond FAR where they miss it or it lies behind them."""
+    return enter + ((enter - leave + 1e-6).clamp_min(0) + (NEAR - enter).clamp_min(0)) * 1e12  # faster than masks
+
+
+def seen(
+    solids: tuple[Solid, ...],
+    things: int,
+    places: Tensor,
+    turns: Tensor,
+    eyes: Tensor,
+    axes: Tensor,
+    slopes: Tensor,
+    edge: tuple[float, float] = (1.0, 1.0),
+    grain: int = 16,
+) -> tuple[Tensor, Tensor]:
+    """Measure what a camera sees of the first `things` solids: boxes (F, B, 4) and visible fractions (F, B).
+
+    A box is (left, bottom, right, top) in u and v, of the whole silhouette even where it leaves the frame. The fraction
+    is the part of the silhouette that is inside a frame of half sizes `edge` and not behind another solid, counted on
+    grain x grain rays.
+    """
+    bodies = zip(solids[:things], places.unbind(1), turns.unbind(1), strict=False)
+    boxes = torch.stack([image_box(*body, eyes, axes, slopes) for body in bodies], dim=1)
+    steps = (torch.arange(grain, dtype=boxes.dtype, device=boxes.device) + 0.5) / grain
+    left, bottom, right, top = rearrange(boxes, "frames b side -> side frames b 1")
+    u = rearrange(left + (right - left) * steps.repeat(grain), "frames b rays -> frames (b rays)")
+    v = rearrange(bottom + (top - bottom) * steps.repeat_interleave(grain), "frames b rays -> frames (b rays)")
+    right_axis, up_axis, forward = (rearrange(axes[:, row], "frames xyz -> xyz frames 1") for row in range(3))
+    d = forward + slopes[:, None] * (u * right_axis + v * up_axis)
+    inside = rearrange((u.abs() < edge[0]) & (v.abs() < edge[1]), "frames (b rays) -> frames b rays", b=things)
+    depths = []
+    for number, solid in enumerate(solids):
+        enter, leave = cast(solid, places[:, number], turns[:, number], eyes.T[..., None], d)
+        depth = met(enter, leave)
+        depths.append(rearrange(depth, "frames (b rays) -> frames b rays", b=things))
+    nearest = torch.stack(depths).amin(0)
+    own = torch.stack([depths[number][:, number] for number in range(things)], dim=1)
+    whole = own < FAR
+    visible = whole & (own <= nearest) & inside
+    return boxes, visible.sum(-1) / whole.sum(-1).clamp_min(1)
+
+
+def image_box(solid: Solid, place: Tensor, turn: Tensor, eyes: Tensor, axes: Tensor, slopes: Tensor) -> Tensor:
+    """Give the image box (F, 4) of one solid: balls in closed form, the others from their corners or rims."""
+    x, y, z = solid.half
+    if solid.shape in ("ball", "capsule"):
+        ends = (0.0,) if solid.shape == "ball" else (-z, z)
+        parts = [_ball_box(place + end * turn[:, :, 2], x, eyes, axes, slopes) for end in ends]
+    else:
+        if solid.shape == "cube":
+            points = [(i * x, j * y, k * z) for i in (-1, 1) for j in (-1, 1) for k in (-1, 1)]
+        else:
+            rim = [2 * math.pi * step / 24 for step in range(24)]
+            points = [(x * math.cos(a), x * math.sin(a), k * z) for a in rim for k in (-1, 1)]
+        u, v = project(place[:, None] + torch.einsum("fwo,po->fpw", turn, place.new_tensor(points)), eyes, axes, slopes)
+        parts = [torch.stack((u.amin(1), v.amin(1), u.amax(1), v.amax(1)), dim=1)]
+    low = torch.stack([part[:, :2] for part in parts]).amin(0)
+    high = torch.stack([part[:, 2:] for part in parts]).amax(0)
+    return torch.cat((low, high), dim=1)
+
+
+def project(points: Tensor, eyes: Tensor, axes: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor]:
+    """Give u and v (F, P) of points (F, P, 3); a point behind the camera lands far out."""
+    side, height, depth = torch.einsum("frw,fpw->rfp", axes, points - eyes[:, None])
+    scale = 1 / (depth.clamp_min(0.1) * slopes[:, None])
+    return side * scale, height * scale
+
+
+def _ball_box(centre: Tensor, radius: float, eyes: Tensor, axes: Tensor, slopes: Tensor) -> Tensor:
+    side, height, depth = torch.einsum("frw,fw->rf", axes, centre - eyes)
+    square = (depth * depth - radius * radius).clamp_min(0.01)
+
+    def tangents(across: Tensor) -> tuple[Tensor, Tensor]:
+        root = radius * (across * across + square).sqrt()
+        return (across * depth - root) / (square * slopes), (across * depth + root) / (square * slopes)
+
+    (left, right), (bottom, top) = tangents(side), tangents(height)
+    return torch.stack((left, bottom, right, top), dim=1)

@@ -1,0 +1,98 @@
+"""Captions of a scene in English and Chinese: written by a grammar, and read back by the lexicon it speaks from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from . import grammar_en, grammar_zh, words_en, words_zh
+from .facts import MOTION, attributes
+from .lexicon import Voice
+from .scene import Scene
+
+__all__ = ["KINDS", "LANGUAGES", "RESERVED", "attributes", "caption", "prompt", "said"]
+
+KINDS = ("label", "plain", "dense")
+GRAMMARS = {"en": grammar_en, "zh": grammar_zh}
+TABLES = {"en": words_en, "zh": words_zh}
+LANGUAGES = tuple(GRAMMARS)
+RESERVED = words_en.RESERVED  # English words that `caption` never says; the Chinese ones are words_zh.RESERVED
+LEXICONS = {language: table.build_lexicon() for language, table in TABLES.items()}
+
+# How often a plain caption says each of these; a still camera and an ordinary speed are seldom worth a word.
+PLAIN = {"size": 0.5, "material": 0.4, "direction": 0.6, "camera": 0.6, "speed": 0.15}
+SETTING = 0.3  # how often a plain caption says something of ground, sky and time
+STILL_CAMERA = 0.12
+
+
+def caption(scene: Scene, kind: str, language: str = "en", *, moving: bool = True, rng: np.random.Generator) -> str:
+    """Describe a scene by a "label", in a "plain" line as somebody types it, or "dense": all that is true of it.
+
+    `moving=False` describes a picture of any one moment. The same arguments and random state give the same words.
+    Raises ValueError for an unknown kind or language.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}; got {kind!r}")
+    voice = _voice(language, rng)
+    grammar = GRAMMARS[language]
+    if kind == "label":
+        return grammar.label(scene, voice)
+    if kind == "dense":
+        return grammar.dense(scene, moving, voice)
+    chances = PLAIN | ({"camera": STILL_CAMERA} if scene.camera == "still" else {})
+    says = {"colour", "shape", "event"} | {name for name, chance in chances.items() if voice.chance(chance)}
+    if voice.chance(SETTING):
+        says |= set(voice.shuffle(("ground", "sky", "time"))[: voice.rng.integers(1, 4)])
+    return grammar.plain(scene, says if moving else says.difference(MOTION), moving, voice)
+
+
+def prompt(
+    scene: Scene,
+    language: str = "en",
+    *,
+    rng: np.random.Generator,
+    mention: Iterable[str] = ("colour", "shape", "size", "event", "camera"),
+    reserved: bool = False,
+) -> str:
+    """Write a plain caption that says, of the subject and its surroundings, just the attributes in `mention`.
+
+    The other things are named as in any plain caption. With `reserved`, RESERVED words are used
+    wherever there are some. Raises ValueError for an unknown attribute.
+    """
+    mention = set(mention)
+    if unknown := mention - {"colour", "shape", "size", "material", "ground", "sky", "time", *MOTION}:
+        raise ValueError(f"mention must name attributes of a scene, see `attributes`; got {', '.join(sorted(unknown))}")
+    return GRAMMARS[language].plain(scene, mention, True, _voice(language, rng, reserved))
+
+
+def said(text: str, language: str = "en") -> dict[str, set[str]]:
+    """Read a caption back: for every attribute that is spoken of, the canonical values it is given.
+
+    Besides the keys of `attributes`: "relation", and "thing" for every colour that is bound to a shape ("red ball").
+    "count" is the number of things named.
+    """
+    found: dict[str, set[str]] = {}
+    colour, stacked = None, 0
+    for phrase, meanings in LEXICONS[language].read(text):
+        if not meanings and phrase[0] not in TABLES[language].FILLERS:
+            colour = None
+        for attribute, value in meanings:
+            if attribute == "stack":
+                stacked = int(value)
+                continue
+            found.setdefault(attribute, set()).add(value)
+            if attribute == "colour":
+                colour = value
+            elif attribute == "shape" and colour:
+                found.setdefault("thing", set()).add(f"{colour} {value}")
+                colour = None
+    if count := len(found.get("thing", ())) + stacked:
+        found["count"] = {str(count)}
+    return found
+
+
+def _voice(language: str, rng: np.random.Generator, use_reserved: bool = False) -> Voice:
+    if language not in LANGUAGES:
+        raise ValueError(f"language must be one of {', '.join(LANGUAGES)}; got {language!r}")
+    return Voice(rng, TABLES[language].WORDS, TABLES[language].RESERVED, use_reserved)

@@ -1,0 +1,298 @@
+"""English words of every attribute, and the lexicon that reads them back; `grammar_en.py` joins them into captions.
+
+Marks in the phrases: `~verb` is inflected, `{way}` is where a direction may be said and `{heading}` where one
+must, `{side}` and `{other}` are the side moved to and the one come from, `{object}` is what the event happens to,
+and `{}` in a material is where the colour goes.
+"""
+
+from __future__ import annotations
+
+import re
+
+from .lexicon import SIDES, Lexicon, Table
+
+WORDS: Table = {
+    "colour": {
+        "red": ("red", "bright red"),
+        "orange": ("orange", "bright orange"),
+        "yellow": ("yellow", "bright yellow"),
+        "green": ("green", "bright green"),
+        "blue": ("blue", "deep blue"),
+        "purple": ("purple", "violet"),
+        "pink": ("pink", "bright pink"),
+        "white": ("white", "pure white"),
+        "black": ("black", "jet-black"),
+    },
+    "shape": {
+        "ball": ("ball", "sphere", "orb"),
+        "cube": ("cube", "box", "block"),
+        "cylinder": ("cylinder", "drum", "can"),
+        "capsule": ("capsule", "pill"),
+    },
+    "size": {
+        "tiny": ("tiny", "minuscule"),
+        "small": ("small", "little"),
+        "medium": ("medium-sized", "mid-sized"),
+        "large": ("large", "big"),
+        "huge": ("huge", "giant"),
+    },
+    "material": {
+        "matte": ("matte {}", "{} rubber", "matte {} rubber"),
+        "glossy": ("glossy {}", "shiny {}", "shiny {} plastic", "glossy {} plastic"),
+        "metal": ("{} metal", "metallic {}", "{} steel"),
+    },
+    "speed": {
+        "very slow": ("very slowly",),
+        "slow": ("slowly",),
+        "fast": ("quickly", "rapidly"),
+        "very fast": ("very quickly", "very rapidly"),
+    },
+    "event": {
+        "rest": ("~sit still", "~rest", "~sit motionless", "~stand still", "~lie still", "~stay in place"),
+        "roll": ("~roll {way}", "~roll along {way}", "~roll steadily {way}", "~roll smoothly {way}"),
+        "slide": ("~slide {way}", "~glide {way}", "~skid {way}", "~slide along {way}", "~slide smoothly {way}"),
+        "spin": ("~spin in place", "~rotate in place", "~spin around", "~twirl", "~whirl around", "~spin on the spot"),
+        "fall": ("~fall from above", "~fall", "~drop from above", "~fall straight down", "~drop", "~drop from the air"),
+        "bounce": (
+            "~bounce up and down",
+            "~bounce",
+            "~hop up and down",
+            "~bounce repeatedly",
+            "~bounce again and again",
+        ),
+        "throw": (
+            "~be thrown {way}",
+            "~fly {way} in an arc",
+            "~be tossed {way}",
+            "~fly {way} through the air",
+            "~sail {way} through the air",
+            "~be thrown {way} through the air",
+        ),
+        "swing": (
+            "~swing back and forth on a string",
+            "~swing on a string",
+            "~swing like a pendulum",
+            "~swing to and fro on a string",
+            "~sway on a string",
+            "~hang on a string and ~swing",
+        ),
+        "occlude": (
+            "~pass behind a wall and ~come out on the other side",
+            "~move {way} behind a wall and ~come out on the other side",
+            "~disappear behind a wall and ~reappear on the {side}",
+            "~pass behind a wall and ~come out on the {side}",
+            "~go {way} behind a wall and ~reappear",
+            "~disappear behind a wall and ~reappear",
+        ),
+        "edge": (
+            "~roll {way} off the edge of a platform",
+            "~roll off the {side} edge of a platform",
+            "~roll {way} over the edge of a platform",
+            "~roll {way} off a ledge",
+            "~tumble off the edge of a platform",
+            "~roll {way} and ~drop off the edge of a platform",
+        ),
+        "collide": (
+            "~hit {object}",
+            "~move {heading} and ~hit {object}",
+            "~bump into {object}",
+            "~collide with {object}",
+            "~crash into {object}",
+            "~move {heading} and ~bump into {object}",
+            "~head {heading} and ~collide with {object}",
+            "~come from the {other} and ~crash into {object}",
+            "~run into {object}",
+        ),
+        "topple": (
+            "~knock over {object}",
+            "~move {heading} and ~knock over {object}",
+            "~topple {object}",
+            "~knock down {object}",
+            "~head {heading} and ~topple {object}",
+            "~come from the {other} and ~knock over {object}",
+            "~move {heading} and ~knock down {object}",
+        ),
+    },
+    "camera": {
+        "still": ("~hold still", "~stay fixed", "~stay in one place"),
+        "orbit": ("~orbit to the {side}", "~orbit {side}", "~circle to the {side}", "~arc {side}", "~circle {side}"),
+        "pan": ("~pan {side}", "~pan to the {side}", "~turn to the {side}", "~turn {side}"),
+        "crane up": ("~crane up", "~rise", "~move up", "~crane upward"),
+        "crane down": ("~crane down", "~sink", "~move down", "~crane downward"),
+        "zoom in": ("~zoom in", "~zoom in closer", "~narrow the view"),
+        "zoom out": ("~zoom out", "~zoom out wide", "~widen the view"),
+    },
+    "ground": {
+        "concrete": ("concrete", "a concrete floor", "bare concrete"),
+        "sand": ("sand", "the sand", "sandy ground"),
+        "wood": ("a wooden floor", "wood", "wooden boards"),
+        "grass": ("grass", "the grass", "a grassy field"),
+        "slate": ("slate", "a slate floor", "dark slate"),
+    },
+    "sky": {"clear": ("clear",), "cloudy": ("cloudy",)},
+    "time": {"morning": ("morning",), "noon": ("noon", "midday"), "sunset": ("sunset",), "night": ("night",)},
+}
+# Never said by `caption`: evaluation measures on them what a model makes of words it has not been trained on.
+RESERVED: Table = {
+    "colour": {
+        "red": ("crimson", "scarlet"),
+        "orange": ("tangerine",),
+        "yellow": ("lemon",),
+        "green": ("emerald",),
+        "blue": ("azure", "cobalt"),
+        "purple": ("plum",),
+        "pink": ("fuchsia",),
+        "white": ("ivory",),
+        "black": ("ebony",),
+    },
+    "shape": {"ball": ("globe",), "cube": ("crate",), "cylinder": ("barrel",), "capsule": ("lozenge",)},
+    "size": {
+        "tiny": ("teeny",),
+        "small": ("petite",),
+        "medium": ("average-sized",),
+        "large": ("sizable",),
+        "huge": ("enormous", "gigantic"),
+    },
+    "material": {"matte": ("rubbery {}",), "glossy": ("lacquered {}", "polished {}"), "metal": ("{} chrome",)},
+    "speed": {"slow": ("sluggishly",), "fast": ("swiftly",)},
+    "event": {
+        "rest": ("~remain where it is",),
+        "roll": ("~trundle {way}",),
+        "slide": ("~slither {way}",),
+        "spin": ("~pirouette",),
+        "fall": ("~plummet", "~plunge"),
+        "bounce": ("~jump up and down",),
+        "throw": ("~be hurled {way}", "~be lobbed {way}"),
+        "swing": ("~dangle and ~oscillate",),
+        "occlude": ("~vanish {way} behind a wall and ~emerge again",),
+        "edge": ("~trundle {way} off the brink of a platform",),
+        "collide": ("~strike {object}", "~travel {heading} and ~strike {object}", "~smash into {object}"),
+        "topple": ("~bowl over {object}", "~travel {heading} and ~bowl over {object}"),
+    },
+    "camera": {
+        "still": ("~remain fixed",),
+        "orbit": ("~revolve to the {side}",),
+        "pan": ("~swivel to the {side}",),
+        "crane up": ("~ascend",),
+        "crane down": ("~descend",),
+        "zoom in": ("~magnify the view",),
+        "zoom out": ("~draw back",),
+    },
+    "ground": {"concrete": ("cement",), "wood": ("timber",), "grass": ("a lawn", "turf"), "sand": ("a beach",)},
+    "sky": {"clear": ("cloudless",), "cloudy": ("overcast",)},
+    "time": {"morning": ("dawn",), "sunset": ("dusk",), "night": ("midnight",)},
+}
+# A bare "left" or "right" must have nothing behind it: "rolls right behind a cube" says something else.
+WAYS = ("to the {side}", "{side}", "toward the {side}", "{side}ward", "from {other} to {side}")
+NUMBERS = {2: "two", 3: "three"}
+STACKS = ("stack", "tower")
+# Where a thing stands, said of the thing: {it} is "it" or "the ball".
+HERE = {
+    "behind": ("behind {it}",),
+    "in front of": ("in front of {it}",),
+    "left of": ("to the left of {it}", "on the left of {it}"),
+    "right of": ("to the right of {it}", "on the right of {it}"),
+}
+# The same, said of the subject: where it stands from a thing that is behind it, and so on.
+THERE = {
+    "behind": ("in front of",),
+    "in front of": ("behind",),
+    "left of": ("to the right of", "right of"),
+    "right of": ("to the left of", "left of"),
+}
+PACES = {
+    "very slow": "very slow",
+    "slow": "slow",
+    "normal": "at a normal pace",
+    "fast": "fast",
+    "very fast": "very fast",
+}
+STATIC = ("static shot", "static camera", "fixed camera")
+FILLERS = ()  # words that may stand between a colour and its shape and mean nothing
+DOUBLED = ("spin", "skid", "sit", "hit", "drop", "hop", "run", "pan", "swivel")
+
+
+def inflect(template: str, form: str) -> str:
+    """Put every `~verb` in a form: it rolls ("finite"), is rolling ("progressive"), rolling ("participle")."""
+
+    def one(match: re.Match) -> str:
+        verb = match[1]
+        if form == "finite":
+            stem = verb[:-1] + "ie" if re.search("[^aeiou]y$", verb) else verb
+            return "is" if verb == "be" else stem + ("es" if re.search("(s|sh|ch|x|z|o)$", verb) else "s")
+        if verb == "lie":
+            return "lying"
+        stem = verb + verb[-1] if verb in DOUBLED else re.sub("(?<=[^e])e$", "", verb) if verb != "be" else verb
+        return stem + "ing"
+
+    if form == "participle":
+        template = template.replace("~be ", "")  # a ball thrown to the left
+    text = re.sub(r"~(\w+)", one, template)
+    return f"is {text}" if form == "progressive" else text
+
+
+def split(text: str) -> list[str]:
+    """Cut a text into lower-case words, hyphens kept, and punctuation marks."""
+    return re.findall(r"[a-z]+(?:-[a-z]+)*|[^a-z\s]", text.lower())
+
+
+def build_lexicon(tables: tuple[Table, ...] = (WORDS, RESERVED)) -> Lexicon:
+    """List every phrase the grammar can say from the tables with what it means."""
+    lexicon = Lexicon(split)
+    for side, other in SIDES.items():
+        for way in WAYS:
+            lexicon.add(way.format(side=side, other=other), ("direction", side))
+        lexicon.add(f"from the {other}", ("direction", side))
+    for table in tables:
+        for attribute, values in table.items():
+            for value, phrases in values.items():
+                for phrase in phrases:
+                    if attribute == "event":
+                        add_event(lexicon, value, phrase)
+                    elif attribute == "camera":
+                        add_camera(lexicon, value, phrase)
+                    elif attribute == "material":
+                        for word in phrase.replace("{}", "").split():
+                            lexicon.add(word, (attribute, value))
+                    else:
+                        lexicon.add(phrase, (attribute, value))
+                        if attribute == "shape":
+                            lexicon.add("boxes" if phrase == "box" else f"{phrase}s", (attribute, value))
+    for pace, words in PACES.items():
+        lexicon.add(words, ("speed", pace))
+    for words in STATIC:
+        lexicon.add(words, ("camera", "still"))
+    for number, word in NUMBERS.items():
+        lexicon.add(word, ("stack", str(number)))
+    for relation in HERE:
+        for phrase in HERE[relation]:
+            lexicon.add(phrase.format(it="it"), ("relation", relation))
+            lexicon.add(phrase.format(it="the"), ("relation", relation))
+        for phrase in THERE[relation]:
+            lexicon.add(phrase, ("relation", relation))
+    for side in SIDES:
+        lexicon.add(f"to its {side}", ("relation", f"{side} of"))
+        lexicon.add(f"on its {side}", ("relation", f"{side} of"))
+    return lexicon
+
+
+def add_event(lexicon: Lexicon, event: str, template: str) -> None:
+    """Add an event's phrase up to its object, in every form and with every way of saying the direction."""
+    for verb in ("~roll", "~slide") if event == "edge" else ("",):
+        words = template.replace("~roll", verb) if verb else template
+        words = words.split(" {object}")[0]
+        for form in ("finite", "progressive", "participle"):
+            spoken = inflect(words, form).removeprefix("is ").removeprefix("being ")
+            if not re.search("{side}|{other}|{heading}", spoken):
+                lexicon.add(spoken.replace(" {way}", ""), ("event", event))
+            if "{" in spoken:
+                for side, other in SIDES.items():
+                    for way in WAYS:
+                        filled = re.sub("{way}|{heading}", way, spoken).format(side=side, other=other)
+                        lexicon.add(filled, ("event", event), ("direction", side))
+
+
+def add_camera(lexicon: Lexicon, move: str, template: str) -> None:
+    for side in SIDES if "{side}" in template else ("",):
+        for form in ("finite", "participle"):
+            lexicon.add(inflect(template, form).format(side=side), ("camera", f"{move} {side}".strip()))
