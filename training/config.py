@@ -1,0 +1,130 @@
+"""What a run is: flat frozen dataclasses. `presets.py` has functions that return them; the command line overrides
+fields.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+Format = tuple[int, int, int]  # columns, rows, frames
+
+
+@dataclass(frozen=True)
+class WorldRun:
+    """A data set of world clips. `formats[i]` is (columns, rows, frames) and `clips[i]` how many clips of it there
+    are.
+    """
+
+    folder: Path = Path("data/tiny")
+    seed: int = 0
+    split: str = "train"
+    formats: tuple[Format, ...] = ((64, 64, 17),)
+    clips: tuple[int, ...] = (400,)
+    fps: float = 8.0
+    workers: int = 2
+
+
+@dataclass(frozen=True)
+class Run:
+    """What all trainers share.
+
+    The rate rises over `warmup_steps`, stays, and falls to zero over the last `decay_steps`. `precision` is "auto"
+    (bf16 where the processor or GPU has arithmetic for it), "no" or "bf16". Checkpoints are written every
+    `save_minutes` and at the end.
+    """
+
+    data: Path = Path("data/tiny")
+    held_out: Path = Path("data/tiny-test")
+    out: Path = Path("runs/tiny")
+    seed: int = 0
+    steps: int = 1000
+    rate: float = 1e-3
+    warmup_steps: int = 100
+    decay_steps: int = 300
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    ema_decay: float = 0.999
+    precision: str = "auto"
+    save_minutes: float = 10.0
+    keep_checkpoints: int = 2
+    validate_every: int = 500
+    show_every: int = 1000
+
+
+@dataclass(frozen=True)
+class VAERun(Run):
+    """A spacetime VAE. A step sees `batch` clips, all of one of the `formats`, which is drawn by its share of the data.
+
+    The loss is L1 + `perceptual_weight` * (1 - multi-scale SSIM) + `kl_weight` * KL + an adversarial term of
+    `adversarial_weight` times the reconstruction's gradient, from step `adversarial_from` on.
+    """
+
+    formats: tuple[Format, ...] = ((64, 64, 17),)
+    channels: int = 16
+    patch: tuple[int, int, int] = (4, 4, 4)
+    widths: tuple[int, ...] = (80, 160)
+    downs: tuple[tuple[int, int, int], ...] = ((1, 2, 2),)
+    encoder_blocks: tuple[int, ...] = (1, 2)
+    decoder_blocks: tuple[int, ...] = (2, 3)
+    batch: int = 8
+    frames: int = 9  # a random stretch of each clip, or one frame in `image_share` of the steps
+    image_share: float = 0.1
+    kl_weight: float = 1e-5
+    perceptual_weight: float = 0.1
+    adversarial_weight: float = 0.05
+    adversarial_from: int = 800
+    adversarial_rate: float = 4e-4
+    discriminator_width: int = 48
+
+
+@dataclass(frozen=True)
+class TextRun(Run):
+    """A text tower, trained contrastively against a video tower on `batch` clips and captions a step."""
+
+    vocabulary: int = 2048
+    context: int = 128
+    width: int = 128
+    heads: int = 4
+    layers: int = 4
+    video_width: int = 192
+    video_layers: int = 4
+    batch: int = 128
+
+
+@dataclass(frozen=True)
+class DiTRun(Run):
+    """A diffusion transformer. Every step's pack holds `clips[i]` clips of `formats[i]`; one frame makes an image.
+
+    `caption_drop` of the clips are trained without words, for guidance. Images are frames of
+    the clips of the same size; on which canvases clips are dreamed is drawn by `canvases.py`.
+    """
+
+    vae: Path = Path("runs/tiny/vae")
+    text: Path = Path("runs/tiny/text")
+    depth: int = 6
+    formats: tuple[Format, ...] = ((64, 64, 17), (64, 64, 1))
+    clips: tuple[int, ...] = (24, 24)
+    fps: float = 8.0
+    caption_drop: float = 0.1
+    base_tokens: int = 80
+    train_shift: float = 1.0  # of the training times, for a clip of base_tokens
+    shift: float = 1.0  # of the sampler's schedule, likewise
+    sample_steps: int = 30
+    guidance: float = 4.0
+    validation_clips: int = 64
+
+
+@dataclass(frozen=True)
+class JudgeRun(Run):
+    """A classifier that reads a clip's attributes from its pixels (`judge.py`), trained on `data` and `more_data`."""
+
+    more_data: Path = Path("data/first-combinations")
+    width: int = 48
+    batch: int = 32
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The tiny model's whole recipe (`tiny.py`); its parts have presets of their own."""

@@ -1,0 +1,81 @@
+"""What a run will cost, before it starts: what --dry-run prints."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from training.config import DiTRun, Run, TextRun, VAERun, WorldRun
+
+
+def describe_cost(run: Run | WorldRun) -> str:
+    """Return the resolved config as JSON, and a line each of parameters, work and memory, as far as they follow from
+    it.
+    """
+    config = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(run).items()}
+    return "\n".join([json.dumps(config, indent=2), *_lines(run)])
+
+
+def _lines(run: Run | WorldRun) -> list[str]:
+    if isinstance(run, WorldRun):
+        sizes = [
+            n * 3 * columns * rows * frames for (columns, rows, frames), n in zip(run.formats, run.clips, strict=True)
+        ]
+        return [f"clips {sum(run.clips):,}", f"disk {sum(sizes) / 1e9:.2f} GB"]
+    if isinstance(run, DiTRun):
+        return _dit_lines(run)
+    if isinstance(run, VAERun):
+        return _vae_lines(run)
+    if isinstance(run, TextRun):
+        return [f"clips seen {run.steps * run.batch:,}"]
+    return []
+
+
+def _dit_lines(run: DiTRun) -> list[str]:
+    from captioning.text_encoder import load_text_encoder, width_of
+    from dit.flops import forward_flops, parameters, training_bytes
+    from dit.packing import grid_of
+    from training.train_dit import WORDS, shape_of
+    from vae.model import VideoVAE
+    from vae.weights import load_strictly
+
+    vae = load_strictly(VideoVAE, run.vae)
+    shape = shape_of(run, vae.stride, vae.channels, width_of(load_text_encoder(run.text)[1]))
+    tokens = flops = 0
+    for (columns, rows, frames), count in zip(run.formats, run.clips, strict=True):
+        T, H, W = grid_of(vae.latent_shape(frames, rows, columns), shape.patch)
+        tokens += count * T * H * W
+        flops += 3 * count * forward_flops(shape, T * H * W, WORDS)
+    return [
+        f"parameters {parameters(shape):,}",
+        f"tokens a step {tokens:,}",
+        f"FLOPs a step {flops:.3g}, in all {hours(flops * run.steps)}",
+        f"memory about {training_bytes(shape, tokens) / 2**30:.1f} GiB",
+    ]
+
+
+def _vae_lines(run: VAERun) -> list[str]:
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from vae.model import VideoVAE
+
+    with torch.device("meta"):
+        vae = VideoVAE(run.channels, run.patch, run.widths, run.downs, run.encoder_blocks, run.decoder_blocks)
+        columns, rows, frames = run.formats[0]
+        pixels = torch.zeros(1, 3, min(run.frames, frames), rows, columns)
+        noise = torch.zeros(1, run.channels, *vae.latent_shape(pixels.shape[2], rows, columns))
+    with FlopCounterMode(display=False) as counter:
+        vae(pixels, noise)
+    flops = 3 * run.batch * counter.get_total_flops()
+    return [
+        f"parameters {sum(value.numel() for value in vae.parameters()):,}",
+        f"stride {vae.stride}, {run.channels} channels",
+        f"FLOPs a step {flops:.3g}, in all {hours(flops * run.steps)}, without the critic",
+    ]
+
+
+def hours(flops: float) -> str:
+    """Say how long some work takes on two ordinary cores and on one large GPU."""
+    return f"{flops:.3g}: {flops / 1e11 / 3600:.2g} h at 100 GFLOP/s, {flops / 3e14 / 3600:.2g} h at 300 TFLOP/s"

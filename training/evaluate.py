@@ -1,0 +1,190 @@
+"""How well does a model follow prompts? Prompts from the world's grammar, clips from the model, a judge that reads
+pixels.
+
+Four reference rows stand beside the model: true renders of the same scenes (what the judge can read at best), the same
+through the model's VAE, the model's clips against each other's prompts (chance), and the same architecture untrained.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import count, islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+from tqdm import tqdm
+
+from dit.model import DiT
+from dit.pipeline import Pipeline
+from dit.request import Request
+from training.judge import ATTRIBUTES, FORMAT, Judge, truth_of
+from training.metrics import interval
+from training.world import make_clips
+from training.world.scene import SPLITS, Scene, rng_of, sample_scene
+from training.world.words import prompt
+from vae.pixels import contact_sheet
+from vae.weights import load_strictly
+
+JUDGED = ("colour", "shape", "size", "motion", "camera")  # what a prompt says of one object
+FIRST = 700_000_000  # the first index looked at: far beyond any clip that a data set holds
+UNTRAINED = 32  # prompts for the untrained row, which chance settles
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """Which prompts: scenes of a split with so many objects."""
+
+    name: str
+    split: str
+    objects: tuple[int, ...]
+
+
+SETS = (
+    PromptSet("one object", "test", (1,)),
+    PromptSet("one object, pairs never seen together", "combinations", (1,)),
+    PromptSet("two to four objects", "test", (2, 3, 4)),
+)
+
+
+def scenes_of(chosen: PromptSet, seed: int) -> Iterator[Scene]:
+    """List a set's scenes without end; the same seed lists the same."""
+    assert chosen.split in SPLITS
+    for index in count(FIRST):
+        scene = sample_scene(seed, chosen.split, index)
+        if len(scene.things) in chosen.objects:
+            yield scene
+
+
+def prompt_of(scene: Scene) -> str:
+    """Write a prompt that says all that is judged."""
+    return prompt(
+        scene,
+        rng=rng_of(scene.seed, scene.split, scene.index, 7),
+        mention=("colour", "shape", "size", "event", "camera"),
+    )
+
+
+def evaluate(
+    model: Path, judge: Path, output: Path, prompts: int = 200, seed: int = 0, sets: Iterable[PromptSet] = SETS
+) -> dict:
+    """Judge a model folder on `prompts` prompts of each set; writes report.json and report.png under `output`, and
+    returns the report.
+
+    A prompt's motion, camera, size, colour and shape are each right or wrong, and all of them together; means come with
+    95 % bootstrap intervals over prompts.
+    """
+    pipeline = Pipeline.from_pretrained(model)
+    eye = load_strictly(Judge, judge)
+    if torch.cuda.is_available():
+        pipeline.to("cuda"), eye.to("cuda")
+    report: dict = {"model": pipeline.hash, "seed": seed, "settings": asdict(pipeline.settings), "sets": {}}
+    shown: list[tuple[str, Tensor]] = []
+    for chosen in sets:
+        scenes = list(islice(scenes_of(chosen, seed), prompts))
+        report["sets"][chosen.name] = rows(pipeline, eye, scenes, chosen.name, shown)
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "report.json").write_text(json.dumps(report, indent=2))
+    picture(report, shown).save(output / "report.png")
+    return report
+
+
+def rows(pipeline: Pipeline, eye: Judge, scenes: list[Scene], name: str, shown: list) -> dict:
+    """Return the rows of one set of prompts: the model and its references."""
+    truths = [truth_of(scene) for scene in scenes]
+    readings = list(read(eye, dreams(pipeline, scenes, name, shown)))
+    renders = [clip.video.float()[None] / 127.5 - 1 for clip in true_clips(scenes)]
+    untrained = untrained_like(pipeline)
+    through = (pipeline.vae.decode(pipeline.vae.encode(clip.to(pipeline.device))) for clip in renders)
+    return {
+        "model": score(readings, truths),
+        "true renders": score(read(eye, renders), truths),
+        "renders through the VAE": score(read(eye, through), truths),
+        "shuffled prompts": score(readings, [truths[(n + len(truths) // 2) % len(truths)] for n in range(len(truths))]),
+        "untrained": score(read(eye, dreams(untrained, scenes[:UNTRAINED], f"{name}, untrained")), truths[:UNTRAINED]),
+    }
+
+
+def untrained_like(pipeline: Pipeline) -> Pipeline:
+    """Return the same pipeline around a transformer with fresh weights."""
+    parts = (pipeline.vae, pipeline.text_encoder, pipeline.tokenizer, pipeline.scheduler)
+    return Pipeline(DiT.from_shape(pipeline.transformer.shape).to(pipeline.device), *parts, pipeline.settings)
+
+
+def dreams(pipeline: Pipeline, scenes: list[Scene], name: str, shown: list | None = None) -> Iterator[Tensor]:
+    """Make a clip (1, 3, F, Y, X) of each scene's prompt, each with a seed of its own."""
+    columns, height, frames = FORMAT
+    requests = [
+        Request(prompt=prompt_of(scene), seed=number, size=(columns, height), seconds=frames / pipeline.settings.fps)
+        for number, scene in enumerate(scenes)
+    ]
+    for dream in tqdm(pipeline.generate(requests), name, len(requests)):
+        clip = pipeline.pixels(dream.latents)
+        if shown is not None and dream.request.seed < 6:
+            shown.append((dream.request.prompt, clip.cpu()))
+        yield clip[None]
+
+
+def true_clips(scenes: list[Scene]):
+    """Render the scenes themselves."""
+    columns, height, frames = FORMAT
+    first = scenes[0]
+    indices = [scene.index for scene in scenes]
+    return make_clips(indices, first.seed, first.split, rows=height, columns=columns, frames=frames)
+
+
+def read(eye: Judge, clips: Iterable[Tensor]) -> Iterator[dict[str, str]]:
+    """Return what the judge reads of each clip (1, 3, F, Y, X)."""
+    for clip in clips:
+        yield {name: values[0] for name, values in eye.read(clip.to(eye.device)).items()}
+
+
+def score(readings: Iterable[dict[str, str]], truths: list[dict[str, str]]) -> dict[str, dict]:
+    """Return the share of prompts followed, by attribute and in all, with 95 % intervals."""
+    table = np.array(
+        [[found[name] == truth[name] for name in ATTRIBUTES] for found, truth in zip(readings, truths, strict=True)]
+    )
+    columns = {name: table[:, n] for n, name in enumerate(ATTRIBUTES)}
+    columns["all"] = np.all([columns[name] for name in JUDGED], axis=0)
+    found = {}
+    for name, values in columns.items():
+        mean, low, high = interval(values)
+        found[name] = {"mean": round(mean, 4), "low": round(low, 4), "high": round(high, 4), "prompts": len(values)}
+    return found
+
+
+def picture(report: dict, shown: list[tuple[str, Tensor]]) -> Image.Image:
+    """Draw the report: a bar with its interval for every attribute and row, and some of the clips."""
+    names = [*ATTRIBUTES, "all"]
+    sheet = contact_sheet([clip for _, clip in shown], captions=[text for text, _ in shown], scale=2)
+    clips = Image.fromarray(sheet.permute(1, 2, 0).numpy())
+    left, bar, line = 190, 90, 16
+    height = sum(3 + len(found) for found in report["sets"].values()) * line + 20
+    page = Image.new("RGB", (max(left + len(names) * (bar + 12) + 20, clips.width), height + clips.height), "white")
+    page.paste(clips, (0, height))
+    draw = ImageDraw.Draw(page)
+    y = 8
+    for title, found in report["sets"].items():
+        draw.text((8, y), title, "black")
+        for n, name in enumerate(names):
+            draw.text((left + n * (bar + 12), y + line), name, "black")
+        y += 2 * line
+        for row, values in found.items():
+            draw.text((8, y), row, "black")
+            for n, name in enumerate(names):
+                x, value = left + n * (bar + 12), values[name]
+                draw.rectangle((x, y + 2, x + bar, y + line - 4), outline="lightgrey")
+                draw.rectangle(
+                    (x, y + 2, x + value["mean"] * bar, y + line - 4), fill="steelblue" if row == "model" else "silver"
+                )
+                draw.line(
+                    (x + value["low"] * bar, y + line // 2 - 1, x + value["high"] * bar, y + line // 2 - 1), "black", 2
+                )
+                draw.text((x + bar - 24, y), f"{100 * value['mean']:.0f}", "black")
+            y += line
+        y += line
+    return page

@@ -1,0 +1,218 @@
+"""The judge: a small network that reads what a clip shows from its pixels alone, trained on true renders.
+
+    python -m training.judge --preset first
+
+It never sees a model's clips, nor a prompt. It learns all pairs of attributes, those held out from the models included,
+and half of its clips blurred or noisy, so that it judges what is shown and not how crisply.
+"""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from einops import rearrange
+from torch import Tensor, nn
+
+from training.config import JudgeRun
+from training.dataset import Bucket, bucket_of, data_hash, order, share
+from training.loop import Course, accelerator_for, adamw, descend, describe, rate_at
+from training.world.scene import CAMERAS, COLOURS, EVENTS, SHAPES, SIZES, Scene
+
+FORMAT = (64, 64, 17)
+# What is read of the subject, or of the clip. "count" is how many things there are.
+ATTRIBUTES: dict[str, tuple[str, ...]] = {
+    "colour": tuple(COLOURS),
+    "shape": SHAPES,
+    "size": tuple(SIZES),
+    "motion": tuple(EVENTS),
+    "camera": CAMERAS,
+    "count": ("1", "2", "3", "4"),
+}
+THINGS = tuple(
+    (colour, shape) for colour in COLOURS for shape in SHAPES
+)  # read of everything in sight: which are there
+
+
+class Judge(ModelMixin, ConfigMixin):
+    """Convolutions within frames and between them, then one query an attribute over what they found."""
+
+    @register_to_config
+    def __init__(self, width: int = 64):
+        super().__init__()
+        self.frames = nn.ModuleList(
+            [
+                nn.Conv2d(3, width // 2, 5, stride=2, padding=2),
+                nn.Conv2d(width // 2, width, 3, stride=2, padding=1),
+                nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
+                nn.Conv2d(2 * width, 3 * width, 3, stride=2, padding=1),
+            ]
+        )
+        self.times = nn.ModuleList([Between(width), Between(2 * width), Between(3 * width)])
+        self.places = nn.Parameter(0.02 * torch.randn(17 * 16, 3 * width))
+        self.queries = nn.Parameter(0.02 * torch.randn(len(ATTRIBUTES) + 1, 3 * width))
+        layer = nn.TransformerDecoderLayer(
+            d_model=3 * width, nhead=3, dim_feedforward=6 * width, dropout=0.0, batch_first=True, norm_first=True
+        )
+        self.look = nn.TransformerDecoder(layer, 2)
+        answers = [len(values) for values in ATTRIBUTES.values()] + [len(THINGS)]
+        self.answers = nn.ModuleList(nn.Linear(3 * width, count) for count in answers)
+
+    def forward(self, pixels: Tensor) -> dict[str, Tensor]:
+        """Return logits (B, values) for every attribute, and (B, THINGS) for "things", of pixels (B, 3, 17, 64, 64) in
+        [-1, 1].
+        """
+        B = len(pixels)
+        x = rearrange(pixels, "B rgb F Y X -> (B F) rgb Y X")
+        x = F.relu(self.frames[0](x))
+        for within, between in zip(self.frames[1:], self.times, strict=True):
+            x = F.relu(within(x))
+            x = rearrange(between(rearrange(x, "(B F) D H W -> B F H W D", B=B)), "B F H W D -> (B F) D H W")
+        seen = rearrange(x, "(B F) D H W -> B (F H W) D", B=B) + self.places
+        found = self.look(self.queries.expand(B, -1, -1), seen)
+        return {
+            name: answer(found[:, n])
+            for n, (name, answer) in enumerate(zip([*ATTRIBUTES, "things"], self.answers, strict=True))
+        }
+
+    @torch.no_grad()
+    def read(self, pixels: Tensor) -> dict[str, list[str]]:
+        """Return the most likely value of every attribute of each clip."""
+        logits = self(pixels)
+        return {name: [values[n] for n in logits[name].argmax(1).tolist()] for name, values in ATTRIBUTES.items()}
+
+
+class Between(nn.Module):
+    """Compare each frame with its neighbours: a residual over five frames, (B, F, H, W, D)."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.mix = nn.Linear(5 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        around = F.pad(self.norm(x), (0, 0, 0, 0, 0, 0, 2, 2))
+        window = torch.cat([around[:, lag : lag + x.shape[1]] for lag in range(5)], dim=-1)
+        return x + F.relu(self.mix(window))
+
+
+def truth_of(scene: Scene) -> dict[str, str]:
+    """Return what the judge should read of a scene."""
+    subject = scene.things[0]
+    return {
+        "colour": subject.colour,
+        "shape": subject.shape,
+        "size": subject.size,
+        "motion": scene.event,
+        "camera": scene.camera,
+        "count": str(len(scene.things)),
+    }
+
+
+def targets_of(scenes: list[Scene]) -> dict[str, Tensor]:
+    """Return the classes (B,) of every attribute and the things in sight (B, THINGS)."""
+    truths = [truth_of(scene) for scene in scenes]
+    classes = {
+        name: torch.tensor([values.index(truth[name]) for truth in truths]) for name, values in ATTRIBUTES.items()
+    }
+    things = [[float(pair in {(t.colour, t.shape) for t in scene.things}) for pair in THINGS] for scene in scenes]
+    return classes | {"things": torch.tensor(things)}
+
+
+def judge_loss(logits: dict[str, Tensor], targets: dict[str, Tensor]) -> Tensor:
+    """Return the sum of the cross-entropies of all attributes, and of the things in sight."""
+    attributes = sum(F.cross_entropy(logits[name], targets[name]) for name in ATTRIBUTES)
+    return attributes + 10 * F.binary_cross_entropy_with_logits(logits["things"], targets["things"])
+
+
+def train(run: JudgeRun) -> dict:
+    """Train a judge from a preset; leaves it in `run.out` / "judge" and returns its accuracy on held-out renders, also
+    in report.json.
+    """
+    accelerator = accelerator_for(run)
+    buckets = [bucket_of(folder, FORMAT) for folder in (run.data, run.more_data)]
+    describe(run, accelerator, data=[data_hash(folder, (FORMAT,)) for folder in (run.data, run.more_data)])
+    torch.manual_seed(run.seed)
+    judge = Judge(run.width)
+    judge, optimizer = accelerator.prepare(judge, adamw(judge, run))
+    course = Course("train judge", run, accelerator, {"judge": judge, "optimizer": optimizer})
+    bare = accelerator.unwrap_model(judge)
+
+    for step in course:
+        pixels, scenes = batch(run, buckets, step, accelerator)
+        targets = {name: value.to(accelerator.device) for name, value in targets_of(scenes).items()}
+        loss = judge_loss(judge(pixels.to(accelerator.device)), targets)
+        norm = descend(accelerator, judge, optimizer, loss, rate_at(step, run), run.clip_norm)
+        course.note(step, norm, loss=loss)
+        if step % run.validate_every == run.validate_every - 1:
+            course.log(step + 1, accuracy(bare.eval(), bucket_of(run.held_out, FORMAT), 512)["one object"])
+            bare.train()
+
+    report = accuracy(bare.eval(), bucket_of(run.held_out, FORMAT))
+    if accelerator.is_main_process:
+        bare.to(torch.float16).save_pretrained(run.out / "judge")
+        (run.out / "report.json").write_text(json.dumps(report, indent=2))
+    accelerator.end_training()
+    return report
+
+
+def batch(run: JudgeRun, buckets: list[Bucket], step: int, accelerator) -> tuple[Tensor, list[Scene]]:
+    """Return a step's clips, half of them spoilt a little, and their scenes: functions of the seed and each sample's
+    number alone.
+    """
+    clip_of = order(run.seed, "judge", sum(map(len, buckets)))
+    clips, scenes = [], []
+    for number in share(run.batch, step, accelerator.process_index, accelerator.num_processes):
+        clip = clip_of(number)
+        bucket = buckets[0] if clip < len(buckets[0]) else buckets[1]
+        clip = clip if bucket is buckets[0] else clip - len(buckets[0])
+        clips.append(spoil(bucket.clips([clip])[0], np.random.default_rng([run.seed, 6, number])))
+        scenes.append(bucket.scene(clip))
+    return torch.stack(clips), scenes
+
+
+def spoil(clip: Tensor, rng: np.random.Generator) -> Tensor:
+    """Leave a clip as it is, or blur it by less than a pixel, or add noise."""
+    fate = rng.random()
+    if fate < 0.25:
+        softness = float(rng.uniform(0.1, 0.5))
+        around = F.avg_pool2d(F.pad(clip, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+        return (1 - softness) * clip + softness * around
+    if fate < 0.5:
+        return clip + float(rng.uniform(0.01, 0.06)) * torch.from_numpy(
+            rng.standard_normal(clip.shape, dtype=np.float32)
+        )
+    return clip
+
+
+@torch.no_grad()
+def accuracy(judge: Judge, bucket: Bucket, clips: int | None = None) -> dict[str, dict[str, float]]:
+    """Return the share of held-out renders that the judge reads right, by attribute: of those with one object, and of
+    all.
+    """
+    numbers = range(min(clips or len(bucket), len(bucket)))
+    right: dict[str, list[float]] = {name: [] for name in ATTRIBUTES}
+    alone = []
+    for start in range(0, len(numbers), 32):
+        chosen = numbers[start : start + 32]
+        scenes = [bucket.scene(number) for number in chosen]
+        found = judge.read(bucket.clips(chosen).to(judge.device))
+        alone += [len(scene.things) == 1 for scene in scenes]
+        for name in ATTRIBUTES:
+            right[name] += [float(a == truth_of(scene)[name]) for a, scene in zip(found[name], scenes, strict=True)]
+    one = np.array(alone)
+    return {
+        "one object": {name: float(np.array(values)[one].mean()) for name, values in right.items()}
+        | {"clips": int(one.sum())},
+        "all": {name: float(np.mean(values)) for name, values in right.items()} | {"clips": len(one)},
+    }
+
+
+if __name__ == "__main__":
+    from training.presets import run_of
+
+    train(run_of("judge"))

@@ -1,0 +1,91 @@
+"""Named runs: functions that return configs. A ladder of sizes, the same code.
+
+"tiny" makes a model from nothing on a laptop in a quarter of an hour (`make train-tiny`); "first" made the model that
+is shipped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from training.config import DiTRun, Recipe, Run, TextRun, VAERun, WorldRun
+
+TINY, FIRST = Path("runs/tiny"), Path("runs/first")
+
+
+def world_tiny() -> WorldRun:
+    return WorldRun(folder=Path("data/tiny"), clips=(800,))
+
+
+def world_tiny_test() -> WorldRun:
+    return replace(world_tiny(), folder=Path("data/tiny-test"), split="test", clips=(64,))
+
+
+def vae_tiny() -> VAERun:
+    return VAERun(
+        out=TINY / "vae",
+        steps=700,
+        rate=2e-3,
+        warmup_steps=50,
+        decay_steps=250,
+        adversarial_from=600,
+        ema_decay=0.99,
+        widths=(64, 128),
+        encoder_blocks=(1, 1),
+        decoder_blocks=(1, 2),
+        frames=5,
+        validate_every=200,
+    )
+
+
+def text_tiny() -> TextRun:
+    return TextRun(out=TINY / "text", steps=150, warmup_steps=30, decay_steps=60, batch=64, validate_every=75)
+
+
+def dit_tiny() -> DiTRun:
+    return DiTRun(
+        out=TINY / "dit",
+        vae=TINY / "vae" / "vae",
+        text=TINY / "text" / "text",
+        depth=4,
+        steps=500,
+        warmup_steps=50,
+        decay_steps=200,
+        ema_decay=0.99,
+        validate_every=250,
+        show_every=500,
+    )
+
+
+PRESETS = {
+    "world": {"tiny": world_tiny, "tiny-test": world_tiny_test},
+    "vae": {"tiny": vae_tiny},
+    "text": {"tiny": text_tiny},
+    "dit": {"tiny": dit_tiny},
+    "judge": {},
+    "tiny": {"tiny": Recipe},
+}
+
+
+def run_of(kind: str, args: list[str] | None = None) -> Run | WorldRun:
+    """Read a run from command-line words: `--preset NAME`, then any field of it, such as `--steps 100`.
+
+    `--dry-run` prints the resolved config and what it will cost, and exits.
+    """
+    import argparse
+
+    import tyro
+
+    first = argparse.ArgumentParser(add_help=False)
+    first.add_argument("--preset", default="tiny", choices=sorted(PRESETS[kind]))
+    first.add_argument("--dry-run", action="store_true")
+    known, others = first.parse_known_args(args)
+    preset = PRESETS[kind][known.preset]()
+    run = tyro.cli(type(preset), default=preset, args=others, prog=f"longtake train {kind} --preset {known.preset}")
+    if known.dry_run:
+        from training.cost import describe_cost
+
+        print(describe_cost(run))
+        raise SystemExit(0)
+    return run

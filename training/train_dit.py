@@ -1,0 +1,257 @@
+"""Train the diffusion transformer on packs of clips of every format, on random canvases.
+
+python -m training.train_dit --preset tiny
+accelerate launch -m training.train_dit --preset tiny
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from diffusers.training_utils import EMAModel
+from torch import Tensor
+
+from captioning.text_encoder import Words, encode, load_text_encoder, width_of
+from dit.flops import forward_flops, parameters
+from dit.flow import interpolate, sample_times, scheduler_for, shift_for, velocity
+from dit.model import DiT, DiTConfig
+from dit.packing import Pack, grid_of, pack, patchify
+from dit.pipeline import Pipeline, Settings
+from dit.request import Request
+from training.canvases import draw_level
+from training.config import DiTRun, Format
+from training.dataset import Bucket, bucket_of, code, data_hash, order, share
+from training.loop import Course, accelerator_for, adamw, descend, describe, rate_at
+from vae.model import VideoVAE
+from vae.pixels import contact_sheet
+from vae.recorder import write_picture
+from vae.weights import WEIGHTS, halve, hash_of_file, load_strictly
+
+STRATA = 8  # of time, in the validation table
+TOKEN_PIXELS = 16
+WORDS = 32  # of a usual caption, for estimates of work
+
+
+def train(run: DiTRun) -> dict:
+    """Train a DiT from a preset; leaves a whole model folder in `run.out` / "model" and returns the last validation."""
+    accelerator = accelerator_for(run)
+    vae = load_strictly(VideoVAE, run.vae).to(accelerator.device)
+    tokenizer, text_encoder = load_text_encoder(run.text)
+    text_encoder.requires_grad_(False).to(accelerator.device)
+    stamp = hash_of_file(run.vae / WEIGHTS)
+    with accelerator.main_process_first():
+        sources = {format: Source.open(run.data, run.formats, format, vae, stamp) for format in run.formats}
+    shape = shape_of(run, vae.stride, vae.channels, width_of(text_encoder))
+    torch.manual_seed(run.seed)
+    model = DiT.from_shape(shape)
+    work = sum(
+        count * forward_flops(shape, tokens_of(sources[format], shape), WORDS)
+        for format, count in zip(run.formats, run.clips, strict=True)
+    )
+    facts = {"data": data_hash(run.data, real_formats(run.formats)), "vae": stamp}
+    describe(run, accelerator, **facts, parameters=parameters(shape), flops_a_step=3 * work)
+    optimizer = adamw(model, run)
+    average = EMAModel(model.parameters(), decay=run.ema_decay, foreach=True)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    average.to(accelerator.device)
+    course = Course("train dit", run, accelerator, {"model": model, "average": average, "optimizer": optimizer})
+    bare = accelerator.unwrap_model(model)
+    pipeline = Pipeline(bare, vae, text_encoder, tokenizer, scheduler_for(run.base_tokens, run.shift), settings(run))
+    table = validation_table(run, shape, vae, tokenizer, text_encoder, stamp)
+
+    for step in course:
+        examples = [
+            e
+            for format, count in zip(run.formats, run.clips, strict=True)
+            for e in draw(run, sources[format], shape.patch, count, step, accelerator)
+        ]
+        with torch.no_grad():
+            words = encode([example.caption for example in examples], tokenizer, text_encoder, cut=True)
+        loss = flow_loss(model, *noised(examples, shape, run, accelerator.device), words)
+        norm = descend(accelerator, model, optimizer, loss, rate_at(step, run), run.clip_norm)
+        if norm is not None:
+            average.step(bare.parameters())
+        course.note(step, norm, loss=loss)
+        if step % run.validate_every == run.validate_every - 1:
+            course.log(step + 1, with_average(bare, average, lambda: validate(bare, table)))
+        if step % run.show_every == run.show_every - 1 and accelerator.is_main_process:
+            with_average(bare, average, lambda shown=step + 1: show(pipeline, run, shown))
+
+    average.copy_to(bare.parameters())
+    report = validate(bare.eval(), table)
+    if accelerator.is_main_process:
+        save(pipeline, run)
+        (run.out / "report.json").write_text(json.dumps(report, indent=2))
+    accelerator.end_training()
+    return report
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a format's latents and captions come from: clips of that format, or single frames of clips of the same
+    size.
+    """
+
+    bucket: Bucket
+    latents: np.ndarray
+    kind: str
+    fps: float
+
+    @classmethod
+    def open(cls, data, formats: tuple[Format, ...], format: Format, vae: VideoVAE, stamp: str) -> Source:
+        """Code a format's clips if that is not done yet, and open them."""
+        still = format[2] == 1
+        bucket = bucket_of(data, next(f for f in real_formats(formats) if f[:2] == format[:2]) if still else format)
+        with torch.no_grad():
+            latents = code(bucket, lambda clips: vae.encode(clips.to(vae.device)).cpu(), stamp, still)
+        return cls(bucket, latents, "still" if still else "moving", bucket.state["fps"])
+
+
+def tokens_of(source: Source, shape: DiTConfig) -> int:
+    """Return how many tokens a clip of a source has."""
+    return math.prod(grid_of(source.latents.shape[2:], shape.patch))
+
+
+@dataclass(frozen=True)
+class Example:
+    """One clip as a step sees it: latents and noise (C, T, H, W), level (T, H, W), the uniform number that sets its
+    time.
+    """
+
+    latents: Tensor
+    noise: Tensor
+    level: Tensor
+    uniform: float
+    caption: str
+    fps: float
+
+
+def real_formats(formats: tuple[Format, ...]) -> tuple[Format, ...]:
+    """List the formats that are rendered; images are taken from these."""
+    return tuple(format for format in formats if format[2] > 1)
+
+
+def shape_of(run: DiTRun, stride: tuple[int, int, int], channels: int, words_width: int) -> DiTConfig:
+    """Return the model's shape: its depth from the run, the rest from the VAE and the text encoder.
+
+    A token is TOKEN_PIXELS across, whatever the VAE's stride.
+    """
+    patch = (1, max(1, TOKEN_PIXELS // stride[1]), max(1, TOKEN_PIXELS // stride[2]))
+    return DiTConfig.from_depth(run.depth, channels=channels, patch=patch, words_width=words_width)
+
+
+def draw(run: DiTRun, source: Source, patch, count: int, step: int, accelerator) -> list[Example]:
+    """Return a step's examples of one format: functions of the seed and each sample's number alone."""
+    stream = f"dit {source.bucket.folder.name} {source.kind}"
+    clip_of = order(run.seed, stream, len(source.bucket))
+    examples = []
+    for number in share(count, step, accelerator.process_index, accelerator.num_processes):
+        rng = np.random.default_rng([run.seed, *stream.encode(), number])
+        clip = clip_of(number)
+        latents = torch.from_numpy(source.latents[clip].astype(np.float32))
+        caption = str(rng.choice(source.bucket.captions[clip][source.kind]))
+        examples.append(
+            Example(
+                latents=latents,
+                noise=torch.from_numpy(rng.standard_normal(latents.shape, dtype=np.float32)),
+                level=torch.from_numpy(draw_level(rng, tuple(latents.shape[1:]), patch)),
+                uniform=float(rng.random()),
+                caption="" if rng.random() < run.caption_drop else caption,
+                fps=source.fps,
+            )
+        )
+    return examples
+
+
+def noised(examples: list[Example], shape: DiTConfig, run: DiTRun, device) -> tuple[Pack, Tensor, Tensor]:
+    """Return a pack of noisy clips, the velocity (N, P) to predict, and a mask (N, P): 1 where something is to be
+    dreamed.
+    """
+    xs, levels, targets, masks = [], [], [], []
+    for example in examples:
+        tokens = math.prod(grid_of(tuple(example.level.shape), shape.patch))
+        shift = shift_for(tokens, run.base_tokens, run.train_shift)
+        level = example.level * sample_times(torch.tensor(example.uniform, dtype=torch.float64), shift).float()
+        xs.append(interpolate(example.latents, example.noise, level))
+        levels.append(level)
+        targets.append(patchify(velocity(example.latents, example.noise), shape.patch))
+        masks.append(patchify((example.level > 0).float().expand_as(example.latents), shape.patch))
+    batch = pack(
+        [x.to(device) for x in xs], [level.to(device) for level in levels], [e.fps for e in examples], shape.patch
+    )
+    return batch, torch.cat(targets).to(device), torch.cat(masks).to(device)
+
+
+def flow_loss(model, batch: Pack, target: Tensor, mask: Tensor, words: Words) -> Tensor:
+    """Return the mean squared error of the velocity, over what is to be dreamed: equation 1 of arXiv 2209.03003."""
+    found = model(batch, words.features, words.pooled, words.counts)
+    return ((found.float() - target).square() * mask).sum() / mask.sum()
+
+
+def validation_table(run: DiTRun, shape: DiTConfig, vae: VideoVAE, tokenizer, text_encoder, stamp: str) -> list[tuple]:
+    """Return fixed held-out packs, one a stratum of time, on blank canvases: (pack, target, mask, words)."""
+    format = real_formats(run.formats)[0]
+    source = Source.open(run.held_out, run.formats, format, vae, stamp)
+    count = min(run.validation_clips, len(source.bucket))
+    table = []
+    for stratum in range(STRATA):
+        examples = []
+        for clip in range(count):
+            rng = np.random.default_rng([run.seed, 5, stratum, clip])
+            latents = torch.from_numpy(source.latents[clip].astype(np.float32))
+            noise = torch.from_numpy(rng.standard_normal(latents.shape, dtype=np.float32))
+            uniform = (stratum + float(rng.random())) / STRATA
+            caption = source.bucket.captions[clip]["moving"][1]  # the first plain English one
+            examples.append(Example(latents, noise, torch.ones(latents.shape[1:]), uniform, caption, source.fps))
+        with torch.no_grad():
+            words = encode([example.caption for example in examples], tokenizer, text_encoder, cut=True)
+        table.append((*noised(examples, shape, run, vae.device), words))
+    return table
+
+
+@torch.no_grad()
+def validate(model: DiT, table: list[tuple]) -> dict[str, float]:
+    """Return the validation loss, in all and by stratum of time."""
+    losses = [float(flow_loss(model, *row)) for row in table]
+    return {"validation": float(np.mean(losses))} | {f"validation_t{n}": loss for n, loss in enumerate(losses)}
+
+
+def with_average(model: DiT, average: EMAModel, act):
+    """Do something with the averaged weights in the model's place."""
+    average.store(model.parameters())
+    average.copy_to(model.parameters())
+    try:
+        return act()
+    finally:
+        average.restore(model.parameters())
+
+
+def settings(run: DiTRun) -> Settings:
+    """Return what a pipeline must know of a run."""
+    columns, rows, frames = real_formats(run.formats)[0]
+    return Settings(run.formats, run.fps, (columns, rows), frames / run.fps, run.sample_steps, run.guidance)
+
+
+def show(pipeline: Pipeline, run: DiTRun, step: int, clips: int = 8) -> None:
+    """Dream held-out prompts and keep the picture."""
+    captions = bucket_of(run.held_out, real_formats(run.formats)[0]).captions
+    requests = [Request(prompt=captions[n]["moving"][1], seed=n) for n in range(min(clips, len(captions)))]
+    videos = [pipeline.pixels(dream.latents) for dream in pipeline.generate(requests)]
+    write_picture(run.out / f"sample-{step:06d}.png", contact_sheet(videos, captions=[r.prompt for r in requests]))
+
+
+def save(pipeline: Pipeline, run: DiTRun) -> None:
+    """Write the model folder that `Pipeline.from_pretrained` loads, its weights in 16 bits."""
+    pipeline.save_pretrained(run.out / "model")
+    for part in ("transformer", "vae", "text_encoder"):
+        halve(run.out / "model" / part)
+
+
+if __name__ == "__main__":
+    from training.presets import run_of
+
+    train(run_of("dit"))

@@ -1,0 +1,110 @@
+"""Train the text tower: which words go with which clip.
+
+    python -m training.train_text --preset tiny
+
+A tokenizer is learned from the captions, then a text tower and a video tower contrastively on clips and captions of
+every kind and language. What the diffusion transformer reads are the text tower's token features.
+"""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from captioning.contrast import VideoTower, contrast
+from captioning.text_encoder import FILES, TextTower, encode, tokenise, train_tokenizer
+from training.config import TextRun
+from training.dataset import Bucket, bucket_of, data_hash, order, share
+from training.loop import Course, accelerator_for, adamw, descend, describe, rate_at
+
+FORMATS = ((64, 64, 17),)  # what the towers watch
+
+
+class Pair(nn.Module):
+    """Both towers as one module, which is what a step trains."""
+
+    def __init__(self, run: TextRun, vocabulary: int, end_id: int, pad_id: int):
+        super().__init__()
+        self.text = TextTower(vocabulary, run.context, run.width, run.heads, run.layers, end_id, pad_id)
+        self.video = VideoTower(
+            width=run.video_width, layers=run.video_layers, heads=run.video_width // 64, output_width=run.width
+        )
+
+    def forward(self, pixels, ids):
+        return contrast(self.video(pixels)[0], self.text(ids)[1], self.video.logit_scale)
+
+
+def train(run: TextRun) -> dict:
+    """Train a tokenizer and a text tower from a preset; leaves both folders and the video tower in `run.out`, and
+    returns the report.
+    """
+    accelerator = accelerator_for(run)
+    bucket = bucket_of(run.data, FORMATS[0])
+    describe(run, accelerator, data=data_hash(run.data, FORMATS))
+    every = (text for captions in bucket.captions for kind in captions.values() for text in kind)
+    tokenizer = train_tokenizer(every, run.vocabulary, run.context)
+    torch.manual_seed(run.seed)
+    pair = Pair(run, len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id)
+    pair, optimizer = accelerator.prepare(pair, adamw(pair, run))
+    course = Course("train text", run, accelerator, {"pair": pair, "optimizer": optimizer})
+    bare = accelerator.unwrap_model(pair)
+
+    for step in course:
+        pixels, texts = batch(run, bucket, step, accelerator)
+        ids, _ = tokenise(tokenizer, texts, cut=True)
+        loss = pair(pixels.to(accelerator.device), ids.to(accelerator.device))
+        norm = descend(accelerator, pair, optimizer, loss, rate_at(step, run), run.clip_norm)
+        course.note(step, norm, loss=loss)
+        if step % run.validate_every == run.validate_every - 1:
+            course.log(step + 1, retrieval(bare, tokenizer, bucket_of(run.held_out, FORMATS[0])))
+
+    bare.eval()
+    report = retrieval(bare, tokenizer, bucket_of(run.held_out, FORMATS[0]))
+    if accelerator.is_main_process:
+        folder = run.out / "text"
+        bare.text.save_pretrained(folder / FILES[0])
+        tokenizer.save_pretrained(folder / FILES[1])
+        bare.video.save_pretrained(run.out / "video_tower")
+        (run.out / "report.json").write_text(json.dumps(report, indent=2))
+    accelerator.end_training()
+    return report
+
+
+def batch(run: TextRun, bucket: Bucket, step: int, accelerator) -> tuple[torch.Tensor, list[str]]:
+    """Return a step's clips (B, 3, F, Y, X) and one caption of each: functions of the seed and each sample's number
+    alone.
+    """
+    clip_of = order(run.seed, "text", len(bucket))
+    samples = list(share(run.batch, step, accelerator.process_index, accelerator.num_processes))
+    texts = [
+        str(np.random.default_rng([run.seed, 4, n]).choice(bucket.captions[clip_of(n)]["moving"])) for n in samples
+    ]
+    return bucket.clips([clip_of(n) for n in samples]), texts
+
+
+@torch.no_grad()
+def retrieval(pair: Pair, tokenizer, bucket: Bucket, clips: int = 256) -> dict[str, float]:
+    """Return how often a dense caption finds its own clip among `clips` held-out ones, first or within five."""
+    numbers = range(min(clips, len(bucket)))
+    device = pair.video.device
+    texts = [bucket.captions[n]["moving"][4] for n in numbers]  # the first dense English one
+    text = F.normalize(encode(texts, tokenizer, pair.text, cut=True).pooled, dim=-1)
+    video = torch.cat([pair.video(bucket.clips([n]).to(device))[0] for n in numbers])
+    rank = (text @ F.normalize(video, dim=-1).T).argsort(1, descending=True) == torch.arange(len(text), device=device)[
+        :, None
+    ]
+    return {
+        "clips": len(text),
+        "first": float(rank[:, 0].float().mean()),
+        "within_five": float(rank[:, :5].any(1).float().mean()),
+    }
+
+
+if __name__ == "__main__":
+    from training.presets import run_of
+
+    train(run_of("text"))
