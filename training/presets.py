@@ -58,12 +58,48 @@ def dit_tiny() -> DiTRun:
     )
 
 
+WIDE, TALL = (80, 48, 17), (48, 80, 17)
+SQUARE, LONG, LARGE = (64, 64, 17), (64, 64, 33), (128, 128, 17)
+
+
+def world_first() -> WorldRun:
+    return WorldRun(
+        folder=Path("data/first"), formats=(SQUARE, WIDE, TALL, LONG, LARGE), clips=(36_000, 5_000, 5_000, 3_000, 2_000)
+    )
+
+
+def world_first_test() -> WorldRun:
+    return replace(world_first(), folder=Path("data/first-test"), split="test", clips=(2_000, 64, 64, 64, 64))
+
+
+def world_first_combinations() -> WorldRun:
+    return WorldRun(folder=Path("data/first-combinations"), split="combinations", clips=(4_000,))
+
+
+def judge_first() -> JudgeRun:
+    return JudgeRun(
+        data=Path("data/first"),
+        held_out=Path("data/first-test"),
+        out=FIRST / "judge",
+        steps=6_000,
+        warmup_steps=200,
+        decay_steps=2_500,
+        validate_every=500,
+    )
+
+
 PRESETS = {
-    "world": {"tiny": world_tiny, "tiny-test": world_tiny_test},
+    "world": {
+        "tiny": world_tiny,
+        "tiny-test": world_tiny_test,
+        "first": world_first,
+        "first-test": world_first_test,
+        "first-combinations": world_first_combinations,
+    },
     "vae": {"tiny": vae_tiny},
     "text": {"tiny": text_tiny},
     "dit": {"tiny": dit_tiny},
-    "judge": {},
+    "judge": {"first": judge_first},
     "tiny": {"tiny": Recipe},
 }
 
@@ -78,7 +114,7 @@ def run_of(kind: str, args: list[str] | None = None) -> Run | WorldRun:
     import tyro
 
     first = argparse.ArgumentParser(add_help=False)
-    first.add_argument("--preset", default="tiny", choices=sorted(PRESETS[kind]))
+    first.add_argument("--preset", default=next(iter(PRESETS[kind])), choices=sorted(PRESETS[kind]))
     first.add_argument("--dry-run", action="store_true")
     known, others = first.parse_known_args(args)
     preset = PRESETS[kind][known.preset]()
