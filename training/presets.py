@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from training.config import DiTRun, Recipe, Run, TextRun, VAERun, WorldRun
+from training.config import DiTRun, JudgeRun, Recipe, Run, TextRun, VAERun, WorldRun
 
 TINY, FIRST = Path("runs/tiny"), Path("runs/first")
 
