@@ -32,8 +32,8 @@ def tiny_model(tmp_path_factory):
     from vae.model import VideoVAE
 
     torch.manual_seed(0)
-    tokenizer = train_tokenizer(["a red ball bounces", "the blue cube spins while the camera orbits left"], 300, 32)
-    text = TextTower(len(tokenizer), 32, 24, 2, 1, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    tokenizer = train_tokenizer(["a red ball bounces", "the blue cube spins while the camera orbits left"], 300, 96)
+    text = TextTower(len(tokenizer), 96, 24, 2, 1, tokenizer.eos_token_id, tokenizer.pad_token_id)
     vae = VideoVAE(channels=4, widths=(16, 32), encoder_blocks=(1, 1), decoder_blocks=(1, 1))
     dit = DiT.from_shape(DiTConfig(depth=2, width=64, head_width=32, channels=4, words_width=24))
     for module in (vae, dit):

@@ -180,7 +180,7 @@ def test_the_request_inside_is_whole(generate, tmp_path):
 BAD = {
     "an unknown mode": (["x", "--mode", "dream"], "invalid choice: 'dream'"),
     "an empty prompt": ([""], "a prompt must say something; got none"),
-    "a prompt beyond the limit": (["red " * 50], "a prompt must be at most 32 tokens"),
+    "a prompt beyond the limit": (["red " * 120], "a prompt must be at most 96 tokens"),
     "an untrained size": (["x", "--size", "100x100"], "size must be one this model was trained for"),
     "a size that is none": (["x", "--size", "big"], "size must be COLUMNSxROWS"),
     "an untrained duration": (["x", "--seconds", "60"], "seconds must be one this model was trained for"),

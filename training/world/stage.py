@@ -16,9 +16,9 @@ import torch
 
 from .bodies import Body, disc_of, resting
 from .camera import film, tripod_of
-from .referee import fault_of
 from .layout import arrange
 from .plans import GRAVITY, PACES, Script, plan_of
+from .referee import fault_of
 from .scene import Scene, rng_of
 from .solids import seen
 from .take import CHECKED, Take, checked, matrices

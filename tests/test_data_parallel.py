@@ -1,0 +1,34 @@
+"""Two processes train the same model as one."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from safetensors.torch import load_file
+
+from training.config import WorldRun
+from training.dataset import make_world
+from vae.weights import WEIGHTS
+
+
+@pytest.mark.parametrize("part", ["vae"])
+def test_two_processes_share_a_run(part, tmp_path):
+    make_world(WorldRun(folder=tmp_path / "train", clips=(6,), workers=1))
+    sizes = "--steps 2 --batch 2 --frames 5 --adversarial-from 9 --warmup-steps 1 --decay-steps 1 --image-share 0"
+    words = f"--preset tiny --data {tmp_path}/train --held-out {tmp_path}/train {sizes}".split()
+    env = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    found = {}
+    for processes in (1, 2):
+        out = tmp_path / f"out{processes}"
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        done = subprocess.run(
+            [*command, "-m", f"training.train_{part}", *words, "--out", str(out)],
+            capture_output=True,
+            text=True,
+            env=env,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        found[processes] = load_file(out / part / WEIGHTS)
+    for name, value in found[1].items():
+        assert (found[2][name] - value).abs().max() <= 2e-3 * max(1.0, float(value.abs().max())), name

@@ -1,0 +1,117 @@
+"""The judge and the evaluation, on fresh weights: the machinery, not the figures."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from training.evaluate import JUDGED, SETS, evaluate, prompt_of, scenes_of, score
+from training.judge import ATTRIBUTES, THINGS, Judge, judge_loss, spoil, targets_of, truth_of
+from training.metrics import interval
+from training.world import sample_scene
+from training.world.scene import HELD_OUT, pairs
+from training.world.words import said
+
+
+@pytest.fixture(scope="module")
+def judge_folder(tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("judge")
+    Judge(12).save_pretrained(folder)
+    return folder
+
+
+def first_scenes(chosen, count=40):
+    scenes = scenes_of(chosen, seed=0)
+    return [next(scenes) for _ in range(count)]
+
+
+@pytest.mark.parametrize("chosen", SETS, ids=lambda chosen: chosen.name)
+def test_a_prompt_says_all_that_is_judged_and_nothing_else_of_it(chosen):
+    for scene in first_scenes(chosen):
+        truth, found = truth_of(scene), said(prompt_of(scene))
+        assert found["event"] == {truth["motion"]} and found["camera"] == {truth["camera"]}
+        assert (
+            truth["colour"] in found["colour"] and truth["shape"] in found["shape"] and truth["size"] in found["size"]
+        )
+        if len(scene.things) == 1:
+            assert all(len(found[name]) == 1 for name in ("colour", "shape", "size"))
+
+
+def test_the_sets_are_what_their_names_say():
+    one, never, several = (first_scenes(chosen) for chosen in SETS)
+    assert all(len(scene.things) == 1 for scene in one + never) and all(len(scene.things) > 1 for scene in several)
+    assert all(pairs(scene) & HELD_OUT for scene in never)
+    assert not any(pairs(scene) & HELD_OUT for scene in one + several)
+
+
+def test_evaluation_reports_every_row_attribute_and_interval(tiny_model, judge_folder, tmp_path):
+    report = evaluate(tiny_model, judge_folder, tmp_path / "out", prompts=3, sets=SETS[:1])
+    assert json.loads((tmp_path / "out" / "report.json").read_text()) == json.loads(json.dumps(report))
+    rows = report["sets"]["one object"]
+    assert set(rows) == {"model", "true renders", "renders through the VAE", "shuffled prompts", "untrained"}
+    for row in rows.values():
+        assert set(row) == {*ATTRIBUTES, "all"}
+        for value in row.values():
+            assert 0 <= value["low"] <= value["mean"] <= value["high"] <= 1 and value["prompts"] == 3
+    with Image.open(tmp_path / "out" / "report.png") as page:
+        assert page.width > 400 and page.height > 300
+        assert len(page.convert("RGB").getcolors(2**20)) > 100  # text, bars and clips, not an empty page
+
+
+def test_a_perfect_reading_scores_one_and_a_wrong_one_spoils_only_its_attribute():
+    truths = [truth_of(scene) for scene in first_scenes(SETS[0], 10)]
+    assert all(value["mean"] == 1 for value in score(truths, truths).values())
+    wrong = [truth | {"colour": "plaid"} for truth in truths[:5]] + truths[5:]
+    found = score(wrong, truths)
+    assert found["colour"]["mean"] == found["all"]["mean"] == 0.5
+    assert all(found[name]["mean"] == 1 for name in JUDGED if name != "colour")
+
+
+def test_a_bootstrap_interval_has_the_width_of_the_normal_one():
+    values = np.random.default_rng(0).random(400) < 0.8
+    mean, low, high = interval(values)
+    error = np.sqrt(mean * (1 - mean) / len(values))
+    assert low < mean < high
+    assert (high - low) == pytest.approx(2 * 1.96 * error, rel=0.15)
+
+
+def test_the_judge_reads_every_attribute_of_every_clip():
+    torch.manual_seed(0)
+    found = Judge(12).eval().read(torch.rand(2, 3, 17, 64, 64) * 2 - 1)
+    assert found.keys() == ATTRIBUTES.keys()
+    for name, values in found.items():
+        assert len(values) == 2 and set(values) <= set(ATTRIBUTES[name])
+
+
+def test_the_targets_of_a_scene_are_its_truth():
+    scenes = [sample_scene(0, "train", index) for index in range(20)]
+    targets = targets_of(scenes)
+    for n, scene in enumerate(scenes):
+        for name, values in ATTRIBUTES.items():
+            assert values[targets[name][n]] == truth_of(scene)[name]
+        assert targets["things"][n].sum() == len({(thing.colour, thing.shape) for thing in scene.things})
+    assert targets["things"].shape == (20, len(THINGS))
+
+
+def test_a_judge_learns_to_tell_two_clips_apart():
+    torch.manual_seed(0)
+    judge, scenes = Judge(12), [sample_scene(0, "train", index) for index in (0, 1)]
+    clips = torch.stack([torch.full((3, 17, 64, 64), -0.5), torch.linspace(-1, 1, 64).expand(3, 17, 64, 64)])
+    optimizer = torch.optim.AdamW(judge.parameters(), 3e-3)
+    losses = []
+    for _ in range(12):
+        loss = judge_loss(judge(clips), targets_of(scenes))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.6 * losses[0]
+
+
+def test_a_spoilt_clip_is_still_nearly_itself():
+    clip = torch.linspace(-1, 1, 64).expand(3, 17, 64, 64).clone()
+    changes = [(spoil(clip, np.random.default_rng(n)) - clip).square().mean().sqrt() for n in range(40)]
+    assert max(changes) < 0.1 and sum(change == 0 for change in changes) > 10
