@@ -34,6 +34,7 @@ class VideoTower(ModelMixin, ConfigMixin):
         super().__init__()
         from open_clip.transformer import AttentionalPooler, Transformer
 
+        self.block = (block[0], block[1], block[2])
         self.enter = nn.Linear(3 * math.prod(block), width)
         self.places = nn.ParameterList(nn.Parameter(0.02 * torch.randn(count, width)) for count in most)
         self.transformer = Transformer(width, layers, heads)
@@ -43,7 +44,7 @@ class VideoTower(ModelMixin, ConfigMixin):
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Return one vector a clip (B, D) and its tokens (B, N, width) of pixels (B, 3, F, Y, X) in [-1, 1]."""
-        x = self.enter(fold(rearrange(pixels, "B rgb F Y X -> B F Y X rgb"), self.config.block, first=True))
+        x = self.enter(fold(rearrange(pixels, "B rgb F Y X -> B F Y X rgb"), self.block, first=True))
         T, H, W = x.shape[1:4]
         time, row, column = self.places
         x = x + time[:T, None, None] + row[:H, None] + column[:W]

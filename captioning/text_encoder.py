@@ -56,6 +56,7 @@ class TextTower(ModelMixin, ConfigMixin):
         super().__init__()
         from open_clip.transformer import TextTransformer
 
+        self.width, self.end_id = width, end_id
         self.tower = TextTransformer(
             context_length=context,
             vocab_size=vocabulary,
@@ -77,8 +78,9 @@ class TextTower(ModelMixin, ConfigMixin):
         """
         tower, length = self.tower, ids.shape[1]
         x = tower.token_embedding(ids) + tower.positional_embedding[:length]
-        features = tower.ln_final(tower.transformer(x, attn_mask=tower.attn_mask[:length, :length]))
-        ends = (ids == self.config.end_id).int().argmax(1)
+        causal = tower.build_causal_mask()[:length, :length].to(x)
+        features = tower.ln_final(tower.transformer(x, attn_mask=causal))
+        ends = (ids == self.end_id).int().argmax(1)
         return features, features[torch.arange(len(ids)), ends] @ tower.text_projection
 
 
@@ -149,8 +151,9 @@ def encode(prompts: list[str], tokenizer, encoder: nn.Module, cut: bool = False)
 def width_of(encoder: nn.Module) -> int:
     """Return D, how many values a word's feature has."""
     if isinstance(encoder, TextTower):
-        return encoder.config.width
-    return getattr(encoder.config, "hidden_size", None) or encoder.config.d_model
+        return encoder.width
+    config = encoder.config.to_dict()  # type: ignore[operator, union-attr]
+    return config.get("hidden_size") or config["d_model"]
 
 
 def load_text_encoder(name: str | Path):

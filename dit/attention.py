@@ -44,8 +44,8 @@ def _one_by_one(q, k, v, word_k, word_v, spans: Spans) -> Tensor:
     )
     for q_, k_, v_, word_k_, word_v_ in clips:
         keys, values = torch.cat([k_, word_k_]), torch.cat([v_, word_v_])
-        heads_first = (rearrange(x, "n K E -> 1 K n E") for x in (q_, keys, values))
-        out.append(rearrange(F.scaled_dot_product_attention(*heads_first), "1 K n E -> n K E"))
+        q_, keys, values = (rearrange(x, "n K E -> 1 K n E") for x in (q_, keys, values))
+        out.append(rearrange(F.scaled_dot_product_attention(q_, keys, values), "1 K n E -> n K E"))
     return torch.cat(out)
 
 
@@ -119,15 +119,17 @@ def _varlen(q, k, v, word_k, word_v, spans: Spans) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
     keys = [tokens + words for tokens, words in zip(spans.tokens, spans.words, strict=True)]
-    ends = [F.pad(torch.tensor(lengths, device=q.device).cumsum(0), (1, 0)).int() for lengths in (spans.tokens, keys)]
-    joined = (_joined(x, words, spans) for x, words in ((k, word_k), (v, word_v)))
-    return varlen_attn(q, *joined, *ends, max(spans.tokens), max(keys))
+    query_ends, key_ends = (
+        F.pad(torch.tensor(lengths, device=q.device).cumsum(0), (1, 0)).int() for lengths in (spans.tokens, keys)
+    )
+    k, v = _joined(k, word_k, spans), _joined(v, word_v, spans)
+    return varlen_attn(q, k, v, query_ends, key_ends, max(spans.tokens), max(keys))  # type: ignore[return-value]
 
 
 def _xformers(q, k, v, word_k, word_v, spans: Spans) -> Tensor:
     """xformers' memory-efficient attention with a BlockDiagonalMask; CUDA only (the extra `gpu`)."""
-    from xformers.ops import memory_efficient_attention
-    from xformers.ops.fmha.attn_bias import BlockDiagonalMask
+    from xformers.ops import memory_efficient_attention  # type: ignore[import-not-found]
+    from xformers.ops.fmha.attn_bias import BlockDiagonalMask  # type: ignore[import-not-found]
 
     keys = [tokens + words for tokens, words in zip(spans.tokens, spans.words, strict=True)]
     mask = BlockDiagonalMask.from_seqlens(list(spans.tokens), keys, device=q.device)

@@ -70,7 +70,7 @@ def schedule(scheduler, steps: int, tokens: int) -> Tensor:
 
 def scheduler_for(base_tokens: int, base_shift: float):
     """Return the diffusers scheduler that carries a model's shift in its folder."""
-    from diffusers import FlowMatchEulerDiscreteScheduler
+    from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
     return FlowMatchEulerDiscreteScheduler(
         use_dynamic_shifting=True, base_image_seq_len=base_tokens, base_shift=base_shift, time_shift_type="exponential"

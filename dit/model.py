@@ -74,7 +74,9 @@ class DiT(ModelMixin, ConfigMixin):
         super().__init__()
         if width % head_width:
             raise ValueError(f"width must be a multiple of head_width {head_width}; got {width}")
-        self.shape = DiTConfig(depth, width, head_width, channels, tuple(patch), words_width, expansion, theta)
+        self.shape = DiTConfig(
+            depth, width, head_width, channels, (patch[0], patch[1], patch[2]), words_width, expansion, theta
+        )
         self.attention_backend = "auto"
         self.embed = nn.Linear(self.shape.patch_values, width)
         self.whereabouts = nn.Linear(4 * FREQUENCIES, width, bias=False)

@@ -43,7 +43,7 @@ def text_to_video(request: Request, shape: Shape, fps: float, code: Code) -> Can
 def image_to_video(request: Request, shape: Shape, fps: float, code: Code) -> Canvas:
     canvas = text_to_video(request, shape, fps, code)
     given, level = canvas.given.clone(), canvas.level.clone()
-    given[:, :1], level[:1] = code(request.image), 0
+    given[:, :1], level[:1] = code(request.image or ""), 0
     return replace(canvas, given=given, level=level)
 
 

@@ -6,6 +6,7 @@ A token is a spacetime patch of a clip's latents. Clips are packed in the order 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -16,14 +17,15 @@ from torch import Tensor
 Patch = tuple[int, int, int]
 
 
-def grid_of(shape: tuple[int, int, int], patch: Patch) -> tuple[int, int, int]:
+def grid_of(shape: Sequence[int], patch: Patch) -> tuple[int, int, int]:
     """Return how many patches a clip of (T, H, W) latents has along each axis.
 
     Raises ValueError where the patch does not divide the clip.
     """
     if any(size % step for size, step in zip(shape, patch, strict=True)):
         raise ValueError(f"latents (T, H, W) must be multiples of the patch {patch}; got {tuple(shape)}")
-    return tuple(size // step for size, step in zip(shape, patch, strict=True))
+    T, H, W = (size // step for size, step in zip(shape, patch, strict=True))
+    return T, H, W
 
 
 def patchify(latents: Tensor, patch: Patch) -> Tensor:
@@ -33,7 +35,7 @@ def patchify(latents: Tensor, patch: Patch) -> Tensor:
     return rearrange(latents, "C (T t) (H h) (W w) -> (T H W) (C t h w)", t=t, h=h, w=w)
 
 
-def unpatchify(tokens: Tensor, shape: tuple[int, int, int], patch: Patch) -> Tensor:
+def unpatchify(tokens: Tensor, shape: Sequence[int], patch: Patch) -> Tensor:
     """Lay tokens (N, P) back into latents (C, T, H, W); the inverse of `patchify`."""
     t, h, w = patch
     T, H, W = grid_of(shape, patch)
@@ -91,7 +93,7 @@ class Pack:
         return tuple(T * H * W for T, H, W in (grid_of(shape, self.patch) for shape in self.shapes))
 
 
-def places(shape: tuple[int, int, int], patch: Patch, device=None) -> Tensor:
+def places(shape: Sequence[int], patch: Patch, device=None) -> Tensor:
     """Return the patch coordinates (N, 3) of a clip of (T, H, W) latents: time, row, column, counted from 0."""
     axes = [torch.arange(size, device=device) for size in grid_of(shape, patch)]
     return torch.cartesian_prod(*axes).reshape(-1, 3)
@@ -105,9 +107,9 @@ def pack(latents: list[Tensor], levels: list[Tensor], fps: list[float], patch: P
     """
     tokens = torch.cat([patchify(clip, patch) for clip in latents])
     level = torch.cat([patchify(level[None], patch).amax(1) for level in levels])
-    shapes = tuple(tuple(clip.shape[1:]) for clip in latents)
+    shapes = [(T, H, W) for _, T, H, W in (clip.shape for clip in latents)]
     place = torch.cat([places(shape, patch, tokens.device) for shape in shapes])
-    return Pack(tokens, place, level, shapes, tuple(fps), patch)
+    return Pack(tokens, place, level, tuple(shapes), tuple(fps), patch)
 
 
 def unpack(tokens: Tensor, shapes: tuple[tuple[int, int, int], ...], patch: Patch) -> list[Tensor]:

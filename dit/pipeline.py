@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from captioning.text_encoder import FILES as TEXT_FILES
@@ -100,7 +101,7 @@ class Pipeline(DiffusionPipeline):
         for field in mode.needs:
             if getattr(request, field) is None:
                 raise RequestError(f"{request.mode} needs {field}; got none, so give --{field}")
-        size = tuple(request.size or settings.size)
+        size = request.size or settings.size
         sizes = {
             (columns, rows): f"{columns}x{rows}"
             for columns, rows, frames in self.settings.formats
@@ -159,7 +160,7 @@ class Pipeline(DiffusionPipeline):
         """
         resolved = [self.resolve(request) for request in requests]
         canvases = [self.paint(request) for request in resolved]
-        total, before = sum(request.steps for request in resolved), 0
+        total, before = sum(request.steps or 0 for request in resolved), 0
         for request, canvas in zip(resolved, canvases, strict=True):
             latents = canvas.given
             words = encode([request.prompt, ""], self.tokenizer, self.text_encoder)
@@ -167,44 +168,49 @@ class Pipeline(DiffusionPipeline):
                 (latents,) = found
                 if progress:
                     progress(before + step + 1, total)
-            before += request.steps
+            before += request.steps or 0
             yield Dream(request, latents)
 
     def dream(self, canvases: list[Canvas], requests: list[Request], words: Words) -> Iterator[list[Tensor]]:
         """Dream canvases as one pack; yield their latents after each step.
 
-        `words` are the prompts' and, last, the empty prompt's. All requests have the first one's steps and method.
+        `words` are the prompts' and, last, the empty prompt's. Requests are resolved, and have the first one's steps and
+        method.
         """
+        steps, method = requests[0].steps, requests[0].method
+        assert steps is not None and method is not None, "dream takes resolved requests"
         tokens = [math.prod(grid_of(canvas.level.shape, self.transformer.shape.patch)) for canvas in canvases]
-        times = [schedule(self.scheduler, requests[0].steps, count) for count in tokens]
+        times = [schedule(self.scheduler, steps, count) for count in tokens]
         noise = [
             noise_for(request.seed, canvas.given.shape) for request, canvas in zip(requests, canvases, strict=True)
         ]
         noise = [start.to(canvas.given) for start, canvas in zip(noise, canvases, strict=True)]
         both = words.repeat([*range(len(canvases)), *[len(words.counts) - 1] * len(canvases)])
         fps = [canvas.fps for canvas in canvases]
+        strengths = [1.0 if request.guidance is None else request.guidance for request in requests]
 
         def velocity(xs: list[Tensor], levels: list[Tensor]) -> list[Tensor]:
             batch = pack(xs * 2, levels * 2, fps * 2, self.transformer.shape.patch)
             found = self.transformer(batch, both.features, both.pooled, both.counts)
             clips = unpack(found, batch.shapes, batch.patch)
             with_words, without = clips[: len(xs)], clips[len(xs) :]
-            return [guide(a, b, request.guidance) for a, b, request in zip(with_words, without, requests, strict=True)]
+            return [guide(a, b, strength) for a, b, strength in zip(with_words, without, strengths, strict=True)]
 
-        return sample(velocity, canvases, noise, times, requests[0].method)
+        return sample(velocity, canvases, noise, times, method)
 
     def paint(self, request: Request) -> Canvas:
         """Return the canvas of a resolved request."""
         mode = MODES[request.mode]
-        columns, rows = request.size
-        frames = 1 if mode.still else round(request.seconds * request.fps)
+        columns, rows = request.size or self.settings.size
+        fps = request.fps or self.settings.fps
+        frames = 1 if mode.still else round((request.seconds or self.settings.seconds) * fps)
         shape = (self.vae.channels, *self.vae.latent_shape(frames, rows, columns))
 
         def code(path: str) -> Tensor:
             picture = fit_picture(read_picture(path), rows, columns)
             return self.vae.encode(picture[None].to(self.device))[0]
 
-        return mode.paint(request, shape, request.fps or self.settings.fps, code)
+        return mode.paint(request, shape, fps, code)
 
     @torch.no_grad()
     def frames(self, latents: Tensor, steps: int = 4) -> Iterator[Tensor]:

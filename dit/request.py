@@ -96,13 +96,12 @@ def _checked(name: str, value: Any) -> Any:
         return None
     if not isinstance(value, _TYPES[name]) or isinstance(value, bool):
         raise RequestError(f"{name} must be {' or '.join(kind.__name__ for kind in _TYPES[name])}; got {value!r}")
+    known: Any = value
     if name == "size":
-        if len(value) != 2 or not all(isinstance(side, int) and not isinstance(side, bool) for side in value):
+        if len(known) != 2 or not all(isinstance(side, int) and not isinstance(side, bool) for side in known):
             raise RequestError(f"size must be two whole numbers, columns and rows; got {value!r}")
-        return tuple(value)
-    if float in _TYPES[name]:
-        return float(value)
-    return value
+        return tuple(known)
+    return float(known) if float in _TYPES[name] else known
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -6,7 +6,7 @@ Classifier-free guidance: Ho & Salimans 2022 (arXiv 2207.12598). Heun's second-o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -51,7 +51,7 @@ def guide(conditional: Tensor, unconditional: Tensor, guidance: float) -> Tensor
     return unconditional + guidance * (conditional - unconditional)
 
 
-def noise_for(seed: int, shape: tuple[int, int, int, int]) -> Tensor:
+def noise_for(seed: int, shape: Sequence[int]) -> Tensor:
     """Return the noise (C, T, H, W) of a seed: normal numbers, each a function of the seed and its own place alone.
 
     So a longer, taller or wider clip begins with the same noise, on every device. The random bits are SplitMix64's

@@ -55,13 +55,14 @@ class VideoVAE(ModelMixin, ConfigMixin):
                 "a VAE has one width and two numbers of blocks a stage, and one down between two stages; "
                 f"got {len(widths)} widths, {len(encoder_blocks)} and {len(decoder_blocks)} numbers, {len(downs)} downs"
             )
-        self.stride: Triple = tuple(math.prod(axis) for axis in zip(patch, *downs, strict=True))
+        time, down, across = (math.prod(axis) for axis in zip(patch, *downs, strict=True))
+        self.stride: Triple = (time, down, across)
         self.channels = channels
         values = 3 * math.prod(self.stride)
         self.linear_encoder = nn.Linear(values, channels)
         self.linear_decoder = nn.Linear(channels, values)
-        self.encoder = Encoder(channels, tuple(patch), widths, downs, encoder_blocks)
-        self.decoder = Decoder(channels, tuple(patch), widths, downs, decoder_blocks)
+        self.encoder = Encoder(channels, patch, widths, downs, encoder_blocks)
+        self.decoder = Decoder(channels, patch, widths, downs, decoder_blocks)
         self.register_buffer("latent_mean", torch.zeros(channels))
         self.register_buffer("latent_std", torch.ones(channels))
 
@@ -77,8 +78,8 @@ class VideoVAE(ModelMixin, ConfigMixin):
         self.linear_decoder.weight.copy_(basis * spread)
         self.linear_decoder.bias.copy_(mean)
         for layer in (self.encoder.exit, self.decoder.exit):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+            for value in layer.parameters():
+                value.zero_()
         self.encoder.exit.bias[self.channels :] = START_LOG_VARIANCE
 
     def latent_shape(self, frames: int, rows: int, columns: int) -> Triple:
@@ -249,9 +250,9 @@ def _stage(width: int, blocks: int) -> nn.ModuleList:
     return nn.ModuleList(Block(width) for _ in range(blocks))
 
 
-def through(stage: nn.ModuleList, x: Tensor, name: str, past: Past, future: Past) -> Tensor:
+def through(stage: nn.Module, x: Tensor, name: str, past: Past, future: Past) -> Tensor:
     """Run a stage's blocks, taking each one's past by name and leaving its future."""
-    for number, block in enumerate(stage):
+    for number, block in enumerate(stage.children()):
         layer = f"{name}.{number}"
         x, future[layer] = block(x, past.get(layer))
     return x
