@@ -174,8 +174,8 @@ class Pipeline(DiffusionPipeline):
     def dream(self, canvases: list[Canvas], requests: list[Request], words: Words) -> Iterator[list[Tensor]]:
         """Dream canvases as one pack; yield their latents after each step.
 
-        `words` are the prompts' and, last, the empty prompt's. Requests are resolved, and have the first one's steps and
-        method.
+        `words` are the prompts' and, last, the empty prompt's. Requests are resolved, and have the first one's
+        steps and method.
         """
         steps, method = requests[0].steps, requests[0].method
         assert steps is not None and method is not None, "dream takes resolved requests"
