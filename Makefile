@@ -26,7 +26,7 @@ lint: $(VENV)/installed
 	$(BIN)/pyright
 
 train-tiny: $(VENV)/installed
-	$(BIN)/longtake train tiny
+	$(BIN)/longtake train recipe --preset tiny
 
 # Anew when the pins change, else never.
 $(VENV)/installed: pyproject.toml constraints.txt

@@ -22,7 +22,7 @@ TRAINING = {
     "text": ("training.train_text", "train"),
     "dit": ("training.train_dit", "train"),
     "judge": ("training.judge", "train"),
-    "tiny": ("training.tiny", "train"),
+    "recipe": ("training.recipe", "train"),
 }
 
 
@@ -122,7 +122,7 @@ def parser() -> argparse.ArgumentParser:
     world = commands.add_parser("world", help="render captioned clips of the procedural world", add_help=False)
     world.set_defaults(act=_train, part="world")
     train = commands.add_parser(
-        "train", help="train a part (vae, text, dit, judge) or all of a tiny model (tiny)", add_help=False
+        "train", help="train a part (vae, text, dit, judge), or all of them in order (recipe)", add_help=False
     )
     train.add_argument("part", choices=[part for part in TRAINING if part != "world"])
     train.set_defaults(act=_train)

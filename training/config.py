@@ -127,4 +127,6 @@ class JudgeRun(Run):
 
 @dataclass(frozen=True)
 class Recipe:
-    """The tiny model's whole recipe (`tiny.py`); its parts have presets of their own."""
+    """All presets of one name, in order (`recipe.py`)."""
+
+    name: str = "tiny"

@@ -100,7 +100,7 @@ PRESETS = {
     "text": {"tiny": text_tiny},
     "dit": {"tiny": dit_tiny},
     "judge": {"first": judge_first},
-    "tiny": {"tiny": Recipe},
+    "recipe": {"tiny": Recipe, "first": lambda: Recipe("first")},
 }
 
 
