@@ -64,7 +64,7 @@ SQUARE, LONG, LARGE = (64, 64, 17), (64, 64, 33), (128, 128, 17)
 
 def world_first() -> WorldRun:
     return WorldRun(
-        folder=Path("data/first"), formats=(SQUARE, WIDE, TALL, LONG, LARGE), clips=(36_000, 5_000, 5_000, 3_000, 2_000)
+        folder=Path("data/first"), formats=(SQUARE, WIDE, TALL, LONG, LARGE), clips=(27_000, 1_500, 1_500, 1_000, 500)
     )
 
 
@@ -74,6 +74,21 @@ def world_first_test() -> WorldRun:
 
 def world_first_combinations() -> WorldRun:
     return WorldRun(folder=Path("data/first-combinations"), split="combinations", clips=(4_000,))
+
+
+def vae_first() -> VAERun:
+    return VAERun(
+        data=Path("data/first"),
+        held_out=Path("data/first-test"),
+        out=FIRST / "vae",
+        formats=(SQUARE, WIDE, TALL, LARGE),
+        steps=800,
+        rate=2e-3,
+        warmup_steps=50,
+        decay_steps=300,
+        adversarial_from=720,
+        validate_every=200,
+    )
 
 
 def judge_first() -> JudgeRun:
@@ -96,7 +111,7 @@ PRESETS = {
         "first-test": world_first_test,
         "first-combinations": world_first_combinations,
     },
-    "vae": {"tiny": vae_tiny},
+    "vae": {"tiny": vae_tiny, "first": vae_first},
     "text": {"tiny": text_tiny},
     "dit": {"tiny": dit_tiny},
     "judge": {"first": judge_first},
