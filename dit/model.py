@@ -115,6 +115,14 @@ class DiT(ModelMixin, ConfigMixin):
             x = block(x, modulation, row, words, turn, spans, self.attention_backend)
         return self.exit(normalise(x) * (1 + self.exit_scale(F.silu(condition)).index_select(0, row)))
 
+    def hidden(self) -> list[tuple[nn.Linear, int]]:
+        """List the linear layers of all blocks, each with how many matrices its weight is: what Muon steps on."""
+        return [
+            (layer, parts)
+            for block in self.blocks
+            for layer, parts in ((block.qkv, 3), (block.words, 2), (block.out, 1), (block.widen, 1), (block.narrow, 1))
+        ]
+
     def _initialise(self) -> None:
         """Start as the identity: gates, scales and the exit at zero; other weights by fan-in, without their biases."""
         for module in self.modules():

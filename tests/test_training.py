@@ -17,6 +17,7 @@ from training.canvases import draw_level
 from training.config import DiTRun, TextRun, VAERun, WorldRun
 from training.dataset import DataError, bucket_of, code, make_world, order, share
 from training.loop import Checkpoints, Course, Stopped, accelerator_for, adamw, descend, rate_at
+from vae.model import VideoVAE
 from vae.weights import WEIGHTS
 
 FORMATS = ((64, 64, 17), (64, 64, 1))
@@ -139,6 +140,23 @@ def test_a_vae_resumes_to_the_same_weights_too(vae_run, parts, tmp_path):
     again = replace(vae_run, out=tmp_path / "again")
     train(again)
     assert same(load_file(again.out / "vae" / WEIGHTS), wanted)
+
+
+def test_a_decoder_trained_alone_leaves_latents_as_they_are(vae_run, parts):
+    from training.train_vae import train as train_vae
+
+    run = replace(vae_run, start=vae_run.out / "vae", decoder_only=True, out=vae_run.out.parent / "vae-decoder")
+    train_vae(run)
+    before, after = (VideoVAE.from_pretrained(folder / "vae") for folder in (vae_run.out, run.out))
+    assert before.encoder_hash() == after.encoder_hash()
+    clip = torch.rand(1, 3, 5, 64, 64) * 2 - 1
+    assert torch.equal(before.encode(clip), after.encode(clip))
+    assert not torch.equal(before.decode(before.encode(clip)), after.decode(before.encode(clip)))
+    with torch.no_grad():
+        after.latent_mean[0] += 1e-3
+    assert before.encoder_hash() != after.encoder_hash()
+    with pytest.raises(ValueError, match="decoder_only needs a VAE"):
+        train_vae(replace(run, start=None, out=vae_run.out.parent / "vae-none"))
 
 
 def test_a_trained_model_folder_makes_clips(dit_run):

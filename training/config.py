@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 Format = tuple[int, int, int]  # columns, rows, frames
 
@@ -57,10 +58,16 @@ class Run:
 class VAERun(Run):
     """A spacetime VAE. A step sees `batch` clips, all of one of the `formats`, which is drawn by its share of the data.
 
+    With `start`, the folder of a trained VAE of the same shape, that one is trained further; with `decoder_only` as
+    well, its encoder and the statistics of its latents stay, and with them all latents that were coded and every model
+    that was trained on them.
+
     The loss is L1 + `perceptual_weight` * (1 - multi-scale SSIM) + `kl_weight` * KL + an adversarial term of
     `adversarial_weight` times the reconstruction's gradient, from step `adversarial_from` on.
     """
 
+    start: Path | None = None
+    decoder_only: bool = False
     formats: tuple[Format, ...] = ((64, 64, 17),)
     channels: int = 16
     patch: tuple[int, int, int] = (4, 4, 4)
@@ -104,6 +111,7 @@ class DiTRun(Run):
     vae: Path = Path("runs/tiny/vae")
     text: Path = Path("runs/tiny/text")
     depth: int = 6
+    optimizer: Literal["muon", "adamw"] = "muon"
     formats: tuple[Format, ...] = ((64, 64, 17), (64, 64, 1))
     clips: tuple[int, ...] = (24, 24)
     fps: float = 8.0

@@ -2,7 +2,7 @@
 
 A data set is a folder with one sub-folder a format, `COLUMNSxROWSxFRAMES`, each holding `pixels.npy` (clips, 3, F, Y,
 X) in uint8, `captions.jsonl` with a line a clip, and `state.json`, which says how many clips are whole. Latents are
-written beside the pixels they come from, under the hash of the VAE that made them, so that a stale one is never used.
+written beside the pixels they come from, under the hash of the encoder that made them, so that no stale one is used.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Bucket:
         return as_pixels(torch.from_numpy(np.stack([self.pixels[number] for number in numbers])))
 
     def latents(self, stamp: str, still: bool) -> np.ndarray:
-        """Return the latents (clips, C, T, H, W) that `code` wrote for the VAE `stamp`; T = 1 for stills."""
+        """Return the latents (clips, C, T, H, W) that `code` wrote for the encoder `stamp`; T = 1 for stills."""
         return np.load(self.folder / _latents_name(stamp, still), mmap_mode="r")
 
 

@@ -60,6 +60,7 @@ def dit_tiny() -> DiTRun:
 
 WIDE, TALL = (80, 48, 17), (48, 80, 17)
 SQUARE, LONG, LARGE = (64, 64, 17), (64, 64, 33), (128, 128, 17)
+STILL, LARGE_STILL = (64, 64, 1), (128, 128, 1)
 
 
 def world_first() -> WorldRun:
@@ -91,15 +92,66 @@ def vae_first() -> VAERun:
     )
 
 
+def vae_first_decoder() -> VAERun:
+    """Go on with the decoder alone, beside the DiT, which needs only the encoder."""
+    return replace(
+        vae_first(),
+        start=FIRST / "vae" / "vae",
+        decoder_only=True,
+        out=FIRST / "vae-decoder",
+        steps=1_200,
+        rate=1.5e-3,
+        decay_steps=600,
+        adversarial_from=1_000,
+    )
+
+
+def text_first() -> TextRun:
+    return TextRun(
+        data=Path("data/first"),
+        held_out=Path("data/first-test"),
+        out=FIRST / "text",
+        steps=450,
+        rate=1.5e-3,
+        warmup_steps=40,
+        decay_steps=150,
+        batch=128,
+        video_width=128,
+        video_layers=3,
+        validate_every=75,
+    )
+
+
+def dit_first() -> DiTRun:
+    return DiTRun(
+        data=Path("data/first"),
+        held_out=Path("data/first-test"),
+        out=FIRST / "dit",
+        vae=FIRST / "vae-decoder" / "vae",
+        text=FIRST / "text" / "text",
+        depth=4,
+        steps=8_000,
+        rate=2e-3,
+        warmup_steps=100,
+        decay_steps=3_000,
+        formats=(SQUARE, WIDE, TALL, LONG, LARGE, STILL, LARGE_STILL),
+        clips=(28, 2, 2, 1, 1, 24, 1),
+        validate_every=250,
+        show_every=1_000,
+        save_minutes=5,
+    )
+
+
 def judge_first() -> JudgeRun:
     return JudgeRun(
         data=Path("data/first"),
         held_out=Path("data/first-test"),
         out=FIRST / "judge",
-        steps=6_000,
-        warmup_steps=200,
-        decay_steps=2_500,
-        validate_every=500,
+        steps=2_800,
+        batch=16,
+        warmup_steps=100,
+        decay_steps=1_200,
+        validate_every=400,
     )
 
 
@@ -111,9 +163,9 @@ PRESETS = {
         "first-test": world_first_test,
         "first-combinations": world_first_combinations,
     },
-    "vae": {"tiny": vae_tiny, "first": vae_first},
-    "text": {"tiny": text_tiny},
-    "dit": {"tiny": dit_tiny},
+    "vae": {"tiny": vae_tiny, "first": vae_first, "first-decoder": vae_first_decoder},
+    "text": {"tiny": text_tiny, "first": text_first},
+    "dit": {"tiny": dit_tiny, "first": dit_first},
     "judge": {"first": judge_first},
     "recipe": {"tiny": Recipe, "first": lambda: Recipe("first")},
 }

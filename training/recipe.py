@@ -34,7 +34,7 @@ def train(recipe: Recipe) -> dict:
     for kind, (module, function) in PARTS.items():
         for name, preset in PRESETS[kind].items():
             if name.split("-")[0] == recipe.name:
-                report[name if kind == "world" else kind] = getattr(importlib.import_module(module), function)(preset())
+                report[f"{kind} {name}"] = getattr(importlib.import_module(module), function)(preset())
     report["minutes"] = round((time.monotonic() - start) / 60, 1)
     path = Path("runs") / recipe.name / "report.json"
     path.parent.mkdir(parents=True, exist_ok=True)

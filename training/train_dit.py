@@ -26,10 +26,11 @@ from training.canvases import draw_level
 from training.config import DiTRun, Format
 from training.dataset import Bucket, bucket_of, code, data_hash, order, share
 from training.loop import Course, accelerator_for, adamw, descend, describe, rate_at
+from training.muon import muon
 from vae.model import VideoVAE
 from vae.pixels import contact_sheet
 from vae.recorder import write_picture
-from vae.weights import WEIGHTS, halve, hash_of_file, load_strictly
+from vae.weights import halve, load_strictly
 
 STRATA = 8  # of time, in the validation table
 TOKEN_PIXELS = 16
@@ -42,7 +43,7 @@ def train(run: DiTRun) -> dict:
     vae = load_strictly(VideoVAE, run.vae).to(accelerator.device)
     tokenizer, text_encoder = load_text_encoder(run.text)
     text_encoder.requires_grad_(False).to(accelerator.device)
-    stamp = hash_of_file(run.vae / WEIGHTS)
+    stamp = vae.encoder_hash()
     with accelerator.main_process_first():
         sources = {format: Source.open(run.data, run.formats, format, vae, stamp) for format in run.formats}
     shape = shape_of(run, vae.stride, vae.channels, width_of(text_encoder))
@@ -52,9 +53,9 @@ def train(run: DiTRun) -> dict:
         count * forward_flops(shape, tokens_of(sources[format], shape), WORDS)
         for format, count in zip(run.formats, run.clips, strict=True)
     )
-    facts = {"data": data_hash(run.data, real_formats(run.formats)), "vae": stamp}
+    facts = {"data": data_hash(run.data, real_formats(run.formats)), "encoder": stamp}
     describe(run, accelerator, **facts, parameters=parameters(shape), flops_a_step=3 * work)
-    optimizer = adamw(model, run)
+    optimizer = muon(model.hidden(), model, run) if run.optimizer == "muon" else adamw(model, run)
     average = EMAModel(model.parameters(), decay=run.ema_decay, foreach=True)
     model, optimizer = accelerator.prepare(model, optimizer)
     average.to(accelerator.device)

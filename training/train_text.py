@@ -3,7 +3,9 @@
     python -m training.train_text --preset tiny
 
 A tokenizer is learned from the captions, then a text tower and a video tower contrastively on clips and captions of
-every kind and language. What the diffusion transformer reads are the text tower's token features.
+every kind and language. Each step shows two captions of every clip: one is to find the clip, and both each other, so
+that synonyms, short and dense captions and the two languages meet also where the video tower still sees little. What
+the diffusion transformer reads are the text tower's token features and its pooled vector.
 """
 
 from __future__ import annotations
@@ -35,7 +37,12 @@ class Pair(nn.Module):
         )
 
     def forward(self, pixels, ids):
-        return contrast(self.video(pixels)[0], self.text(ids)[1], self.video.logit_scale)
+        """Return the losses of clips (B, 3, F, Y, X) against the first B of 2 B captions, and of those against the
+        rest.
+        """
+        texts, others = self.text(ids)[1].chunk(2)
+        scale = self.video.logit_scale
+        return contrast(self.video(pixels)[0], texts, scale), contrast(others, texts, scale)
 
 
 def train(run: TextRun) -> dict:
@@ -56,9 +63,9 @@ def train(run: TextRun) -> dict:
     for step in course:
         pixels, texts = batch(run, bucket, step, accelerator)
         ids, _ = tokenise(tokenizer, texts, cut=True)
-        loss = pair(pixels.to(accelerator.device), ids.to(accelerator.device))
-        norm = descend(accelerator, pair, optimizer, loss, rate_at(step, run), run.clip_norm)
-        course.note(step, norm, loss=loss)
+        seen, said = pair(pixels.to(accelerator.device), ids.to(accelerator.device))
+        norm = descend(accelerator, pair, optimizer, seen + said, rate_at(step, run), run.clip_norm)
+        course.note(step, norm, seen=seen, said=said)
         if step % run.validate_every == run.validate_every - 1:
             course.log(step + 1, retrieval(bare, tokenizer, bucket_of(run.held_out, FORMATS[0])))
 
@@ -75,14 +82,16 @@ def train(run: TextRun) -> dict:
 
 
 def batch(run: TextRun, bucket: Bucket, step: int, accelerator) -> tuple[torch.Tensor, list[str]]:
-    """Return a step's clips (B, 3, F, Y, X) and one caption of each: functions of the seed and each sample's number
-    alone.
+    """Return a step's clips (B, 3, F, Y, X) and 2 B captions, one of each and then another of each: functions of the
+    seed and each sample's number alone.
     """
     clip_of = order(run.seed, "text", len(bucket))
     samples = list(share(run.batch, step, accelerator.process_index, accelerator.num_processes))
-    texts = [
-        str(np.random.default_rng([run.seed, 4, n]).choice(bucket.captions[clip_of(n)]["moving"])) for n in samples
+    pairs = [
+        np.random.default_rng([run.seed, 4, n]).choice(bucket.captions[clip_of(n)]["moving"], 2, replace=False)
+        for n in samples
     ]
+    texts = [str(pair[which]) for which in (0, 1) for pair in pairs]
     return bucket.clips([clip_of(n) for n in samples]), texts
 
 

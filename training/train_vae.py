@@ -18,7 +18,8 @@ from training.dataset import Bucket, as_pixels, bucket_of, data_hash, order, sha
 from training.loop import Course, accelerator_for, adamw, descend, describe, rate_at
 from training.metrics import linear_psnr, lpips_or_none, principal, psnr, video_ssim
 from vae.losses import PatchDiscriminator, adaptive_weight, discriminator_loss, kl, perceptual
-from vae.model import VideoVAE
+from vae.model import ENCODER, VideoVAE
+from vae.weights import load_strictly
 
 MEASURED = 256  # clips for the statistics of the latents, and at most as many for the report
 
@@ -31,9 +32,7 @@ def train(run: VAERun) -> dict:
     buckets = {format: bucket_of(run.data, format) for format in run.formats}
     describe(run, accelerator, data=data_hash(run.data, run.formats))
     torch.manual_seed(run.seed)
-    vae = VideoVAE(run.channels, run.patch, run.widths, run.downs, run.encoder_blocks, run.decoder_blocks)
-    first = buckets[run.formats[0]]
-    vae.start_linear(*principal(np.array(first.pixels[: min(MEASURED, len(first))]), vae.stride, run.channels))
+    vae = begin(run, buckets[run.formats[0]])
     critic = PatchDiscriminator(run.discriminator_width)
     optimizer, critic_optimizer = adamw(vae, run), adamw(critic, run)
     average = EMAModel(vae.parameters(), decay=run.ema_decay, foreach=True)
@@ -76,13 +75,31 @@ def train(run: VAERun) -> dict:
 
     average.copy_to(bare.parameters())
     bare.eval()
-    measure_latents(bare, list(buckets.values()))
+    if not run.decoder_only:
+        measure_latents(bare, list(buckets.values()))
     report = measure(bare, run)
     if accelerator.is_main_process:
         bare.save_pretrained(run.out / "vae")
         (run.out / "report.json").write_text(json.dumps(report, indent=2))
     accelerator.end_training()
     return report
+
+
+def begin(run: VAERun, bucket: Bucket) -> VideoVAE:
+    """Return a run's VAE as it is before the first step: the best linear code, or the one to start from.
+
+    Raises ValueError where only a decoder is to be trained and there is no encoder to start from.
+    """
+    if run.start is None and run.decoder_only:
+        raise ValueError("decoder_only needs a VAE whose encoder stays; got none, so give --start FOLDER")
+    if run.start is not None:
+        vae = load_strictly(VideoVAE, run.start)
+        for name, value in vae.named_parameters():
+            value.requires_grad_(not (run.decoder_only and name.startswith(ENCODER)))
+        return vae.train()
+    vae = VideoVAE(run.channels, run.patch, run.widths, run.downs, run.encoder_blocks, run.decoder_blocks)
+    vae.start_linear(*principal(np.array(bucket.pixels[: min(MEASURED, len(bucket))]), vae.stride, run.channels))
+    return vae
 
 
 def batch(run: VAERun, buckets: dict[Format, Bucket], latent_shape, step: int, accelerator) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ never over time or space, or pieces would differ from the whole.
 
 from __future__ import annotations
 
+import hashlib
 import math
 
 import torch
@@ -28,6 +29,7 @@ Past = dict[
     str, Tensor
 ]  # the last two time steps that each causal mix has seen, by layer; empty at a clip's first piece
 
+ENCODER = ("encoder.", "linear_encoder.", "latent_")  # how the names of all weights begin that latents depend on
 LOG_VARIANCE = (-20.0, 10.0)  # limits of the posterior's, far outside what training visits
 START_LOG_VARIANCE = -6.0  # of a posterior before training: noise of a twentieth of the latents' spread
 
@@ -81,6 +83,16 @@ class VideoVAE(ModelMixin, ConfigMixin):
             for value in layer.parameters():
                 value.zero_()
         self.encoder.exit.bias[self.channels :] = START_LOG_VARIANCE
+
+    def encoder_hash(self) -> str:
+        """Return 16 hexadecimal digits (SHA-256) that tell encoders apart: VAEs with the same digits code clips
+        alike.
+        """
+        digest = hashlib.sha256(repr((self.stride, self.channels)).encode())
+        for name, value in sorted(self.state_dict().items()):
+            if name.startswith(ENCODER):
+                digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     def latent_shape(self, frames: int, rows: int, columns: int) -> Triple:
         """Return (T, H, W) of the latents of a clip; raises ValueError where the stride does not fit it."""
