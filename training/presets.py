@@ -102,7 +102,7 @@ def vae_first_decoder() -> VAERun:
         steps=1_200,
         rate=1.5e-3,
         decay_steps=600,
-        adversarial_from=1_000,
+        adversarial_from=1_120,
     )
 
 
