@@ -66,6 +66,7 @@ class VAERun(Run):
     `adversarial_weight` times the reconstruction's gradient, from step `adversarial_from` on.
     """
 
+    optimizer: Literal["muon", "adamw"] = "muon"
     start: Path | None = None
     decoder_only: bool = False
     formats: tuple[Format, ...] = ((64, 64, 17),)

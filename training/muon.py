@@ -7,11 +7,14 @@ without such arithmetic emulates at a tenth of the speed; a test holds the two t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # of the quintic, Jordan et al. 2024
 ROUNDS = 5
+Hidden = Sequence[tuple[nn.Linear | nn.Conv2d, int]]
 LIKE_ADAM = 0.2  # the root mean square of an AdamW step, over its rate (Moonlight, section 2.2)
 
 
@@ -46,7 +49,8 @@ class Muon(torch.optim.Optimizer):
         mean = state["momentum"].lerp_(value.grad, 1 - group["momentum"])
         ahead = value.grad.lerp(mean, group["momentum"])  # Nesterov's
         for own, direction in zip(value.chunk(parts), ahead.chunk(parts), strict=True):
-            own.add_(orthogonal(direction), alpha=-group["lr"] * LIKE_ADAM * max(own.shape) ** 0.5)
+            step = orthogonal(direction.flatten(1))  # a convolution is a matrix from all it sees to what it says
+            own.add_(step.view_as(own), alpha=-group["lr"] * LIKE_ADAM * max(step.shape) ** 0.5)
 
     def _adam(self, value: Tensor, group: dict) -> None:
         state = self.state[value]
@@ -76,11 +80,12 @@ def orthogonal(matrix: Tensor) -> Tensor:
     return x.T if tall else x
 
 
-def muon(hidden: list[tuple[nn.Linear, int]], model: nn.Module, run) -> Muon:
+def muon(hidden: Hidden, model: nn.Module, run) -> Muon:
     """Return Muon for the hidden layers named, each with its number of parts, and AdamW for a model's other parameters.
 
     `run` gives rate, betas and weight decay, which only matrices have.
     """
+    hidden = [(layer, parts) for layer, parts in hidden if layer.weight.requires_grad]
     weights = [layer.weight for layer, _ in hidden]
     known = {id(weight) for weight in weights}
     others = [value for value in model.parameters() if value.requires_grad and id(value) not in known]

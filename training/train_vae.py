@@ -17,6 +17,7 @@ from training.config import Format, VAERun
 from training.dataset import Bucket, as_pixels, bucket_of, data_hash, order, share
 from training.loop import Course, accelerator_for, adamw, descend, describe, rate_at
 from training.metrics import linear_psnr, lpips_or_none, principal, psnr, video_ssim
+from training.muon import muon
 from vae.losses import PatchDiscriminator, adaptive_weight, discriminator_loss, kl, perceptual
 from vae.model import ENCODER, VideoVAE
 from vae.weights import load_strictly
@@ -34,7 +35,8 @@ def train(run: VAERun) -> dict:
     torch.manual_seed(run.seed)
     vae = begin(run, buckets[run.formats[0]])
     critic = PatchDiscriminator(run.discriminator_width)
-    optimizer, critic_optimizer = adamw(vae, run), adamw(critic, run)
+    optimizer = muon(vae.hidden(), vae, run) if run.optimizer == "muon" else adamw(vae, run)
+    critic_optimizer = adamw(critic, run)
     average = EMAModel(vae.parameters(), decay=run.ema_decay, foreach=True)
     vae, critic, optimizer, critic_optimizer = accelerator.prepare(vae, critic, optimizer, critic_optimizer)
     average.to(accelerator.device)

@@ -94,6 +94,14 @@ class VideoVAE(ModelMixin, ConfigMixin):
                 digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
 
+    def hidden(self) -> list[tuple[nn.Linear | nn.Conv2d, int]]:
+        """List the layers between the first and the last of both nets, each as one matrix: what Muon steps on."""
+        blocks = [module for module in self.modules() if isinstance(module, Block)]
+        between = [*self.encoder.fewer, *self.decoder.more]
+        return [(layer, 1) for block in blocks for layer in (block.frame, block.mix)] + [
+            (layer, 1) for layer in between
+        ]
+
     def latent_shape(self, frames: int, rows: int, columns: int) -> Triple:
         """Return (T, H, W) of the latents of a clip; raises ValueError where the stride does not fit it."""
         time, down, across = self.stride
