@@ -117,7 +117,7 @@ def text_first() -> TextRun:
         rate=1.5e-3,
         warmup_steps=40,
         decay_steps=150,
-        batch=128,
+        batch=64,
         video_width=128,
         video_layers=3,
         validate_every=75,
