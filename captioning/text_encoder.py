@@ -19,6 +19,7 @@ from vae.weights import load_strictly
 
 START, END, PAD = "<start>", "<end>", "<pad>"
 FILES = ("text_encoder", "tokenizer")
+GROUP = 12  # prompts encoded at once
 
 
 @dataclass(frozen=True)
@@ -132,20 +133,32 @@ def tokenise(tokenizer, prompts: list[str], cut: bool = False) -> tuple[Tensor, 
 
 
 def encode(prompts: list[str], tokenizer, encoder: nn.Module, cut: bool = False) -> Words:
-    """Turn prompts into `Words`, with the trained tower or with any transformers text encoder.
+    """Turn prompts into `Words`, with the trained tower or with any transformers text encoder; GROUP prompts of like
+    length at a time, since a group is as long as its longest.
 
     Raises ValueError for a prompt longer than the encoder's limit, unless it may be `cut`.
     """
     ids, counts = tokenise(tokenizer, prompts, cut)
+    shortest_first = sorted(range(len(counts)), key=counts.__getitem__)
+    features, pooled = {}, {}
+    for start in range(0, len(counts), GROUP):
+        group = shortest_first[start : start + GROUP]
+        lengths = [counts[i] for i in group]
+        for i, length, words, vector in zip(group, lengths, *_encode(ids[group], lengths, encoder), strict=True):
+            features[i], pooled[i] = words[:length], vector
+    numbers = range(len(counts))
+    return Words(torch.cat([features[i] for i in numbers]), torch.stack([pooled[i] for i in numbers]), counts)
+
+
+def _encode(ids: Tensor, counts: list[int], encoder: nn.Module) -> tuple[Tensor, Tensor]:
+    """Return features (B, longest, D) and pooled vectors (B, D) of the first `counts` ids of each row."""
     device = next(encoder.parameters()).device
-    ids = ids.to(device)
-    real = torch.arange(ids.shape[1], device=device) < torch.tensor(counts, device=device)[:, None]
+    ids = ids[:, : max(counts)].to(device)
     if isinstance(encoder, TextTower):
-        features, pooled = encoder(ids)
-    else:
-        features = encoder(input_ids=ids, attention_mask=real.long()).last_hidden_state
-        pooled = (features * real[..., None]).sum(1) / real.sum(1, keepdim=True)
-    return Words(features[real], pooled, counts)
+        return encoder(ids)
+    real = torch.arange(ids.shape[1], device=device) < torch.tensor(counts, device=device)[:, None]
+    features = encoder(input_ids=ids, attention_mask=real.long()).last_hidden_state
+    return features, (features * real[..., None]).sum(1) / real.sum(1, keepdim=True)
 
 
 def width_of(encoder: nn.Module) -> int:

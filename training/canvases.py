@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 # Shares of the paintings. The blank one is text-to-video; a prefix of one latent is image-to-video.
-PAINTINGS = {"blank": 0.66, "prefix": 0.16, "suffix": 0.03, "both": 0.05, "window": 0.04, "region": 0.06}
+PAINTINGS = {"blank": 0.8, "prefix": 0.1, "suffix": 0.02, "both": 0.03, "window": 0.02, "region": 0.03}
 SOFT = 0.2  # of the canvases that are not blank: what would be kept is half forgotten instead
 
 

@@ -25,11 +25,11 @@ def world_tiny_test() -> WorldRun:
 def vae_tiny() -> VAERun:
     return VAERun(
         out=TINY / "vae",
-        steps=700,
+        steps=400,
         rate=2e-3,
-        warmup_steps=50,
-        decay_steps=250,
-        adversarial_from=600,
+        warmup_steps=30,
+        decay_steps=150,
+        adversarial_from=370,
         ema_decay=0.99,
         widths=(64, 128),
         encoder_blocks=(1, 1),
@@ -40,7 +40,16 @@ def vae_tiny() -> VAERun:
 
 
 def text_tiny() -> TextRun:
-    return TextRun(out=TINY / "text", steps=150, warmup_steps=30, decay_steps=60, batch=64, validate_every=75)
+    return TextRun(
+        out=TINY / "text",
+        steps=120,
+        warmup_steps=20,
+        decay_steps=50,
+        batch=32,
+        video_width=128,
+        video_layers=3,
+        validate_every=60,
+    )
 
 
 def dit_tiny() -> DiTRun:
@@ -50,6 +59,7 @@ def dit_tiny() -> DiTRun:
         text=TINY / "text" / "text",
         depth=4,
         steps=500,
+        rate=2e-3,
         warmup_steps=50,
         decay_steps=200,
         ema_decay=0.99,
@@ -133,11 +143,13 @@ def dit_first() -> DiTRun:
         text=FIRST / "text" / "text",
         depth=4,
         steps=8_000,
-        rate=2e-3,
+        rate=2.5e-3,
+        ema_decay=0.998,
+        train_shift=1.5,
         warmup_steps=100,
         decay_steps=3_000,
         formats=(SQUARE, WIDE, TALL, LONG, LARGE, STILL, LARGE_STILL),
-        clips=(28, 2, 2, 1, 1, 24, 1),
+        clips=(30, 1, 1, 1, 1, 24, 1),
         validate_every=250,
         show_every=1_000,
         save_minutes=5,
