@@ -38,8 +38,8 @@ def main(words: list[str] | None = None) -> int:
     try:
         chosen.act(chosen)
         return 0
-    except KeyboardInterrupt:
-        return _say("interrupted", INTERRUPTED)
+    except KeyboardInterrupt as stop:  # a training run says how to go on
+        return _say(str(stop) or "interrupted", INTERRUPTED)
     except (ValueError, FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
         return _failed(error, str(error), BAD_INPUT)
     except OSError as error:
@@ -124,8 +124,9 @@ def parser() -> argparse.ArgumentParser:
     train = commands.add_parser(
         "train", help="train a part (vae, text, dit, judge), or all of them in order (recipe)", add_help=False
     )
-    train.add_argument("part", choices=[part for part in TRAINING if part != "world"])
-    train.set_defaults(act=_train)
+    parts = [part for part in TRAINING if part != "world"]
+    train.add_argument("part", choices=parts, nargs="?", help="then longtake train PART --help explains its presets")
+    train.set_defaults(act=_train, usage=train)
     return top
 
 
@@ -204,6 +205,9 @@ def _evaluate(chosen: argparse.Namespace) -> None:
 
 
 def _train(chosen: argparse.Namespace) -> None:
+    if chosen.part is None:
+        chosen.usage.print_help(sys.stdout if chosen.rest else sys.stderr)
+        sys.exit(0 if chosen.rest else BAD_INPUT)
     module, function = TRAINING[chosen.part]
     run = importlib.import_module("training.presets").run_of(chosen.part, chosen.rest)
     getattr(importlib.import_module(module), function)(run)

@@ -31,6 +31,8 @@ def render(requests: list[Request], outputs: list[Path], sheet: Path | None = No
         allowed = PICTURES if mode_of(request).still else CLIPS
         if output.suffix.lower() not in allowed:
             raise RequestError(f"a {request.mode} file must end in {' or '.join(allowed)}; got {str(output)!r}")
+    if sheet and (sheet.suffix.lower() not in PICTURES or sheet in outputs):
+        raise RequestError(f"a contact sheet must be a .png of its own; got {str(sheet)!r}")
     for path in (*outputs, *([sheet] if sheet else ())):
         check_writable(path)
     names = {request.model for request in requests}

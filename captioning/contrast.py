@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
@@ -53,7 +54,13 @@ class VideoTower(ModelMixin, ConfigMixin):
 
 
 def contrast(videos: Tensor, texts: Tensor, logit_scale: Tensor) -> Tensor:
-    """Return CLIP's loss: each clip (B, D) should know its own text (B, D) among all of the batch, and the reverse."""
+    """Return CLIP's loss: each clip (B, D) should know its own text (B, D) among all of the batch, and the reverse.
+
+    The batch is that of all processes.
+    """
     from open_clip.loss import ClipLoss
 
-    return ClipLoss()(F.normalize(videos, dim=-1), F.normalize(texts, dim=-1), logit_scale.exp().clamp(max=100))
+    many = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    rank, processes = (dist.get_rank(), dist.get_world_size()) if many else (0, 1)
+    loss = ClipLoss(local_loss=many, gather_with_grad=many, rank=rank, world_size=processes)
+    return loss(F.normalize(videos, dim=-1), F.normalize(texts, dim=-1), logit_scale.exp().clamp(max=100))

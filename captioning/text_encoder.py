@@ -15,7 +15,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from vae.weights import load_strictly
+from vae.weights import CONFIG, load_strictly, read_json
 
 START, END, PAD = "<start>", "<end>", "<pad>"
 FILES = ("text_encoder", "tokenizer")
@@ -174,17 +174,18 @@ def load_text_encoder(name: str | Path):
 
     Encoder-decoder models (T5, UMT5) give their encoder. Raises ValueError where neither is found.
     """
-    folder = Path(name)
-    if (folder / FILES[0]).is_dir():
-        from transformers import PreTrainedTokenizerFast
-
-        encoder = load_strictly(TextTower, folder / FILES[0])
-        return PreTrainedTokenizerFast.from_pretrained(folder / FILES[1]), encoder
     import transformers
 
+    folder, words = Path(name), name
+    if (folder / FILES[0]).is_dir():
+        if read_json(folder / FILES[0] / CONFIG).get("_class_name") == TextTower.__name__:
+            encoder = load_strictly(TextTower, folder / FILES[0])
+            read_json(folder / FILES[1] / "tokenizer.json")
+            return transformers.PreTrainedTokenizerFast.from_pretrained(folder / FILES[1]), encoder
+        name, words = folder / FILES[0], folder / FILES[1]
     try:
         config = transformers.AutoConfig.from_pretrained(name)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(words)
         kinds = {
             "t5": "T5EncoderModel",
             "umt5": "UMT5EncoderModel",
@@ -192,7 +193,7 @@ def load_text_encoder(name: str | Path):
             "clip_text_model": "CLIPTextModel",
         }
         kind = getattr(transformers, kinds.get(config.model_type, "AutoModel"))
-        return tokenizer, kind.from_pretrained(name, use_safetensors=True)
+        return tokenizer, kind.from_pretrained(name, use_safetensors=True, dtype=torch.float32).eval()
     except (OSError, ValueError) as error:
         raise ValueError(
             f"a text encoder must be a folder with {' and '.join(FILES)}, or a transformers model; "

@@ -180,7 +180,8 @@ class Block(nn.Module):
         q, k, v = rearrange(self.qkv(x), "N (three K E) -> three N K E", three=3, K=self.heads)
         word_k, word_v = rearrange(self.words(self.words_norm(words)), "L (two K E) -> two L K E", two=2, K=self.heads)
         q, k = (rotate(normalise(y) * scale, turn) for y, scale in ((q, self.query_scale), (k, self.key_scale)))
-        found = attend(q, k, v, normalise(word_k) * self.key_scale, word_v, spans, backend)
+        q, k, word_k = (y.to(v.dtype) for y in (q, k, normalise(word_k) * self.key_scale))  # under autocast: v's
+        found = attend(q, k, v, word_k, word_v, spans, backend)
         return self.out(rearrange(found, "N K E -> N (K E)"))
 
 

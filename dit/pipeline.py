@@ -25,7 +25,7 @@ from dit.sampler import guide, noise_for, sample
 from vae.media import read_picture
 from vae.model import VideoVAE
 from vae.pixels import fit_picture
-from vae.weights import WEIGHTS, WeightsError, hash_of_file, load_strictly, read_json
+from vae.weights import WeightsError, hash_of_file, load_strictly, read_json, weights_in
 
 SETTINGS = "longtake.json"
 Progress = Callable[[int, int], None]  # steps done, steps in all
@@ -71,6 +71,7 @@ class Pipeline(DiffusionPipeline):
         """Load a model folder, strictly; raises WeightsError naming what is missing, extra, misshapen or damaged."""
         folder = Path(folder)
         read_json(folder / "model_index.json")
+        read_json(folder / "scheduler" / "scheduler_config.json")
         tokenizer, text_encoder = load_text_encoder(folder)
         pipeline = cls(
             load_strictly(DiT, folder / "transformer"),
@@ -80,7 +81,7 @@ class Pipeline(DiffusionPipeline):
             FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler"),
             read_settings(folder / SETTINGS),
         )
-        parts = (folder / part / WEIGHTS for part in ("transformer", "vae", TEXT_FILES[0]))
+        parts = (path for part in ("transformer", "vae", TEXT_FILES[0]) for path in weights_in(folder / part))
         pipeline.hash = hash_of_file(folder / SETTINGS, *parts)
         return pipeline
 
@@ -113,7 +114,7 @@ class Pipeline(DiffusionPipeline):
         method = request.method or settings.method
         if method not in METHODS:
             raise RequestError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
-        fps = request.fps or self.settings.fps
+        fps = self.settings.fps if request.fps is None else request.fps
         if fps != self.settings.fps:
             raise RequestError(f"fps must be what this model was trained for, {self.settings.fps:g}; got {fps:g}")
         steps = settings.steps if request.steps is None else request.steps
@@ -124,7 +125,8 @@ class Pipeline(DiffusionPipeline):
             raise RequestError(f"guidance must lie between 0 and 100; got {guidance:g}")
         if not 0 <= request.seed < 2**63:
             raise RequestError(f"seed must be a whole number from 0 to 2^63 - 1; got {request.seed}")
-        seconds = None if mode.still else self.frames_for(size, request.seconds or settings.seconds, fps) / fps
+        seconds = settings.seconds if request.seconds is None else request.seconds
+        seconds = None if mode.still else self.frames_for(size, seconds, fps) / fps
         return replace(
             request,
             size=size,
@@ -208,9 +210,10 @@ class Pipeline(DiffusionPipeline):
 
         def code(path: str) -> Tensor:
             picture = fit_picture(read_picture(path), rows, columns)
-            return self.vae.encode(picture[None].to(self.device))[0]
+            return self.vae.encode(picture[None].to(self.device))[0].cpu()
 
-        return mode.paint(request, shape, fps, code)
+        canvas = mode.paint(request, shape, fps, code)
+        return replace(canvas, given=canvas.given.to(self.device), level=canvas.level.to(self.device))
 
     @torch.no_grad()
     def frames(self, latents: Tensor, steps: int = 4) -> Iterator[Tensor]:

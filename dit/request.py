@@ -22,8 +22,8 @@ class RequestError(ValueError):
 class Request:
     """A clip to be made. None means the model's own default; `Pipeline.resolve` fills it in.
 
-    `size` is (columns, rows) in pixels, `seconds` the duration and `fps` the frame rate, `strength` unused where a mode
-    does not read it. `model` names a folder or a shipped model, `model_hash` the weights that made the clip.
+    `size` is (columns, rows) in pixels, `seconds` the duration and `fps` the frame rate; each is unused where a
+    mode does not read it. `model` names a folder or a shipped model, `model_hash` the weights that made the clip.
     """
 
     mode: str = "text-to-video"

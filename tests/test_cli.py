@@ -59,7 +59,10 @@ def test_help_imports_nothing_heavy():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("words", [["generate"], ["again"], ["modes"], ["evaluate"]])
+@pytest.mark.parametrize(
+    "words",
+    [["generate"], ["again"], ["modes"], ["evaluate"], ["world"], ["train"], ["train", "vae"], ["train", "dit"]],
+)
 def test_every_command_explains_itself(longtake, words):
     code, out, _ = longtake(*words, "--help")
     assert code == 0 and "usage: longtake" in out and all(len(line) <= 140 for line in out.splitlines())

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from training.evaluate import JUDGED, SETS, evaluate, prompt_of, scenes_of, score
-from training.judge import ATTRIBUTES, THINGS, Judge, judge_loss, spoil, targets_of, truth_of
+from training.judge import ATTRIBUTES, REPORT, THINGS, Judge, judge_loss, spoil, targets_of, truth_of
 from training.metrics import interval
 from training.world import sample_scene
 from training.world.scene import HELD_OUT, pairs
@@ -20,6 +20,8 @@ def judge_folder(tmp_path_factory):
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("judge")
     Judge(12).save_pretrained(folder)
+    right = dict.fromkeys(ATTRIBUTES, 1.0) | {"motion": 0.5}
+    (folder / REPORT).write_text(json.dumps({"one object": right, "all": right}))
     return folder
 
 
@@ -47,8 +49,10 @@ def test_the_sets_are_what_their_names_say():
     assert not any(pairs(scene) & HELD_OUT for scene in one + several)
 
 
-def test_evaluation_reports_every_row_attribute_and_interval(tiny_model, judge_folder, tmp_path):
+def test_evaluation_reports_every_row_attribute_and_interval(tiny_model, judge_folder, tmp_path, capsys):
     report = evaluate(tiny_model, judge_folder, tmp_path / "out", prompts=3, sets=SETS[:1])
+    said = capsys.readouterr().err
+    assert "the judge reads motion right in 50.0% of true renders" in said and "colour right" not in said
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == json.loads(json.dumps(report))
     rows = report["sets"]["one object"]
     assert set(rows) == {"model", "true renders", "renders through the VAE", "shuffled prompts", "untrained"}

@@ -1,6 +1,7 @@
 """From a request to pixels, and what is refused on the way."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ from PIL import Image
 
 from dit.pipeline import Pipeline
 from dit.request import Request, RequestError, parse_size
+from vae.weights import WeightsError
 
 
 @pytest.fixture(scope="module")
@@ -178,3 +180,38 @@ def test_what_is_no_size_is_refused(text):
     with pytest.raises(RequestError, match="size must be COLUMNSxROWS"):
         parse_size(text)
     assert parse_size("128X96") == (128, 96)
+
+
+def test_a_model_with_an_encoder_of_transformers_is_saved_halved_and_loaded(tiny_model, tmp_path):
+    import transformers
+
+    from dit.model import DiT, DiTConfig
+    from vae.weights import halve
+
+    torch.manual_seed(0)
+    plain = Pipeline.from_pretrained(tiny_model)
+    config = transformers.T5Config(vocab_size=400, d_model=32, d_kv=16, d_ff=48, num_layers=1, num_heads=2)
+    dit = DiT.from_shape(DiTConfig(depth=1, width=64, head_width=32, channels=4, words_width=32))
+    torch.nn.init.normal_(dit.exit.weight, std=0.1)
+    encoder = transformers.T5EncoderModel(config).eval()
+    Pipeline(dit, plain.vae, encoder, plain.tokenizer, plain.scheduler, plain.settings).save_pretrained(tmp_path)
+    for part in ("transformer", "vae", "text_encoder"):
+        halve(tmp_path / part)
+    loaded = Pipeline.from_pretrained(tmp_path)
+    assert next(loaded.text_encoder.parameters()).dtype == torch.float32
+    one, other = (next(loaded.generate([Request(prompt=prompt)])).latents for prompt in ("a red ball", "a blue cube"))
+    assert one.shape == (4, 5, 8, 8) and not torch.equal(one, other)
+
+
+@pytest.mark.parametrize("damage", ["tokenizer/tokenizer.json", "scheduler/scheduler_config.json"])
+@pytest.mark.parametrize("how", ["cut", "gone"])
+def test_a_damaged_model_folder_is_refused_in_a_sentence(tiny_model, tmp_path, damage, how):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    path = folder / damage
+    if how == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(WeightsError, match=path.name):
+        Pipeline.from_pretrained(folder)

@@ -128,6 +128,16 @@ def test_resuming_gives_the_same_weights_as_not_stopping(dit_run, tmp_path, monk
     assert same(weights(broken), weights(dit_run))
 
 
+def test_a_run_does_not_go_on_as_another(vae_run, parts, world):
+    from training.train_vae import train
+
+    before = (vae_run.out / "run.json").read_bytes()
+    for other in (replace(vae_run, seed=1), replace(vae_run, widths=(16, 48)), replace(vae_run, data=world / "test")):
+        with pytest.raises(ValueError, match="a run must go on as it began"):
+            train(other)
+    assert (vae_run.out / "run.json").read_bytes() == before
+
+
 def test_a_vae_resumes_to_the_same_weights_too(vae_run, parts, tmp_path):
     from training.train_vae import train
 
@@ -136,7 +146,7 @@ def test_a_vae_resumes_to_the_same_weights_too(vae_run, parts, tmp_path):
     report = train(first)
     wanted = load_file(vae_run.out / "vae" / WEIGHTS)
     assert {"psnr", "ssim", "linear_psnr"} <= report["formats"]["64x64x17"].keys()
-    assert not same(load_file(first.out / "vae" / WEIGHTS), {})
+    assert same(load_file(first.out / "vae" / WEIGHTS), wanted)
     again = replace(vae_run, out=tmp_path / "again")
     train(again)
     assert same(load_file(again.out / "vae" / WEIGHTS), wanted)
@@ -330,5 +340,5 @@ def test_canvases_always_leave_something_to_dream_and_show_every_painting():
         seen["region"] += bool((flat.min(1) != flat.max(1)).any())
         patches = level.reshape(5, 4, 2, 4, 2)
         assert (patches == patches[:, :, :1, :, :1]).all()  # no token is partly kept
-    assert 0.6 < seen["blank"] / 2000 < 0.75
-    assert min(count for name, count in seen.items() if name != "prefix") > 60
+    assert 0.75 < seen["blank"] / 2000 < 0.85
+    assert min(count for name, count in seen.items() if name != "prefix") > 30

@@ -128,7 +128,7 @@ def make_world(run: WorldRun) -> None:
         made = _made(folder, wanted)
         path = folder / "pixels.npy"
         shape = (clips, 3, frames, rows, columns)
-        pixels = np.lib.format.open_memmap(path, "r+" if made else "w+", np.uint8, shape)
+        pixels = _mapped(path, np.uint8, shape, fresh=not made)
         _keep_lines(folder / "captions.jsonl", made)
         indices = range(wanted["first"] + made, wanted["first"] + clips)
         rendered = make_clips(
@@ -143,6 +143,17 @@ def make_world(run: WorldRun) -> None:
                     pixels.flush()
                     lines.flush()
                     _write_json(folder / "state.json", wanted | {"made": made})
+
+
+def _mapped(path: Path, kind, shape: tuple[int, ...], fresh: bool) -> np.ndarray:
+    """Open an array on disk, all of its room taken at once: raises OSError where the disk has too little, which
+    writing to a map could not say.
+    """
+    array = np.lib.format.open_memmap(path, "w+" if fresh else "r+", kind, shape)
+    if hasattr(os, "posix_fallocate"):
+        with open(path, "r+b") as stored:
+            os.posix_fallocate(stored.fileno(), 0, path.stat().st_size)
+    return array
 
 
 def _made(folder: Path, wanted: dict) -> int:
@@ -202,14 +213,13 @@ def code(bucket: Bucket, encode: Callable[[Tensor], Tensor], stamp: str, still: 
             clips = torch.stack([clip[:, frame : frame + 1] for clip, frame in zip(clips, chosen, strict=True)])
         latents = encode(clips).to(torch.float16).numpy()
         if out is None:
-            out = np.lib.format.open_memmap(
-                partial, "r+" if made else "w+", np.float16, (len(bucket), *latents.shape[1:])
-            )
+            out = _mapped(partial, np.float16, (len(bucket), *latents.shape[1:]), fresh=not made)
         out[numbers.start : numbers.stop] = latents
         if (start // batch) % 32 == 31:
             out.flush()
             _write_json(note, {"made": numbers.stop})
-    out.flush()
+    if out is not None:
+        out.flush()
     os.replace(partial, path)
     note.unlink(missing_ok=True)
     return bucket.latents(stamp, still)

@@ -8,6 +8,7 @@ through the model's VAE, the model's clips against each other's prompts (chance)
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import count, islice
@@ -22,13 +23,13 @@ from tqdm import tqdm
 from dit.model import DiT
 from dit.pipeline import Pipeline
 from dit.request import Request
-from training.judge import ATTRIBUTES, FORMAT, Judge, truth_of
+from training.judge import ATTRIBUTES, FORMAT, REPORT, TRUSTED, Judge, truth_of
 from training.metrics import interval
 from training.world import make_clips
 from training.world.scene import SPLITS, Scene, rng_of, sample_scene
 from training.world.words import prompt
 from vae.pixels import contact_sheet
-from vae.weights import load_strictly
+from vae.weights import load_strictly, read_json
 
 JUDGED = ("colour", "shape", "size", "motion", "camera")  # what a prompt says of one object
 FIRST = 700_000_000  # the first index looked at: far beyond any clip that a data set holds
@@ -78,16 +79,28 @@ def evaluate(
     A prompt's motion, camera, size, colour and shape are each right or wrong, and all of them together; means come with
     95 % bootstrap intervals over prompts.
     """
+    if prompts < 1:
+        raise ValueError(f"prompts must be at least 1; got {prompts}")
+    output.mkdir(parents=True, exist_ok=True)
     pipeline = Pipeline.from_pretrained(model)
     eye = load_strictly(Judge, judge)
+    trust = read_json(judge / REPORT)
+    for name in JUDGED:
+        if trust["one object"][name] < TRUSTED:
+            print(f"the judge reads {name} right in {trust['one object'][name]:.1%} of true renders", file=sys.stderr)
     if torch.cuda.is_available():
         pipeline.to("cuda"), eye.to("cuda")
-    report: dict = {"model": pipeline.hash, "seed": seed, "settings": asdict(pipeline.settings), "sets": {}}
+    report: dict = {
+        "model": pipeline.hash,
+        "judge": trust,
+        "seed": seed,
+        "settings": asdict(pipeline.settings),
+        "sets": {},
+    }
     shown: list[tuple[str, Tensor]] = []
     for chosen in sets:
         scenes = list(islice(scenes_of(chosen, seed), prompts))
         report["sets"][chosen.name] = rows(pipeline, eye, scenes, chosen.name, shown)
-    output.mkdir(parents=True, exist_ok=True)
     (output / "report.json").write_text(json.dumps(report, indent=2))
     picture(report, shown).save(output / "report.png")
     return report

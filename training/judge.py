@@ -24,6 +24,8 @@ from training.loop import Course, accelerator_for, adamw, descend, describe, rat
 from training.world.scene import CAMERAS, COLOURS, EVENTS, SHAPES, SIZES, Scene
 
 FORMAT = (64, 64, 17)
+REPORT = "report.json"
+TRUSTED = 0.97  # right on held-out renders with one object, or an attribute's judge is none
 # What is read of the subject, or of the clip. "count" is how many things there are.
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "colour": tuple(COLOURS),
@@ -155,7 +157,8 @@ def train(run: JudgeRun) -> dict:
     report = accuracy(bare.eval(), bucket_of(run.held_out, FORMAT))
     if accelerator.is_main_process:
         bare.to(torch.float16).save_pretrained(run.out / "judge")
-        (run.out / "report.json").write_text(json.dumps(report, indent=2))
+        for folder in (run.out, run.out / "judge"):  # the judge carries how far it can be trusted
+            (folder / REPORT).write_text(json.dumps(report, indent=2))
     accelerator.end_training()
     return report
 

@@ -60,17 +60,40 @@ def rate_at(step: int, run: Run) -> float:
     return run.rate * min(rise, fall)
 
 
+# What may change when a run goes on: its end, its pace, and what it shows on the way.
+FREE = {
+    *("steps", "rate", "warmup_steps", "decay_steps", "precision", "save_minutes", "keep_checkpoints"),
+    *("validate_every", "show_every", "adversarial_from", "adversarial_rate"),
+    *("sample_steps", "guidance", "shift"),
+    *("out", "data", "more_data", "held_out", "vae"),  # folders may move: what is in them is compared
+}
+
+
 def describe(run: Run, accelerator, **facts) -> None:
     """Write what this run is next to its output: the resolved config, the commit, and whatever else the trainer
     knows.
+
+    Raises ValueError where checkpoints in `run.out` are another run's: of other data, another seed or another shape.
     """
+    config = {name: str(value) if isinstance(value, Path) else value for name, value in dataclasses.asdict(run).items()}
+    found = json.loads(json.dumps({"config": config, "commit": commit(), "torch": torch.__version__, **facts}))
+    path = run.out / "run.json"
+    if path.exists() and (run.out / "checkpoints").exists():
+        refuse_another(run.out, json.loads(path.read_text()), found)
     if accelerator.is_main_process:
         run.out.mkdir(parents=True, exist_ok=True)
-        config = {
-            name: str(value) if isinstance(value, Path) else value for name, value in dataclasses.asdict(run).items()
-        }
-        found = {"config": config, "commit": commit(), "torch": torch.__version__, **facts}
-        (run.out / "run.json").write_text(json.dumps(found, indent=2))
+        path.write_text(json.dumps(found, indent=2))
+
+
+def refuse_another(out: Path, before: dict, now: dict) -> None:
+    """Raise ValueError where the run described `before` cannot go on as the one described `now`."""
+    for name in (*before["config"].keys() - FREE, "data", "encoder"):
+        value, new = ((run if name in ("data", "encoder") else run["config"]).get(name) for run in (before, now))
+        if new != value:
+            raise ValueError(
+                f"a run must go on as it began; {out} has checkpoints with {name} {value}, got {new}, "
+                "so give another --out, or remove that folder"
+            )
 
 
 def commit() -> str | None:
@@ -116,7 +139,7 @@ class Checkpoints:
             raise OSError(f"a checkpoint must read back as it was written; {temporary} does not, so look at the disk")
         shutil.rmtree(final, ignore_errors=True)
         os.replace(temporary, final)
-        for old in self.steps()[: -self.keep]:
+        for old in (*self.steps()[: -self.keep], *self.folder.glob("*.tmp")):
             shutil.rmtree(old)
         return final
 
@@ -169,8 +192,14 @@ class Course:
         return self.accelerator.unwrap_model(whole) if isinstance(whole, nn.Module) else whole
 
     def __iter__(self):
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._stop)
+        before = {number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield from self._steps()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _steps(self):
         bar = tqdm(
             desc=self.name, total=self.run.steps, initial=self.start, disable=not self.accelerator.is_main_process,
             file=sys.stderr, mininterval=5,
@@ -232,7 +261,7 @@ class Course:
         return bool(self.accelerator.reduce(torch.tensor(float(flag), device=self.accelerator.device)).item())
 
 
-class Stopped(Exception):
+class Stopped(KeyboardInterrupt):
     """A run was asked to stop, and did, with its state saved."""
 
 

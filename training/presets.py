@@ -199,7 +199,16 @@ def run_of(kind: str, args: list[str] | None = None) -> Run | WorldRun:
     first.add_argument("--dry-run", action="store_true")
     known, others = first.parse_known_args(args)
     preset = PRESETS[kind][known.preset]()
-    run = tyro.cli(type(preset), default=preset, args=others, prog=f"longtake train {kind} --preset {known.preset}")
+    command = "longtake world" if kind == "world" else f"longtake train {kind}"
+    names = ", ".join(sorted(PRESETS[kind]))
+    run = tyro.cli(
+        type(preset),
+        default=preset,
+        args=others,
+        prog=f"{command} --preset {known.preset}",
+        description=f"--preset NAME chooses what to start from ({names}).\n\n"
+        "The flags below change it. --dry-run prints the run and what it will cost, and stops.",
+    )
     if known.dry_run:
         from training.cost import describe_cost
 

@@ -39,6 +39,7 @@ WORDS = 32  # of a usual caption, for estimates of work
 
 def train(run: DiTRun) -> dict:
     """Train a DiT from a preset; leaves a whole model folder in `run.out` / "model" and returns the last validation."""
+    check(run)
     accelerator = accelerator_for(run)
     vae = load_strictly(VideoVAE, run.vae).to(accelerator.device)
     tokenizer, text_encoder = load_text_encoder(run.text)
@@ -46,6 +47,7 @@ def train(run: DiTRun) -> dict:
     stamp = vae.encoder_hash()
     with accelerator.main_process_first():
         sources = {format: Source.open(run.data, run.formats, format, vae, stamp) for format in run.formats}
+        held_out = Source.open(run.held_out, run.formats, real_formats(run.formats)[0], vae, stamp)
     shape = shape_of(run, vae.stride, vae.channels, width_of(text_encoder))
     torch.manual_seed(run.seed)
     model = DiT.from_shape(shape)
@@ -62,7 +64,7 @@ def train(run: DiTRun) -> dict:
     course = Course("train dit", run, accelerator, {"model": model, "average": average, "optimizer": optimizer})
     bare = accelerator.unwrap_model(model)
     pipeline = Pipeline(bare, vae, text_encoder, tokenizer, scheduler_for(run.base_tokens, run.shift), settings(run))
-    table = validation_table(run, shape, vae, tokenizer, text_encoder, stamp)
+    table = validation_table(run, held_out, shape, tokenizer, text_encoder)
 
     for step in course:
         examples = [
@@ -72,7 +74,9 @@ def train(run: DiTRun) -> dict:
         ]
         with torch.no_grad():
             words = encode([example.caption for example in examples], tokenizer, text_encoder, cut=True)
-        loss = flow_loss(model, *noised(examples, shape, run, accelerator.device), words)
+        batch, target, mask = noised(examples, shape, run, accelerator.device)
+        dreamed = accelerator.reduce(mask.sum(), reduction="mean")  # so that the processes' mean is the step's
+        loss = flow_loss(model, batch, target, mask, words, dreamed)
         norm = descend(accelerator, model, optimizer, loss, rate_at(step, run), run.clip_norm)
         if norm is not None:
             average.step(bare.parameters())
@@ -89,6 +93,16 @@ def train(run: DiTRun) -> dict:
         (run.out / "report.json").write_text(json.dumps(report, indent=2))
     accelerator.end_training()
     return report
+
+
+def check(run: DiTRun) -> None:
+    """Raise ValueError for formats and clips that do not fit each other."""
+    if len(run.clips) != len(run.formats):
+        raise ValueError(f"clips must be one number for each of the {len(run.formats)} formats; got {len(run.clips)}")
+    sizes = {format[:2] for format in real_formats(run.formats)}
+    for columns, rows, _ in run.formats:
+        if (columns, rows) not in sizes:
+            raise ValueError(f"pictures are frames of clips, so {columns}x{rows} needs a format of more than one frame")
 
 
 @dataclass(frozen=True)
@@ -187,16 +201,17 @@ def noised(examples: list[Example], shape: DiTConfig, run: DiTRun, device) -> tu
     return batch, torch.cat(targets).to(device), torch.cat(masks).to(device)
 
 
-def flow_loss(model, batch: Pack, target: Tensor, mask: Tensor, words: Words) -> Tensor:
-    """Return the mean squared error of the velocity, over what is to be dreamed: equation 1 of arXiv 2209.03003."""
+def flow_loss(model, batch: Pack, target: Tensor, mask: Tensor, words: Words, dreamed: Tensor | None = None) -> Tensor:
+    """Return the mean squared error of the velocity, over what is to be dreamed: equation 1 of arXiv 2209.03003.
+
+    `dreamed` is how many values that is, where it is not just this pack's.
+    """
     found = model(batch, words.features, words.pooled, words.counts)
-    return ((found.float() - target).square() * mask).sum() / mask.sum()
+    return ((found.float() - target).square() * mask).sum() / (mask.sum() if dreamed is None else dreamed)
 
 
-def validation_table(run: DiTRun, shape: DiTConfig, vae: VideoVAE, tokenizer, text_encoder, stamp: str) -> list[tuple]:
+def validation_table(run: DiTRun, source: Source, shape: DiTConfig, tokenizer, text_encoder) -> list[tuple]:
     """Return fixed held-out packs, one a stratum of time, on blank canvases: (pack, target, mask, words)."""
-    format = real_formats(run.formats)[0]
-    source = Source.open(run.held_out, run.formats, format, vae, stamp)
     count = min(run.validation_clips, len(source.bucket))
     table = []
     for stratum in range(STRATA):
@@ -210,7 +225,7 @@ def validation_table(run: DiTRun, shape: DiTConfig, vae: VideoVAE, tokenizer, te
             examples.append(Example(latents, noise, torch.ones(latents.shape[1:]), uniform, caption, source.fps))
         with torch.no_grad():
             words = encode([example.caption for example in examples], tokenizer, text_encoder, cut=True)
-        table.append((*noised(examples, shape, run, vae.device), words))
+        table.append((*noised(examples, shape, run, next(text_encoder.parameters()).device), words))
     return table
 
 

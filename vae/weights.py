@@ -30,7 +30,7 @@ def load_strictly(model_class: type[Model], folder: Path) -> Model:
     config = read_json(folder / CONFIG)
     try:
         model = model_class.from_config(config)  # type: ignore[attr-defined]
-    except (TypeError, ValueError, KeyError) as error:
+    except (TypeError, ValueError, KeyError, ArithmeticError) as error:
         raise WeightsError(f"{folder / CONFIG} does not describe a {model_class.__name__}: {error}") from error
     wanted = model.state_dict()
     path = folder / WEIGHTS
@@ -51,8 +51,13 @@ def halve(folder: Path) -> None:
     """Rewrite a folder's weights in float16: as small as bfloat16 and eight times finer, for weights well within its
     range.
     """
-    path = folder / WEIGHTS
-    save_file({name: value.half() for name, value in load_file(path).items()}, path, metadata={"format": "pt"})
+    for path in weights_in(folder):
+        save_file({name: value.half() for name, value in load_file(path).items()}, path, metadata={"format": "pt"})
+
+
+def weights_in(folder: Path) -> list[Path]:
+    """List the files of weights in a folder: one of ours, or as many as transformers wrote."""
+    return sorted(folder.glob("*.safetensors"))
 
 
 def hash_of_file(*paths: Path) -> str:
