@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from training.config import JudgeRun
 from training.dataset import Bucket, bucket_of, data_hash, order, share
-from training.loop import Course, accelerator_for, adamw, descend, describe, rate_at
+from training.loop import Course, accelerator_for, descend, describe, rate_at
+from training.muon import muon
 from training.world.scene import CAMERAS, COLOURS, EVENTS, SHAPES, SIZES, Scene
 
 FORMAT = (64, 64, 17)
@@ -41,45 +42,41 @@ THINGS = tuple(
 
 
 class Judge(ModelMixin, ConfigMixin):
-    """Convolutions within frames and between them, then one query an attribute over what they found."""
+    """Convolutions within frames and between them, then what was seen where, what was seen most, and one linear layer
+    an attribute.
+    """
 
     @register_to_config
-    def __init__(self, width: int = 64):
+    def __init__(self, width: int = 48):
         super().__init__()
-        self.frames = nn.ModuleList(
-            [
-                nn.Conv2d(3, width // 2, 5, stride=2, padding=2),
-                nn.Conv2d(width // 2, width, 3, stride=2, padding=1),
-                nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
-                nn.Conv2d(2 * width, 3 * width, 3, stride=2, padding=1),
-            ]
+        self.enter = Within(3, width, 8, 4)
+        self.stages = nn.Sequential(
+            Within(width, width, 3, 1),
+            Within(width, 2 * width, 3, 2),
+            Between(2 * width),
+            Within(2 * width, 2 * width, 3, 1),
+            Between(2 * width),
+            Within(2 * width, 3 * width, 3, 2),
+            Between(3 * width),
         )
-        self.times = nn.ModuleList([Between(width), Between(2 * width), Between(3 * width)])
-        self.places = nn.Parameter(0.02 * torch.randn(17 * 16, 3 * width))
-        self.queries = nn.Parameter(0.02 * torch.randn(len(ATTRIBUTES) + 1, 3 * width))
-        layer = nn.TransformerDecoderLayer(
-            d_model=3 * width, nhead=3, dim_feedforward=6 * width, dropout=0.0, batch_first=True, norm_first=True
-        )
-        self.look = nn.TransformerDecoder(layer, 2)
+        places = FORMAT[0] * FORMAT[1] // 16**2
+        self.gather = nn.Linear((places + 2) * 3 * width, 6 * width)
         answers = [len(values) for values in ATTRIBUTES.values()] + [len(THINGS)]
-        self.answers = nn.ModuleList(nn.Linear(3 * width, count) for count in answers)
+        self.answers = nn.ModuleList(nn.Linear(6 * width, count) for count in answers)
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
         """Return logits (B, values) for every attribute, and (B, THINGS) for "things", of pixels (B, 3, 17, 64, 64) in
         [-1, 1].
         """
-        B = len(pixels)
-        x = rearrange(pixels, "B rgb F Y X -> (B F) rgb Y X")
-        x = F.relu(self.frames[0](x))
-        for within, between in zip(self.frames[1:], self.times, strict=True):
-            x = F.relu(within(x))
-            x = rearrange(between(rearrange(x, "(B F) D H W -> B F H W D", B=B)), "B F H W D -> (B F) D H W")
-        seen = rearrange(x, "(B F) D H W -> B (F H W) D", B=B) + self.places
-        found = self.look(self.queries.expand(B, -1, -1), seen)
-        return {
-            name: answer(found[:, n])
-            for n, (name, answer) in enumerate(zip([*ATTRIBUTES, "things"], self.answers, strict=True))
-        }
+        x = self.stages(self.enter(rearrange(pixels, "B rgb F Y X -> B F rgb Y X")))
+        where = rearrange(x.mean(1), "B D H W -> B (D H W)")
+        per_frame = x.amax((3, 4))
+        found = F.relu(self.gather(torch.cat([where, per_frame.amax(1), per_frame.mean(1)], dim=1)))
+        return {name: answer(found) for name, answer in zip([*ATTRIBUTES, "things"], self.answers, strict=True)}
+
+    def hidden(self) -> list[tuple[nn.Linear | nn.Conv2d, int]]:
+        """List the layers that Muon steps on."""
+        return [(stage.mix, 1) for stage in self.stages] + [(self.gather, 1)]
 
     @torch.no_grad()
     def read(self, pixels: Tensor) -> dict[str, list[str]]:
@@ -88,18 +85,32 @@ class Judge(ModelMixin, ConfigMixin):
         return {name: [values[n] for n in logits[name].argmax(1).tolist()] for name, values in ATTRIBUTES.items()}
 
 
+class Within(nn.Module):
+    """Look around within each frame of (B, F, D, H, W)."""
+
+    def __init__(self, before: int, after: int, side: int, stride: int):
+        super().__init__()
+        self.mix = nn.Conv2d(before, after, side, stride=stride, padding=(side - stride + 1) // 2)
+        self.norm = nn.BatchNorm2d(after)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = F.relu(self.norm(self.mix(rearrange(x, "B F D H W -> (B F) D H W"))))
+        return rearrange(found, "(B F) D H W -> B F D H W", B=len(x))
+
+
 class Between(nn.Module):
-    """Compare each frame with its neighbours: a residual over five frames, (B, F, H, W, D)."""
+    """Compare each frame with its neighbours: a residual over five frames of (B, F, D, H, W)."""
 
     def __init__(self, width: int):
         super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.mix = nn.Linear(5 * width, width)
+        self.mix = nn.Conv2d(5 * width, width, 1)
+        self.norm = nn.BatchNorm2d(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        around = F.pad(self.norm(x), (0, 0, 0, 0, 0, 0, 2, 2))
-        window = torch.cat([around[:, lag : lag + x.shape[1]] for lag in range(5)], dim=-1)
-        return x + F.relu(self.mix(window))
+        around = F.pad(x, (0, 0, 0, 0, 0, 0, 2, 2))
+        window = torch.cat([around[:, lag : lag + x.shape[1]] for lag in range(5)], dim=2)
+        found = F.relu(self.norm(self.mix(rearrange(window, "B F D H W -> (B F) D H W"))))
+        return x + rearrange(found, "(B F) D H W -> B F D H W", B=len(x))
 
 
 def truth_of(scene: Scene) -> dict[str, str]:
@@ -140,7 +151,7 @@ def train(run: JudgeRun) -> dict:
     describe(run, accelerator, data=[data_hash(folder, (FORMAT,)) for folder in (run.data, run.more_data)])
     torch.manual_seed(run.seed)
     judge = Judge(run.width)
-    judge, optimizer = accelerator.prepare(judge, adamw(judge, run))
+    judge, optimizer = accelerator.prepare(judge, muon(judge.hidden(), judge, run))
     course = Course("train judge", run, accelerator, {"judge": judge, "optimizer": optimizer})
     bare = accelerator.unwrap_model(judge)
 

@@ -162,6 +162,7 @@ def judge_first() -> JudgeRun:
         held_out=Path("data/first-test"),
         out=FIRST / "judge",
         steps=2_800,
+        rate=2e-3,
         batch=16,
         warmup_steps=100,
         decay_steps=1_200,
