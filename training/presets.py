@@ -118,6 +118,20 @@ def vae_first_on() -> VAERun:
     )
 
 
+def vae_first_decoder() -> VAERun:
+    """Go on with the decoder alone, beside the DiT, which needs only the encoder."""
+    return replace(
+        vae_first_on(),
+        start=FIRST / "vae-on" / "vae",
+        decoder_only=True,
+        out=FIRST / "vae-decoder",
+        steps=450,
+        rate=1e-3,
+        decay_steps=400,
+        adversarial_from=430,
+    )
+
+
 def text_first() -> TextRun:
     return TextRun(
         data=Path("data/first"),
@@ -139,7 +153,7 @@ def dit_first() -> DiTRun:
         data=Path("data/first"),
         held_out=Path("data/first-test"),
         out=FIRST / "dit",
-        vae=FIRST / "vae-on" / "vae",
+        vae=FIRST / "vae-decoder" / "vae",
         text=FIRST / "text" / "text",
         depth=4,
         steps=8_000,
@@ -161,12 +175,12 @@ def judge_first() -> JudgeRun:
         data=Path("data/first"),
         held_out=Path("data/first-test"),
         out=FIRST / "judge",
-        steps=2_800,
+        steps=1_800,
         rate=2e-3,
         batch=16,
         warmup_steps=100,
-        decay_steps=1_200,
-        validate_every=400,
+        decay_steps=900,
+        validate_every=300,
     )
 
 
@@ -178,7 +192,7 @@ PRESETS = {
         "first-test": world_first_test,
         "first-combinations": world_first_combinations,
     },
-    "vae": {"tiny": vae_tiny, "first": vae_first, "first-on": vae_first_on},
+    "vae": {"tiny": vae_tiny, "first": vae_first, "first-on": vae_first_on, "first-decoder": vae_first_decoder},
     "text": {"tiny": text_tiny, "first": text_first},
     "dit": {"tiny": dit_tiny, "first": dit_first},
     "judge": {"first": judge_first},
