@@ -27,7 +27,7 @@ def train(recipe: Recipe) -> dict:
     """Make a model from nothing: run every preset of the recipe's name, in order; return all reports, also in
     `runs`/NAME/report.json.
 
-    Each part goes on where it was if it was stopped, and one that is done takes no time.
+    Each part goes on where it was if it was stopped, and one that is done only measures itself again.
     """
     start = time.monotonic()
     report: dict = {}

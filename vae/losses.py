@@ -46,7 +46,7 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
 def perceptual(a: Tensor, b: Tensor) -> Tensor:
     """Return 1 - multi-scale SSIM of videos (B, 3, F, Y, X): Wang et al. 2003 (doi 10.1109/ACSSC.2003.1292216).
 
-    A perceptual term that needs no trained weights, which this project cannot fetch. As many of the five scales as the
+    A perceptual term that needs no trained weights. As many of the five scales as the
     frame allows.
     """
     a, b = frames_of(a), frames_of(b)

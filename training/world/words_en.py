@@ -132,7 +132,7 @@ WORDS: Table = {
     "sky": {"clear": ("clear",), "cloudy": ("cloudy",)},
     "time": {"morning": ("morning",), "noon": ("noon", "midday"), "sunset": ("sunset",), "night": ("night",)},
 }
-# Never said by `caption`: evaluation measures on them what a model makes of words it has not been trained on.
+# Never said by `caption`: kept to find out what a model makes of words it has not been trained on.
 RESERVED: Table = {
     "colour": {
         "red": ("crimson", "scarlet"),

@@ -115,7 +115,7 @@ WORDS: Table = {
     "sky": {"clear": ("晴朗",), "cloudy": ("多云",)},
     "time": {"morning": ("早晨", "清晨"), "noon": ("正午", "中午"), "sunset": ("日落时分",), "night": ("夜晚", "夜里")},
 }
-# Never said by `caption`: evaluation measures on them what a model makes of words it has not been trained on.
+# Never said by `caption`: kept to find out what a model makes of words it has not been trained on.
 RESERVED: Table = {
     "colour": {
         "red": ("绯红色", "朱红色"),
