@@ -25,30 +25,30 @@ def world_tiny_test() -> WorldRun:
 def vae_tiny() -> VAERun:
     return VAERun(
         out=TINY / "vae",
-        steps=400,
+        steps=300,
         rate=2e-3,
         warmup_steps=30,
-        decay_steps=150,
-        adversarial_from=370,
+        decay_steps=120,
+        adversarial_from=280,
         ema_decay=0.99,
         widths=(64, 128),
         encoder_blocks=(1, 1),
         decoder_blocks=(1, 2),
         frames=5,
-        validate_every=200,
+        validate_every=150,
     )
 
 
 def text_tiny() -> TextRun:
     return TextRun(
         out=TINY / "text",
-        steps=120,
+        steps=100,
         warmup_steps=20,
-        decay_steps=50,
+        decay_steps=40,
         batch=32,
         video_width=128,
         video_layers=3,
-        validate_every=60,
+        validate_every=50,
     )
 
 
@@ -58,13 +58,13 @@ def dit_tiny() -> DiTRun:
         vae=TINY / "vae" / "vae",
         text=TINY / "text" / "text",
         depth=4,
-        steps=500,
+        steps=400,
         rate=2e-3,
-        warmup_steps=50,
-        decay_steps=200,
+        warmup_steps=40,
+        decay_steps=160,
         ema_decay=0.99,
-        validate_every=250,
-        show_every=500,
+        validate_every=200,
+        show_every=400,
     )
 
 
