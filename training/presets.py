@@ -175,11 +175,11 @@ def judge_first() -> JudgeRun:
         data=Path("data/first"),
         held_out=Path("data/first-test"),
         out=FIRST / "judge",
-        steps=2_800,
+        steps=2_500,
         rate=2e-3,
         batch=16,
         warmup_steps=100,
-        decay_steps=1_300,
+        decay_steps=650,
         validate_every=300,
     )
 
