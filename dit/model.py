@@ -117,11 +117,11 @@ class DiT(ModelMixin, ConfigMixin):
 
     def hidden(self) -> list[tuple[nn.Linear, int]]:
         """List the linear layers of all blocks, each with how many matrices its weight is: what Muon steps on."""
-        return [
-            (layer, parts)
-            for block in self.blocks
-            for layer, parts in ((block.qkv, 3), (block.words, 2), (block.out, 1), (block.widen, 1), (block.narrow, 1))
-        ]
+        layers: list[tuple[nn.Linear, int]] = []
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            layers += [(block.qkv, 3), (block.words, 2), (block.out, 1), (block.widen, 1), (block.narrow, 1)]
+        return layers
 
     def _initialise(self) -> None:
         """Start as the identity: gates, scales and the exit at zero; other weights by fan-in, without their biases."""

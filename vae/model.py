@@ -96,11 +96,14 @@ class VideoVAE(ModelMixin, ConfigMixin):
 
     def hidden(self) -> list[tuple[nn.Linear | nn.Conv2d, int]]:
         """List the layers between the first and the last of both nets, each as one matrix: what Muon steps on."""
-        blocks = [module for module in self.modules() if isinstance(module, Block)]
-        between = [*self.encoder.fewer, *self.decoder.more]
-        return [(layer, 1) for block in blocks for layer in (block.frame, block.mix)] + [
-            (layer, 1) for layer in between
-        ]
+        layers: list[nn.Linear | nn.Conv2d] = []
+        for block in self.modules():
+            if isinstance(block, Block):
+                layers += [block.frame, block.mix]
+        for layer in (*self.encoder.fewer, *self.decoder.more):
+            assert isinstance(layer, nn.Linear)
+            layers.append(layer)
+        return [(layer, 1) for layer in layers]
 
     def latent_shape(self, frames: int, rows: int, columns: int) -> Triple:
         """Return (T, H, W) of the latents of a clip; raises ValueError where the stride does not fit it."""
