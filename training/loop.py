@@ -77,10 +77,10 @@ def describe(run: Run, accelerator, **facts) -> None:
     """
     config = {name: str(value) if isinstance(value, Path) else value for name, value in dataclasses.asdict(run).items()}
     found = json.loads(json.dumps({"config": config, "commit": commit(), "torch": torch.__version__, **facts}))
-    path = run.out / "run.json"
-    if path.exists() and (run.out / "checkpoints").exists():
-        refuse_another(run.out, json.loads(path.read_text()), found)
-    if accelerator.is_main_process:
+    if accelerator.is_main_process:  # no other process reads what this one is about to write
+        path = run.out / "run.json"
+        if path.exists() and (run.out / "checkpoints").exists():
+            refuse_another(run.out, json.loads(path.read_text()), found)
         run.out.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(found, indent=2))
 
