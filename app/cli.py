@@ -145,6 +145,11 @@ def _add_settings(command: argparse.ArgumentParser) -> None:
         "--steps", type=int, help="how many times the sampler looks at the clip; more is slower and finer"
     )
     command.add_argument("--guidance", type=float, help="how strictly to follow the prompt; 1 is plain")
+    command.add_argument(
+        "--interval", type=float, nargs=2, metavar=("FROM", "TO"), help="guide between these noise levels, 0 to 1, only"
+    )
+    command.add_argument("--rescale", type=float, help="how much of guidance's added contrast to take back, 0 to 1")
+    command.add_argument("--negative", metavar="WORDS", help="what to lead away from, instead of from no words at all")
     command.add_argument("--method", choices=METHODS, help="the sampler")
     command.add_argument("--model", help="a shipped model or a model folder (default: the newest shipped one)")
     command.add_argument("--sheet", type=Path, metavar="FILE", help="also write a contact sheet of all clips, a png")
@@ -153,7 +158,10 @@ def _add_settings(command: argparse.ArgumentParser) -> None:
 def _settings(chosen: argparse.Namespace) -> dict:
     return {
         name: getattr(chosen, name)
-        for name in ("mode", "image", "seconds", "fps", "steps", "guidance", "method", "model")
+        for name in (
+            *("mode", "image", "seconds", "fps", "steps", "guidance", "interval", "rescale", "negative"),
+            *("method", "model"),
+        )
     }
 
 

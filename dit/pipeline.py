@@ -52,6 +52,8 @@ class Settings:
     seconds: float = 2.125
     steps: int = 30
     guidance: float = 4.0
+    interval: tuple[float, float] = (0.0, 1.0)
+    rescale: float = 0.0
     method: str = "euler"
 
 
@@ -98,7 +100,7 @@ class Pipeline(DiffusionPipeline):
         mode, settings = mode_of(request), self.settings
         if not request.prompt.strip():
             raise RequestError("a prompt must say something; got none, so describe the clip in a sentence")
-        tokenise(self.tokenizer, [request.prompt])
+        tokenise(self.tokenizer, [request.prompt, request.negative or ""])
         for field in mode.needs:
             if getattr(request, field) is None:
                 raise RequestError(f"{request.mode} needs {field}; got none, so give --{field}")
@@ -123,6 +125,12 @@ class Pipeline(DiffusionPipeline):
         guidance = settings.guidance if request.guidance is None else request.guidance
         if not 0 <= guidance <= 100:
             raise RequestError(f"guidance must lie between 0 and 100; got {guidance:g}")
+        low, high = settings.interval if request.interval is None else request.interval
+        if not 0 <= low <= high <= 1:
+            raise RequestError(f"interval must be two rising noise levels from 0 to 1; got {low:g} and {high:g}")
+        rescale = settings.rescale if request.rescale is None else request.rescale
+        if not 0 <= rescale <= 1:
+            raise RequestError(f"rescale must lie between 0 and 1; got {rescale:g}")
         if not 0 <= request.seed < 2**63:
             raise RequestError(f"seed must be a whole number from 0 to 2^63 - 1; got {request.seed}")
         seconds = settings.seconds if request.seconds is None else request.seconds
@@ -134,6 +142,8 @@ class Pipeline(DiffusionPipeline):
             fps=None if mode.still else fps,
             steps=steps,
             guidance=guidance,
+            interval=(low, high),
+            rescale=rescale,
             method=method,
             model_hash=self.hash,
         )
@@ -165,7 +175,7 @@ class Pipeline(DiffusionPipeline):
         total, before = sum(request.steps or 0 for request in resolved), 0
         for request, canvas in zip(resolved, canvases, strict=True):
             latents = canvas.given
-            words = encode([request.prompt, ""], self.tokenizer, self.text_encoder)
+            words = encode([request.prompt, request.negative or ""], self.tokenizer, self.text_encoder)
             for step, found in enumerate(self.dream([canvas], [request], words)):
                 (latents,) = found
                 if progress:
@@ -176,27 +186,34 @@ class Pipeline(DiffusionPipeline):
     def dream(self, canvases: list[Canvas], requests: list[Request], words: Words) -> Iterator[list[Tensor]]:
         """Dream canvases as one pack; yield their latents after each step.
 
-        `words` are the prompts' and, last, the empty prompt's. Requests are resolved, and have the first one's
-        steps and method.
+        `words` are the prompts' and then what guidance leads away from, as many. Requests are resolved, and have the
+        first one's steps and method.
         """
-        steps, method = requests[0].steps, requests[0].method
+        steps, method, patch = requests[0].steps, requests[0].method, self.transformer.shape.patch
         assert steps is not None and method is not None, "dream takes resolved requests"
-        tokens = [math.prod(grid_of(canvas.level.shape, self.transformer.shape.patch)) for canvas in canvases]
-        times = [schedule(self.scheduler, steps, count) for count in tokens]
+        counts = [math.prod(grid_of(canvas.level.shape, patch)) for canvas in canvases]
+        times = [schedule(self.scheduler, steps, count) for count in counts]
         noise = [
             noise_for(request.seed, canvas.given.shape) for request, canvas in zip(requests, canvases, strict=True)
         ]
         noise = [start.to(canvas.given) for start, canvas in zip(noise, canvases, strict=True)]
-        both = words.repeat([*range(len(canvases)), *[len(words.counts) - 1] * len(canvases)])
-        fps = [canvas.fps for canvas in canvases]
-        strengths = [1.0 if request.guidance is None else request.guidance for request in requests]
 
         def velocity(xs: list[Tensor], levels: list[Tensor]) -> list[Tensor]:
-            batch = pack(xs * 2, levels * 2, fps * 2, self.transformer.shape.patch)
-            found = self.transformer(batch, both.features, both.pooled, both.counts)
-            clips = unpack(found, batch.shapes, batch.patch)
-            with_words, without = clips[: len(xs)], clips[len(xs) :]
-            return [guide(a, b, strength) for a, b, strength in zip(with_words, without, strengths, strict=True)]
+            strengths = [strength_at(request, level) for request, level in zip(requests, levels, strict=True)]
+            guided = [clip for clip, strength in enumerate(strengths) if (strength != 1).any()]
+            looks = [*range(len(xs)), *guided]  # each clip with its prompt, and again what is guided
+            said = words.repeat([*range(len(xs)), *[len(xs) + clip for clip in guided]])
+            batch = pack(
+                [xs[clip] for clip in looks],
+                [levels[clip] for clip in looks],
+                [canvases[clip].fps for clip in looks],
+                patch,
+            )
+            tokens = self.transformer(batch, said.features, said.pooled, said.counts)
+            found = unpack(tokens, batch.shapes, patch)
+            for clip, without in zip(guided, found[len(xs) :], strict=True):
+                found[clip] = guide(found[clip], without, strengths[clip], requests[clip].rescale or 0.0)
+            return found[: len(xs)]
 
         return sample(velocity, canvases, noise, times, method)
 
@@ -230,13 +247,23 @@ class Pipeline(DiffusionPipeline):
         return torch.cat(list(self.frames(latents)), dim=1)
 
 
+def strength_at(request: Request, level: Tensor) -> Tensor:
+    """Return how strongly to guide each latent at its noise level (T, H, W): within the request's interval alone
+    (arXiv 2404.07724).
+    """
+    low, high = request.interval or (0.0, 1.0)
+    strength = 1.0 if request.guidance is None else request.guidance
+    return torch.where((level >= low) & (level <= high), strength, 1.0)
+
+
 def read_settings(path: Path) -> Settings:
     """Read a model's settings; raises WeightsError where they are absent, damaged or another model's."""
     found = read_json(path)
     try:
         formats = tuple((int(columns), int(rows), int(frames)) for columns, rows, frames in found.pop("formats"))
         columns, rows = found.pop("size")
-        return Settings(formats=formats, size=(int(columns), int(rows)), **found)
+        low, high = found.pop("interval", Settings.interval)
+        return Settings(formats=formats, size=(int(columns), int(rows)), interval=(float(low), float(high)), **found)
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"{path} does not say what the model was trained for: {error}") from error
 

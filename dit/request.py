@@ -23,7 +23,9 @@ class Request:
     """A clip to be made. None means the model's own default; `Pipeline.resolve` fills it in.
 
     `size` is (columns, rows) in pixels, `seconds` the duration and `fps` the frame rate; each is unused where a
-    mode does not read it. `model` names a folder or a shipped model, `model_hash` the weights that made the clip.
+    mode does not read it. `guidance` pushes from `negative` (no words, unless given) to `prompt` where the noise level
+    lies within `interval`, and the spread it adds is taken back in part, `rescale`. `model` names a folder or a shipped
+    model, `model_hash` the weights that made the clip.
     """
 
     mode: str = "text-to-video"
@@ -34,6 +36,9 @@ class Request:
     fps: float | None = None
     steps: int | None = None
     guidance: float | None = None
+    interval: tuple[float, float] | None = None
+    rescale: float | None = None
+    negative: str | None = None
     method: str | None = None
     seed: int = 0
     model: str | None = None
@@ -81,6 +86,9 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "fps": (int, float),
     "steps": (int,),
     "guidance": (int, float),
+    "interval": (list, tuple),
+    "rescale": (int, float),
+    "negative": (str,),
     "method": (str,),
     "seed": (int,),
     "model": (str,),
@@ -101,6 +109,10 @@ def _checked(name: str, value: Any) -> Any:
         if len(known) != 2 or not all(isinstance(side, int) and not isinstance(side, bool) for side in known):
             raise RequestError(f"size must be two whole numbers, columns and rows; got {value!r}")
         return tuple(known)
+    if name == "interval":
+        if len(known) != 2 or not all(isinstance(end, (int, float)) and not isinstance(end, bool) for end in known):
+            raise RequestError(f"interval must be two noise levels, from 0 to 1; got {value!r}")
+        return float(known[0]), float(known[1])
     return float(known) if float in _TYPES[name] else known
 
 

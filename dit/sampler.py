@@ -44,11 +44,17 @@ def sample(
         yield xs
 
 
-def guide(conditional: Tensor, unconditional: Tensor, guidance: float) -> Tensor:
+def guide(conditional: Tensor, unconditional: Tensor, guidance: float | Tensor, rescale: float = 0.0) -> Tensor:
     """Go further than the prompt asks, away from what would come without it: equation 6 of arXiv 2207.12598, with w + 1
     = guidance.
+
+    `rescale` of the way, the result is given back the spread that it had with the prompt alone: equations 14 to 16 of
+    arXiv 2305.08891, without which strong guidance overexposes.
     """
-    return unconditional + guidance * (conditional - unconditional)
+    guided = unconditional + guidance * (conditional - unconditional)
+    if rescale:
+        guided = guided * (1 - rescale + rescale * conditional.std() / guided.std())
+    return guided
 
 
 def noise_for(seed: int, shape: Sequence[int]) -> Tensor:

@@ -83,6 +83,13 @@ def test_guidance_of_one_is_the_prompt_alone_and_of_zero_none():
     assert torch.allclose(guide(a, b, 3.0) - b, 3 * (a - b))
 
 
+def test_rescaled_guidance_has_the_spread_of_the_prompt_alone():
+    a, b = torch.randn(2, 1000, generator=torch.Generator().manual_seed(0))
+    assert guide(a, b, 5.0).std() > 3 * a.std()
+    assert guide(a, b, 5.0, rescale=1.0).std() == pytest.approx(a.std())
+    assert torch.allclose(guide(a, b, 5.0, 0.5), (guide(a, b, 5.0) + guide(a, b, 5.0, 1.0)) / 2)
+
+
 def test_a_longer_taller_or_wider_clip_begins_with_the_same_noise():
     small, large = noise_for(5, (4, 2, 3, 4)), noise_for(5, (4, 6, 7, 9))
     assert torch.equal(large[:, :2, :3, :4], small)
