@@ -4,7 +4,7 @@ products count.
 
 from __future__ import annotations
 
-from dit.model import FREQUENCIES, DiTConfig
+from dit.model import FREQUENCIES, SIDES, DiTConfig
 
 
 def parameters(shape: DiTConfig) -> int:
@@ -15,7 +15,7 @@ def parameters(shape: DiTConfig) -> int:
     outside = (
         linear(P, D) + linear(4 * FREQUENCIES, D, False) + linear(D, D) + linear(D, 4 * D) + linear(D, D) + linear(D, P)
     )
-    block = 3 * D * D + 2 * text * D + 2 * text + 2 * E + D * D + 2 * shape.expansion * D * D + 4 * D
+    block = 3 * D * D + 2 * text * D + 2 * text + 2 * E + D * D + 2 * shape.expansion * D * D + (4 + 2 * SIDES) * D
     return condition + outside + shape.depth * block
 
 

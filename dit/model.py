@@ -18,7 +18,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from dit.attention import attend
-from dit.packing import Pack, Spans
+from dit.packing import Pack, Spans, grid_of
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,7 @@ class DiT(ModelMixin, ConfigMixin):
         condition = self.condition(rows, pooled, pack)
         modulation = rearrange(self.modulation(F.silu(condition)), "R (four D) -> R four D", four=4)
         turn = rotations(pack.place, self.shape.head_width, self.shape.theta)
+        beside = neighbours(pack)
 
         x = (
             self.embed(pack.tokens)
@@ -112,7 +113,7 @@ class DiT(ModelMixin, ConfigMixin):
             + self.entry(condition).index_select(0, row)
         )
         for block in self.blocks:
-            x = block(x, modulation, row, words, turn, spans, self.attention_backend)
+            x = block(x, modulation, row, words, turn, beside, spans, self.attention_backend)
         return self.exit(normalise(x) * (1 + self.exit_scale(F.silu(condition)).index_select(0, row)))
 
     def hidden(self) -> list[tuple[nn.Linear, int]]:
@@ -170,11 +171,14 @@ class Block(nn.Module):
         self.widen = nn.Linear(width, shape.expansion * width, bias=False)
         self.narrow = nn.Linear(shape.expansion * width, width, bias=False)
         self.modulation = nn.Parameter(torch.zeros(4, width))  # this block's own part of the shared modulation
+        self.near = nn.Parameter(torch.zeros(2, SIDES, width))  # how much of its neighbours a token takes in
 
-    def forward(self, x, modulation, row, words, turn, spans: Spans, backend: str) -> Tensor:
+    def forward(self, x, modulation, row, words, turn, beside, spans: Spans, backend: str) -> Tensor:
         scale, gate, wide_scale, wide_gate = (modulation + self.modulation).index_select(0, row).unbind(1)
-        x = x + gate * self.attention(normalise(x) * (1 + scale), words, turn, spans, backend)
-        return x + wide_gate * self.narrow(F.relu(self.widen(normalise(x) * (1 + wide_scale))).square())
+        near, wide_near = self.near
+        x = x + gate * self.attention(mix(normalise(x) * (1 + scale), near, beside), words, turn, spans, backend)
+        wide = self.widen(mix(normalise(x) * (1 + wide_scale), wide_near, beside))
+        return x + wide_gate * self.narrow(F.relu(wide).square())
 
     def attention(self, x, words, turn, spans: Spans, backend: str) -> Tensor:
         q, k, v = rearrange(self.qkv(x), "N (three K E) -> three N K E", three=3, K=self.heads)
@@ -186,6 +190,7 @@ class Block(nn.Module):
 
 
 FREQUENCIES = 64
+SIDES = 6
 
 
 def normalise(x: Tensor) -> Tensor:
@@ -207,6 +212,55 @@ def distinct(clip: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
     keys, row = (2 * clip.double() + level).unique(return_inverse=True)
     pairs = torch.stack([clip.to(level.dtype), level], dim=1)
     return pairs.new_empty(len(keys), 2).index_copy_(0, row, pairs), row
+
+
+def neighbours(pack: Pack) -> Tensor:
+    """Say which tokens lie before and behind each along time, row and column: (SIDES, N), N where there is none.
+
+    Opposite sides stand next to each other.
+    """
+    device, lengths = pack.place.device, torch.tensor(pack.lengths, device=pack.place.device)
+    grids = torch.tensor([grid_of(shape, pack.patch) for shape in pack.shapes], device=device)
+    grids = grids.repeat_interleave(lengths, dim=0)
+    N = len(pack.place)
+    number = torch.arange(N, device=device)
+    beside = []
+    for axis, step in enumerate((grids[:, 1] * grids[:, 2], grids[:, 2], torch.ones_like(number))):
+        place = pack.place[:, axis]
+        beside.append(torch.where(place > 0, number - step, N))
+        beside.append(torch.where(place < grids[:, axis] - 1, number + step, N))
+    return torch.stack(beside)
+
+
+class Mix(torch.autograd.Function):
+    """`mix`, whose gradient is the same sum over the opposite sides: gathered, where autograd would scatter."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, near: Tensor, beside: Tensor) -> Tensor:
+        ctx.save_for_backward(x, near, beside)
+        return _mixed(x, near, beside)
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[override]
+        x, near, beside = ctx.saved_tensors
+        padded = F.pad(x, (0, 0, 0, 1))
+        opposite = near.unflatten(0, (SIDES // 2, 2)).flip(1).flatten(0, 1)
+        grad_near = torch.stack([(grad * padded.index_select(0, side)).sum(0) for side in beside])
+        return _mixed(grad, opposite, beside), grad_near, None
+
+
+def _mixed(x: Tensor, near: Tensor, beside: Tensor) -> Tensor:
+    padded, found = F.pad(x, (0, 0, 0, 1)), x.clone()
+    for weight, side in zip(near, beside, strict=True):
+        found.addcmul_(weight, padded.index_select(0, side))
+    return found
+
+
+def mix(x: Tensor, near: Tensor, beside: Tensor) -> Tensor:
+    """Add to each token (N, D) its six neighbours' values, each scaled by `near` (SIDES, D): a depthwise convolution
+    over the grid of whatever size, as in Mix-FFN (SANA, arXiv 2410.10629), so that neighbours agree early in training.
+    """
+    return Mix.apply(x, near, beside)  # type: ignore[return-value]
 
 
 def relative_places(pack: Pack) -> Tensor:

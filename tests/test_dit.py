@@ -6,7 +6,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from dit.flops import forward_flops, parameters
-from dit.model import DiT, DiTConfig
+from dit.model import SIDES, DiT, DiTConfig, mix, neighbours
 from dit.packing import pack, patchify, unpack, unpatchify
 
 
@@ -97,6 +97,34 @@ def test_the_model_knows_where_a_token_lies(tiny_dit):
     for axis, step in ((1, 1), (2, 2), (3, 2)):
         moved = velocity(latents[0].roll(step, dims=axis)).roll(-step, dims=axis)
         assert (moved - velocity(latents[0])).abs().max() > 1e-3
+
+
+def a_grid_and_weights():
+    """A pack of a clip of 3 x 2 x 4 tokens and a picture of 1 x 3 x 2, values for it, and how much neighbours count."""
+    clips = [torch.randn(2, 3, 4, 8), torch.randn(2, 1, 6, 4)]
+    batch = pack(clips, [torch.ones(clip.shape[1:]) for clip in clips], [8.0, 8.0], (1, 2, 2))
+    return batch, torch.randn(len(batch.tokens), 5, dtype=torch.float64), torch.randn(SIDES, 5, dtype=torch.float64)
+
+
+def test_mixing_with_neighbours_is_a_depthwise_convolution_of_each_clip():
+    batch, x, near = a_grid_and_weights()
+    kernel = torch.zeros(5, 1, 3, 3, 3, dtype=torch.float64)
+    kernel[:, 0, 1, 1, 1] = 1
+    sides = ((0, 1, 1), (2, 1, 1), (1, 0, 1), (1, 2, 1), (1, 1, 0), (1, 1, 2))
+    for weight, (t, y, x_) in zip(near, sides, strict=True):
+        kernel[:, 0, t, y, x_] = weight
+    wanted = []
+    for tokens, grid in zip(x.split(batch.lengths), ((3, 2, 4), (1, 3, 2)), strict=True):
+        clip = tokens.T.reshape(1, 5, *grid)
+        wanted.append(torch.nn.functional.conv3d(clip, kernel, padding=1, groups=5).reshape(5, -1).T)
+    assert torch.allclose(mix(x, near, neighbours(batch)), torch.cat(wanted))
+
+
+def test_the_gradient_of_mixing_is_right():
+    batch, x, near = a_grid_and_weights()
+    assert torch.autograd.gradcheck(
+        lambda x, near: mix(x, near, neighbours(batch)), (x.requires_grad_(), near.requires_grad_())
+    )
 
 
 def test_a_fresh_model_predicts_nothing():

@@ -154,7 +154,7 @@ def test_a_model_is_known_by_its_weights(tiny_model, pipeline, tmp_path):
     assert Pipeline.from_pretrained(folder).hash == pipeline.hash
     path = folder / "vae" / "diffusion_pytorch_model.safetensors"
     tensors = load_file(path)
-    tensors["latent_std"] = tensors["latent_std"] * 2
+    tensors["latent_scale"] = tensors["latent_scale"] * 2
     save_file(tensors, path)
     assert Pipeline.from_pretrained(folder).hash != pipeline.hash
 

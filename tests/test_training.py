@@ -169,6 +169,38 @@ def test_a_decoder_trained_alone_leaves_latents_as_they_are(vae_run, parts):
         train_vae(replace(run, start=None, out=vae_run.out.parent / "vae-none"))
 
 
+def test_a_latent_channel_is_as_loud_as_its_share_of_the_picture(vae_run):
+    from training.dataset import bucket_of
+    from training.train_vae import loudness, measure_latents
+
+    bucket = bucket_of(vae_run.data, vae_run.formats[0])
+    vae = VideoVAE.from_pretrained(vae_run.out / "vae").eval()
+    with torch.no_grad():
+        vae.decoder.exit.weight.zero_(), vae.decoder.exit.bias.zero_()  # what is left is linear
+        measure_latents(vae, [bucket])
+        clips = bucket.clips(range(len(bucket)))
+        variance = vae.encode(clips).var((0, 2, 3, 4))
+        columns = vae.linear_decoder.weight.square().mean(0)
+        raw, _, _ = vae.posterior(clips)
+        shown = columns * raw.var((0, 2, 3, 4))
+        assert torch.allclose(loudness(vae, bucket).mean(), torch.tensor(1.0))
+    assert torch.allclose(variance, shown / shown.mean(), rtol=0.1)
+    assert variance.max() > 5 * variance.min()
+
+
+def test_the_times_of_a_step_are_spread_evenly(dit_run, parts):
+    from training.train_dit import Source, draw
+
+    class Alone:
+        process_index, num_processes = 0, 1
+
+    vae = VideoVAE.from_pretrained(dit_run.vae)
+    source = Source.open(dit_run.data, dit_run.formats, dit_run.formats[0], vae, vae.encoder_hash())
+    times = sorted(e.uniform for step in (0, 1) for e in draw(dit_run, source, (1, 2, 2), 8, step, Alone))
+    gaps = [after - before for before, after in zip(times, [*times[1:], times[0] + 1], strict=True)]
+    assert min(gaps) > 0.3 / 16 and max(gaps) < 2 / 16
+
+
 def test_a_trained_model_folder_makes_clips(dit_run):
     from dit.pipeline import Pipeline
     from dit.request import Request

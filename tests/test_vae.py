@@ -22,7 +22,7 @@ def tiny_vae(name="time in two steps") -> VideoVAE:
     for value in vae.parameters():
         torch.nn.init.normal_(value, std=0.1)
     vae.latent_mean.normal_()
-    vae.latent_std.uniform_(0.5, 2)
+    vae.latent_scale.uniform_(0.5, 2)
     return vae
 
 

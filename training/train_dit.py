@@ -35,6 +35,7 @@ from vae.weights import halve, load_strictly
 STRATA = 8  # of time, in the validation table
 TOKEN_PIXELS = 16
 WORDS = 32  # of a usual caption, for estimates of work
+GOLDEN = (5**0.5 - 1) / 2  # its multiples fill [0, 1) evenly, however many: so do a step's times
 
 
 def train(run: DiTRun) -> dict:
@@ -163,6 +164,7 @@ def draw(run: DiTRun, source: Source, patch, count: int, step: int, accelerator)
     """Return a step's examples of one format: functions of the seed and each sample's number alone."""
     stream = f"dit {source.bucket.folder.name} {source.kind}"
     clip_of = order(run.seed, stream, len(source.bucket))
+    phase = float(np.random.default_rng([run.seed, *stream.encode()]).random())
     examples = []
     for number in share(count, step, accelerator.process_index, accelerator.num_processes):
         rng = np.random.default_rng([run.seed, *stream.encode(), number])
@@ -174,7 +176,7 @@ def draw(run: DiTRun, source: Source, patch, count: int, step: int, accelerator)
                 latents=latents,
                 noise=torch.from_numpy(rng.standard_normal(latents.shape, dtype=np.float32)),
                 level=torch.from_numpy(draw_level(rng, tuple(latents.shape[1:]), patch)),
-                uniform=float(rng.random()),
+                uniform=(phase + number * GOLDEN) % 1,
                 caption="" if rng.random() < run.caption_drop else caption,
                 fps=source.fps,
             )

@@ -23,6 +23,7 @@ from vae.model import ENCODER, VideoVAE
 from vae.weights import load_strictly
 
 MEASURED = 256  # clips for the statistics of the latents, and at most as many for the report
+SILENCED = 8  # clips for the loudness of the latents' channels
 
 
 def train(run: VAERun) -> dict:
@@ -144,7 +145,9 @@ def held_out_psnr(vae: VideoVAE, average: EMAModel, run: VAERun, clips: int = 16
 
 @torch.no_grad()
 def measure_latents(vae: VideoVAE, buckets: list[Bucket]) -> None:
-    """Put the mean and spread of each raw latent channel over training clips into the VAE's buffers."""
+    """Put the statistics of the raw latents over training clips into the VAE's buffers: each channel's mean, and the
+    scale that leaves it with its share of the picture as its variance.
+    """
     total, squares, count = 0.0, 0.0, 0
     for bucket in buckets:
         for number in range(min(MEASURED, len(bucket))):
@@ -152,8 +155,26 @@ def measure_latents(vae: VideoVAE, buckets: list[Bucket]) -> None:
             total = total + mean.double().sum((0, 2, 3, 4))
             squares = squares + (mean.double().square() + log_variance.double().exp()).sum((0, 2, 3, 4))
             count += mean[0, 0].numel()
-    vae.latent_mean.copy_(total / count)
-    vae.latent_std.copy_((squares / count - (total / count) ** 2).sqrt())
+    mean, spread = total / count, (squares / count - (total / count) ** 2).sqrt()
+    vae.latent_mean.copy_(mean)
+    vae.latent_scale.copy_(spread / loudness(vae, buckets[0]).sqrt())
+
+
+def loudness(vae: VideoVAE, bucket: Bucket) -> Tensor:
+    """Return how much of the picture hangs on each latent channel, 1 on average: the mean square of what changes in the
+    pixels when the channel is silenced, over a few clips.
+
+    White latents give the last ripple of a texture the weight of the sky: a diffusion model then learns ripples first.
+    """
+    raw, _, _ = vae.posterior(bucket.clips(range(min(SILENCED, len(bucket)))).to(vae.device))
+    whole, _ = vae.reconstruct(raw)
+    changes = []
+    for channel in range(vae.channels):
+        silenced = raw.clone()
+        silenced[:, channel] = vae.latent_mean[channel]
+        changes.append((vae.reconstruct(silenced)[0] - whole).square().mean())
+    found = torch.stack(changes)
+    return found / found.mean()
 
 
 @torch.no_grad()

@@ -35,7 +35,8 @@ START_LOG_VARIANCE = -6.0  # of a posterior before training: noise of a twentiet
 
 
 class VideoVAE(ModelMixin, ConfigMixin):
-    """Code clips as latents (C, T, H, W), normalised per channel with statistics that travel inside the model.
+    """Code clips as latents (C, T, H, W), normalised per channel with statistics that travel inside the model: a
+    channel's variance is its share in the picture.
 
     `patch` is the block of pixels (time, rows, columns) folded into one position before the first stage; `downs` are
     the further reductions between stages of `widths`. The stride is their product: the defaults make 4x8x8.
@@ -66,7 +67,7 @@ class VideoVAE(ModelMixin, ConfigMixin):
         self.encoder = Encoder(channels, patch, widths, downs, encoder_blocks)
         self.decoder = Decoder(channels, patch, widths, downs, decoder_blocks)
         self.register_buffer("latent_mean", torch.zeros(channels))
-        self.register_buffer("latent_std", torch.ones(channels))
+        self.register_buffer("latent_scale", torch.ones(channels))
 
     @torch.no_grad()
     def start_linear(self, basis: Tensor, mean: Tensor, spread: Tensor) -> None:
@@ -176,12 +177,14 @@ class VideoVAE(ModelMixin, ConfigMixin):
         return self.decode_piece(latents)[0]
 
     def normalise(self, raw: Tensor) -> Tensor:
-        """Scale each channel to mean 0 and variance 1 over the training set."""
-        return (raw - _per_channel(self.latent_mean)) / _per_channel(self.latent_std)
+        """Scale each channel to mean 0 over the training set, and to the variance of its share in the picture, 1 on
+        average.
+        """
+        return (raw - _per_channel(self.latent_mean)) / _per_channel(self.latent_scale)
 
     def denormalise(self, latents: Tensor) -> Tensor:
         """Undo `normalise`."""
-        return latents * _per_channel(self.latent_std) + _per_channel(self.latent_mean)
+        return latents * _per_channel(self.latent_scale) + _per_channel(self.latent_mean)
 
 
 class Encoder(nn.Module):
