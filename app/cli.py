@@ -9,8 +9,8 @@ import sys
 from itertools import product
 from pathlib import Path
 
-from dit.modes import MODES
-from dit.request import METHODS, Request, parse_size
+from dit.modes import MODES, Mode
+from dit.request import METHODS, SIDES, Request, RequestError, parse_size, read_board
 
 BAD_INPUT, FAILURE, INTERRUPTED = 2, 1, 130
 TRACEBACK = "LONGTAKE_TRACEBACK"  # set this variable to see where an unexpected failure came from
@@ -71,17 +71,7 @@ def parser() -> argparse.ArgumentParser:
 
     generate = commands.add_parser("generate", help="make clips or pictures from prompts")
     generate.add_argument("prompt", nargs="+", help="what to show; several prompts make several clips")
-    generate.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help=OUTPUT_HELP)
-    generate.add_argument(
-        "--seed",
-        type=int,
-        nargs="+",
-        default=[0],
-        help="which of all clips that fit the prompt (default 0); several make several",
-    )
-    generate.add_argument(
-        "--size", nargs="+", metavar="COLUMNSxROWS", help="pixels, such as 64x64; several make several clips"
-    )
+    _add_output(generate)
     _add_settings(generate)
     generate.set_defaults(act=_generate)
 
@@ -99,6 +89,13 @@ def parser() -> argparse.ArgumentParser:
     again.add_argument("--size", metavar="COLUMNSxROWS", help="another size")
     _add_settings(again)
     again.set_defaults(act=_again)
+
+    for name, mode in MODES.items():
+        command = commands.add_parser(name, help=mode.line, description=mode.line, epilog=f"Example: {mode.example}")
+        command.add_argument("prompt", nargs="*", help="what to show; several prompts make several clips")
+        _add_output(command)
+        _add_settings(command, mode)
+        command.set_defaults(act=_generate, mode=name)
 
     modes = commands.add_parser("modes", help="list every way to make a clip")
     modes.set_defaults(act=_modes)
@@ -119,6 +116,13 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--seed", type=int, default=0)
     evaluate.set_defaults(act=_evaluate)
 
+    bench = commands.add_parser("bench", help="measure what long clips cost, and how far they drift")
+    bench.add_argument("what", choices=("long", "drift"))
+    bench.add_argument(
+        "model", nargs="?", help="a shipped model or a model folder (default: the one that generate uses)"
+    )
+    bench.set_defaults(act=_bench)
+
     world = commands.add_parser("world", help="render captioned clips of the procedural world", add_help=False)
     world.set_defaults(act=_train, part="world")
     train = commands.add_parser(
@@ -135,12 +139,59 @@ OUTPUT_HELP = (
 )
 
 
-def _add_settings(command: argparse.ArgumentParser) -> None:
-    """Add the flags that making and making again share; None leaves a choice to the model."""
-    command.add_argument("--mode", choices=list(MODES), help="which way, see longtake modes (default text-to-video)")
-    command.add_argument("--image", metavar="FILE", help="the first frame, for image-to-video")
-    command.add_argument("--seconds", type=float, help="how long")
-    command.add_argument("--fps", type=float, help="frames a second")
+def _add_output(command: argparse.ArgumentParser) -> None:
+    """Add what one call can ask for several times: the files, seeds and sizes."""
+    command.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help=OUTPUT_HELP)
+    command.add_argument(
+        "--seed",
+        type=int,
+        nargs="+",
+        help="which of all clips that fit the prompt (default 0); several make several",
+    )
+    command.add_argument(
+        "--size", nargs="+", metavar="COLUMNSxROWS", help="pixels, such as 64x64; several make several clips"
+    )
+
+
+# The flags of the fields that only some modes read.
+FIELDS: dict[str, dict] = {
+    "image": {"metavar": "FILE", "help": "the first frame"},
+    "clip": {"metavar": "FILE", "help": "the clip to begin with"},
+    "other": {"metavar": "FILE", "help": "the clip to arrive at"},
+    "picture": {
+        "dest": "pictures",
+        "nargs": 2,
+        "action": "append",
+        "metavar": ("SECONDS", "FILE"),
+        "help": "a picture and when it is seen; may be given several times",
+    },
+    "side": {"choices": SIDES, "help": "where to go on (default after)"},
+    "strength": {"type": float, "help": "from 0, which returns the clip, to 1, which forgets it (default 0.6)"},
+    "window": {"type": float, "nargs": 2, "metavar": ("FROM", "TO"), "help": "a stretch of the clip, in seconds"},
+    "box": {
+        "type": int,
+        "nargs": 4,
+        "metavar": ("LEFT", "TOP", "RIGHT", "BOTTOM"),
+        "help": "a part of the frame, in pixels from its left and top",
+    },
+    "mask": {"metavar": "FILE", "help": "a picture or clip, white where to make anew"},
+    "moments": {"metavar": "FILE", "help": "a storyboard, .yaml or .json: moments, each with at, prompt, image, clip"},
+}
+
+
+def _add_settings(command: argparse.ArgumentParser, mode: Mode | None = None) -> None:
+    """Add the flags that a mode reads, or those of all; None leaves a choice to the model."""
+    if mode is None:
+        command.add_argument(
+            "--mode", choices=list(MODES), metavar="MODE", help="which way, see longtake modes (default text-to-video)"
+        )
+    for flag, how in FIELDS.items():
+        if mode is None or how.get("dest", flag) in mode.reads:
+            command.add_argument(f"--{flag}", **how)
+    if mode is None or (mode.timed and not mode.still):
+        command.add_argument("--seconds", type=float, help="how long")
+    if mode is None or not mode.still:
+        command.add_argument("--fps", type=float, help="frames a second")
     command.add_argument(
         "--steps", type=int, help="how many times the sampler looks at the clip; more is slower and finer"
     )
@@ -152,41 +203,60 @@ def _add_settings(command: argparse.ArgumentParser) -> None:
     command.add_argument("--negative", metavar="WORDS", help="what to lead away from, instead of from no words at all")
     command.add_argument("--method", choices=METHODS, help="the sampler")
     command.add_argument("--model", help="a shipped model or a model folder (default: the newest shipped one)")
+    command.add_argument(
+        "--keep-latents", action="store_true", help="also write each clip's latents, to extend or edit it"
+    )
     command.add_argument("--sheet", type=Path, metavar="FILE", help="also write a contact sheet of all clips, a png")
 
 
+SETTINGS = (
+    *("mode", "seconds", "fps", "steps", "guidance", "interval", "rescale", "negative", "method", "model"),
+    *(how.get("dest", flag) for flag, how in FIELDS.items()),
+)
+
+
 def _settings(chosen: argparse.Namespace) -> dict:
-    return {
-        name: getattr(chosen, name)
-        for name in (
-            *("mode", "image", "seconds", "fps", "steps", "guidance", "interval", "rescale", "negative"),
-            *("method", "model"),
-        )
-    }
+    """Return the fields of a request that were asked for; a storyboard's file may hold any."""
+    found = {name: value for name in SETTINGS if (value := getattr(chosen, name, None)) is not None}
+    if "pictures" in found:
+        found["pictures"] = [(_seconds(at), path) for at, path in found["pictures"]]
+    if "moments" in found:
+        found = read_board(found["moments"]) | {name: value for name, value in found.items() if name != "moments"}
+    return found
+
+
+def _seconds(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise RequestError(f"a picture has seconds and a file; got {text!r} for the seconds") from None
 
 
 def _generate(chosen: argparse.Namespace) -> None:
-    sizes = [parse_size(size) for size in chosen.size] if chosen.size else [None]
+    settings = _settings(chosen)
+    board = Request().altered(**settings)
+    prompts, sizes = chosen.prompt or [board.prompt], [parse_size(size) for size in chosen.size or ()] or [board.size]
     requests = [
-        Request().altered(prompt=prompt, seed=seed, size=size, **_settings(chosen))
-        for prompt, seed, size in product(chosen.prompt, chosen.seed, sizes)
+        board.altered(prompt=prompt, seed=seed, size=size)
+        for prompt, seed, size in product(prompts, chosen.seed or [board.seed], sizes)
     ]
-    _render(requests, _numbered(chosen.output, len(requests)), chosen.sheet)
+    _render(requests, _numbered(chosen.output, len(requests)), chosen)
 
 
 def _again(chosen: argparse.Namespace) -> None:
     from app.render import request_in
 
     size = parse_size(chosen.size) if chosen.size else None
-    request = request_in(chosen.file).altered(prompt=chosen.prompt, seed=chosen.seed, size=size, **_settings(chosen))
+    request = request_in(chosen.file).altered(**_settings(chosen))
+    request = request.altered(prompt=chosen.prompt, seed=chosen.seed, size=size)
     output = chosen.output or chosen.file.with_stem(f"{chosen.file.stem}-again")
-    _render([request], [output], chosen.sheet)
+    _render([request], [output], chosen)
 
 
-def _render(requests: list[Request], outputs: list[Path], sheet: Path | None) -> None:
+def _render(requests: list[Request], outputs: list[Path], chosen: argparse.Namespace) -> None:
     from app.render import render
 
-    for path in render(requests, outputs, sheet):
+    for path in render(requests, outputs, chosen.sheet, chosen.keep_latents):
         print(path)
 
 
@@ -210,6 +280,16 @@ def _evaluate(chosen: argparse.Namespace) -> None:
     evaluate = importlib.import_module("training.evaluate").evaluate
     evaluate(model_folder(chosen.model), MODELS / "judge", chosen.output, prompts=chosen.prompts, seed=chosen.seed)
     print(chosen.output)
+
+
+def _bench(chosen: argparse.Namespace) -> None:
+    from app.render import MODELS, model_folder
+
+    folder, bench = model_folder(chosen.model), importlib.import_module("training.bench")
+    if chosen.what == "long":
+        bench.long(folder)
+    else:
+        bench.drift(folder, MODELS / "judge")
 
 
 def _train(chosen: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from dit.material import keep_latents
 from dit.pipeline import Dream, Pipeline, mode_of
 from dit.request import KEY, Request, RequestError
 from vae.media import read_metadata
@@ -21,8 +22,10 @@ DEFAULT_MODEL = "first"
 CLIPS, PICTURES = (".mp4", ".webm", ".gif", ".mkv"), (".png",)
 
 
-def render(requests: list[Request], outputs: list[Path], sheet: Path | None = None) -> Iterator[Path]:
-    """Make clips and write each to its file as soon as it is done; yields the paths written.
+def render(
+    requests: list[Request], outputs: list[Path], sheet: Path | None = None, latents: bool = False
+) -> Iterator[Path]:
+    """Make clips and write each to its file as soon as it is done, with `latents` these too; yields the paths written.
 
     All requests share one model. Everything that can be refused is refused before the first is made: raises
     RequestError, MediaError or WeightsError; DiskError when the disk fills up.
@@ -35,6 +38,8 @@ def render(requests: list[Request], outputs: list[Path], sheet: Path | None = No
         raise RequestError(f"a contact sheet must be a .png of its own; got {str(sheet)!r}")
     for path in (*outputs, *([sheet] if sheet else ())):
         check_writable(path)
+    if latents and any(request.mode == "loop" for request in requests):
+        raise RequestError("latents of a loop cannot be kept: a circle has no beginning; leave out --keep-latents")
     names = {request.model for request in requests}
     if len(names) > 1:
         raise RequestError(f"clips made together must share one model; got {', '.join(sorted(map(str, names)))}")
@@ -53,8 +58,10 @@ def render(requests: list[Request], outputs: list[Path], sheet: Path | None = No
             if sheet:
                 seen.append(dream)
             yield output
+            if latents:
+                yield keep_latents(output, dream.latents, pipeline.vae)
     if sheet:
-        clips = [pipeline.pixels(dream.latents).cpu() for dream in seen]
+        clips = [pipeline.pixels(dream).cpu() for dream in seen]
         write_picture(sheet, contact_sheet(clips, captions=[dream.request.prompt for dream in seen]))
         yield sheet
 
@@ -85,11 +92,11 @@ def load(request: Request) -> Pipeline:
 def write(pipeline: Pipeline, dream: Dream, output: Path) -> None:
     """Decode a dream piece by piece into a file that carries its request."""
     metadata = {KEY: dream.request.to_json()}
-    frames = (piece.cpu() for piece in pipeline.frames(dream.latents))
+    frames = (piece.cpu() for piece in pipeline.frames(dream))
     if mode_of(dream.request).still:
         write_picture(output, next(frames), metadata=metadata)
     else:
-        write_video(output, frames, dream.request.fps, metadata=metadata)
+        write_video(output, frames, dream.request.fps or pipeline.settings.fps, metadata=metadata)
 
 
 def request_in(path: Path) -> Request:

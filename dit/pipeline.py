@@ -14,17 +14,17 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchE
 from torch import Tensor
 
 from captioning.text_encoder import FILES as TEXT_FILES
-from captioning.text_encoder import Words, encode, load_text_encoder, tokenise
-from dit.canvas import Canvas
+from captioning.text_encoder import encode, load_text_encoder, tokenise
+from dit.canvas import Canvas, shares
 from dit.flow import schedule
+from dit.material import ask_of, hashed
 from dit.model import DiT
 from dit.modes import MODES, Mode
 from dit.packing import grid_of, pack, unpack
-from dit.request import METHODS, Request, RequestError
+from dit.request import METHODS, SIDES, STRENGTH, Request, RequestError, check_values
 from dit.sampler import guide, noise_for, sample
-from vae.media import read_picture
+from dit.windows import dream_long, dreamed_windows, unrolled, window_of
 from vae.model import VideoVAE
-from vae.pixels import fit_picture
 from vae.weights import WeightsError, hash_of_file, load_strictly, read_json, weights_in
 
 SETTINGS = "longtake.json"
@@ -33,10 +33,13 @@ Progress = Callable[[int, int], None]  # steps done, steps in all
 
 @dataclass(frozen=True)
 class Dream:
-    """What became of a request: the request with every default filled in, and the latents (C, T, H, W)."""
+    """What became of a request: the request with every default filled in, and the latents (C, T, H, W), which may be
+    a circle.
+    """
 
     request: Request
     latents: Tensor
+    circle: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,13 +101,17 @@ class Pipeline(DiffusionPipeline):
         Raises RequestError with the rule, what was given and the remedy.
         """
         mode, settings = mode_of(request), self.settings
-        if not request.prompt.strip():
+        if not request.prompt.strip() and not (request.moments and "moments" in mode.reads):
             raise RequestError("a prompt must say something; got none, so describe the clip in a sentence")
-        tokenise(self.tokenizer, [request.prompt, request.negative or ""])
+        tokenise(self.tokenizer, [request.prompt, request.negative or "", *(m.prompt for m in request.moments or ())])
         for field in mode.needs:
-            if getattr(request, field) is None:
-                raise RequestError(f"{request.mode} needs {field}; got none, so give --{field}")
+            if not getattr(request, field):
+                flag = "picture" if field == "pictures" else field
+                raise RequestError(f"{request.mode} needs {field}; got none, so give --{flag}")
         size = request.size or settings.size
+        check_values(replace(request, size=size))
+        if request.moments and "moments" in mode.reads and request.prompt.strip():
+            raise RequestError("moments have words of their own; got a prompt beside them, so leave it out")
         sizes = {
             (columns, rows): f"{columns}x{rows}"
             for columns, rows, frames in self.settings.formats
@@ -134,7 +141,12 @@ class Pipeline(DiffusionPipeline):
         if not 0 <= request.seed < 2**63:
             raise RequestError(f"seed must be a whole number from 0 to 2^63 - 1; got {request.seed}")
         seconds = settings.seconds if request.seconds is None else request.seconds
-        seconds = None if mode.still else self.frames_for(size, seconds, fps) / fps
+        if mode.still:
+            seconds = None
+        elif mode.free:
+            seconds = request.seconds if mode.timed else None
+        else:
+            seconds = self.frames_for(size, seconds, fps) / fps
         return replace(
             request,
             size=size,
@@ -145,6 +157,9 @@ class Pipeline(DiffusionPipeline):
             interval=(low, high),
             rescale=rescale,
             method=method,
+            strength=STRENGTH if "strength" in mode.reads and request.strength is None else request.strength,
+            side=SIDES[0] if "side" in mode.reads and request.side is None else request.side,
+            hashes=hashed(request, mode, self.vae),
             model_hash=self.hash,
         )
 
@@ -172,79 +187,149 @@ class Pipeline(DiffusionPipeline):
         """
         resolved = [self.resolve(request) for request in requests]
         canvases = [self.paint(request) for request in resolved]
-        total, before = sum(request.steps or 0 for request in resolved), 0
-        for request, canvas in zip(resolved, canvases, strict=True):
-            latents = canvas.given
-            words = encode([request.prompt, request.negative or ""], self.tokenizer, self.text_encoder)
-            for step, found in enumerate(self.dream([canvas], [request], words)):
-                (latents,) = found
-                if progress:
-                    progress(before + step + 1, total)
-            before += request.steps or 0
-            yield Dream(request, latents)
+        windows = [self.window_for(request, canvas) for request, canvas in zip(resolved, canvases, strict=True)]
+        looks = [
+            (request.steps or 0) * dreamed_windows(canvas, window)
+            for request, canvas, window in zip(resolved, canvases, windows, strict=True)
+        ]
+        done = 0
+        for request, canvas, window in zip(resolved, canvases, windows, strict=True):
+            noise = noise_for(request.seed, unrolled(canvas, window).given.shape).to(canvas.given)
 
-    def dream(self, canvases: list[Canvas], requests: list[Request], words: Words) -> Iterator[list[Tensor]]:
+            def dream(part: Canvas, start: int, request=request, noise=noise) -> Iterator[Tensor]:
+                stretch = noise[:, start : start + part.steps]
+                for (found,) in self.dream([part], [request], [start], [stretch]):
+                    yield found
+
+            latents = canvas.given
+            for step, found in enumerate(dream_long(canvas, window, self.vae, dream)):
+                latents = found
+                if progress and step < looks[0]:
+                    progress(done + step + 1, done + sum(looks))
+            done += looks.pop(0)
+            yield Dream(request, latents, circle=bool(canvas.period))
+
+    def window_for(self, request: Request, canvas: Canvas) -> int:
+        """Return how many time steps are dreamed at once; raises RequestError for a clip that is too short."""
+        size = request.size or self.settings.size
+        if canvas.steps == 1:
+            return 1
+        trained = sorted(
+            self.vae.latent_shape(frames, rows, columns)[0]
+            for columns, rows, frames in self.settings.formats
+            if (columns, rows) == size and frames > 1
+        )
+        try:
+            return window_of(canvas, trained)
+        except ValueError:
+            fps = request.fps or self.settings.fps
+            around = self.vae.stride[0] if canvas.period else self.vae.frames_of(1)
+            seconds, least = (
+                (around + (steps - 1) * self.vae.stride[0]) / fps
+                for steps in (canvas.period or canvas.steps, min(trained))
+            )
+            raise RequestError(
+                f"a clip must last at least {least:.3g} seconds at {size[0]}x{size[1]}; got {seconds:.3g}"
+            ) from None
+
+    def dream(
+        self, canvases: list[Canvas], requests: list[Request], starts: list[int], noise: list[Tensor]
+    ) -> Iterator[list[Tensor]]:
         """Dream canvases as one pack; yield their latents after each step.
 
-        `words` are the prompts' and then what guidance leads away from, as many. Requests are resolved, and have the
-        first one's steps and method.
+        Each canvas stands at time step `starts[i]` of its request's clip. Requests are resolved, and have the first
+        one's steps and method.
         """
         steps, method, patch = requests[0].steps, requests[0].method, self.transformer.shape.patch
         assert steps is not None and method is not None, "dream takes resolved requests"
         counts = [math.prod(grid_of(canvas.level.shape, patch)) for canvas in canvases]
         times = [schedule(self.scheduler, steps, count) for count in counts]
-        noise = [
-            noise_for(request.seed, canvas.given.shape) for request, canvas in zip(requests, canvases, strict=True)
-        ]
-        noise = [start.to(canvas.given) for start, canvas in zip(noise, canvases, strict=True)]
+        scripts = [Script.of(*one) for one in zip(requests, canvases, starts, strict=True)]
+        prompts = sorted({prompt for script in scripts for prompt in (*script.prompts, script.negative)})
+        words = encode(prompts, self.tokenizer, self.text_encoder)
 
         def velocity(xs: list[Tensor], levels: list[Tensor]) -> list[Tensor]:
             strengths = [strength_at(request, level) for request, level in zip(requests, levels, strict=True)]
-            guided = [clip for clip, strength in enumerate(strengths) if (strength != 1).any()]
-            looks = [*range(len(xs)), *guided]  # each clip with its prompt, and again what is guided
-            said = words.repeat([*range(len(xs)), *[len(xs) + clip for clip in guided]])
+            looks = [  # each clip with each of its prompts, and with what it is led away from
+                (clip, prompt)
+                for clip, (script, strength) in enumerate(zip(scripts, strengths, strict=True))
+                for prompt in (*script.prompts, *([script.negative] if (strength != 1).any() else []))
+            ]
             batch = pack(
-                [xs[clip] for clip in looks],
-                [levels[clip] for clip in looks],
-                [canvases[clip].fps for clip in looks],
+                [xs[clip] for clip, _ in looks],
+                [levels[clip] for clip, _ in looks],
+                [canvases[clip].fps for clip, _ in looks],
                 patch,
             )
-            tokens = self.transformer(batch, said.features, said.pooled, said.counts)
-            found = unpack(tokens, batch.shapes, patch)
-            for clip, without in zip(guided, found[len(xs) :], strict=True):
-                found[clip] = guide(found[clip], without, strengths[clip], requests[clip].rescale or 0.0)
-            return found[: len(xs)]
+            said = words.repeat([prompts.index(prompt) for _, prompt in looks])
+            found = iter(unpack(self.transformer(batch, said.features, said.pooled, said.counts), batch.shapes, patch))
+            velocities = []
+            for script, strength, request in zip(scripts, strengths, requests, strict=True):
+                asked = script.blend([next(found) for _ in script.prompts])
+                if (strength != 1).any():
+                    asked = guide(asked, next(found), strength, request.rescale or 0.0)
+                velocities.append(asked)
+            return velocities
 
         return sample(velocity, canvases, noise, times, method)
 
     def paint(self, request: Request) -> Canvas:
-        """Return the canvas of a resolved request."""
+        """Return the canvas of a resolved request. Raises RequestError and MediaError."""
         mode = MODES[request.mode]
         columns, rows = request.size or self.settings.size
         fps = request.fps or self.settings.fps
-        frames = 1 if mode.still else round((request.seconds or self.settings.seconds) * fps)
+        seconds = self.settings.seconds if request.seconds is None else request.seconds
+        time = self.vae.stride[0]
+        frames = 1 if mode.still else 1 + time * max(1, round((seconds * fps - 1) / time))
         shape = (self.vae.channels, *self.vae.latent_shape(frames, rows, columns))
 
-        def code(path: str) -> Tensor:
-            picture = fit_picture(read_picture(path), rows, columns)
-            return self.vae.encode(picture[None].to(self.device))[0].cpu()
-
-        canvas = mode.paint(request, shape, fps, code)
-        return replace(canvas, given=canvas.given.to(self.device), level=canvas.level.to(self.device))
+        ask = ask_of(request, self.vae, self.transformer.shape.patch, shape, fps)
+        return mode.paint(ask).to(self.device)
 
     @torch.no_grad()
-    def frames(self, latents: Tensor, steps: int = 4) -> Iterator[Tensor]:
-        """Show latents (C, T, H, W) as pieces (3, f, Y, X) in [-1, 1], `steps` latent time steps at a time, in constant
-        memory.
-        """
+    def frames(self, dream: Dream, steps: int = 4) -> Iterator[Tensor]:
+        """Show a dream as pieces (3, f, Y, X) in [-1, 1], `steps` latent time steps at a time, in constant memory."""
         past = None
-        for piece in latents.split(steps, dim=1):
+        if dream.circle:  # once around unseen, so that the first frame follows the last
+            pixels = torch.zeros(0)
+            for piece in dream.latents.split(steps, dim=1):
+                pixels, past = self.vae.decode_piece(piece[None], past)
+            before, past = self.vae.encode(pixels[:, :, -1:])[0], None
+            for piece in (before, *dream.latents.split(steps, dim=1)):
+                _, past = self.vae.decode_piece(piece[None], past)
+        for piece in dream.latents.split(steps, dim=1):
             pixels, past = self.vae.decode_piece(piece[None], past)
             yield pixels[0]
 
-    def pixels(self, latents: Tensor) -> Tensor:
-        """Show latents (C, T, H, W) as one clip (3, F, Y, X) in [-1, 1]."""
-        return torch.cat(list(self.frames(latents)), dim=1)
+    def pixels(self, dream: Dream) -> Tensor:
+        """Show a dream as one clip (3, F, Y, X) in [-1, 1]."""
+        return torch.cat(list(self.frames(dream)), dim=1)
+
+
+@dataclass(frozen=True)
+class Script:
+    """What is said when in a window: prompts, how much each counts at each time step (prompts, T), and what guidance
+    leads away from.
+    """
+
+    prompts: tuple[str, ...]
+    shares: Tensor
+    negative: str
+
+    @classmethod
+    def of(cls, request: Request, canvas: Canvas, start: int) -> Script:
+        """Return the script of a canvas that stands at a time step of a request's clip."""
+        told = canvas.told or ((0, request.prompt),)
+        share = shares(told, start, canvas.steps)
+        heard = [moment for moment in range(len(told)) if share[moment].any()]
+        return cls(tuple(told[moment][1] for moment in heard), share[heard], request.negative or "")
+
+    def blend(self, velocities: list[Tensor]) -> Tensor:
+        """Return the velocity (C, T, H, W) of all prompts, each by its share of each time step."""
+        if len(velocities) == 1:
+            return velocities[0]
+        share = self.shares.to(velocities[0])[:, None, :, None, None]
+        return (torch.stack(velocities) * share).sum(0)
 
 
 def strength_at(request: Request, level: Tensor) -> Tensor:

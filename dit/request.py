@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 KEY = "longtake"  # the metadata key under which a clip carries its request
 METHODS = ("euler", "heun")
+SIDES = ("after", "before", "both")  # of a clip to extend, the first by default
+LONGEST = 1e6  # seconds
+STRENGTH = 0.6  # of an edit, by default
 
 
 class RequestError(ValueError):
@@ -19,8 +24,23 @@ class RequestError(ValueError):
 
 
 @dataclass(frozen=True)
+class Moment:
+    """What is to be seen from `at` seconds on: a prompt, and a picture or a clip that is shown there, if any."""
+
+    at: float
+    prompt: str
+    image: str | None = None
+    clip: str | None = None
+
+
+@dataclass(frozen=True)
 class Request:
     """A clip to be made. None means the model's own default; `Pipeline.resolve` fills it in.
+
+    What a mode reads beside the prompt: `image`, `clip` and `other`, files; `pictures`, (seconds, file) of each;
+    `side` of the clip to extend, after, before or both; `strength` of an edit, 0 to 1; `window`, from and to in
+    seconds; `box`, left, top, right and bottom in pixels; `mask`, a file, white where to make anew; `moments` of a
+    storyboard. `hashes` are the files and the SHA-256 of their contents.
 
     `size` is (columns, rows) in pixels, `seconds` the duration and `fps` the frame rate; each is unused where a
     mode does not read it. `guidance` pushes from `negative` (no words, unless given) to `prompt` where the noise level
@@ -31,6 +51,16 @@ class Request:
     mode: str = "text-to-video"
     prompt: str = ""
     image: str | None = None
+    clip: str | None = None
+    other: str | None = None
+    pictures: tuple[tuple[float, str], ...] | None = None
+    side: str | None = None
+    strength: float | None = None
+    window: tuple[float, float] | None = None
+    box: tuple[int, int, int, int] | None = None
+    mask: str | None = None
+    moments: tuple[Moment, ...] | None = None
+    hashes: tuple[tuple[str, str], ...] | None = None
     size: tuple[int, int] | None = None
     seconds: float | None = None
     fps: float | None = None
@@ -62,25 +92,29 @@ class Request:
     @classmethod
     def from_dict(cls, found: dict[str, Any]) -> Request:
         """Make a request of named values; raises RequestError for an unknown name or a value of the wrong type."""
-        unknown = found.keys() - _TYPES.keys()
-        if unknown:
-            raise RequestError(
-                f"a request has the fields {', '.join(_TYPES)}; got {', '.join(sorted(map(repr, unknown)))}"
-            )
-        return cls(**{name: _checked(name, value) for name, value in found.items()})
+        return cls(**_all_checked(found))
 
     def altered(self, **changes: Any) -> Request:
         """Return the request with some fields changed; None leaves a field as it is. Raises RequestError as `from_dict`
         does.
         """
-        kept = {name: _checked(name, value) for name, value in changes.items() if value is not None}
-        return replace(self, **kept)
+        return replace(self, **_all_checked({name: value for name, value in changes.items() if value is not None}))
 
 
 _TYPES: dict[str, tuple[type, ...]] = {
     "mode": (str,),
     "prompt": (str,),
     "image": (str,),
+    "clip": (str,),
+    "other": (str,),
+    "pictures": (list, tuple),
+    "side": (str,),
+    "strength": (int, float),
+    "window": (list, tuple),
+    "box": (list, tuple),
+    "mask": (str,),
+    "moments": (list, tuple),
+    "hashes": (list, tuple),
     "size": (list, tuple),
     "seconds": (int, float),
     "fps": (int, float),
@@ -98,6 +132,14 @@ assert set(_TYPES) == {field.name for field in fields(Request)}
 _OPTIONAL = {field.name for field in fields(Request) if field.default is None}
 
 
+def _all_checked(found: dict[str, Any]) -> dict[str, Any]:
+    """Return values by field, each in its own type; raises RequestError for an unknown field or a value of another."""
+    unknown = found.keys() - _TYPES.keys()
+    if unknown:
+        raise RequestError(f"a request has the fields {', '.join(_TYPES)}; got {', '.join(sorted(map(repr, unknown)))}")
+    return {name: _checked(name, value) for name, value in found.items()}
+
+
 def _checked(name: str, value: Any) -> Any:
     """Return a field's value in its own type, or raise RequestError."""
     if value is None and name in _OPTIONAL:
@@ -105,15 +147,100 @@ def _checked(name: str, value: Any) -> Any:
     if not isinstance(value, _TYPES[name]) or isinstance(value, bool):
         raise RequestError(f"{name} must be {' or '.join(kind.__name__ for kind in _TYPES[name])}; got {value!r}")
     known: Any = value
-    if name == "size":
-        if len(known) != 2 or not all(isinstance(side, int) and not isinstance(side, bool) for side in known):
-            raise RequestError(f"size must be two whole numbers, columns and rows; got {value!r}")
-        return tuple(known)
-    if name == "interval":
-        if len(known) != 2 or not all(isinstance(end, (int, float)) and not isinstance(end, bool) for end in known):
-            raise RequestError(f"interval must be two noise levels, from 0 to 1; got {value!r}")
-        return float(known[0]), float(known[1])
+    if name in _TUPLES:
+        kinds, rule = _TUPLES[name]
+        return _tuple(known, kinds, f"{name} must be {rule}; got {value!r}")
+    if name in ("pictures", "hashes"):
+        kinds = (float, str) if name == "pictures" else (str, str)
+        return tuple(_tuple(pair, kinds, f"{name} must be pairs, each with a file; got {pair!r}") for pair in known)
+    if name == "moments":
+        return tuple(moment if isinstance(moment, Moment) else _moment(moment) for moment in known)
     return float(known) if float in _TYPES[name] else known
+
+
+def check_values(request: Request) -> None:
+    """Raise RequestError for values that no model can take."""
+    columns, rows = request.size or (2**31, 2**31)
+    if request.strength is not None and not 0 <= request.strength <= 1:
+        raise RequestError(f"strength must lie between 0 and 1; got {request.strength:g}")
+    if request.side is not None and request.side not in SIDES:
+        raise RequestError(f"side must be one of {', '.join(SIDES)}; got {request.side!r}")
+    if request.window is not None and not 0 <= request.window[0] < request.window[1] < LONGEST:
+        raise RequestError("a window must go from a moment to a later one; got {:g} to {:g}".format(*request.window))
+    if request.box is not None:
+        left, top, right, bottom = request.box
+        if not (0 <= left < right <= columns and 0 <= top < bottom <= rows):
+            raise RequestError(f"a box must be left, top, right, bottom within the frame; got {request.box}")
+    for at, path in request.pictures or ():
+        if not 0 <= at < LONGEST:
+            raise RequestError(f"a picture has seconds from 0 on; got {at:g} for {path}")
+    if request.seconds is not None and not 0 < request.seconds < LONGEST:
+        raise RequestError(f"seconds must be above 0 and below a million; got {request.seconds:g}")
+    times = [moment.at for moment in request.moments or ()]
+    if times and (times[0] != 0 or any(b <= a for a, b in pairwise(times))):
+        raise RequestError(f"moments must begin at 0 and rise; got {', '.join(f'{at:g}' for at in times)}")
+    if times and request.seconds is not None and times[-1] >= request.seconds:
+        raise RequestError(f"moments must begin before the end, {request.seconds:g} s; got one at {times[-1]:g}")
+
+
+_TUPLES: dict[str, tuple[tuple[type, ...], str]] = {
+    "size": ((int, int), "two whole numbers, columns and rows"),
+    "interval": ((float, float), "two noise levels, from 0 to 1"),
+    "window": ((float, float), "two moments in seconds, from and to"),
+    "box": ((int, int, int, int), "four whole numbers, left, top, right and bottom"),
+}
+
+
+def _tuple(value: Any, kinds: tuple[type, ...], sentence: str) -> tuple:
+    """Return a value as a tuple of these kinds, whole numbers passing for others; raises RequestError(sentence)."""
+    if not isinstance(value, (list, tuple)) or len(value) != len(kinds):
+        raise RequestError(sentence)
+    for part, kind in zip(value, kinds, strict=True):
+        if isinstance(part, bool) or not isinstance(part, (int, float) if kind is float else kind):
+            raise RequestError(sentence)
+    return tuple(kind(part) for part, kind in zip(value, kinds, strict=True))
+
+
+def _moment(found: Any) -> Moment:
+    """Make a moment of named values; raises RequestError for what is none."""
+    names = {field.name for field in fields(Moment)}
+    if not isinstance(found, dict) or not {"at", "prompt"} <= found.keys() <= names:
+        raise RequestError(f"a moment has at and prompt, and may have image and clip; got {found!r}")
+    at, prompt = found["at"], found["prompt"]
+    if isinstance(at, bool) or not isinstance(at, (int, float)) or not 0 <= at < LONGEST:
+        raise RequestError(f"a moment has seconds from 0 on; got at {at!r}")
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise RequestError(f"a moment has words; got prompt {prompt!r}")
+    for name in ("image", "clip"):
+        if found.get(name) is not None and not (isinstance(found[name], str) and found[name]):
+            raise RequestError(f"a moment's {name} is a file's name; got {found[name]!r}")
+    return Moment(float(at), prompt, found.get("image"), found.get("clip"))
+
+
+def read_board(path: str) -> dict[str, Any]:
+    """Read a storyboard, YAML or JSON: the fields of a Request, moments among them, or only a list of moments.
+
+    Files that it names lie where they are as seen from its folder. Raises RequestError for what is no storyboard.
+    """
+    import yaml  # type: ignore[import-untyped]
+
+    try:
+        found = yaml.safe_load(Path(path).read_text("utf-8"))  # JSON is YAML
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise RequestError(f"{path} cannot be read as a storyboard: {reason}") from error
+    found: Any = {"moments": found} if isinstance(found, list) else found
+    if not isinstance(found, dict) or not isinstance(found.get("moments"), list):
+        raise RequestError(f"a storyboard must be moments, each with at and prompt; {path} holds none")
+    if not all(isinstance(name, str) for name in found):
+        raise RequestError(f"a storyboard's fields have names; {path} has one that is none")
+    for holder in (found, *found["moments"]):
+        for name in ("image", "clip", "other", "mask"):
+            if isinstance(holder, dict) and isinstance(holder.get(name), str) and holder[name]:
+                holder[name] = str(Path(path).parent / holder[name])
+    if isinstance(found.get("size"), str):
+        found["size"] = parse_size(found["size"])
+    return found
 
 
 def parse_size(text: str) -> tuple[int, int]:

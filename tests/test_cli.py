@@ -61,7 +61,17 @@ def test_help_imports_nothing_heavy():
 
 @pytest.mark.parametrize(
     "words",
-    [["generate"], ["again"], ["modes"], ["evaluate"], ["world"], ["train"], ["train", "vae"], ["train", "dit"]],
+    [
+        ["generate"],
+        ["again"],
+        ["modes"],
+        ["evaluate"],
+        ["bench"],
+        ["world"],
+        ["train"],
+        ["train", "vae"],
+        ["train", "dit"],
+    ],
 )
 def test_every_command_explains_itself(longtake, words):
     code, out, _ = longtake(*words, "--help")
@@ -86,6 +96,17 @@ def test_the_examples_of_the_modes_are_understood(name):
     assert all(getattr(chosen, field) for field in MODES[name].needs)
 
 
+@pytest.mark.parametrize("name", MODES)
+def test_a_mode_offers_the_flags_that_it_reads_and_no_others(longtake, name):
+    from app.cli import FIELDS
+
+    code, out, _ = longtake(name, "--help")
+    assert code == 0 and MODES[name].line.split(":")[0] in " ".join(out.split())
+    offered = {how.get("dest", flag) for flag, how in FIELDS.items() if f"--{flag} " in out}
+    mode = MODES[name]
+    assert offered == set(mode.reads) and ("--seconds" in out) == (mode.timed and not mode.still)
+
+
 def test_the_table_of_training_commands_names_what_exists():
     for module, function in TRAINING.values():
         assert callable(getattr(importlib.import_module(module), function))
@@ -98,6 +119,70 @@ def test_a_clip_is_written_and_named(generate, tmp_path):
     assert code == 0 and out.strip() == str(tmp_path / "clip.mp4") and "dreaming" in err
     clip = read_video(tmp_path / "clip.mp4")
     assert clip.video.shape == (3, 17, 64, 64) and clip.fps == 8
+
+
+def test_a_clip_is_extended_edited_and_made_again_with_its_files(generate, longtake, tiny_model, tmp_path):
+    generate("a red ball", "-o", tmp_path / "clip.mkv")
+    for name, words in (
+        ("extend", ["the ball goes on", "--seconds", 1]),
+        ("edit", ["a blue cube", "--strength", 0.5]),
+        ("loop", ["a cube spins"]),
+    ):
+        given = [] if name == "loop" else ["--clip", tmp_path / "clip.mkv"]
+        output = tmp_path / f"{name}.mp4"
+        code, out, err = longtake(name, *words, *given, "--model", tiny_model, "--steps", 2, "-o", output)
+        assert code == 0 and out.strip() == str(output), err
+        assert longtake("again", output, "-o", tmp_path / "again.mp4")[0] == 0
+        assert (tmp_path / "again.mp4").read_bytes() == output.read_bytes()
+    assert read_video(tmp_path / "extend.mp4").video.shape[1] == 25
+    assert read_video(tmp_path / "loop.mp4").video.shape[1] == 20
+
+
+def test_latents_that_were_kept_are_given_instead_of_the_file_coded_again(generate, longtake, tiny_model, tmp_path):
+    from dit.material import keep_latents, kept_latents
+    from dit.pipeline import Pipeline
+
+    clip, made = tmp_path / "clip.mp4", tmp_path / "longer.mp4"
+    generate("a red ball", "--keep-latents", "-o", clip)
+    vae = Pipeline.from_pretrained(tiny_model).vae
+    extend = (
+        "extend",
+        "it goes on",
+        "--clip",
+        clip,
+        "--seconds",
+        1,
+        "--model",
+        tiny_model,
+        "--keep-latents",
+        "-o",
+        made,
+    )
+    assert longtake(*extend)[0] == 0
+    before, after = kept_latents(clip, vae), kept_latents(made, vae)
+    assert before is not None and after is not None and torch.equal(after[:, :5], before)
+    assert {path for path, _ in request_in(made).hashes} == {str(clip), f"{clip}.latents"}
+    Path(f"{clip}.latents").unlink()
+    assert "clip.mp4.latents" in longtake("again", made)[2]
+    assert longtake(*extend)[0] == 0  # of the file, then: not the same latents, which the codec has changed
+    again = kept_latents(made, vae)
+    assert again is not None and not torch.equal(again[:, :5], before)
+    keep_latents(clip, before, vae)
+    assert longtake("again", made, "--keep-latents")[0] == 0  # made without them, and so it is again
+    anew = kept_latents(tmp_path / "longer-again.mp4", vae)
+    assert anew is not None and torch.equal(anew, again)
+    clip.write_bytes(made.read_bytes())
+    assert kept_latents(clip, vae) is None  # another clip's
+    assert "latents of a loop" in longtake("loop", "x", "--keep-latents", "--model", tiny_model, "-o", clip)[2]
+
+
+def test_a_storyboard_needs_no_other_prompt(longtake, tiny_model, tmp_path):
+    (tmp_path / "board.yaml").write_text("seconds: 2.125\nmoments: [{at: 0, prompt: a ball}, {at: 1, prompt: a cube}]")
+    code, _, err = longtake(
+        *("storyboard", "--moments", tmp_path / "board.yaml", "--model", tiny_model, "-o", tmp_path / "story.mp4")
+    )
+    assert code == 0, err
+    assert [moment.prompt for moment in request_in(tmp_path / "story.mp4").moments] == ["a ball", "a cube"]
 
 
 def test_a_clip_can_be_made_again_from_its_own_file(generate, longtake, tmp_path):

@@ -28,6 +28,8 @@ def blocks(language: str) -> list[str]:
 
 def test_the_readmes_commands_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    (board,) = blocks("yaml")
+    (tmp_path / "board.yaml").write_text(board)
     commands = [shlex.split(line) for block in blocks("sh") for line in block.splitlines()]
     assert len(commands) >= 5
     for words in commands:
@@ -35,8 +37,9 @@ def test_the_readmes_commands_run(tmp_path, monkeypatch, capsys):
         assert main(words[1:]) == 0, capsys.readouterr().err
         if "-o" in words:
             named = Path(words[words.index("-o") + 1])
-            made = sorted(tmp_path.glob(f"{named.stem}*{named.suffix}"))
-            assert made and all(request_in(path).prompt in words for path in made)
+            made = [tmp_path / named] if (tmp_path / named).exists() else sorted(tmp_path.glob(f"{named.stem}-*"))
+            requests = [request_in(path) for path in made]
+            assert requests and all(request.prompt in words or request.moments for request in requests)
 
 
 def test_the_readmes_python_runs(monkeypatch):
@@ -72,7 +75,8 @@ def test_the_shipped_model_is_as_good_as_its_card_says():
     found, shuffled = score(readings, truths), score(readings, truths[1:] + truths[:1])
     for name in ("colour", "shape"):
         mean = claimed["sets"][SETS[0].name]["model"][name]["mean"]
-        assert found[name]["mean"] > mean - 3 * (mean * (1 - mean) / prompts) ** 0.5  # three standard errors
+        error = (max(mean * (1 - mean), 1 / prompts) / prompts) ** 0.5  # one of all may fail where none did
+        assert found[name]["mean"] > mean - 3 * error
         assert found[name]["mean"] > shuffled[name]["mean"]
 
 

@@ -1,12 +1,14 @@
 """The sampler, on a velocity that is known in closed form: for data ~ N(mu, sd^2) no network is needed."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from dit.canvas import Canvas, blank
 from dit.flow import schedule, scheduler_for
-from dit.modes import MODES
-from dit.request import Request
+from dit.modes import MODES, Ask
+from dit.request import Moment, Request
 from dit.sampler import guide, noise_for, sample
 
 MEAN, SPREAD = 3.0, 0.5
@@ -46,13 +48,29 @@ def test_heun_is_closer_to_the_exact_end_than_euler_with_as_many_looks():
 
 
 def paintings():
-    """List the canvases of all modes on a picture, and some that no mode paints yet."""
+    """List the canvases of all modes on a picture and a film, and some more."""
     shape = (4, 3, 4, 6)
     picture = torch.randn(4, 1, 4, 6, generator=torch.Generator().manual_seed(1))
-    canvases = {
-        name: mode.paint(Request(mode=name, prompt="x", image="x.png"), shape, 8.0, lambda path: picture)
-        for name, mode in MODES.items()
-    }
+    film = torch.randn(shape, generator=torch.Generator().manual_seed(3))
+    request = Request(
+        prompt="x",
+        image="x.png",
+        clip="a.mp4",
+        other="b.mp4",
+        pictures=((0.0, "a.png"), (1.0, "b.png")),
+        window=(0.5, 0.8),
+        box=(16, 16, 32, 32),
+        strength=0.5,
+        side="both",
+        moments=(Moment(0.0, "y"), Moment(0.5, "z", image="c.png")),
+        seconds=1.0,
+    )
+    mask = lambda path, steps: film[0].sign().relu()
+    looks = (lambda path: picture, lambda path: picture, lambda path: film, lambda path, box: film, mask)
+    canvases = {}
+    for name, mode in MODES.items():
+        asked = replace(request, mode=name, moments=request.moments if name == "storyboard" else None)
+        canvases[name] = mode.paint(Ask(asked, shape, 8.0, (4, 8, 8), (1, 2, 2), *looks))
     given = torch.randn(shape, generator=torch.Generator().manual_seed(2))
     region = torch.zeros(shape[1:])
     region[:, 1:3, 2:4] = 1

@@ -210,7 +210,7 @@ def test_a_trained_model_folder_makes_clips(dit_run):
     assert {"validation", "validation_t0", "validation_t7"} <= report.keys()
     pipeline = Pipeline.from_pretrained(dit_run.out / "model")
     (dream,) = pipeline.generate([Request(prompt="a red ball", steps=1)])
-    assert pipeline.pixels(dream.latents).shape == (3, 17, 64, 64)
+    assert pipeline.pixels(dream).shape == (3, 17, 64, 64)
     assert (dit_run.out / "sample-000006.png").stat().st_size > 1000
     described = json.loads((dit_run.out / "run.json").read_text())
     assert described["config"]["steps"] == 6 and described["data"] and described["parameters"] > 0

@@ -136,7 +136,7 @@ def dreams(pipeline: Pipeline, scenes: list[Scene], name: str, shown: list | Non
         for number, scene in enumerate(scenes)
     ]
     for dream in tqdm(pipeline.generate(requests), name, len(requests)):
-        clip = pipeline.pixels(dream.latents)
+        clip = pipeline.pixels(dream)
         if shown is not None and dream.request.seed < 6:
             shown.append((dream.request.prompt, clip.cpu()))
         yield clip[None]

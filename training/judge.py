@@ -68,11 +68,15 @@ class Judge(ModelMixin, ConfigMixin):
         """Return logits (B, values) for every attribute, and (B, THINGS) for "things", of pixels (B, 3, 17, 64, 64) in
         [-1, 1].
         """
+        found = self.look(pixels)
+        return {name: answer(found) for name, answer in zip([*ATTRIBUTES, "things"], self.answers, strict=True)}
+
+    def look(self, pixels: Tensor) -> Tensor:
+        """Return what was seen (B, D), before it is put into words."""
         x = self.stages(self.enter(rearrange(pixels, "B rgb F Y X -> B F rgb Y X")))
         where = rearrange(x.mean(1), "B D H W -> B (D H W)")
         per_frame = x.amax((3, 4))
-        found = F.relu(self.gather(torch.cat([where, per_frame.amax(1), per_frame.mean(1)], dim=1)))
-        return {name: answer(found) for name, answer in zip([*ATTRIBUTES, "things"], self.answers, strict=True)}
+        return F.relu(self.gather(torch.cat([where, per_frame.amax(1), per_frame.mean(1)], dim=1)))
 
     def hidden(self) -> list[tuple[nn.Linear | nn.Conv2d, int]]:
         """List the layers that Muon steps on."""

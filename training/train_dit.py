@@ -258,7 +258,7 @@ def show(pipeline: Pipeline, run: DiTRun, step: int, clips: int = 8) -> None:
     """Dream held-out prompts and keep the picture."""
     captions = bucket_of(run.held_out, real_formats(run.formats)[0]).captions
     requests = [Request(prompt=captions[n]["moving"][1], seed=n) for n in range(min(clips, len(captions)))]
-    videos = [pipeline.pixels(dream.latents) for dream in pipeline.generate(requests)]
+    videos = [pipeline.pixels(dream) for dream in pipeline.generate(requests)]
     write_picture(run.out / f"sample-{step:06d}.png", contact_sheet(videos, captions=[r.prompt for r in requests]))
 
 

@@ -44,6 +44,7 @@ __all__ = [
     "read_metadata",
     "read_picture",
     "read_video",
+    "readable",
     "to_bytes",
     "write_picture",
     "write_video",
@@ -126,7 +127,7 @@ def read_picture(path: str | Path) -> Tensor:
 
     Raises MediaError naming the file when it is missing, broken, cut short, too large or no picture.
     """
-    _readable(path)
+    readable(path)
     try:
         with Image.open(path, formats=PICTURES) as image:
             if image.width * image.height > MOST_FRAME_PIXELS:
@@ -153,7 +154,7 @@ def read_picture(path: str | Path) -> Tensor:
 
 def read_metadata(path: str | Path) -> dict[str, str]:
     """Read the texts that travel inside a video or PNG, or beside a GIF in `<file>.json`; their keys in lower case."""
-    path = _readable(path)
+    path = readable(path)
     if path.suffix.lower() == ".gif":
         return read_sidecar(path)
     if path.suffix.lower() == ".png":
@@ -169,7 +170,8 @@ def read_metadata(path: str | Path) -> dict[str, str]:
     return {key.lower(): str(text) for key, text in found.items() if key.lower() not in CONTAINER_KEYS}
 
 
-def _readable(path: str | Path) -> Path:
+def readable(path: str | Path) -> Path:
+    """Return the path of a file that is there and holds something; raises MediaError with the reason otherwise."""
     refuse_addresses(path)
     try:
         status = os.stat(path)
@@ -185,7 +187,7 @@ def _readable(path: str | Path) -> Path:
 @contextmanager
 def _opened(path: str | Path) -> Iterator[InputContainer]:
     """Open a whole video through a Python file, so that FFmpeg reaches that file and nothing else."""
-    path = _readable(path)
+    path = readable(path)
 
     def refuse(address: str, flags: int, options: dict) -> None:
         raise MediaError(f"{path} must be one file; it points to {address}; export it as one file")
