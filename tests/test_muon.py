@@ -1,11 +1,12 @@
 """Muon: what a step is, and that it is torch's, in fp32."""
 
 import torch
+import torch.distributed as dist
 
 from dit.model import DiT, DiTConfig
 from training.config import DiTRun
 from training.loop import restore, tensors_of
-from training.muon import Muon, muon, orthogonal
+from training.muon import Muon, muon, orthogonal, shared
 
 
 def test_orthogonal_makes_all_singular_values_nearly_one_and_keeps_their_directions():
@@ -75,3 +76,26 @@ def test_muons_state_is_restored():
     restore(fresh, state)
     assert state.keys() == tensors_of(fresh).keys()
     assert all(torch.equal(value, tensors_of(fresh)[name]) for name, value in state.items())
+
+
+def matrices_to_share():
+    torch.manual_seed(0)
+    return [torch.randn(shape) for shape in ((48, 16), (16, 16), (16, 48), (8, 8), (64, 32))]
+
+
+def share_with_another(rank, processes, folder):
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=processes)
+    torch.save(shared(matrices_to_share()), folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_processes_share_the_matrices_and_all_get_all(tmp_path):
+    wanted = [orthogonal(matrix) for matrix in matrices_to_share()]
+    for processes in (2, 7):  # seven have more hands than there are matrices
+        folder = tmp_path / str(processes)
+        folder.mkdir()
+        torch.multiprocessing.spawn(share_with_another, (processes, folder), processes)
+        for rank in range(processes):
+            found = torch.load(folder / f"{rank}.pt")
+            assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # of the quintic, Jordan et al. 2024
@@ -33,23 +34,29 @@ class Muon(torch.optim.Optimizer):
         """Change all parameters that have a gradient."""
         assert closure is None, "a loss that is evaluated again is not supported"
         for group in self.param_groups:
-            for number, value in enumerate(group["params"]):
-                if value.grad is None:
-                    continue
-                value.mul_(1 - group["lr"] * group["weight_decay"])
-                if group["muon"]:
-                    self._muon(value, group, group["parts"][number])
-                else:
-                    self._adam(value, group)
+            for value in group["params"]:
+                if value.grad is not None:
+                    value.mul_(1 - group["lr"] * group["weight_decay"])
+            if group["muon"]:
+                self._muon(group)
+            else:
+                for value in group["params"]:
+                    if value.grad is not None:
+                        self._adam(value, group)
 
-    def _muon(self, value: Tensor, group: dict, parts: int) -> None:
-        state = self.state[value]
-        if not state:
-            state["momentum"] = torch.zeros_like(value)
-        mean = state["momentum"].lerp_(value.grad, 1 - group["momentum"])
-        ahead = value.grad.lerp(mean, group["momentum"])  # Nesterov's
-        for own, direction in zip(value.chunk(parts), ahead.chunk(parts), strict=True):
-            step = orthogonal(direction.flatten(1))  # a convolution is a matrix from all it sees to what it says
+    def _muon(self, group: dict) -> None:
+        matrices, ahead = [], []
+        for value, parts in zip(group["params"], group["parts"], strict=True):
+            if value.grad is None:
+                continue
+            state = self.state[value]
+            if not state:
+                state["momentum"] = torch.zeros_like(value)
+            mean = state["momentum"].lerp_(value.grad, 1 - group["momentum"])
+            matrices += value.chunk(parts)
+            ahead += value.grad.lerp(mean, group["momentum"]).chunk(parts)  # Nesterov's
+        # A convolution is a matrix from all it sees to what it says.
+        for own, step in zip(matrices, shared([part.flatten(1) for part in ahead]), strict=True):
             own.add_(step.view_as(own), alpha=-group["lr"] * LIKE_ADAM * max(step.shape) ** 0.5)
 
     def _adam(self, value: Tensor, group: dict) -> None:
@@ -78,6 +85,38 @@ def orthogonal(matrix: Tensor) -> Tensor:
         gram = x @ x.T
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.T if tall else x
+
+
+def shared(matrices: list[Tensor]) -> list[Tensor]:
+    """Return `orthogonal` of every matrix. Processes that hold the same matrices do each a share of them and hand the
+    results around (as the distributed Muon of Moonlight, section 2.3), so that more of them do not repeat the work.
+    """
+    processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    if processes == 1 or not matrices:
+        return [orthogonal(matrix) for matrix in matrices]
+    hands: list[list[int]] = [[] for _ in range(processes)]
+    work = [0] * processes
+    for number in sorted(range(len(matrices)), key=lambda number: -effort(matrices[number])):
+        hand = work.index(min(work))
+        hands[hand].append(number)
+        work[hand] += effort(matrices[number])
+    room = max(sum(matrices[number].numel() for number in hand) for hand in hands)
+    own = matrices[0].new_zeros(room)
+    done = torch.cat([orthogonal(matrices[number]).flatten() for number in hands[dist.get_rank()]] or [own[:0]])
+    own[: len(done)] = done
+    everyones = [torch.empty_like(own) for _ in range(processes)]
+    dist.all_gather(everyones, own)
+    found: list[Tensor] = [own] * len(matrices)
+    for hand, results in zip(hands, everyones, strict=True):
+        sizes = [matrices[number].numel() for number in hand]
+        for number, result in zip(hand, results[: sum(sizes)].split(sizes), strict=True):
+            found[number] = result.view_as(matrices[number])
+    return found
+
+
+def effort(matrix: Tensor) -> int:
+    """Estimate what orthogonalising a matrix costs, up to a factor."""
+    return min(matrix.shape) * matrix.numel()
 
 
 def muon(hidden: Hidden, model: nn.Module, run) -> Muon:
