@@ -206,6 +206,9 @@ def _add_settings(command: argparse.ArgumentParser, mode: Mode | None = None) ->
     command.add_argument(
         "--keep-latents", action="store_true", help="also write each clip's latents, to extend or edit it"
     )
+    command.add_argument(
+        "--preview", type=Path, metavar="FILE", help="a png that shows, every few steps, where the clip is heading"
+    )
     command.add_argument("--sheet", type=Path, metavar="FILE", help="also write a contact sheet of all clips, a png")
 
 
@@ -256,7 +259,7 @@ def _again(chosen: argparse.Namespace) -> None:
 def _render(requests: list[Request], outputs: list[Path], chosen: argparse.Namespace) -> None:
     from app.render import render
 
-    for path in render(requests, outputs, chosen.sheet, chosen.keep_latents):
+    for path in render(requests, outputs, chosen.sheet, chosen.keep_latents, chosen.preview):
         print(path)
 
 

@@ -23,9 +23,15 @@ CLIPS, PICTURES = (".mp4", ".webm", ".gif", ".mkv"), (".png",)
 
 
 def render(
-    requests: list[Request], outputs: list[Path], sheet: Path | None = None, latents: bool = False
+    requests: list[Request],
+    outputs: list[Path],
+    sheet: Path | None = None,
+    latents: bool = False,
+    preview: Path | None = None,
 ) -> Iterator[Path]:
     """Make clips and write each to its file as soon as it is done, with `latents` these too; yields the paths written.
+
+    `preview` is written over and over with a rough picture of what is being dreamed.
 
     All requests share one model. Everything that can be refused is refused before the first is made: raises
     RequestError, MediaError or WeightsError; DiskError when the disk fills up.
@@ -34,9 +40,12 @@ def render(
         allowed = PICTURES if mode_of(request).still else CLIPS
         if output.suffix.lower() not in allowed:
             raise RequestError(f"a {request.mode} file must end in {' or '.join(allowed)}; got {str(output)!r}")
-    if sheet and (sheet.suffix.lower() not in PICTURES or sheet in outputs):
-        raise RequestError(f"a contact sheet must be a .png of its own; got {str(sheet)!r}")
-    for path in (*outputs, *([sheet] if sheet else ())):
+    extras = {"contact sheet": sheet, "preview": preview}
+    for name, path in extras.items():
+        others = [*outputs, *(other for key, other in extras.items() if key != name)]
+        if path and (path.suffix.lower() not in PICTURES or path in others):
+            raise RequestError(f"a {name} must be a .png of its own; got {str(path)!r}")
+    for path in (*outputs, *filter(None, extras.values())):
         check_writable(path)
     if latents and any(request.mode == "loop" for request in requests):
         raise RequestError("latents of a loop cannot be kept: a circle has no beginning; leave out --keep-latents")
@@ -53,7 +62,13 @@ def render(
                 bars.append(stack.enter_context(tqdm(desc="dreaming", total=total, unit="step", file=sys.stderr)))
             bars[0].update(done - bars[0].n)
 
-        for dream, output in zip(pipeline.generate(requests, progress), outputs, strict=True):
+        def watch(number: int, view: torch.Tensor) -> None:
+            if preview:
+                write_picture(preview, contact_sheet([view.cpu()], captions=[requests[number].prompt]))
+
+        for dream, output in zip(
+            pipeline.generate(requests, progress, watch if preview else None), outputs, strict=True
+        ):
             write(pipeline, dream, output)
             if sheet:
                 seen.append(dream)

@@ -22,13 +22,15 @@ from dit.model import DiT
 from dit.modes import MODES, Mode
 from dit.packing import grid_of, pack, unpack
 from dit.request import METHODS, SIDES, STRENGTH, Request, RequestError, check_values
-from dit.sampler import guide, noise_for, sample
+from dit.sampler import Heading, guide, noise_for, sample
 from dit.windows import dream_long, dreamed_windows, unrolled, window_of
 from vae.model import VideoVAE
 from vae.weights import WeightsError, hash_of_file, load_strictly, read_json, weights_in
 
 SETTINGS = "longtake.json"
 Progress = Callable[[int, int], None]  # steps done, steps in all
+Watch = Callable[[int, Tensor], None]  # a request's number, and a rough view (3, F, Y, X) of where its clip is heading
+WATCHED = 5  # every so many steps
 
 
 @dataclass(frozen=True)
@@ -179,8 +181,12 @@ class Pipeline(DiffusionPipeline):
         return nearest
 
     @torch.no_grad()
-    def generate(self, requests: list[Request], progress: Progress | None = None) -> Iterator[Dream]:
+    def generate(
+        self, requests: list[Request], progress: Progress | None = None, watch: Watch | None = None
+    ) -> Iterator[Dream]:
         """Make the clips of some requests, one after another, so that each is the same in any company.
+
+        `watch` is shown, every few steps, the window that is being dreamed.
 
         Yields a Dream a request, in order; decode it with `frames` or `pixels`. Raises RequestError before anything is
         made.
@@ -193,12 +199,16 @@ class Pipeline(DiffusionPipeline):
             for request, canvas, window in zip(resolved, canvases, windows, strict=True)
         ]
         done = 0
-        for request, canvas, window in zip(resolved, canvases, windows, strict=True):
+        for number, (request, canvas, window) in enumerate(zip(resolved, canvases, windows, strict=True)):
             noise = noise_for(request.seed, unrolled(canvas, window).given.shape).to(canvas.given)
 
-            def dream(part: Canvas, start: int, request=request, noise=noise) -> Iterator[Tensor]:
+            def heading(step: int, clean: list[Tensor], number=number) -> None:
+                if watch and step % WATCHED == 0:
+                    watch(number, self.vae.sketch(clean[0][None])[0])
+
+            def dream(part: Canvas, start: int, request=request, noise=noise, heading=heading) -> Iterator[Tensor]:
                 stretch = noise[:, start : start + part.steps]
-                for (found,) in self.dream([part], [request], [start], [stretch]):
+                for (found,) in self.dream([part], [request], [start], [stretch], heading):
                     yield found
 
             latents = canvas.given
@@ -233,7 +243,12 @@ class Pipeline(DiffusionPipeline):
             ) from None
 
     def dream(
-        self, canvases: list[Canvas], requests: list[Request], starts: list[int], noise: list[Tensor]
+        self,
+        canvases: list[Canvas],
+        requests: list[Request],
+        starts: list[int],
+        noise: list[Tensor],
+        heading: Heading | None = None,
     ) -> Iterator[list[Tensor]]:
         """Dream canvases as one pack; yield their latents after each step.
 
@@ -271,7 +286,7 @@ class Pipeline(DiffusionPipeline):
                 velocities.append(asked)
             return velocities
 
-        return sample(velocity, canvases, noise, times, method)
+        return sample(velocity, canvases, noise, times, method, heading)
 
     def paint(self, request: Request) -> Canvas:
         """Return the canvas of a resolved request. Raises RequestError and MediaError."""

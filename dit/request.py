@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 KEY = "longtake"  # the metadata key under which a clip carries its request
-METHODS = ("euler", "heun")
+METHODS = ("euler", "heun", "dpm")
 SIDES = ("after", "before", "both")  # of a clip to extend, the first by default
 LONGEST = 1e6  # seconds
 STRENGTH = 0.6  # of an edit, by default

@@ -257,6 +257,14 @@ def test_a_contact_sheet_is_made_on_request(generate, tmp_path):
     assert min(read_picture(tmp_path / "c.png").shape[2:]) > 100
 
 
+def test_a_preview_shows_what_is_being_dreamed(generate, tmp_path):
+    code, out, _ = generate("a red ball", "-o", tmp_path / "c.mp4", "--preview", tmp_path / "p.png")
+    assert code == 0 and out.split() == [str(tmp_path / "c.mp4")]
+    assert min(read_picture(tmp_path / "p.png").shape[2:]) > 100
+    code, _, err = generate("a red ball", "-o", tmp_path / "c.mp4", "--preview", p := tmp_path / "s.png", "--sheet", p)
+    assert code == 2 and "must be a .png of its own" in err
+
+
 def test_the_request_inside_is_whole(generate, tmp_path):
     prompt = '一个红色的球 "bounces"'
     generate(prompt, "-o", tmp_path / "c.mp4")

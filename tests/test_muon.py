@@ -98,4 +98,3 @@ def test_processes_share_the_matrices_and_all_get_all(tmp_path):
         for rank in range(processes):
             found = torch.load(folder / f"{rank}.pt")
             assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
-

@@ -88,6 +88,14 @@ def test_image_to_video_begins_with_the_picture(pipeline, tmp_path):
     assert torch.allclose(pipeline.pixels(dream)[:, :1], pipeline.pixels(Dream(request, given[:, :1])), atol=1e-5)
 
 
+def test_a_dream_can_be_watched_and_stays_the_same(pipeline):
+    requests, seen = [Request(prompt="a red ball", steps=7), Request(prompt="a cube", mode="text-to-image")], []
+    watched = list(pipeline.generate(requests, watch=lambda number, view: seen.append((number, view.shape[1]))))
+    assert seen == [(0, 17), (0, 17), (1, 1)]
+    for dream, other in zip(watched, pipeline.generate(requests), strict=True):
+        assert torch.equal(dream.latents, other.latents)
+
+
 def test_a_picture_is_a_clip_of_one_frame(pipeline):
     (dream,) = make(pipeline, Request(mode="text-to-image", prompt="a blue cube"))
     assert pipeline.pixels(dream).shape == (3, 1, 64, 64)
@@ -119,7 +127,7 @@ def test_a_picture_is_a_clip_of_one_frame(pipeline):
             "interval must be two rising noise levels from 0 to 1; got 0.9 and 0.2",
         ),
         (Request(prompt="x", rescale=1.5), "rescale must lie between 0 and 1; got 1.5"),
-        (Request(prompt="x", method="magic"), "method must be one of euler, heun; got 'magic'"),
+        (Request(prompt="x", method="magic"), "method must be one of euler, heun, dpm; got 'magic'"),
         (Request(prompt="x", seed=-1), "seed must be a whole number from 0"),
         (Request(prompt="x", mode="image-to-video", image="gone.png"), "gone.png"),
     ],

@@ -8,7 +8,7 @@ import torch
 from dit.canvas import Canvas, blank
 from dit.flow import schedule, scheduler_for
 from dit.modes import MODES, Ask
-from dit.request import Moment, Request
+from dit.request import METHODS, Moment, Request
 from dit.sampler import guide, noise_for, sample
 
 MEAN, SPREAD = 3.0, 0.5
@@ -31,20 +31,47 @@ def dream(canvas, steps=50, method="euler", seed=0):
     return latents
 
 
-@pytest.mark.parametrize("method", ["euler", "heun"])
+@pytest.mark.parametrize("method", METHODS)
 def test_samples_have_the_mean_and_spread_of_the_data(method):
     found = dream(blank((8, 4, 16, 16), 8.0), method=method)
     assert found.mean() == pytest.approx(MEAN, abs=0.03)
     assert found.std() == pytest.approx(SPREAD, abs=0.03)
 
 
-def test_heun_is_closer_to_the_exact_end_than_euler_with_as_many_looks():
+def test_second_order_is_closer_to_the_exact_end_than_euler_with_as_many_looks():
     canvas = blank((4, 2, 8, 8), 8.0)
     goal = MEAN + SPREAD * noise_for(0, canvas.given.shape)  # the flow of a normal law is linear
-    error = {
-        method: (dream(canvas, steps, method) - goal).abs().max() for method, steps in (("euler", 16), ("heun", 8))
-    }
-    assert error["heun"] < error["euler"]
+    looks = {"euler": 16, "heun": 8, "dpm": 16}
+    error = {method: (dream(canvas, steps, method) - goal).abs().max() for method, steps in looks.items()}
+    assert error["heun"] < error["euler"] and error["dpm"] < error["euler"]
+
+
+def test_dpm_goes_where_diffusers_goes_when_all_latents_are_equally_noisy():
+    from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+
+    theirs = DPMSolverMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=1.0, final_sigmas_type="zero"
+    )
+    theirs.set_timesteps(12)
+    x = start = noise_for(0, (4, 2, 8, 8))
+    for time, level in zip(theirs.timesteps, theirs.sigmas, strict=False):
+        (v,) = exact([x], [level.expand(2, 8, 8)])
+        x = theirs.step(v, time, x).prev_sample
+    # theirs begins a thousandth below pure noise
+    canvas = blank((4, 2, 8, 8), 8.0)
+    *_, (ours,) = sample(exact, [canvas], [start], [theirs.sigmas], "dpm")
+    assert theirs.sigmas[0] > 0.99
+    torch.testing.assert_close(ours, x, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_where_a_clip_is_heading_is_where_it_ends(method):
+    canvas, seen = blank((4, 2, 8, 8), 8.0), []
+    times = schedule(scheduler_for(80, 1.0), 6, 80)
+    look = lambda step, clean: seen.append(clean[0])
+    *_, (found,) = sample(exact, [canvas], [noise_for(0, canvas.given.shape)], [times], method, look)
+    errors = [float((clean - found).abs().mean()) for clean in seen]
+    assert len(errors) == 6 and errors[-1] < 1e-6 and errors == sorted(errors, reverse=True)
 
 
 def paintings():
@@ -79,7 +106,7 @@ def paintings():
     return canvases | {"region": Canvas(given, region, 8.0), "window": Canvas(given, window, 8.0)}
 
 
-@pytest.mark.parametrize("method", ["euler", "heun"])
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", paintings())
 def test_given_latents_come_out_bit_identical(name, method):
     canvas = paintings()[name]
@@ -130,5 +157,5 @@ def test_a_canvas_must_have_a_level_for_every_latent():
 
 
 def test_an_unknown_method_is_refused():
-    with pytest.raises(ValueError, match="method must be one of euler, heun; got 'rk4'"):
+    with pytest.raises(ValueError, match="method must be one of euler, heun, dpm; got 'rk4'"):
         dream(blank((4, 1, 2, 2), 8.0), method="rk4")

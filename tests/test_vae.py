@@ -104,6 +104,7 @@ def test_a_vae_starts_as_the_best_linear_code():
         psnr(shown.clamp(-1, 1), pixels), linear_psnr(clips, clips, vae.stride, vae.channels), atol=1e-3
     )
     assert raw.var((0, 2, 3, 4)) == pytest.approx(torch.ones(4), abs=0.1)
+    assert torch.allclose(vae.sketch(vae.normalise(raw)), shown.clamp(-1, 1), atol=1e-5)
 
 
 def test_a_vae_learns():

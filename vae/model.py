@@ -176,6 +176,13 @@ class VideoVAE(ModelMixin, ConfigMixin):
         """Show whole clips: normalised latents (B, C, T, H, W) to pixels (B, 3, F, Y, X) in [-1, 1]."""
         return self.decode_piece(latents)[0]
 
+    def sketch(self, latents: Tensor) -> Tensor:
+        """Show normalised latents (B, C, T, H, W) roughly and at once, by the linear code alone: pixels (B, 3, F, Y, X)
+        in [-1, 1].
+        """
+        blocks = self.linear_decoder(rearrange(self.denormalise(latents), "B C T H W -> B T H W C"))
+        return rearrange(unfold(blocks, self.stride, first=True), "B F Y X rgb -> B rgb F Y X").clamp(-1, 1)
+
     def normalise(self, raw: Tensor) -> Tensor:
         """Scale each channel to mean 0 over the training set, and to the variance of its share in the picture, 1 on
         average.
