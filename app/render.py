@@ -13,7 +13,7 @@ from tqdm import tqdm
 from dit.material import keep_latents
 from dit.pipeline import Dream, Pipeline, mode_of
 from dit.request import KEY, Request, RequestError
-from vae.media import read_metadata
+from vae.guard import read_metadata
 from vae.pixels import contact_sheet
 from vae.recorder import check_writable, write_picture, write_video
 

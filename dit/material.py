@@ -16,7 +16,8 @@ from torch import Tensor, cat
 
 from dit.modes import Ask, Mode
 from dit.request import Request, RequestError
-from vae.media import read_picture, read_video, readable
+from vae.guard import read_picture, read_video
+from vae.media import readable
 from vae.model import VideoVAE
 from vae.pixels import DiskError, fit_picture
 
