@@ -90,6 +90,25 @@ def test_the_judge_reads_every_attribute_of_every_clip():
         assert len(values) == 2 and set(values) <= set(ATTRIBUTES[name])
 
 
+def test_a_judge_reads_a_clip_and_its_mirror_image_alike_but_for_the_side():
+    torch.manual_seed(0)
+    judge, clips = Judge(12).eval(), torch.rand(12, 3, 17, 64, 64) * 2 - 1
+    plain, mirrored = judge.read(clips), judge.read(clips.flip(-1))
+    sides = {"left": "right", "right": "left"}
+    assert [" ".join(sides.get(w, w) for w in camera.split()) for camera in plain["camera"]] == mirrored["camera"]
+    assert all(plain[name] == mirrored[name] for name in ATTRIBUTES if name != "camera")
+
+
+def test_in_a_mirror_only_the_side_is_another():
+    scenes = [sample_scene(0, "train", index) for index in range(40)]
+    plain, mirrored = targets_of(scenes), targets_of(scenes, [True] * 40)
+    names = ATTRIBUTES["camera"]
+    pairs = {(names[a], names[b]) for a, b in zip(plain["camera"], mirrored["camera"], strict=True)}
+    assert {("orbit left", "orbit right"), ("pan right", "pan left"), ("zoom in", "zoom in")} <= pairs
+    assert all(torch.equal(plain[name], mirrored[name]) for name in plain if name != "camera")
+    assert targets_of(scenes, [False] * 40)["camera"].equal(plain["camera"])
+
+
 def test_the_targets_of_a_scene_are_its_truth():
     scenes = [sample_scene(0, "train", index) for index in range(20)]
     targets = targets_of(scenes)

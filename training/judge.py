@@ -9,6 +9,7 @@ and half of its clips blurred or noisy, so that it judges what is shown and not 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from training.config import JudgeRun
 from training.dataset import Bucket, bucket_of, data_hash, order, share
 from training.loop import Course, accelerator_for, descend, describe, rate_at
 from training.muon import muon
+from training.world.lexicon import SIDES
 from training.world.scene import CAMERAS, COLOURS, EVENTS, SHAPES, SIZES, Scene
 
 FORMAT = (64, 64, 17)
@@ -36,6 +38,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "camera": CAMERAS,
     "count": ("1", "2", "3", "4"),
 }
+SWAPPED = [CAMERAS.index(" ".join(SIDES.get(word, word) for word in name.split())) for name in CAMERAS]  # in a mirror
 THINGS = tuple(
     (colour, shape) for colour in COLOURS for shape in SHAPES
 )  # read of everything in sight: which are there
@@ -84,9 +87,11 @@ class Judge(ModelMixin, ConfigMixin):
 
     @torch.no_grad()
     def read(self, pixels: Tensor) -> dict[str, list[str]]:
-        """Return the most likely value of every attribute of each clip."""
-        logits = self(pixels)
-        return {name: [values[n] for n in logits[name].argmax(1).tolist()] for name, values in ATTRIBUTES.items()}
+        """Return the most likely value of every attribute of each clip, looked at as it is and in a mirror."""
+        plain, mirrored = self(pixels), self(pixels.flip(-1))
+        mirrored["camera"] = mirrored["camera"][:, SWAPPED]
+        found = {name: plain[name].log_softmax(1) + mirrored[name].log_softmax(1) for name in ATTRIBUTES}
+        return {name: [values[n] for n in found[name].argmax(1).tolist()] for name, values in ATTRIBUTES.items()}
 
 
 class Within(nn.Module):
@@ -130,12 +135,17 @@ def truth_of(scene: Scene) -> dict[str, str]:
     }
 
 
-def targets_of(scenes: list[Scene]) -> dict[str, Tensor]:
-    """Return the classes (B,) of every attribute and the things in sight (B, THINGS)."""
+def targets_of(scenes: list[Scene], mirrored: Sequence[bool] = ()) -> dict[str, Tensor]:
+    """Return the classes (B,) of every attribute and the things in sight (B, THINGS) of clips, some seen in a
+    mirror.
+    """
     truths = [truth_of(scene) for scene in scenes]
     classes = {
         name: torch.tensor([values.index(truth[name]) for truth in truths]) for name, values in ATTRIBUTES.items()
     }
+    if mirrored:
+        camera = classes["camera"]
+        classes["camera"] = torch.where(torch.tensor(mirrored), torch.tensor(SWAPPED)[camera], camera)
     things = [[float(pair in {(t.colour, t.shape) for t in scene.things}) for pair in THINGS] for scene in scenes]
     return classes | {"things": torch.tensor(things)}
 
@@ -160,8 +170,8 @@ def train(run: JudgeRun) -> dict:
     bare = accelerator.unwrap_model(judge)
 
     for step in course:
-        pixels, scenes = batch(run, buckets, step, accelerator)
-        targets = {name: value.to(accelerator.device) for name, value in targets_of(scenes).items()}
+        pixels, targets = batch(run, buckets, step, accelerator)
+        targets = {name: value.to(accelerator.device) for name, value in targets.items()}
         loss = judge_loss(judge(pixels.to(accelerator.device)), targets)
         norm = descend(accelerator, judge, optimizer, loss, rate_at(step, run), run.clip_norm)
         course.note(step, norm, loss=loss)
@@ -178,19 +188,22 @@ def train(run: JudgeRun) -> dict:
     return report
 
 
-def batch(run: JudgeRun, buckets: list[Bucket], step: int, accelerator) -> tuple[Tensor, list[Scene]]:
-    """Return a step's clips, half of them spoilt a little, and their scenes: functions of the seed and each sample's
-    number alone.
+def batch(run: JudgeRun, buckets: list[Bucket], step: int, accelerator) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return a step's clips, half of them spoilt a little and half of them mirrored, and what there is to read:
+    functions of the seed and each sample's number alone.
     """
     clip_of = order(run.seed, "judge", sum(map(len, buckets)))
-    clips, scenes = [], []
+    clips, scenes, mirrored = [], [], []
     for number in share(run.batch, step, accelerator.process_index, accelerator.num_processes):
         clip = clip_of(number)
         bucket = buckets[0] if clip < len(buckets[0]) else buckets[1]
         clip = clip if bucket is buckets[0] else clip - len(buckets[0])
-        clips.append(spoil(bucket.clips([clip])[0], np.random.default_rng([run.seed, 6, number])))
+        rng = np.random.default_rng([run.seed, 6, number])
+        spoilt = spoil(bucket.clips([clip])[0], rng)
+        mirrored.append(bool(rng.random() < 0.5))
+        clips.append(spoilt.flip(-1) if mirrored[-1] else spoilt)
         scenes.append(bucket.scene(clip))
-    return torch.stack(clips), scenes
+    return torch.stack(clips), targets_of(scenes, mirrored)
 
 
 def spoil(clip: Tensor, rng: np.random.Generator) -> Tensor:

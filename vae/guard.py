@@ -58,9 +58,7 @@ def guarded(read: Callable, path: str | Path, *args, memory: int = MEMORY, secon
     there.close()
     try:
         if not here.poll(seconds):
-            raise MediaError(
-                f"{path} must be read within {seconds:g} seconds; it was not; give a shorter or smaller file"
-            )
+            raise MediaError(f"{path} must be read within {seconds:g} seconds; it was not; give a smaller file")
         found, error = here.recv()
     except EOFError:
         raise MediaError(f"{path} cannot be read: it crashed the reader; export it again") from None
@@ -83,17 +81,15 @@ def _answer(answer: Connection, memory: int, read: Callable, args: tuple, settin
     try:
         found, error = _with(read(*args, **settings), Tensor.numpy), None
     except (MemoryError, RuntimeError) as raised:  # torch says the latter
-        found, error = (
-            None,
-            MediaError(f"{args[0]} cannot be read in {memory / 2**30:g} GiB: {raised}; shrink it first"),
-        )
+        rule = f"{args[0]} cannot be read in {memory / 2**30:g} GiB"
+        found, error = None, MediaError(f"{rule}: {raised}; shrink it first")
     except Exception as raised:
         found, error = None, raised
     answer.send((found, error))
 
 
 def _with(found, change: Callable):
-    """Change the pixels in what a reader returned: arrays travel between processes as bytes, tensors would be shared."""
+    """Change the pixels in what a reader returned: arrays travel between processes as bytes, tensors would not."""
     if isinstance(found, media.Clip):
         return found._replace(video=change(found.video))
     return found if isinstance(found, dict) else change(found)
