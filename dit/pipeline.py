@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from captioning.text_encoder import FILES as TEXT_FILES
 from captioning.text_encoder import encode, load_text_encoder, tokenise
-from dit.canvas import Canvas, shares
+from dit.canvas import Canvas
 from dit.flow import schedule
 from dit.material import ask_of, hashed
 from dit.model import DiT
@@ -23,6 +23,7 @@ from dit.modes import MODES, Mode
 from dit.packing import grid_of, pack, unpack
 from dit.request import METHODS, SIDES, STRENGTH, Request, RequestError, check_values
 from dit.sampler import Heading, guide, noise_for, sample
+from dit.script import Script, strength_at
 from dit.windows import dream_long, dreamed_windows, unrolled, window_of
 from vae.model import VideoVAE
 from vae.weights import WeightsError, hash_of_file, load_strictly, read_json, weights_in
@@ -42,6 +43,45 @@ class Dream:
     request: Request
     latents: Tensor
     circle: bool = False
+
+
+@dataclass(frozen=True)
+class Job:
+    """A clip to be made: its request, resolved, the canvas, and how many time steps of it are dreamed at once."""
+
+    number: int
+    request: Request
+    canvas: Canvas
+    window: int
+
+    @property
+    def looks(self) -> int:
+        """How often the sampler looks at the clip."""
+        return (self.request.steps or 0) * dreamed_windows(self.canvas, self.window)
+
+    def noise(self) -> Tensor:
+        """Return the noise (C, T, H, W) of the whole clip."""
+        given = self.canvas.given
+        return noise_for(self.request.seed, unrolled(self.canvas, self.window).given.shape).to(given)
+
+    def fits(self, other: Job) -> bool:
+        """Say whether both may be dreamed as one pack: each in one window, in as many steps of one method."""
+        whole = all(job.window == job.canvas.steps and not job.canvas.period for job in (self, other))
+        ways = {(job.request.steps, job.request.method) for job in (self, other)}
+        return whole and len(ways) == 1
+
+
+def packed(jobs: Sequence[Job], together: int) -> list[list[Job]]:
+    """Part jobs into runs of at most `together` neighbours that fit each other; raises ValueError for fewer than 1."""
+    if together < 1:
+        raise ValueError(f"together must be at least 1; got {together}")
+    packs: list[list[Job]] = []
+    for job in jobs:
+        if packs and len(packs[-1]) < together and packs[-1][0].fits(job):
+            packs[-1].append(job)
+        else:
+            packs.append([job])
+    return packs
 
 
 @dataclass(frozen=True)
@@ -182,42 +222,54 @@ class Pipeline(DiffusionPipeline):
 
     @torch.no_grad()
     def generate(
-        self, requests: list[Request], progress: Progress | None = None, watch: Watch | None = None
+        self,
+        requests: list[Request],
+        progress: Progress | None = None,
+        watch: Watch | None = None,
+        together: int = 1,
     ) -> Iterator[Dream]:
-        """Make the clips of some requests, one after another, so that each is the same in any company.
+        """Make the clips of some requests. Alone, each is the same to the last bit in any company; up to `together`
+        neighbours of any size are dreamed as one pack, which a GPU likes better and where sums round differently.
 
-        `watch` is shown, every few steps, the window that is being dreamed.
-
-        Yields a Dream a request, in order; decode it with `frames` or `pixels`. Raises RequestError before anything is
-        made.
+        `watch` is shown, every few steps, what is being dreamed. Yields a Dream a request, in order; decode it with
+        `frames` or `pixels`. Raises RequestError before anything is made.
         """
         resolved = [self.resolve(request) for request in requests]
         canvases = [self.paint(request) for request in resolved]
         windows = [self.window_for(request, canvas) for request, canvas in zip(resolved, canvases, strict=True)]
-        looks = [
-            (request.steps or 0) * dreamed_windows(canvas, window)
-            for request, canvas, window in zip(resolved, canvases, windows, strict=True)
-        ]
-        done = 0
-        for number, (request, canvas, window) in enumerate(zip(resolved, canvases, windows, strict=True)):
-            noise = noise_for(request.seed, unrolled(canvas, window).given.shape).to(canvas.given)
+        jobs = [Job(*job) for job in zip(range(len(resolved)), resolved, canvases, windows, strict=True)]
+        packs, done = packed(jobs, together), 0
+        total = sum(jobs[0].looks for jobs in packs)
+        for jobs in packs:
 
-            def heading(step: int, clean: list[Tensor], number=number) -> None:
+            def heading(step: int, clean: list[Tensor], jobs=jobs) -> None:
                 if watch and step % WATCHED == 0:
-                    watch(number, self.vae.sketch(clean[0][None])[0])
+                    for job, latents in zip(jobs, clean, strict=True):
+                        watch(job.number, self.vae.sketch(latents[None])[0])
 
-            def dream(part: Canvas, start: int, request=request, noise=noise, heading=heading) -> Iterator[Tensor]:
-                stretch = noise[:, start : start + part.steps]
-                for (found,) in self.dream([part], [request], [start], [stretch], heading):
-                    yield found
+            found = [job.canvas.given for job in jobs]
+            for step, latest in enumerate(self.dream_jobs(jobs, heading)):
+                found = latest
+                if progress and step < jobs[0].looks:
+                    progress(done + step + 1, total)
+            done += jobs[0].looks
+            for job, latents in zip(jobs, found, strict=True):
+                yield Dream(job.request, latents, circle=bool(job.canvas.period))
 
-            latents = canvas.given
-            for step, found in enumerate(dream_long(canvas, window, self.vae, dream)):
-                latents = found
-                if progress and step < looks[0]:
-                    progress(done + step + 1, done + sum(looks))
-            done += looks.pop(0)
-            yield Dream(request, latents, circle=bool(canvas.period))
+    def dream_jobs(self, jobs: list[Job], heading: Heading) -> Iterator[list[Tensor]]:
+        """Dream one job window by window, or several as one pack; yield their latents after each step."""
+        canvases, requests, noise = zip(*((job.canvas, job.request, job.noise()) for job in jobs), strict=True)
+        if len(jobs) > 1:
+            yield from self.dream(canvases, requests, [0] * len(jobs), noise, heading)
+            return
+
+        def dream(part: Canvas, start: int) -> Iterator[Tensor]:
+            stretch = noise[0][:, start : start + part.steps]
+            for (found,) in self.dream([part], requests, [start], [stretch], heading):
+                yield found
+
+        for found in dream_long(canvases[0], jobs[0].window, self.vae, dream):
+            yield [found]
 
     def window_for(self, request: Request, canvas: Canvas) -> int:
         """Return how many time steps are dreamed at once; raises RequestError for a clip that is too short."""
@@ -244,10 +296,10 @@ class Pipeline(DiffusionPipeline):
 
     def dream(
         self,
-        canvases: list[Canvas],
-        requests: list[Request],
-        starts: list[int],
-        noise: list[Tensor],
+        canvases: Sequence[Canvas],
+        requests: Sequence[Request],
+        starts: Sequence[int],
+        noise: Sequence[Tensor],
         heading: Heading | None = None,
     ) -> Iterator[list[Tensor]]:
         """Dream canvases as one pack; yield their latents after each step.
@@ -319,41 +371,6 @@ class Pipeline(DiffusionPipeline):
     def pixels(self, dream: Dream) -> Tensor:
         """Show a dream as one clip (3, F, Y, X) in [-1, 1]."""
         return torch.cat(list(self.frames(dream)), dim=1)
-
-
-@dataclass(frozen=True)
-class Script:
-    """What is said when in a window: prompts, how much each counts at each time step (prompts, T), and what guidance
-    leads away from.
-    """
-
-    prompts: tuple[str, ...]
-    shares: Tensor
-    negative: str
-
-    @classmethod
-    def of(cls, request: Request, canvas: Canvas, start: int) -> Script:
-        """Return the script of a canvas that stands at a time step of a request's clip."""
-        told = canvas.told or ((0, request.prompt),)
-        share = shares(told, start, canvas.steps)
-        heard = [moment for moment in range(len(told)) if share[moment].any()]
-        return cls(tuple(told[moment][1] for moment in heard), share[heard], request.negative or "")
-
-    def blend(self, velocities: list[Tensor]) -> Tensor:
-        """Return the velocity (C, T, H, W) of all prompts, each by its share of each time step."""
-        if len(velocities) == 1:
-            return velocities[0]
-        share = self.shares.to(velocities[0])[:, None, :, None, None]
-        return (torch.stack(velocities) * share).sum(0)
-
-
-def strength_at(request: Request, level: Tensor) -> Tensor:
-    """Return how strongly to guide each latent at its noise level (T, H, W): within the request's interval alone
-    (arXiv 2404.07724).
-    """
-    low, high = request.interval or (0.0, 1.0)
-    strength = 1.0 if request.guidance is None else request.guidance
-    return torch.where((level >= low) & (level <= high), strength, 1.0)
 
 
 def read_settings(path: Path) -> Settings:

@@ -23,9 +23,9 @@ Heading = Callable[[int, list[Tensor]], None]
 
 def sample(
     velocity: Velocity,
-    canvases: list[Canvas],
-    noise: list[Tensor],
-    times: list[Tensor],
+    canvases: Sequence[Canvas],
+    noise: Sequence[Tensor],
+    times: Sequence[Tensor],
     method: str,
     heading: Heading | None = None,
 ) -> Iterator[list[Tensor]]:

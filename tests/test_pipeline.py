@@ -11,7 +11,6 @@ from PIL import Image
 
 from dit.pipeline import Dream, Pipeline
 from dit.request import Request, RequestError, parse_size
-from dit.sampler import noise_for
 from vae.weights import WeightsError
 
 
@@ -43,16 +42,25 @@ def test_the_same_request_is_the_same_clip_in_any_company(pipeline):
 
 
 def test_clips_dreamed_as_one_pack_equal_clips_dreamed_alone(pipeline):
+    ask = lambda prompt, **settings: Request(prompt=prompt, seconds=1.1, **settings)
     requests = [
-        pipeline.resolve(Request(prompt=prompt, size=size, seconds=1.1, seed=n))
-        for n, (prompt, size) in enumerate([("a ball", (64, 64)), ("a blue cube", (48, 64)), ("red", (64, 64))])
+        ask("a ball"),
+        ask("a blue cube", size=(48, 64), seed=1, guidance=2.0),
+        Request(prompt="red", mode="text-to-image", seed=2),
+        ask("green", steps=2),
+        ask("grey", steps=2, size=(48, 64)),
+        Request(prompt="a long clip", mode="long", seconds=4.0),
     ]
-    canvases = [pipeline.paint(request) for request in requests]
-    noise = [noise_for(request.seed, canvas.given.shape) for request, canvas in zip(requests, canvases, strict=True)]
-    with torch.no_grad():
-        *_, together = pipeline.dream(canvases, requests, [0, 0, 0], noise)
-    for dream, found in zip(make(pipeline, *requests), together, strict=True):
-        assert torch.allclose(dream.latents, found, atol=1e-4)
+    views: list[int] = []
+    told: list[tuple[int, int]] = []
+    packs = pipeline.generate(requests, lambda *count: told.append(count), lambda number, _: views.append(number), 4)
+    for dream, found in zip(make(pipeline, *requests), packs, strict=True):
+        assert dream.request == found.request
+        assert torch.allclose(dream.latents, found.latents, atol=1e-4)
+    assert views[:5] == [0, 1, 2, 3, 4]  # three at once, then two
+    assert told == [(step + 1, told[-1][1]) for step in range(told[-1][1])]
+    with pytest.raises(ValueError, match="together must be at least 1; got 0"):
+        next(pipeline.generate(requests, together=0))
 
 
 def test_guidance_counts_within_its_interval_alone(pipeline):

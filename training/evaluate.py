@@ -33,6 +33,7 @@ from vae.weights import load_strictly, read_json
 
 JUDGED = ("colour", "shape", "size", "motion", "camera")  # what a prompt says of one object
 FIRST = 700_000_000  # the first index looked at: far beyond any clip that a data set holds
+TOGETHER = 8  # clips in a pack
 UNTRAINED = 32  # prompts for the untrained row, which chance settles
 
 
@@ -135,7 +136,7 @@ def dreams(pipeline: Pipeline, scenes: list[Scene], name: str, shown: list | Non
         Request(prompt=prompt_of(scene), seed=number, size=(columns, height), seconds=frames / pipeline.settings.fps)
         for number, scene in enumerate(scenes)
     ]
-    for dream in tqdm(pipeline.generate(requests), name, len(requests)):
+    for dream in tqdm(pipeline.generate(requests, together=TOGETHER), name, len(requests)):
         clip = pipeline.pixels(dream)
         if shown is not None and dream.request.seed < 6:
             shown.append((dream.request.prompt, clip.cpu()))
