@@ -196,6 +196,10 @@ def _add_settings(command: argparse.ArgumentParser, mode: Mode | None = None) ->
         "--steps", type=int, help="how many times the sampler looks at the clip; more is slower and finer"
     )
     command.add_argument("--guidance", type=float, help="how strictly to follow the prompt; 1 is plain")
+    if mode is None or mode.needs:
+        command.add_argument(
+            "--frame-guidance", type=float, help="how strictly to follow the frames that are given; 1 is plain"
+        )
     command.add_argument(
         "--interval", type=float, nargs=2, metavar=("FROM", "TO"), help="guide between these noise levels, 0 to 1, only"
     )
@@ -213,7 +217,19 @@ def _add_settings(command: argparse.ArgumentParser, mode: Mode | None = None) ->
 
 
 SETTINGS = (
-    *("mode", "seconds", "fps", "steps", "guidance", "interval", "rescale", "negative", "method", "model"),
+    *(
+        "mode",
+        "seconds",
+        "fps",
+        "steps",
+        "guidance",
+        "frame_guidance",
+        "interval",
+        "rescale",
+        "negative",
+        "method",
+        "model",
+    ),
     *(how.get("dest", flag) for flag, how in FIELDS.items()),
 )
 

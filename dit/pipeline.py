@@ -22,8 +22,8 @@ from dit.model import DiT
 from dit.modes import MODES, Mode
 from dit.packing import grid_of, pack, unpack
 from dit.request import METHODS, SIDES, STRENGTH, Request, RequestError, check_values
-from dit.sampler import Heading, guide, noise_for, sample
-from dit.script import Script, strength_at
+from dit.sampler import Heading, noise_for, sample
+from dit.script import Script, plan
 from dit.windows import dream_long, dreamed_windows, unrolled, window_of
 from vae.model import VideoVAE
 from vae.weights import WeightsError, hash_of_file, load_strictly, read_json, weights_in
@@ -97,6 +97,7 @@ class Settings:
     seconds: float = 2.125
     steps: int = 30
     guidance: float = 4.0
+    frame_guidance: float = 1.0
     interval: tuple[float, float] = (0.0, 1.0)
     rescale: float = 0.0
     method: str = "euler"
@@ -172,8 +173,10 @@ class Pipeline(DiffusionPipeline):
         if not 1 <= steps <= 1000:
             raise RequestError(f"steps must lie between 1 and 1000; got {steps}")
         guidance = settings.guidance if request.guidance is None else request.guidance
-        if not 0 <= guidance <= 100:
-            raise RequestError(f"guidance must lie between 0 and 100; got {guidance:g}")
+        held = settings.frame_guidance if request.frame_guidance is None else request.frame_guidance
+        for name, value in (("guidance", guidance), ("frame_guidance", held)):
+            if not 0 <= value <= 100:
+                raise RequestError(f"{name} must lie between 0 and 100; got {value:g}")
         low, high = settings.interval if request.interval is None else request.interval
         if not 0 <= low <= high <= 1:
             raise RequestError(f"interval must be two rising noise levels from 0 to 1; got {low:g} and {high:g}")
@@ -196,6 +199,7 @@ class Pipeline(DiffusionPipeline):
             fps=None if mode.still else fps,
             steps=steps,
             guidance=guidance,
+            frame_guidance=held,
             interval=(low, high),
             rescale=rescale,
             method=method,
@@ -316,27 +320,17 @@ class Pipeline(DiffusionPipeline):
         words = encode(prompts, self.tokenizer, self.text_encoder)
 
         def velocity(xs: list[Tensor], levels: list[Tensor]) -> list[Tensor]:
-            strengths = [strength_at(request, level) for request, level in zip(requests, levels, strict=True)]
-            looks = [  # each clip with each of its prompts, and with what it is led away from
-                (clip, prompt)
-                for clip, (script, strength) in enumerate(zip(scripts, strengths, strict=True))
-                for prompt in (*script.prompts, *([script.negative] if (strength != 1).any() else []))
-            ]
+            plans = [plan(*one) for one in zip(scripts, requests, canvases, noise, xs, levels, strict=True)]
+            looks = [(clip, look) for clip, (looks, _) in enumerate(plans) for look in looks]
             batch = pack(
-                [xs[clip] for clip, _ in looks],
-                [levels[clip] for clip, _ in looks],
+                [look.x for _, look in looks],
+                [look.level for _, look in looks],
                 [canvases[clip].fps for clip, _ in looks],
                 patch,
             )
-            said = words.repeat([prompts.index(prompt) for _, prompt in looks])
+            said = words.repeat([prompts.index(look.prompt) for _, look in looks])
             found = iter(unpack(self.transformer(batch, said.features, said.pooled, said.counts), batch.shapes, patch))
-            velocities = []
-            for script, strength, request in zip(scripts, strengths, requests, strict=True):
-                asked = script.blend([next(found) for _ in script.prompts])
-                if (strength != 1).any():
-                    asked = guide(asked, next(found), strength, request.rescale or 0.0)
-                velocities.append(asked)
-            return velocities
+            return [join([next(found) for _ in looks]) for looks, join in plans]
 
         return sample(velocity, canvases, noise, times, method, heading)
 

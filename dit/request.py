@@ -44,7 +44,8 @@ class Request:
 
     `size` is (columns, rows) in pixels, `seconds` the duration and `fps` the frame rate; each is unused where a
     mode does not read it. `guidance` pushes from `negative` (no words, unless given) to `prompt` where the noise level
-    lies within `interval`, and the spread it adds is taken back in part, `rescale`. `model` names a folder or a shipped
+    lies within `interval`, and the spread it adds is taken back in part, `rescale`; `frame_guidance` pushes on from
+    what would be without the frames that are given. `model` names a folder or a shipped
     model, `model_hash` the weights that made the clip.
     """
 
@@ -66,6 +67,7 @@ class Request:
     fps: float | None = None
     steps: int | None = None
     guidance: float | None = None
+    frame_guidance: float | None = None
     interval: tuple[float, float] | None = None
     rescale: float | None = None
     negative: str | None = None
@@ -120,6 +122,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "fps": (int, float),
     "steps": (int,),
     "guidance": (int, float),
+    "frame_guidance": (int, float),
     "interval": (list, tuple),
     "rescale": (int, float),
     "negative": (str,),

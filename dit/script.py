@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from dit.canvas import Canvas, shares
+from dit.flow import interpolate
 from dit.request import Request
+from dit.sampler import guide
 
 
 @dataclass(frozen=True)
@@ -44,3 +47,41 @@ def strength_at(request: Request, level: Tensor) -> Tensor:
     low, high = request.interval or (0.0, 1.0)
     strength = 1.0 if request.guidance is None else request.guidance
     return torch.where((level >= low) & (level <= high), strength, 1.0)
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the model is shown of a clip: latents (C, T, H, W), their noise levels (T, H, W), and a prompt."""
+
+    x: Tensor
+    level: Tensor
+    prompt: str
+
+
+def plan(
+    script: Script, request: Request, canvas: Canvas, noise: Tensor, x: Tensor, level: Tensor
+) -> tuple[list[Look], Callable[[list[Tensor]], Tensor]]:
+    """Return the looks that a clip needs at one step, and what makes one velocity of what is seen in them.
+
+    It is looked at with each of its prompts; where it is guided, with what it is led away from; and where the frames
+    that are given count for more, as if nothing were given (they under as much noise as the rest), as classifier-free
+    guidance treats words (section 3 of InstructPix2Pix, arXiv 2211.09800).
+    """
+    strength, held = strength_at(request, level), request.frame_guidance
+    guided, kept = bool((strength != 1).any()), canvas.level == 0
+    looks = [Look(x, level, prompt) for prompt in script.prompts]
+    if guided:
+        looks.append(Look(x, level, script.negative))
+    hold = held is not None and held != 1 and bool(kept.any()) and not bool(kept.all())
+    if hold:
+        now = level.max()
+        free = torch.where(kept, interpolate(canvas.given, noise, now), x), torch.where(kept, now, level)
+        looks += [Look(*free, prompt) for prompt in script.prompts]
+
+    def join(found: list[Tensor]) -> Tensor:
+        prompts = len(script.prompts)
+        asked = script.blend(found[:prompts])
+        answer = guide(asked, found[prompts], strength, request.rescale or 0.0) if guided else asked
+        return answer + (held - 1) * (asked - script.blend(found[-prompts:])) if hold else answer
+
+    return looks, join

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -93,6 +94,9 @@ def test_image_to_video_begins_with_the_picture(pipeline, tmp_path):
     (dream,) = make(pipeline, request)
     given = pipeline.paint(pipeline.resolve(request)).given
     assert torch.equal(dream.latents[:, :1], given[:, :1])
+    (held,) = make(pipeline, replace(request, frame_guidance=2.0))
+    assert torch.equal(held.latents[:, :1], given[:, :1]) and not torch.equal(held.latents, dream.latents)
+    assert held.request.frame_guidance == 2 and dream.request.frame_guidance == 1
     assert torch.allclose(pipeline.pixels(dream)[:, :1], pipeline.pixels(Dream(request, given[:, :1])), atol=1e-5)
 
 
@@ -134,6 +138,7 @@ def test_a_picture_is_a_clip_of_one_frame(pipeline):
             Request(prompt="x", interval=(0.9, 0.2)),
             "interval must be two rising noise levels from 0 to 1; got 0.9 and 0.2",
         ),
+        (Request(prompt="x", frame_guidance=-1.0), "frame_guidance must lie between 0 and 100; got -1"),
         (Request(prompt="x", rescale=1.5), "rescale must lie between 0 and 1; got 1.5"),
         (Request(prompt="x", method="magic"), "method must be one of euler, heun, dpm; got 'magic'"),
         (Request(prompt="x", seed=-1), "seed must be a whole number from 0"),

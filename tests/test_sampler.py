@@ -10,6 +10,7 @@ from dit.flow import schedule, scheduler_for
 from dit.modes import MODES, Ask
 from dit.request import METHODS, Moment, Request
 from dit.sampler import guide, noise_for, sample
+from dit.script import Script, plan
 
 MEAN, SPREAD = 3.0, 0.5
 
@@ -133,6 +134,28 @@ def test_rescaled_guidance_has_the_spread_of_the_prompt_alone():
     assert guide(a, b, 5.0).std() > 3 * a.std()
     assert guide(a, b, 5.0, rescale=1.0).std() == pytest.approx(a.std())
     assert torch.allclose(guide(a, b, 5.0, 0.5), (guide(a, b, 5.0) + guide(a, b, 5.0, 1.0)) / 2)
+
+
+def test_frames_that_are_given_are_guided_to_as_words_are():
+    canvas = paintings()["image-to-video"]
+    noise = noise_for(0, canvas.given.shape)
+    level = canvas.level * 0.7
+    x = canvas.start(noise)
+    plans = {}
+    for held in (None, 1.0, 3.0):
+        request = Request(prompt="a ball", guidance=4.0, frame_guidance=held)
+        plans[held] = plan(Script.of(request, canvas, 0), request, canvas, noise, x, level)
+    assert [len(looks) for looks, _ in plans.values()] == [2, 2, 3]
+    looks, join = plans[3.0]
+    assert [look.prompt for look in looks] == ["a ball", "", "a ball"]
+    assert (looks[2].level == 0.7).all() and not torch.equal(looks[2].x[:, 0], canvas.given[:, 0])
+    assert torch.equal(looks[2].x[:, 1:], x[:, 1:]) and torch.equal(looks[0].x, x)
+    asked, unasked, free = torch.randn(3, *x.shape, generator=torch.Generator().manual_seed(0))
+    guided = plans[None][1]([asked, unasked])
+    assert torch.allclose(guided[:, 1:], (unasked + 4 * (asked - unasked))[:, 1:], atol=1e-5)
+    assert torch.allclose(join([asked, unasked, free]), guided + 2 * (asked - free), atol=1e-5)
+    blank_plan = plan(Script.of(request, blank(x.shape, 8.0), 0), request, blank(x.shape, 8.0), noise, x, level)
+    assert len(blank_plan[0]) == 2  # nothing is given
 
 
 def test_a_longer_taller_or_wider_clip_begins_with_the_same_noise():

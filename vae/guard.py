@@ -11,6 +11,7 @@ from fractions import Fraction
 from multiprocessing import get_all_start_methods, get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,13 +45,13 @@ def read_metadata(path: str | Path) -> dict[str, str]:
     return guarded(media.read_metadata, path)
 
 
-def guarded(read: Callable, path: str | Path, *args, memory: int = MEMORY, seconds: float = SECONDS, **settings):
+def guarded(read: Callable, path: str | Path, *args, memory: int = MEMORY, seconds: float = SECONDS, **settings) -> Any:
     """Return what a reader, a function of some module, returns for a file, read in a child of at most `memory` bytes
     more than it begins with and `seconds`.
 
     Raises what the reader raises, and MediaError where the child crashes or goes beyond its limits.
     """
-    context = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
+    context: Any = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
     context.set_forkserver_preload([media.__name__])
     here, there = context.Pipe(duplex=False)
     child = context.Process(target=_answer, args=(there, memory, read, (path, *args), settings), daemon=True)
