@@ -149,6 +149,9 @@ def _add_output(command: argparse.ArgumentParser) -> None:
         help="which of all clips that fit the prompt (default 0); several make several",
     )
     command.add_argument(
+        "--variations", type=int, default=1, metavar="N", help="make N clips of each, with the seed and those after it"
+    )
+    command.add_argument(
         "--size", nargs="+", metavar="COLUMNSxROWS", help="pixels, such as 64x64; several make several clips"
     )
 
@@ -255,9 +258,11 @@ def _generate(chosen: argparse.Namespace) -> None:
     settings = _settings(chosen)
     board = Request().altered(**settings)
     prompts, sizes = chosen.prompt or [board.prompt], [parse_size(size) for size in chosen.size or ()] or [board.size]
+    if chosen.variations < 1:
+        raise RequestError(f"variations must be at least 1; got {chosen.variations}")
+    seeds = [seed + more for seed in chosen.seed or [board.seed] for more in range(chosen.variations)]
     requests = [
-        board.altered(prompt=prompt, seed=seed, size=size)
-        for prompt, seed, size in product(prompts, chosen.seed or [board.seed], sizes)
+        board.altered(prompt=prompt, seed=seed, size=size) for prompt, seed, size in product(prompts, seeds, sizes)
     ]
     _render(requests, _numbered(chosen.output, len(requests)), chosen)
 

@@ -67,12 +67,12 @@ def plan(
     that are given count for more, as if nothing were given (they under as much noise as the rest), as classifier-free
     guidance treats words (section 3 of InstructPix2Pix, arXiv 2211.09800).
     """
-    strength, held = strength_at(request, level), request.frame_guidance
+    strength, held = strength_at(request, level), 1.0 if request.frame_guidance is None else request.frame_guidance
     guided, kept = bool((strength != 1).any()), canvas.level == 0
     looks = [Look(x, level, prompt) for prompt in script.prompts]
     if guided:
         looks.append(Look(x, level, script.negative))
-    hold = held is not None and held != 1 and bool(kept.any()) and not bool(kept.all())
+    hold = held != 1 and bool(kept.any()) and not bool(kept.all())
     if hold:
         now = level.max()
         free = torch.where(kept, interpolate(canvas.given, noise, now), x), torch.where(kept, now, level)

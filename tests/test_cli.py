@@ -236,6 +236,14 @@ def test_several_prompts_seeds_and_sizes_share_one_model(generate, tmp_path, mon
     assert read_video(tmp_path / "c-08.mp4").video.shape == (3, 9, 64, 48)
 
 
+def test_variations_of_a_request_have_the_seeds_after_it(generate, tmp_path):
+    code, out, err = generate("a red ball", "--variations", 3, "--seed", 7, "--steps", 1, "-o", tmp_path / "c.mp4")
+    assert code == 0, err
+    assert [request_in(path).seed for path in out.split()] == [7, 8, 9]
+    code, _, err = generate("a red ball", "--variations", 0, "-o", tmp_path / "c.mp4")
+    assert code == 2 and "variations must be at least 1; got 0" in err
+
+
 def test_a_picture_is_a_png_that_carries_its_request(generate, tmp_path):
     code, _, _ = generate("a blue cube", "--mode", "text-to-image", "-o", tmp_path / "cube.png")
     assert code == 0 and read_picture(tmp_path / "cube.png").shape == (3, 1, 64, 64)
