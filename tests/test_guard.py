@@ -1,6 +1,8 @@
 """Files are read in a child process, and whatever becomes of the child, one sentence comes back."""
 
 import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -46,6 +48,17 @@ def test_a_file_that_harms_its_reader_harms_nobody_else(read, sentence):
     with pytest.raises(MediaError, match=sentence):
         guarded(read, "f.mp4", memory=2**29, seconds=0.5 if read is hang else 60)
     assert time.monotonic() - begun < 30
+
+
+def test_a_script_that_reads_a_file_is_not_run_again_by_the_child(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "p.png")
+    script = tmp_path / "script.py"
+    script.write_text(f"from vae import guard\nprint(guard.read_picture({str(tmp_path / 'p.png')!r}).shape[1:])\n")
+    done = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": os.getcwd()}
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["torch.Size([1, 8, 8])"]
 
 
 def test_what_a_reader_raises_is_raised():

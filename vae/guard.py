@@ -6,11 +6,15 @@ the readers once, so that after the first file a child costs milliseconds.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from multiprocessing import get_all_start_methods, get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
+from threading import Lock
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -55,7 +59,8 @@ def guarded(read: Callable, path: str | Path, *args, memory: int = MEMORY, secon
     context.set_forkserver_preload([media.__name__])
     here, there = context.Pipe(duplex=False)
     child = context.Process(target=_answer, args=(there, memory, read, (path, *args), settings), daemon=True)
-    child.start()
+    with _no_main():
+        child.start()
     there.close()
     try:
         if not here.poll(seconds):
@@ -70,6 +75,20 @@ def guarded(read: Callable, path: str | Path, *args, memory: int = MEMORY, secon
     if error is not None:
         raise error
     return _with(found, torch.from_numpy)
+
+
+@contextmanager
+def _no_main() -> Iterator[None]:
+    """Hide the script that runs, which a child would import, and so run again where it does not guard against that."""
+    with _hiding:
+        main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = main
+
+
+_hiding = Lock()
 
 
 def _answer(answer: Connection, memory: int, read: Callable, args: tuple, settings: dict) -> None:
