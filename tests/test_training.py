@@ -201,6 +201,27 @@ def test_the_times_of_a_step_are_spread_evenly(dit_run, parts):
     assert min(gaps) > 0.3 / 16 and max(gaps) < 2 / 16
 
 
+def test_what_stands_out_counts_for_more_the_less_noise_there_is():
+    from dit.packing import pack
+    from training.train_dit import Example, standing_out, weights_of
+
+    patch, rows = (1, 2, 2), torch.linspace(-1, 1, 8)[None, None, :, None]
+    latents = rows.expand(4, 3, 8, 8).clone()  # a sky and a ground, the same in every column
+    latents[:, :, 4:6, 2:4] += 1  # and something on it
+    assert torch.allclose(standing_out(latents, patch).reshape(3, 4, 4)[:, 2, 1], torch.tensor(16.0))
+    for now in (0.0, 0.5, 1.0):
+        level = torch.full((3, 8, 8), now)
+        example = Example(latents, torch.randn(4, 3, 8, 8), level, 0.5, "", 8.0)
+        weights = weights_of([example] * 2, pack([latents] * 2, [level] * 2, [8.0] * 2, patch), 4.0)
+        thing, ground = weights.reshape(2, 3, 4, 4)[:, :, 2, 1], weights.reshape(2, 3, 4, 4)[:, :, 0]
+        share = 4 * (1 - now)
+        assert torch.allclose(weights.mean(), torch.tensor(1.0))
+        assert torch.allclose(thing, torch.tensor((1 + 16 * share) / (1 + share)))
+        assert torch.allclose(ground, torch.tensor(1 / (1 + share)))
+    plain = weights_of([example], pack([latents], [level], [8.0], patch), 0.0)
+    assert torch.equal(plain, torch.ones(48, 1))
+
+
 def test_a_trained_model_folder_makes_clips(dit_run):
     from dit.pipeline import Pipeline
     from dit.request import Request

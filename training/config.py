@@ -118,6 +118,7 @@ class DiTRun(Run):
     fps: float = 8.0
     caption_drop: float = 0.1
     base_tokens: int = 80
+    emphasis: float = 0.0  # how much more what stands out of its surroundings counts in the loss
     train_shift: float = 1.0  # of the training times, for a clip of base_tokens
     shift: float = 1.0  # of the sampler's schedule, likewise
     sample_steps: int = 30

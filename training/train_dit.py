@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from diffusers.training_utils import EMAModel
+from einops import rearrange
 from torch import Tensor
 
 from captioning.text_encoder import Words, encode, load_text_encoder, width_of
@@ -76,8 +77,9 @@ def train(run: DiTRun) -> dict:
         with torch.no_grad():
             words = encode([example.caption for example in examples], tokenizer, text_encoder, cut=True)
         batch, target, mask = noised(examples, shape, run, accelerator.device)
+        weight = mask * weights_of(examples, batch, run.emphasis)
         dreamed = accelerator.reduce(mask.sum(), reduction="mean")  # so that the processes' mean is the step's
-        loss = flow_loss(model, batch, target, mask, words, dreamed)
+        loss = flow_loss(model, batch, target, weight, words, dreamed)
         norm = descend(accelerator, model, optimizer, loss, rate_at(step, run), run.clip_norm)
         if norm is not None:
             average.step(bare.parameters())
@@ -203,13 +205,34 @@ def noised(examples: list[Example], shape: DiTConfig, run: DiTRun, device) -> tu
     return batch, torch.cat(targets).to(device), torch.cat(masks).to(device)
 
 
-def flow_loss(model, batch: Pack, target: Tensor, mask: Tensor, words: Words, dreamed: Tensor | None = None) -> Tensor:
+def weights_of(examples: list[Example], batch: Pack, emphasis: float) -> Tensor:
+    """Return how much each token of a pack counts (N, 1), on average 1: what stands out counts for more, the less
+    noise there is.
+
+    Under much noise nobody knows yet where it will be, and a weight that depends on it would make it more likely.
+    """
+    share = emphasis * (1 - batch.level[:, None])
+    return (1 + share * torch.cat([standing_out(e.latents, batch.patch) for e in examples]).to(share)) / (1 + share)
+
+
+def standing_out(latents: Tensor, patch: tuple[int, int, int]) -> Tensor:
+    """Return how far each token of a clip's latents (C, T, H, W) is from what is usual in its rows, (N, 1): its mean
+    square distance from the median over columns and time, divided by the clip's average.
+    """
+    usual = rearrange(latents, "C T H W -> C H (T W)").median(-1).values
+    tokens = patchify(latents - usual[:, None, :, None], patch).square().mean(-1, keepdim=True)
+    return tokens / tokens.mean().clamp(min=1e-6)
+
+
+def flow_loss(
+    model, batch: Pack, target: Tensor, weight: Tensor, words: Words, dreamed: Tensor | None = None
+) -> Tensor:
     """Return the mean squared error of the velocity, over what is to be dreamed: equation 1 of arXiv 2209.03003.
 
-    `dreamed` is how many values that is, where it is not just this pack's.
+    `weight` (N, P) is 0 where nothing is; `dreamed` is the sum to divide by, where it is not this pack's weight.
     """
     found = model(batch, words.features, words.pooled, words.counts)
-    return ((found.float() - target).square() * mask).sum() / (mask.sum() if dreamed is None else dreamed)
+    return ((found.float() - target).square() * weight).sum() / (weight.sum() if dreamed is None else dreamed)
 
 
 def validation_table(run: DiTRun, source: Source, shape: DiTConfig, tokenizer, text_encoder) -> list[tuple]:
