@@ -13,6 +13,7 @@ from training.metrics import interval
 from training.world import sample_scene
 from training.world.scene import HELD_OUT, pairs
 from training.world.words import said
+from vae.model import VideoVAE
 
 
 @pytest.fixture(scope="module")
@@ -138,3 +139,14 @@ def test_a_spoilt_clip_is_still_nearly_itself():
     clip = torch.linspace(-1, 1, 64).expand(3, 17, 64, 64).clone()
     changes = [(spoil(clip, np.random.default_rng(n)) - clip).square().mean().sqrt() for n in range(40)]
     assert max(changes) < 0.1 and sum(change == 0 for change in changes) > 10
+
+
+def test_a_share_of_what_the_judge_learns_from_has_been_through_a_vae():
+    vae = (
+        VideoVAE(channels=4, widths=(8, 16), encoder_blocks=(1, 1), decoder_blocks=(1, 1)).eval().requires_grad_(False)
+    )
+    clip = torch.rand(3, 17, 64, 64) * 2 - 1
+    coded = vae.decode(vae.encode(clip[None]))[0]
+    seen = [spoil(clip, np.random.default_rng(n), vae, 0.2) for n in range(60)]
+    assert 4 < sum(torch.equal(one, coded) for one in seen) < 24
+    assert not any(torch.equal(spoil(clip, np.random.default_rng(n), vae, 0.0), coded) for n in range(60))

@@ -128,8 +128,12 @@ class DiTRun(Run):
 
 @dataclass(frozen=True)
 class JudgeRun(Run):
-    """A classifier that reads a clip's attributes from its pixels (`judge.py`), trained on `data` and `more_data`."""
+    """A classifier that reads a clip's attributes from its pixels (`judge.py`), trained on `data` and `more_data`;
+    `coded_share` of the clips, at most half, are seen through the VAE in `coder`.
+    """
 
+    coder: Path | None = None
+    coded_share: float = 0.2
     more_data: Path = Path("data/first-combinations")
     width: int = 48
     batch: int = 32

@@ -2,8 +2,9 @@
 
     python -m training.judge --preset first
 
-It never sees a model's clips, nor a prompt. It learns all pairs of attributes, those held out from the models included,
-and half of its clips blurred or noisy, so that it judges what is shown and not how crisply.
+It never sees what a model dreamed, nor a prompt. It learns all pairs of attributes, those held out from the models
+included, and most of its clips blurred, noisy or coded and decoded by a VAE, so that it judges what is shown and not how
+crisply.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from training.loop import Course, accelerator_for, descend, describe, rate_at
 from training.muon import muon
 from training.world.lexicon import SIDES
 from training.world.scene import CAMERAS, COLOURS, EVENTS, SHAPES, SIZES, Scene
+from vae.model import VideoVAE
+from vae.weights import load_strictly
 
 FORMAT = (64, 64, 17)
 REPORT = "report.json"
@@ -163,6 +166,7 @@ def train(run: JudgeRun) -> dict:
     accelerator = accelerator_for(run)
     buckets = [bucket_of(folder, FORMAT) for folder in (run.data, run.more_data)]
     describe(run, accelerator, data=[data_hash(folder, (FORMAT,)) for folder in (run.data, run.more_data)])
+    coder = load_strictly(VideoVAE, run.coder).requires_grad_(False).to(accelerator.device) if run.coder else None
     torch.manual_seed(run.seed)
     judge = Judge(run.width)
     judge, optimizer = accelerator.prepare(judge, muon(judge.hidden(), judge, run))
@@ -170,7 +174,7 @@ def train(run: JudgeRun) -> dict:
     bare = accelerator.unwrap_model(judge)
 
     for step in course:
-        pixels, targets = batch(run, buckets, step, accelerator)
+        pixels, targets = batch(run, buckets, coder, step, accelerator)
         targets = {name: value.to(accelerator.device) for name, value in targets.items()}
         loss = judge_loss(judge(pixels.to(accelerator.device)), targets)
         norm = descend(accelerator, judge, optimizer, loss, rate_at(step, run), run.clip_norm)
@@ -188,8 +192,10 @@ def train(run: JudgeRun) -> dict:
     return report
 
 
-def batch(run: JudgeRun, buckets: list[Bucket], step: int, accelerator) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return a step's clips, half of them spoilt a little and half of them mirrored, and what there is to read:
+def batch(
+    run: JudgeRun, buckets: list[Bucket], coder: VideoVAE | None, step: int, accelerator
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return a step's clips, most of them spoilt a little and half of them mirrored, and what there is to read:
     functions of the seed and each sample's number alone.
     """
     clip_of = order(run.seed, "judge", sum(map(len, buckets)))
@@ -199,15 +205,15 @@ def batch(run: JudgeRun, buckets: list[Bucket], step: int, accelerator) -> tuple
         bucket = buckets[0] if clip < len(buckets[0]) else buckets[1]
         clip = clip if bucket is buckets[0] else clip - len(buckets[0])
         rng = np.random.default_rng([run.seed, 6, number])
-        spoilt = spoil(bucket.clips([clip])[0], rng)
+        spoilt = spoil(bucket.clips([clip])[0], rng, coder, run.coded_share)
         mirrored.append(bool(rng.random() < 0.5))
         clips.append(spoilt.flip(-1) if mirrored[-1] else spoilt)
         scenes.append(bucket.scene(clip))
     return torch.stack(clips), targets_of(scenes, mirrored)
 
 
-def spoil(clip: Tensor, rng: np.random.Generator) -> Tensor:
-    """Leave a clip as it is, or blur it by less than a pixel, or add noise."""
+def spoil(clip: Tensor, rng: np.random.Generator, coder: VideoVAE | None = None, coded_share: float = 0.0) -> Tensor:
+    """Leave a clip as it is, or blur it by less than a pixel, or add noise, or send it through a VAE."""
     fate = rng.random()
     if fate < 0.25:
         softness = float(rng.uniform(0.1, 0.5))
@@ -217,6 +223,8 @@ def spoil(clip: Tensor, rng: np.random.Generator) -> Tensor:
         return clip + float(rng.uniform(0.01, 0.06)) * torch.from_numpy(
             rng.standard_normal(clip.shape, dtype=np.float32)
         )
+    if coder and fate < 0.5 + coded_share:
+        return coder.decode(coder.encode(clip[None].to(coder.device)))[0].to(clip)
     return clip
 
 

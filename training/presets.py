@@ -176,11 +176,12 @@ def judge_first() -> JudgeRun:
         data=Path("data/first"),
         held_out=Path("data/first-test"),
         out=FIRST / "judge",
-        steps=5_800,
+        coder=FIRST / "vae-decoder" / "vae",
+        steps=6_500,
         rate=2e-3,
         batch=16,
         warmup_steps=100,
-        decay_steps=1_100,
+        decay_steps=600,
         validate_every=300,
     )
 
