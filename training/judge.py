@@ -3,7 +3,7 @@
     python -m training.judge --preset first
 
 It never sees what a model dreamed, nor a prompt. It learns all pairs of attributes, those held out from the models
-included, and most of its clips blurred, noisy or sent through a VAE, so that it judges what is shown and not how crisply.
+included, and most of its clips blurred, noisy or through a VAE, so that it judges what is shown and not how crisply.
 """
 
 from __future__ import annotations
