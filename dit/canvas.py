@@ -19,8 +19,8 @@ from dit.flow import interpolate
 class Canvas:
     """given (C, T, H, W) latents and level (T, H, W) in [0, 1]; fps, frames a second of the clip to be.
 
-    `told` is what is said when, (time step, prompt), where it is not one prompt throughout. With `period`, the time
-    steps behind the first are a circle of so many, and the first is only what comes before them.
+    `told` is what is said when, (time step, prompt), where it is not one prompt throughout. On a circle, the first time
+    step follows the last.
     Raises ValueError where given and level disagree in size or a level lies outside [0, 1].
     """
 
@@ -28,7 +28,7 @@ class Canvas:
     level: Tensor
     fps: float
     told: tuple[tuple[int, str], ...] = ()
-    period: int = 0
+    circle: bool = False
 
     def __post_init__(self):
         if self.given.shape[1:] != self.level.shape:

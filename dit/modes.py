@@ -139,7 +139,7 @@ def connect(ask: Ask) -> Canvas:
 
 def loop(ask: Ask) -> Canvas:
     period = ask.stretch(ask.request.seconds) if ask.request.seconds else ask.shape[1]
-    return replace(ask.blank(period + 1), period=period)
+    return replace(ask.blank(period), circle=True)
 
 
 def edit(ask: Ask) -> Canvas:

@@ -15,16 +15,17 @@ from torch import Tensor
 
 from captioning.text_encoder import FILES as TEXT_FILES
 from captioning.text_encoder import encode, load_text_encoder, tokenise
-from dit.canvas import Canvas
+from dit.canvas import Canvas, blank
 from dit.flow import schedule
 from dit.material import ask_of, hashed
 from dit.model import DiT
 from dit.modes import MODES, Mode
 from dit.packing import grid_of, pack, unpack
 from dit.request import METHODS, SIDES, STRENGTH, Request, RequestError, check_values
-from dit.sampler import Heading, noise_for, sample
+from dit.ring import Ring, cut_open, windows_around
+from dit.sampler import Heading, Velocity, noise_for, sample
 from dit.script import Script, plan
-from dit.windows import dream_long, dreamed_windows, unrolled, window_of
+from dit.windows import dream_long, dreamed_windows, window_of
 from vae.model import VideoVAE
 from vae.weights import WeightsError, hash_of_file, load_strictly, read_json, weights_in
 
@@ -57,16 +58,16 @@ class Job:
     @property
     def looks(self) -> int:
         """How often the sampler looks at the clip."""
-        return (self.request.steps or 0) * dreamed_windows(self.canvas, self.window)
+        return (self.request.steps or 0) * (1 if self.canvas.circle else dreamed_windows(self.canvas, self.window))
 
-    def noise(self) -> Tensor:
-        """Return the noise (C, T, H, W) of the whole clip."""
-        given = self.canvas.given
-        return noise_for(self.request.seed, unrolled(self.canvas, self.window).given.shape).to(given)
+    def noise(self, steps: int = 0) -> Tensor:
+        """Return the noise (C, T, H, W) of the whole clip, and of so many more time steps."""
+        channels, T, *sides = self.canvas.given.shape
+        return noise_for(self.request.seed, (channels, T + steps, *sides)).to(self.canvas.given)
 
     def fits(self, other: Job) -> bool:
         """Say whether both may be dreamed as one pack: each in one window, in as many steps of one method."""
-        whole = all(job.window == job.canvas.steps and not job.canvas.period for job in (self, other))
+        whole = all(job.window == job.canvas.steps and not job.canvas.circle for job in (self, other))
         ways = {(job.request.steps, job.request.method) for job in (self, other)}
         return whole and len(ways) == 1
 
@@ -258,10 +259,13 @@ class Pipeline(DiffusionPipeline):
                     progress(done + step + 1, total)
             done += jobs[0].looks
             for job, latents in zip(jobs, found, strict=True):
-                yield Dream(job.request, latents, circle=bool(job.canvas.period))
+                yield Dream(job.request, latents, circle=job.canvas.circle)
 
     def dream_jobs(self, jobs: list[Job], heading: Heading) -> Iterator[list[Tensor]]:
-        """Dream one job window by window, or several as one pack; yield their latents after each step."""
+        """Dream one job, a circle or window by window, or several as one pack; yield their latents after each step."""
+        if jobs[0].canvas.circle:
+            yield from self.dream_ring(jobs[0], heading)
+            return
         canvases, requests, noise = zip(*((job.canvas, job.request, job.noise()) for job in jobs), strict=True)
         if len(jobs) > 1:
             yield from self.dream(canvases, requests, [0] * len(jobs), noise, heading)
@@ -275,24 +279,37 @@ class Pipeline(DiffusionPipeline):
         for found in dream_long(canvases[0], jobs[0].window, self.vae, dream):
             yield [found]
 
+    def dream_ring(self, job: Job, heading: Heading) -> Iterator[list[Tensor]]:
+        """Dream a circle; yield its latents after each step, at last turned to where it is best cut open."""
+        request, canvas, period = job.request, job.canvas, job.canvas.steps
+        noise = job.noise(period)
+        count = windows_around(period, job.window)
+        windows = [blank((canvas.given.shape[0], job.window, *canvas.given.shape[2:]), canvas.fps, self.device)] * count
+        look = self.looking(windows, [request] * count, [0] * count, [window.given for window in windows])
+        ring = Ring(look, self.vae, job.window, noise[:, period:])
+        times = [self.times(request, windows[0])]
+        found: list[Tensor] = []
+        for found in sample(ring, [canvas], [noise[:, :period]], times, request.method or "", heading):
+            yield found
+        yield [cut_open(*found, self.vae)]
+
     def window_for(self, request: Request, canvas: Canvas) -> int:
         """Return how many time steps are dreamed at once; raises RequestError for a clip that is too short."""
         size = request.size or self.settings.size
-        if canvas.steps == 1:
+        if canvas.steps == 1 and not canvas.circle:
             return 1
         trained = sorted(
             self.vae.latent_shape(frames, rows, columns)[0]
             for columns, rows, frames in self.settings.formats
             if (columns, rows) == size and frames > 1
         )
+        before = 1 if canvas.circle else 0  # a circle's windows begin with a picture of what is before them
         try:
-            return window_of(canvas, trained)
+            return window_of(canvas.steps + before, trained)
         except ValueError:
-            fps = request.fps or self.settings.fps
-            around = self.vae.stride[0] if canvas.period else self.vae.frames_of(1)
+            fps, first = request.fps or self.settings.fps, 0 if canvas.circle else self.vae.stride[0] - 1
             seconds, least = (
-                (around + (steps - 1) * self.vae.stride[0]) / fps
-                for steps in (canvas.period or canvas.steps, min(trained))
+                (steps * self.vae.stride[0] - first) / fps for steps in (canvas.steps, min(trained) - before)
             )
             raise RequestError(
                 f"a clip must last at least {least:.3g} seconds at {size[0]}x{size[1]}; got {seconds:.3g}"
@@ -311,10 +328,21 @@ class Pipeline(DiffusionPipeline):
         Each canvas stands at time step `starts[i]` of its request's clip. Requests are resolved, and have the first
         one's steps and method.
         """
-        steps, method, patch = requests[0].steps, requests[0].method, self.transformer.shape.patch
-        assert steps is not None and method is not None, "dream takes resolved requests"
-        counts = [math.prod(grid_of(canvas.level.shape, patch)) for canvas in canvases]
-        times = [schedule(self.scheduler, steps, count) for count in counts]
+        times = [self.times(requests[0], canvas) for canvas in canvases]
+        velocity = self.looking(canvases, requests, starts, noise)
+        return sample(velocity, canvases, noise, times, requests[0].method or "", heading)
+
+    def times(self, request: Request, canvas: Canvas) -> Tensor:
+        """Return the times (steps + 1,) at which a sampler looks at a canvas."""
+        assert request.steps is not None, "the request is resolved"
+        tokens = math.prod(grid_of(canvas.level.shape, self.transformer.shape.patch))
+        return schedule(self.scheduler, request.steps, tokens)
+
+    def looking(
+        self, canvases: Sequence[Canvas], requests: Sequence[Request], starts: Sequence[int], noise: Sequence[Tensor]
+    ) -> Velocity:
+        """Return the guided velocity of what stands on canvases: `dream` says what its arguments are."""
+        patch = self.transformer.shape.patch
         scripts = [Script.of(*one) for one in zip(requests, canvases, starts, strict=True)]
         prompts = sorted({prompt for script in scripts for prompt in (*script.prompts, script.negative)})
         words = encode(prompts, self.tokenizer, self.text_encoder)
@@ -332,7 +360,7 @@ class Pipeline(DiffusionPipeline):
             found = iter(unpack(self.transformer(batch, said.features, said.pooled, said.counts), batch.shapes, patch))
             return [join([next(found) for _ in looks]) for looks, join in plans]
 
-        return sample(velocity, canvases, noise, times, method, heading)
+        return velocity
 
     def paint(self, request: Request) -> Canvas:
         """Return the canvas of a resolved request. Raises RequestError and MediaError."""

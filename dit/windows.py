@@ -1,4 +1,4 @@
-"""Clips longer than those of training, and endless ones: dreamed window by window, in latent space.
+"""Clips longer than those of training: dreamed window by window, in latent space.
 
 Each window sees the end of what is done as given latents, and before them, in place of the latent that would come
 first, the last frame of that latent coded as a picture, since the first latent of every clip of training is one. That
@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from dit.canvas import Canvas
@@ -20,15 +19,14 @@ from vae.model import VideoVAE
 Dream = Callable[[Canvas, int], Iterator[Tensor]]
 
 
-def window_of(canvas: Canvas, trained: list[int]) -> int:
-    """Return the length of the windows for a canvas: the longest of training that it fills.
+def window_of(steps: int, trained: list[int]) -> int:
+    """Return the length of the windows for a clip of so many time steps: the longest of training that it fills.
 
-    Raises ValueError for a canvas shorter than any.
+    Raises ValueError for a clip shorter than any.
     """
-    most = canvas.period or canvas.steps
-    fitting = [steps for steps in trained if steps <= most]
+    fitting = [length for length in trained if length <= steps]
     if not fitting:
-        raise ValueError(f"a clip must have at least {min(trained)} time steps of latents; got {most}")
+        raise ValueError(f"a clip must have at least {min(trained)} time steps of latents; got {steps}")
     return max(fitting)
 
 
@@ -51,9 +49,8 @@ def next_window(level: Tensor, window: int) -> int | None:
 
 def dream_long(canvas: Canvas, window: int, vae: VideoVAE, dream: Dream) -> Iterator[Tensor]:
     """Dream a canvas window by window; yields all latents after each step of each window's sampler, the last being the
-    result: of a circle its `period` latents alone.
+    result.
     """
-    canvas = unrolled(canvas, window)
     found, level = canvas.given.clone(), canvas.level.clone()
     reel = Reel(vae)
     while (start := next_window(level, window)) is not None:
@@ -65,36 +62,17 @@ def dream_long(canvas: Canvas, window: int, vae: VideoVAE, dream: Dream) -> Iter
             first = 1 if start else 0
             found[:, start + first : end] = latents[:, first:]
             yield found
-        done(canvas, level, start, end)
-        if again := canvas.steps - 1 - canvas.period if canvas.period else 0:
-            found[:, -again:] = found[:, 1 : 1 + again]
-    yield found[:, 1 : 1 + canvas.period] if canvas.period else found
+        level[start:end] = 0
+    yield found
 
 
 def dreamed_windows(canvas: Canvas, window: int) -> int:
     """Return how many windows `dream_long` will dream."""
-    canvas = unrolled(canvas, window)
     level, count = canvas.level.clone(), 0
     while (start := next_window(level, window)) is not None:
-        done(canvas, level, start, start + window)
+        level[start : start + window] = 0
         count += 1
     return count
-
-
-def done(canvas: Canvas, level: Tensor, start: int, end: int) -> None:
-    """Note that a stretch is dreamed, and so, on a circle, is its beginning where it comes again."""
-    level[start:end] = 0
-    if canvas.period:
-        level[1 + canvas.period :] = level[1 : level.shape[0] - canvas.period]
-
-
-def unrolled(canvas: Canvas, window: int) -> Canvas:
-    """Return a circle as a strip: the first time step, once around, and the beginning again; anything else as it is."""
-    if not canvas.period:
-        return canvas
-    again = max(1, (window - 1) // 2)
-    given = torch.cat([canvas.given, canvas.given[:, 1 : 1 + again]], dim=1)
-    return replace(canvas, given=given, level=torch.cat([canvas.level, canvas.level[1 : 1 + again]]))
 
 
 class Reel:
