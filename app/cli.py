@@ -169,7 +169,10 @@ FIELDS: dict[str, dict] = {
         "help": "a picture and when it is seen; may be given several times",
     },
     "side": {"choices": SIDES, "help": "where to go on (default after)"},
-    "strength": {"type": float, "help": "from 0, which returns the clip, to 1, which forgets it (default 0.6)"},
+    "strength": {
+        "type": float,
+        "help": "from 0, which returns the clip, to 1, which forgets it (default 0.6; of a remix 0.95)",
+    },
     "window": {"type": float, "nargs": 2, "metavar": ("FROM", "TO"), "help": "a stretch of the clip, in seconds"},
     "box": {
         "type": int,
@@ -296,6 +299,8 @@ def _modes(chosen: argparse.Namespace) -> None:
     width = max(map(len, MODES))
     for name, mode in MODES.items():
         print(f"{name:{width}}  {mode.line}\n{'':{width}}  {mode.example}")
+    print(f"{'variations':{width}}  Any of these some times over, each with another seed.")
+    print(f"{'':{width}}  {MODES['loop'].example.replace('-o', '--variations 4 -o')}")
 
 
 def _evaluate(chosen: argparse.Namespace) -> None:

@@ -101,7 +101,11 @@ def load(request: Request) -> Pipeline:
             f"longtake: weights {request.model_hash} made the clip; these are {pipeline.hash}, so it will differ",
             file=sys.stderr,
         )
-    return pipeline.to("cuda") if torch.cuda.is_available() else pipeline
+    pipeline = pipeline.to("cuda") if torch.cuda.is_available() else pipeline
+    if request.made_with and request.made_with != pipeline.made_with:
+        made, here = request.made_with, pipeline.made_with
+        print(f"longtake: {made} made the clip; this is {here}, so its last bits may differ", file=sys.stderr)
+    return pipeline
 
 
 def write(pipeline: Pipeline, dream: Dream, output: Path) -> None:

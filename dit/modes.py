@@ -95,6 +95,7 @@ class Mode:
     still: bool = False  # makes one frame, and reads neither seconds nor fps
     timed: bool = True  # reads seconds
     free: bool = False  # makes clips of any length, not only of training's
+    strength: float | None = None  # of the edit, unless a request says another
 
 
 def text_to_video(ask: Ask) -> Canvas:
@@ -277,6 +278,17 @@ MODES: dict[str, Mode] = {
         needs=("clip",),
         timed=False,
         free=True,
+        strength=0.6,
+    ),
+    "remix": Mode(
+        "A clip told in other words: an edit that keeps little but where things are.",
+        edit,
+        'longtake remix "a green ball bounces" --clip ball.mp4 -o remix.mp4',
+        reads=("clip", "strength"),
+        needs=("clip",),
+        timed=False,
+        free=True,
+        strength=0.95,
     ),
     "retake": Mode(
         "A stretch of a clip made anew, the rest untouched.",

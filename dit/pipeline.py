@@ -21,7 +21,7 @@ from dit.material import ask_of, hashed
 from dit.model import DiT
 from dit.modes import MODES, Mode
 from dit.packing import grid_of, pack, unpack
-from dit.request import METHODS, SIDES, STRENGTH, Request, RequestError, check_values
+from dit.request import METHODS, SIDES, Request, RequestError, check_values
 from dit.ring import Ring, cut_open, windows_around
 from dit.sampler import Heading, Velocity, noise_for, sample
 from dit.script import Script, plan
@@ -204,11 +204,19 @@ class Pipeline(DiffusionPipeline):
             interval=(low, high),
             rescale=rescale,
             method=method,
-            strength=STRENGTH if "strength" in mode.reads and request.strength is None else request.strength,
+            strength=mode.strength if request.strength is None else request.strength,
             side=SIDES[0] if "side" in mode.reads and request.side is None else request.side,
             hashes=hashed(request, mode, self.vae),
             model_hash=self.hash,
+            made_with=self.made_with,
         )
+
+    @property
+    def made_with(self) -> str:
+        """Whatever moves a clip's last bits, beside its request and the weights."""
+        net = self.transformer
+        kind = str(net.dtype).removeprefix("torch.")
+        return f"torch {torch.__version__}, {net.device.type}, {kind}, attention {net.attention_backend}"
 
     def frames_for(self, size: tuple[int, int], seconds: float, fps: float) -> int:
         """Return how many frames last `seconds`, less than a latent's worth away; raises RequestError if untrained at

@@ -16,7 +16,6 @@ KEY = "longtake"  # the metadata key under which a clip carries its request
 METHODS = ("euler", "heun", "dpm")
 SIDES = ("after", "before", "both")  # of a clip to extend, the first by default
 LONGEST = 1e6  # seconds
-STRENGTH = 0.6  # of an edit, by default
 
 
 class RequestError(ValueError):
@@ -46,7 +45,7 @@ class Request:
     mode does not read it. `guidance` pushes from `negative` (no words, unless given) to `prompt` where the noise level
     lies within `interval`, and the spread it adds is taken back in part, `rescale`; `frame_guidance` pushes on from
     what would be without the frames that are given. `model` names a folder or a shipped
-    model, `model_hash` the weights that made the clip.
+    model, `model_hash` the weights that made the clip, and `made_with` what they ran on, which moves its last bits.
     """
 
     mode: str = "text-to-video"
@@ -75,6 +74,7 @@ class Request:
     seed: int = 0
     model: str | None = None
     model_hash: str | None = None
+    made_with: str | None = None
 
     def to_json(self) -> str:
         """Write the request as one line of JSON, without the fields left to default."""
@@ -130,6 +130,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "seed": (int,),
     "model": (str,),
     "model_hash": (str,),
+    "made_with": (str,),
 }
 assert set(_TYPES) == {field.name for field in fields(Request)}
 _OPTIONAL = {field.name for field in fields(Request) if field.default is None}

@@ -45,6 +45,7 @@ def requests(files) -> dict[str, Request]:
         "loop": {"seconds": 2.0},
         "connect": {"clip": one, "other": two, "seconds": 1.0},
         "edit": {"clip": one, "strength": 0.5},
+        "remix": {"clip": one},
         "retake": {"clip": one, "window": (0.5, 1.0)},
         "inpaint": {"clip": one, "mask": str(files / "mask.png")},
         "outpaint": {"clip": one, "box": (16, 16, 48, 48)},

@@ -1,4 +1,4 @@
-"""The whole recipe, one part after the other: worlds, judge, VAE, text tower, diffusion transformer.
+"""The whole recipe, one part after the other: worlds, VAE, judge, text tower, diffusion transformer.
 
 make train-tiny
 longtake train recipe --preset first
@@ -16,8 +16,8 @@ from training.presets import PRESETS
 
 PARTS = {
     "world": ("training.dataset", "make_world"),
-    "judge": ("training.judge", "train"),
     "vae": ("training.train_vae", "train"),
+    "judge": ("training.judge", "train"),
     "text": ("training.train_text", "train"),
     "dit": ("training.train_dit", "train"),
 }

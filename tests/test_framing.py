@@ -1,0 +1,53 @@
+"""Framing: a subject is found by its hue, and whether the border cuts it is what the truth says."""
+
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+
+from training.config import WorldRun
+from training.dataset import as_pixels, bucket_of, make_world
+from training.framing import SQUARE, WIDE, coloured, count, crop, cut, subject
+from training.world import make_clip
+from training.world.scene import sample_scene
+
+
+def alone():
+    scenes = (sample_scene(0, "train", index) for index in range(60))
+    return coloured(scene for scene in scenes if len(scene.things) == 1)
+
+
+@pytest.mark.parametrize("scene", list(islice(alone(), 4)), ids=lambda scene: scene.things[0].colour)
+def test_a_subject_is_where_its_hue_is(scene):
+    columns, rows, frames = WIDE
+    clip = make_clip(0, "train", scene.index, rows=rows, columns=columns, frames=frames)
+    found = subject(as_pixels(clip.video), scene.things[0].colour)
+    for frame in range(frames):
+        if clip.truth.visible[frame, 0] < 0.5:
+            continue
+        left, _, right, _ = clip.truth.boxes[frame, 0].clip(0, columns)
+        across = np.nonzero(found[frame].any(0).numpy())[0]
+        assert abs(across[0] - left) < 3 and abs(across[-1] + 1 - right) < 3
+
+
+def test_a_subject_at_the_border_is_cut_and_one_that_is_nowhere_is_not_counted():
+    def clip(left):
+        frame = torch.full((3, 48, 80), 0.0)
+        frame[:, 20:30, left : left + 10] = torch.tensor([0.9, -0.8, -0.8])[:, None, None]
+        return frame
+
+    inside, edge, none = clip(40), clip(0), torch.zeros(3, 48, 80)
+    assert cut(torch.stack([inside, inside, edge, none], 1), "red") == pytest.approx(1 / 3)
+    assert cut(torch.stack([inside], 1), "blue") is None
+    clips = [torch.stack([frame] * 2, 1) for frame in (inside, edge, edge, none)]
+    found = count(clips, ["red"] * 4)
+    assert found["cut"] == pytest.approx(2 / 3) and found["not seen"] == 0.25
+
+
+def test_crops_are_the_middles_of_the_clips_with_their_captions_and_scenes(tmp_path):
+    make_world(WorldRun(folder=tmp_path / "wide", formats=(WIDE,), clips=(2,), workers=1))
+    crop(tmp_path / "wide", tmp_path / "square")
+    wide, square = bucket_of(tmp_path / "wide", WIDE), bucket_of(tmp_path / "square", SQUARE)
+    assert np.array_equal(square.pixels, wide.pixels[..., 16:64])
+    assert square.captions == wide.captions and square.scene(1) == wide.scene(1)
