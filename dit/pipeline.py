@@ -17,15 +17,16 @@ from captioning.text_encoder import FILES as TEXT_FILES
 from captioning.text_encoder import encode, load_text_encoder, tokenise
 from dit.canvas import Canvas, blank
 from dit.flow import schedule
+from dit.job import Job, packed
 from dit.material import ask_of, hashed
 from dit.model import DiT
 from dit.modes import MODES, Mode
 from dit.packing import grid_of, pack, unpack
 from dit.request import METHODS, SIDES, Request, RequestError, check_values
 from dit.ring import Ring, cut_open, windows_around
-from dit.sampler import Heading, Velocity, noise_for, sample
+from dit.sampler import Heading, Velocity, sample
 from dit.script import Script, plan
-from dit.windows import dream_long, dreamed_windows, window_of
+from dit.windows import dream_long, window_of
 from vae.model import VideoVAE
 from vae.weights import WeightsError, hash_of_file, load_strictly, read_json, weights_in
 
@@ -44,45 +45,6 @@ class Dream:
     request: Request
     latents: Tensor
     circle: bool = False
-
-
-@dataclass(frozen=True)
-class Job:
-    """A clip to be made: its request, resolved, the canvas, and how many time steps of it are dreamed at once."""
-
-    number: int
-    request: Request
-    canvas: Canvas
-    window: int
-
-    @property
-    def looks(self) -> int:
-        """How often the sampler looks at the clip."""
-        return (self.request.steps or 0) * (1 if self.canvas.circle else dreamed_windows(self.canvas, self.window))
-
-    def noise(self, steps: int = 0) -> Tensor:
-        """Return the noise (C, T, H, W) of the whole clip, and of so many more time steps."""
-        channels, T, *sides = self.canvas.given.shape
-        return noise_for(self.request.seed, (channels, T + steps, *sides)).to(self.canvas.given)
-
-    def fits(self, other: Job) -> bool:
-        """Say whether both may be dreamed as one pack: each in one window, in as many steps of one method."""
-        whole = all(job.window == job.canvas.steps and not job.canvas.circle for job in (self, other))
-        ways = {(job.request.steps, job.request.method) for job in (self, other)}
-        return whole and len(ways) == 1
-
-
-def packed(jobs: Sequence[Job], together: int) -> list[list[Job]]:
-    """Part jobs into runs of at most `together` neighbours that fit each other; raises ValueError for fewer than 1."""
-    if together < 1:
-        raise ValueError(f"together must be at least 1; got {together}")
-    packs: list[list[Job]] = []
-    for job in jobs:
-        if packs and len(packs[-1]) < together and packs[-1][0].fits(job):
-            packs[-1].append(job)
-        else:
-            packs.append([job])
-    return packs
 
 
 @dataclass(frozen=True)
@@ -292,14 +254,15 @@ class Pipeline(DiffusionPipeline):
         request, canvas, period = job.request, job.canvas, job.canvas.steps
         noise = job.noise(period)
         count = windows_around(period, job.window)
-        windows = [blank((canvas.given.shape[0], job.window, *canvas.given.shape[2:]), canvas.fps, self.device)] * count
+        channels, _, rows, columns = canvas.given.shape
+        windows = [blank((channels, job.window, rows, columns), canvas.fps, self.device)] * count
         look = self.looking(windows, [request] * count, [0] * count, [window.given for window in windows])
         ring = Ring(look, self.vae, job.window, noise[:, period:])
         times = [self.times(request, windows[0])]
         found: list[Tensor] = []
         for found in sample(ring, [canvas], [noise[:, :period]], times, request.method or "", heading):
             yield found
-        yield [cut_open(*found, self.vae)]
+        yield [cut_open(found[0], self.vae)]
 
     def window_for(self, request: Request, canvas: Canvas) -> int:
         """Return how many time steps are dreamed at once; raises RequestError for a clip that is too short."""

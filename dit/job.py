@@ -1,0 +1,52 @@
+"""Clips to be made, and which of them may be dreamed as one pack."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from dit.canvas import Canvas
+from dit.request import Request
+from dit.sampler import noise_for
+from dit.windows import dreamed_windows
+
+
+@dataclass(frozen=True)
+class Job:
+    """A clip to be made: its request, resolved, the canvas, and how many time steps of it are dreamed at once."""
+
+    number: int
+    request: Request
+    canvas: Canvas
+    window: int
+
+    @property
+    def looks(self) -> int:
+        """How often the sampler looks at the clip."""
+        return (self.request.steps or 0) * (1 if self.canvas.circle else dreamed_windows(self.canvas, self.window))
+
+    def noise(self, steps: int = 0) -> Tensor:
+        """Return the noise (C, T, H, W) of the whole clip, and of so many more time steps."""
+        channels, T, *sides = self.canvas.given.shape
+        return noise_for(self.request.seed, (channels, T + steps, *sides)).to(self.canvas.given)
+
+    def fits(self, other: Job) -> bool:
+        """Say whether both may be dreamed as one pack: each in one window, in as many steps of one method."""
+        whole = all(job.window == job.canvas.steps and not job.canvas.circle for job in (self, other))
+        ways = {(job.request.steps, job.request.method) for job in (self, other)}
+        return whole and len(ways) == 1
+
+
+def packed(jobs: Sequence[Job], together: int) -> list[list[Job]]:
+    """Part jobs into runs of at most `together` neighbours that fit each other; raises ValueError for fewer than 1."""
+    if together < 1:
+        raise ValueError(f"together must be at least 1; got {together}")
+    packs: list[list[Job]] = []
+    for job in jobs:
+        if packs and len(packs[-1]) < together and packs[-1][0].fits(job):
+            packs[-1].append(job)
+        else:
+            packs.append([job])
+    return packs
