@@ -12,7 +12,7 @@ from pathlib import Path
 from dit.modes import MODES, Mode
 from dit.request import METHODS, SIDES, Request, RequestError, parse_size, read_board
 
-BAD_INPUT, FAILURE, INTERRUPTED = 2, 1, 130
+BAD_INPUT, FAILURE, PARTLY, INTERRUPTED = 2, 1, 3, 130
 TRACEBACK = "LONGTAKE_TRACEBACK"  # set this variable to see where an unexpected failure came from
 
 # Commands of days rather than of people: a module and its function, imported when called; their words are read by tyro.
@@ -27,7 +27,9 @@ TRAINING = {
 
 
 def main(words: list[str] | None = None) -> int:
-    """Run one command and return its exit code: 0, 2 for bad input, 1 for a failure, 130 when interrupted."""
+    """Run one command and return its exit code: 0, 2 for bad input, 1 for a failure, 3 where a part of many failed, 130
+    when interrupted.
+    """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # two spinning threads on a busy machine are many times slower
     os.environ.setdefault("DIFFUSERS_DISABLE_REMOTE_CODE", "true")
     chosen, rest = parser().parse_known_args(words)
@@ -36,8 +38,7 @@ def main(words: list[str] | None = None) -> int:
     elif rest:
         parser().error(f"{chosen.command} does not know {' '.join(rest)}; see longtake {chosen.command} --help")
     try:
-        chosen.act(chosen)
-        return 0
+        return chosen.act(chosen) or 0
     except KeyboardInterrupt as stop:  # a training run says how to go on
         return _say(str(stop) or "interrupted", INTERRUPTED)
     except (ValueError, FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
@@ -123,6 +124,7 @@ def parser() -> argparse.ArgumentParser:
     )
     bench.set_defaults(act=_bench)
 
+    _add_prepare(commands)
     world = commands.add_parser("world", help="render captioned clips of the procedural world", add_help=False)
     world.set_defaults(act=_train, part="world")
     train = commands.add_parser(
@@ -132,6 +134,25 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("part", choices=parts, nargs="?", help="then longtake train PART --help explains its presets")
     train.set_defaults(act=_train, usage=train)
     return top
+
+
+def _add_prepare(commands) -> None:
+    """Add the steps from raw videos to what a model trains on."""
+    prepare = commands.add_parser("prepare", help="turn a folder of videos into clips to train on")
+    steps = prepare.add_subparsers(dest="step", metavar="STEP", required=True)
+    clips = steps.add_parser("clips", help="cut raw videos into clips of one shot each")
+    clips.add_argument("source", help="a folder, a glob, a .txt with a file on each line, or a WebDataset .tar")
+    clips.add_argument("--detector", help="of shots: adaptive, which forgives fast cameras (default), or content")
+    clips.add_argument("--shortest", type=float, help="seconds; shorter shots are left out (default 1)")
+    clips.add_argument("--longest", type=float, help="seconds; longer shots are parted evenly (default 10)")
+    clips.add_argument("--follow", action="store_true", default=None, help="follow links that lead out of the source")
+    score = steps.add_parser("filter", help="score all clips, and say how many each threshold would drop")
+    for step in (clips, score):
+        step.add_argument("folder", type=Path, help="the prepared folder; run again, it goes on where it was")
+        step.add_argument("--engine", help="pool (default), here or ray")
+        step.add_argument("--workers", type=int, help="how many files are worked on at once (default 2)")
+        step.add_argument("--limit", type=float, help="seconds for one file (default 3600)")
+        step.set_defaults(act=_prepare)
 
 
 OUTPUT_HELP = (
@@ -319,6 +340,20 @@ def _bench(chosen: argparse.Namespace) -> None:
         bench.long(folder)
     else:
         bench.drift(folder, MODELS / "judge")
+
+
+def _prepare(chosen: argparse.Namespace) -> int:
+    try:
+        prepare = importlib.import_module("training.prepare.command").prepare
+    except ModuleNotFoundError as error:
+        raise ValueError(f"prepare needs {error.name}, of the extra data; pip install .[data]") from error
+    flags = ("source", "folder", "detector", "shortest", "longest", "follow", "engine", "workers", "limit")
+    given = {name: value for name in flags if (value := getattr(chosen, name, None)) is not None}
+    report, failures = prepare(chosen.step, **given)
+    print(report)
+    for name, error in failures:
+        print(f"longtake: {name}: {error}", file=sys.stderr)
+    return PARTLY if failures else 0
 
 
 def _train(chosen: argparse.Namespace) -> None:

@@ -59,7 +59,7 @@ def guarded(read: Callable, path: str | Path, *args, memory: int = MEMORY, secon
     context.set_forkserver_preload([media.__name__])
     here, there = context.Pipe(duplex=False)
     child = context.Process(target=_answer, args=(there, memory, read, (path, *args), settings), daemon=True)
-    with _no_main():
+    with without_main():
         child.start()
     there.close()
     try:
@@ -78,7 +78,7 @@ def guarded(read: Callable, path: str | Path, *args, memory: int = MEMORY, secon
 
 
 @contextmanager
-def _no_main() -> Iterator[None]:
+def without_main() -> Iterator[None]:
     """Hide the script that runs, which a child would import, and so run again where it does not guard against that."""
     with _hiding:
         main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
@@ -91,13 +91,18 @@ def _no_main() -> Iterator[None]:
 _hiding = Lock()
 
 
-def _answer(answer: Connection, memory: int, read: Callable, args: tuple, settings: dict) -> None:
-    """Read within limits and send (what was found, None) or (None, what was raised)."""
+def limit_memory(most: int) -> None:
+    """Let this process have at most so many bytes more than it has now; does nothing where that cannot be done."""
     if MEMORY_NOW.exists():  # only Linux limits memory so
         import resource
 
         begun = int(MEMORY_NOW.read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (begun + memory, begun + memory))
+        resource.setrlimit(resource.RLIMIT_AS, (begun + most, begun + most))
+
+
+def _answer(answer: Connection, memory: int, read: Callable, args: tuple, settings: dict) -> None:
+    """Read within limits and send (what was found, None) or (None, what was raised)."""
+    limit_memory(memory)
     try:
         found, error = _with(read(*args, **settings), Tensor.numpy), None
     except (MemoryError, RuntimeError) as raised:  # torch says the latter

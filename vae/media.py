@@ -96,14 +96,14 @@ def read_video(
         raise MediaError(f"seconds must be above 0; got {seconds}; leave it out to read the whole video")
     rate = None if fps is None else exact_rate(fps)
     pictures: list[Tensor] = []
-    with _opened(path) as container:
-        stream = _picture_stream(container, path)
+    with opened(path) as container:
+        stream = picture_stream(container, path)
         ends: list[Fraction] = []
-        shown = _shown(container, stream)
+        shown = shown_frames(container, stream)
         chosen = _frame_for_frame(shown, seconds, ends) if rate is None else _resampled(shown, rate, seconds)
         last = None
         for frame in chosen:
-            picture = pictures[-1] if frame is last else _upright(frame, size)
+            picture = pictures[-1] if frame is last else upright(frame, size)
             last = frame
             if pictures and picture.shape != pictures[0].shape:
                 raise MediaError(
@@ -114,7 +114,7 @@ def read_video(
                 raise MediaError(f"{path} is too large to hold in memory; give fewer seconds, a lower fps or a size")
         if not pictures:
             raise MediaError(f"{path} holds no frame that can be decoded; export it again")
-        rate = rate or _rate_of(container, stream, len(pictures), ends[-1])
+        rate = rate or rate_of(container, stream, len(pictures), ends[-1])
     channels, rows, columns = pictures[0].shape
     video = torch.empty(channels, len(pictures), rows, columns)
     for index, picture in enumerate(pictures):
@@ -165,7 +165,7 @@ def read_metadata(path: str | Path) -> dict[str, str]:
         except Exception as error:  # as in `read_picture`
             raise MediaError(f"{path} cannot be read as PNG: {error}; save it again as PNG") from error
     else:
-        with _opened(path) as container:
+        with opened(path) as container:
             found = dict(container.metadata)
     return {key.lower(): str(text) for key, text in found.items() if key.lower() not in CONTAINER_KEYS}
 
@@ -185,7 +185,7 @@ def readable(path: str | Path) -> Path:
 
 
 @contextmanager
-def _opened(path: str | Path) -> Iterator[InputContainer]:
+def opened(path: str | Path) -> Iterator[InputContainer]:
     """Open a whole video through a Python file, so that FFmpeg reaches that file and nothing else."""
     path = readable(path)
 
@@ -235,7 +235,8 @@ def _ebml_size(head: bytes, at: int) -> tuple[int | None, int]:
     return (None if size == unknown else size), at + width
 
 
-def _picture_stream(container: InputContainer, path: str | Path) -> VideoStream:
+def picture_stream(container: InputContainer, path: str | Path) -> VideoStream:
+    """Choose the moving pictures of a file; raises MediaError where there are none that may be read."""
     streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     if not streams:
         raise MediaError(f"{path} must hold moving pictures; got none; choose another file")
@@ -251,7 +252,7 @@ def _picture_stream(container: InputContainer, path: str | Path) -> VideoStream:
     return stream
 
 
-def _shown(container: InputContainer, stream: VideoStream) -> Iterator[tuple[Fraction, Fraction, VideoFrame]]:
+def shown_frames(container: InputContainer, stream: VideoStream) -> Iterator[tuple[Fraction, Fraction, VideoFrame]]:
     """Decode: when each frame appears and disappears, in seconds from the first, and the frame."""
     rate = stream.guessed_rate or stream.average_rate
     step = 1 / rate if rate else Fraction(0)
@@ -291,7 +292,7 @@ def _resampled(shown: Iterable, fps: Fraction, seconds: float | None) -> Iterato
         tick += 1
 
 
-def _rate_of(container: InputContainer, stream: VideoStream, frames: int, seconds: Fraction) -> Fraction:
+def rate_of(container: InputContainer, stream: VideoStream, frames: int, seconds: Fraction) -> Fraction:
     """Believe the declared rate where it agrees with the stamps, else take the simplest that does."""
     declared = [stream.guessed_rate, stream.average_rate] if container.format.name != "gif" else []  # GIFs have none
     for rate in declared:
@@ -307,7 +308,7 @@ def _rate_of(container: InputContainer, stream: VideoStream, frames: int, second
     return frames / seconds
 
 
-def _upright(frame: VideoFrame, size: tuple[int, int] | None) -> Tensor:
+def upright(frame: VideoFrame, size: tuple[int, int] | None) -> Tensor:
     """Turn a decoded frame into (3, Y, X): uint8, or float32 when it was fitted to `size`."""
     matrix = None
     if frame.colorspace == UNSPECIFIED and not frame.format.is_rgb:  # as players guess: BT.709 from high definition on

@@ -1,0 +1,201 @@
+"""Preparing: raw videos become clips, whatever they are; nothing is lost, doubled or silently dropped."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from training.prepare.clips import ClipsRun, clips, rows_of
+from training.prepare.engine import TRIES, each
+from training.prepare.manifest import Journal, PrepareError, alone, read_manifest
+from training.prepare.sources import sources
+from vae.media import read_picture, read_video, write_picture, write_video
+
+
+def shot(hue: float, frames: int, rows: int = 48, columns: int = 64, speed: int = 2):
+    """A bright disc on a ground of some hue, moving to the right."""
+    y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    ground = torch.tensor([np.cos(hue), np.cos(hue + 2), np.cos(hue + 4)], dtype=torch.float32)[:, None, None] * 0.6
+    pictures = []
+    for frame in range(frames):
+        disc = ((y - rows / 2) ** 2 + (x - 8 - speed * frame) ** 2 < 60).float()
+        pictures.append(ground * (1 - disc) + disc + 0.1 * torch.sin(x / 3.0 + y / 5.0))
+    return torch.stack(pictures, 1).clamp(-1, 1)
+
+
+@pytest.fixture
+def raw(tmp_path):
+    """A folder of raw videos: one of three shots, one of a single shot in another format, a picture, and no video."""
+    folder = tmp_path / "raw"
+    (folder / "more").mkdir(parents=True)
+    write_video(folder / "three.mp4", torch.cat([shot(0, 16), shot(2.2, 24), shot(4.4, 12)], 1), 8)
+    write_video(folder / "more" / "one.webm", shot(1, 17, 50, 38), 10)
+    write_picture(folder / "still.png", shot(3, 1))
+    (folder / "notes.txt").write_text("no video")
+    return folder
+
+
+def run_of(raw, tmp_path, **changes):
+    return replace(ClipsRun(str(raw), tmp_path / "done", engine="here"), **changes)
+
+
+def test_a_film_is_cut_at_its_shots_and_keeps_size_rate_and_pictures(raw, tmp_path):
+    found = clips(run_of(raw, tmp_path))
+    assert found == {"sources": 3, "done before": 0, "clips": 5, "failed": 0}
+    rows = {(row.source, row.begin): row for row in read_manifest(tmp_path / "done")}
+    assert sorted(rows) == [
+        ("more/one.webm", 0),
+        ("still.png", 0),
+        ("three.mp4", 0),
+        ("three.mp4", 2),
+        ("three.mp4", 5),
+    ]
+    film = read_video(raw / "three.mp4").video
+    for begin, frames in ((0, 16), (2, 24), (5, 12)):
+        row = rows["three.mp4", begin]
+        assert (row.frames, row.fps, row.columns, row.rows, row.end) == (frames, 8, 64, 48, begin + frames / 8)
+        clip = read_video(tmp_path / "done" / row.file)
+        assert clip.fps == 8 and (clip.video - film[:, 8 * begin : 8 * begin + frames]).abs().mean() < 0.02
+    webm = rows["more/one.webm", 0]
+    assert (webm.frames, webm.fps, webm.columns, webm.rows) == (17, 10, 38, 50)
+    assert read_picture(tmp_path / "done" / rows["still.png", 0].file).shape == (3, 1, 48, 64)
+
+
+def test_a_shot_of_whole_groups_of_pictures_is_copied_bit_for_bit(tmp_path):
+    (tmp_path / "raw").mkdir()
+    write_video(tmp_path / "raw" / "whole.mp4", shot(0, 24), 8)
+    clips(run_of(tmp_path / "raw", tmp_path))
+    (row,) = read_manifest(tmp_path / "done")
+    assert row.copied and torch.equal(
+        read_video(tmp_path / "done" / row.file).video, read_video(tmp_path / "raw" / "whole.mp4").video
+    )
+    clips(run_of(tmp_path / "raw", tmp_path, folder=tmp_path / "parted", longest=2.0))
+    parts = read_manifest(tmp_path / "parted")
+    assert [part.frames for part in sorted(parts, key=lambda part: part.begin)] == [12, 12]
+    assert not any(part.copied for part in parts)  # one group of pictures cannot be copied in two
+
+
+def test_what_is_done_is_not_done_again_and_what_failed_or_changed_is(raw, tmp_path):
+    run = run_of(raw, tmp_path)
+    (raw / "broken.mp4").write_bytes((raw / "three.mp4").read_bytes()[:-2000])
+    assert clips(run)["failed"] == 1
+    first = rows_of(run.folder)
+    files = {row.file: (run.folder / row.file).stat().st_mtime_ns for row in first}
+    assert clips(run) == {"sources": 4, "done before": 3, "clips": 5, "failed": 1}
+    assert {row.file: (run.folder / row.file).stat().st_mtime_ns for row in rows_of(run.folder)} == files
+    (raw / "broken.mp4").write_bytes((raw / "three.mp4").read_bytes())  # the same film under two names
+    assert clips(run) == {"sources": 4, "done before": 3, "clips": 5, "failed": 0}
+    write_video(raw / "more" / "one.webm", shot(5, 9), 8)
+    assert clips(run)["done before"] == 3
+    assert {row.frames for row in rows_of(run.folder) if row.source == "more/one.webm"} == {9}
+
+
+def test_the_same_clips_come_out_of_one_process_and_of_a_pool(raw, tmp_path):
+    for name, changes in {"here": {}, "pool": {"engine": "pool", "workers": 2}}.items():
+        clips(run_of(raw, tmp_path, folder=tmp_path / name, **changes))
+    assert read_manifest(tmp_path / "here") == read_manifest(tmp_path / "pool")
+
+
+def test_a_tar_a_list_and_a_glob_hold_the_same_as_the_folder(raw, tmp_path):
+    with tarfile.open(tmp_path / "raw.tar", "w") as tar:
+        tar.add(raw / "three.mp4", "0001.mp4")
+    (tmp_path / "list.txt").write_text(f"raw/three.mp4\n{raw / 'still.png'}\n")
+    assert [one.name for one in sources(str(tmp_path / "raw.tar"))] == ["raw.tar/0001.mp4"]
+    assert [one.name for one in sources(str(tmp_path / "list.txt"))] == ["raw/three.mp4", str(raw / "still.png")]
+    assert [one.name for one in sources(str(raw / "**" / "*.webm"))] == ["one.webm"]
+    clips(run_of(tmp_path / "raw.tar", tmp_path))
+    clips(run_of(raw / "three.mp4", tmp_path, folder=tmp_path / "other"))
+    assert [r.clip for r in rows_of(tmp_path / "done")] == [r.clip for r in rows_of(tmp_path / "other")]
+
+
+def test_links_out_of_the_source_are_not_followed_unless_asked(raw, tmp_path):
+    write_video(tmp_path / "secret.mp4", shot(0, 9), 8)
+    (raw / "link.mp4").symlink_to(tmp_path / "secret.mp4")
+    assert "link.mp4" not in [one.name for one in sources(str(raw))]
+    assert "link.mp4" in [one.name for one in sources(str(raw), follow=True)]
+
+
+@pytest.mark.parametrize(
+    ("change", "rule"),
+    [
+        ({"source": "nowhere"}, "a source must be a folder, a glob"),
+        ({"detector": "eyes"}, "detector must be one of adaptive, content; got 'eyes'"),
+        ({"shortest": 6.0}, "shortest must be above 0, and longest at least twice as much; got 6 and 10"),
+        ({"engine": "steam"}, "engine must be one of here, pool, ray; got 'steam'"),
+        ({"workers": 0}, "workers must be at least 1; got 0"),
+    ],
+)
+def test_what_cannot_be_begun_is_said_in_a_sentence(raw, tmp_path, change, rule):
+    with pytest.raises(ValueError, match=rule):
+        clips(run_of(raw, tmp_path, **change))
+
+
+def test_a_folder_within_its_source_and_one_that_another_run_has_are_refused(raw, tmp_path):
+    with pytest.raises(PrepareError, match="must not lie within the source"):
+        clips(run_of(raw, tmp_path, folder=raw / "done"))
+    with alone(tmp_path / "done"), pytest.raises(PrepareError, match="one run at a time"):
+        clips(run_of(raw, tmp_path))
+
+
+def test_files_that_are_no_films_are_told_and_the_rest_is_done(raw, tmp_path):
+    (raw / "empty.mp4").touch()
+    (raw / "wrong.mkv").write_bytes(b"#EXTM3U\nhttp://example.com/x.ts\n" * 50)
+    (raw / "bad.tar").write_bytes(b"no tar" * 500)
+    assert clips(run_of(raw, tmp_path)) == {"sources": 6, "done before": 0, "clips": 5, "failed": 3}
+    errors = {line["source"]: line["error"] for line in Journal(tmp_path / "done", "clips").lines() if "error" in line}
+    assert sorted(errors) == ["bad.tar", "empty.mp4", "wrong.mkv"] and "is empty" in errors["empty.mp4"]
+
+
+def square(item):
+    """Work for the engine: what some items do to it."""
+    if item == "raise":
+        raise ValueError("a reason")
+    if item == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if item == "sleep":
+        time.sleep(60)
+    if isinstance(item, Path):  # dies the first time alone
+        if not item.exists():
+            item.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return str(item)
+    return item**2
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_killed_worker_loses_nothing_and_doubles_nothing(tmp_path, workers):
+    items = [1, 2, "raise", 3, tmp_path / "once", "die", 4, "sleep", 5]
+    found = list(each(square, items, "pool", workers, seconds=2))
+    assert sorted(outcome.number for outcome in found) == list(range(len(items)))
+    by = {str(items[outcome.number]): outcome for outcome in found}
+    assert [by[str(n)].value for n in range(1, 6)] == [1, 4, 9, 16, 25]
+    assert by["raise"].error == "a reason" and f"killed {TRIES} times" in by["die"].error
+    assert "within 2 seconds" in by["sleep"].error and by[str(tmp_path / "once")].value == str(tmp_path / "once")
+
+
+def test_a_run_that_is_killed_is_completed_by_another(raw, tmp_path):
+    for number in range(6):
+        write_video(raw / f"film-{number}.mp4", shot(number, 20), 8)
+    script = "import sys; from pathlib import Path; from training.prepare.clips import ClipsRun, clips; "
+    words = script + 'clips(ClipsRun(sys.argv[1], Path(sys.argv[2]), engine="here"))'
+    killed = subprocess.Popen([sys.executable, "-c", words, str(raw), str(tmp_path / "done")])
+    journal = tmp_path / "done" / "journal" / "clips.jsonl"
+    while killed.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n") >= 2):
+        time.sleep(0.01)
+    killed.kill()
+    killed.wait()
+    with open(journal, "a") as half:
+        half.write('{"source": "half a li')
+    found = clips(run_of(raw, tmp_path))
+    assert found["failed"] == 0 and found["done before"] >= 2 and found["clips"] == 11
+    assert all(json.loads(line) for line in journal.read_text().splitlines())
+    assert not list((tmp_path / "done" / "clips").rglob(".*"))

@@ -1,0 +1,251 @@
+"""Cut raw videos into clips of one shot each, at their own size and frame rate.
+
+Shots are found by PySceneDetect. One that begins and ends at keyframes is copied as it is coded; any other is coded
+anew, once. What is done is in the journal: a run that is killed or finds broken files is completed by another.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import av
+import torch
+from av.video.frame import VideoFrame
+from torch import Tensor
+
+from training.prepare.engine import SECONDS, each
+from training.prepare.manifest import Caption, Journal, PrepareError, Row, alone, write_manifest
+from training.prepare.shots import DETECTORS, Look, look_at, parted
+from training.prepare.sources import Source, at_hand, sha256_of, sources
+from vae.media import MediaError, opened, picture_stream, read_picture, shown_frames, upright
+from vae.pixels import from_bytes
+from vae.recorder import write_picture, write_video
+
+COPIED = ("h264", "hevc", "av1", "mpeg4")  # codecs that an mp4 takes as they are
+PIECE = 16  # frames coded at a time
+VERSION = 1  # of what a clip's name stands for
+
+
+@dataclass(frozen=True)
+class ClipsRun:
+    """What to cut and how: shots shorter than `shortest` seconds are left out, and those longer than `longest` parted
+    evenly. `engine`, `workers` and `limit`, seconds for one file, say where the work is done.
+    """
+
+    source: str = ""
+    folder: Path = Path("prepared")
+    detector: str = "adaptive"
+    shortest: float = 1.0
+    longest: float = 10.0
+    follow: bool = False  # symbolic links that lead out of the source
+    engine: str = "pool"
+    workers: int = 2
+    limit: float = SECONDS
+
+    @property
+    def cutting(self) -> dict:
+        """What a clip depends on, beside its source."""
+        return {name: getattr(self, name) for name in ("detector", "shortest", "longest")} | {"version": VERSION}
+
+
+class Task(NamedTuple):
+    """A source, and the run that it is cut for."""
+
+    source: Source
+    run: ClipsRun
+
+
+def clips(run: ClipsRun) -> dict[str, int]:
+    """Cut all sources that are not cut yet; returns how many sources and clips there are, and how many sources failed.
+
+    Raises PrepareError for what cannot be begun.
+    """
+    check(run)
+    found = sources(run.source, run.follow)
+    with alone(run.folder):
+        journal = Journal(run.folder, "clips")
+        done = latest(journal)
+        todo = [one for one in found if not is_done(done.get(one.name), one, run)]
+        with journal.adding() as note:
+            for outcome in each(cut, [Task(one, run) for one in todo], run.engine, run.workers, run.limit):
+                source = todo[outcome.number]
+                about = {"source": source.name, "stamp": source.stamp, "cutting": run.cutting}
+                note(about | ({"error": outcome.error} if outcome.error is not None else outcome.value))
+        remake_manifest(run.folder)
+        done = latest(journal)
+        return {
+            "sources": len(found),
+            "done before": len(found) - len(todo),
+            "clips": len(rows_of(run.folder)),
+            "failed": sum("error" in done[one.name] for one in found),
+        }
+
+
+def failed_clips(run: ClipsRun) -> list[tuple[str, str]]:
+    """List the sources that could not be cut, and why."""
+    noted = latest(Journal(run.folder, "clips"))
+    return [
+        (one.name, noted[one.name]["error"]) for one in sources(run.source, run.follow) if "error" in noted[one.name]
+    ]
+
+
+def check(run: ClipsRun) -> None:
+    """Raise PrepareError for a run that makes no sense."""
+    if run.detector not in DETECTORS:
+        raise PrepareError(f"detector must be one of {', '.join(DETECTORS)}; got {run.detector!r}")
+    if not 0 < run.shortest <= run.longest / 2:
+        got = f"{run.shortest:g} and {run.longest:g}"
+        raise PrepareError(f"shortest must be above 0, and longest at least twice as much; got {got}")
+    if Path(run.source).is_dir() and run.folder.resolve().is_relative_to(Path(run.source).resolve()):
+        raise PrepareError(f"the folder must not lie within the source; got {run.folder} within {run.source}")
+
+
+def latest(journal: Journal) -> dict[str, dict]:
+    """Return the last that was noted of each source."""
+    return {line["source"]: line for line in journal.lines()}
+
+
+def is_done(noted: dict | None, source: Source, run: ClipsRun) -> bool:
+    """Say whether a source was cut as this run would cut it, and is still the same file."""
+    if noted is None or "error" in noted:
+        return False
+    return tuple(noted["stamp"]) == source.stamp and noted["cutting"] == run.cutting
+
+
+def rows_of(folder: Path) -> list[Row]:
+    """List the clips of a prepared folder with what later steps found; the same clip from two sources is one."""
+    rows = {row["clip"]: row for line in latest(Journal(folder, "clips")).values() for row in line.get("rows", [])}
+    for line in Journal(folder, "scores").lines():
+        if line["clip"] in rows and "error" not in line:
+            rows[line["clip"]]["scores"] = rows[line["clip"]].get("scores", {}) | line["scores"]
+    for line in Journal(folder, "captions").lines():
+        if line["clip"] in rows and "error" not in line:
+            rows[line["clip"]]["captions"] = line["captions"]
+    return [
+        Row(**row | {"captions": [Caption(**one) for one in row.get("captions", [])]})
+        for _, row in sorted(rows.items())
+    ]
+
+
+def remake_manifest(folder: Path) -> None:
+    """Make the manifest of what the journals say."""
+    write_manifest(folder, rows_of(folder))
+
+
+def cut(task: Task) -> dict:
+    """Cut one source; returns its SHA-256 and the rows of its clips. Raises MediaError for what cannot be read."""
+    source, run = task
+    with at_hand(source) as path:
+        before = os.stat(path)
+        sha256 = sha256_of(path)
+        make = still if source.still else film
+        rows = make(path, source, sha256, run)
+        after = os.stat(path)
+        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+            raise MediaError(f"{source.name} changed while it was read; run again when it is whole")
+    return {"source_sha256": sha256, "rows": [asdict(row) for row in rows]}
+
+
+def still(path: Path, source: Source, sha256: str, run: ClipsRun) -> list[Row]:
+    """Keep a picture as a clip of one frame."""
+    picture = read_picture(path)
+    clip, place = placed(run.folder, sha256, 0, 1, ".png")
+    write_picture(run.folder / place, picture)
+    return [row_of(run.folder, clip, place, source, sha256, (0.0, 0.0), picture, 1, 1.0, copied=False)]
+
+
+def film(path: Path, source: Source, sha256: str, run: ClipsRun) -> list[Row]:
+    """Cut a film at its shots."""
+    look, rows, at = look_at(path, run.detector), [], 0
+    with opened(path) as container:
+        stream = picture_stream(container, path)
+        frames = (frame for _, _, frame in shown_frames(container, stream))
+        for first, last in parted(look, run.shortest, run.longest):
+            clip, place = placed(run.folder, sha256, first, last, ".mp4")
+            head = next(islice(frames, first - at, None))
+            picture, at = upright(head, None), first + 1
+            copied = copy(path, run.folder / place, look, first, last, picture)
+            if not copied:
+                write_video(run.folder / place, pieces(picture, islice(frames, last - at)), look.fps)
+                at = last
+            times, fps = (float(look.time(first)), float(look.time(last))), float(look.fps)
+            rows.append(
+                row_of(run.folder, clip, place, source, sha256, times, picture, last - first, fps, copied=copied)
+            )
+    return rows
+
+
+def placed(folder: Path, sha256: str, first: int, last: int, suffix: str) -> tuple[str, str]:
+    """Return a clip's name, which says what it is, and its place within the folder."""
+    clip = hashlib.sha256(f"{sha256} {first} {last} {VERSION}".encode()).hexdigest()[:16]
+    place = Path("clips") / clip[:2] / f"{clip}{suffix}"
+    (folder / place.parent).mkdir(parents=True, exist_ok=True)
+    return clip, str(place)
+
+
+def row_of(
+    folder: Path, clip: str, place: str, source: Source, sha256: str, times: tuple[float, float], picture: Tensor,
+    frames: int, fps: float, *, copied: bool,
+) -> Row:  # fmt: skip
+    """Describe a clip that was written."""
+    *_, rows, columns = picture.shape
+    whole = sha256_of(folder / place)
+    return Row(clip, place, whole, source.name, sha256, *times, frames, fps, columns, rows, copied)
+
+
+def pieces(head: Tensor, frames: Iterator[VideoFrame]) -> Iterator[Tensor]:
+    """Turn a first picture and frames into pixels (3, F, Y, X) in [-1, 1], PIECE of them at a time."""
+    held = [head]
+    for frame in frames:
+        if len(held) == PIECE:
+            yield from_bytes(torch.stack(held, 1))
+            held = []
+        held.append(upright(frame, None))
+    yield from_bytes(torch.stack(held, 1))
+
+
+def copy(path: Path, target: Path, look: Look, first: int, last: int, picture: Tensor) -> bool:
+    """Copy frames as they are coded, if they are whole groups of pictures and evenly spaced; say whether that was done.
+
+    The copy is decoded once, and stays only if it begins with the picture and has as many frames.
+    """
+    gaps = {after - before for before, after in pairwise(look.begins[first:last])}
+    whole = look.keys[first] and (last == len(look.keys) or look.keys[last])
+    begin, end = look.stamps[first], look.stamps[last] if last < len(look.stamps) else None
+    if not whole or begin is None or (gaps and max(gaps) > 1.5 * min(gaps)):
+        return False
+    temporary = target.with_name(f".{target.stem}-{os.getpid()}{target.suffix}")
+    try:
+        with opened(path) as container:
+            stream = picture_stream(container, path)
+            if stream.codec_context.name not in COPIED:
+                return False
+            with av.open(str(temporary), "w", options={"movflags": "+faststart"}) as out:
+                written = out.add_stream_from_template(stream)
+                for packet in container.demux(stream):
+                    if packet.pts is None or packet.dts is None:
+                        continue
+                    if packet.pts >= begin and (end is None or packet.pts < end):
+                        packet.pts, packet.dts, packet.stream = packet.pts - begin, packet.dts - begin, written
+                        out.mux(packet)
+        if not shows(temporary, picture, last - first):
+            return False
+        os.replace(temporary, target)
+        return True
+    except (MediaError, av.error.FFmpegError):
+        return False
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def shows(path: Path, picture: Tensor, frames: int) -> bool:
+    """Say whether a film begins with a picture and has so many frames."""
+    with opened(path) as container:
+        film = (frame for _, _, frame in shown_frames(container, picture_stream(container, path)))
+        return torch.equal(upright(next(film), None), picture) and 1 + sum(1 for _ in film) == frames

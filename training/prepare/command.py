@@ -1,0 +1,34 @@
+"""What `longtake prepare` runs: a step, and a report that can be read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from training.prepare.clips import ClipsRun, clips, failed_clips
+from training.prepare.filter import FilterRun, failed_scores, filter_clips
+
+Failures = list[tuple[str, str]]  # what failed, and why
+
+
+def prepare(step: str, folder: Path, **given) -> tuple[str, Failures]:
+    """Run a step on a folder; returns what to print, and what failed."""
+    return STEPS[step](folder, **given)
+
+
+def _clips(folder: Path, **given) -> tuple[str, Failures]:
+    run = ClipsRun(folder=folder, **given)
+    found = clips(run)
+    return ", ".join(f"{count} {name}" for name, count in found.items()), failed_clips(run)
+
+
+def _filter(folder: Path, **given) -> tuple[str, Failures]:
+    run = FilterRun(folder=folder, **given)
+    lines = [f"{'score':12} {'least':>8} {'median':>8} {'most':>8}  dropped by"]
+    for name, found in filter_clips(run).items():
+        numbers = " ".join(f"{found[key]:8.3g}" for key in ("least", "median", "most"))
+        lines.append(f"{name:12} {numbers}  {found['threshold']}: {found['dropped']} of {found['clips']}")
+    return "\n".join(lines), failed_scores(run)
+
+
+STEPS: dict[str, Callable[..., tuple[str, Failures]]] = {"clips": _clips, "filter": _filter}

@@ -1,0 +1,189 @@
+"""Do the same work on many items: here, in a pool of processes, or on a Ray cluster. What happens to an item is told.
+
+Work is a function of one item, importable by name. An item that raises, takes too long, or kills its worker TRIES times
+over becomes an Outcome with an error; no other item is lost or done twice for it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing import get_all_start_methods, get_context
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from vae.guard import MEMORY, limit_memory, without_main
+
+ENGINES = ("here", "pool", "ray")
+TRIES = 3  # of an item whose worker died, which may not have been its fault
+SECONDS = 3600.0  # for one item
+
+Work = Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of item `number`: a value, or the reason why there is none."""
+
+    number: int
+    value: Any = None
+    error: str | None = None
+
+
+def each(
+    work: Work, items: Sequence[Any], engine: str = "pool", workers: int = 2, seconds: float = SECONDS
+) -> Iterator[Outcome]:
+    """Do work on all items; yields an Outcome for each as it is done, in any order.
+
+    "here" is this process, without limits of time and memory. Raises ValueError for an unknown engine or no workers.
+    """
+    if engine not in ENGINES:
+        raise ValueError(f"engine must be one of {', '.join(ENGINES)}; got {engine!r}")
+    if workers < 1:
+        raise ValueError(f"workers must be at least 1; got {workers}")
+    if engine == "here":
+        return (_outcome(work, number, item) for number, item in enumerate(items))
+    return (_pool if engine == "pool" else _ray)(work, items, workers, seconds)
+
+
+def _outcome(work: Work, number: int, item: Any) -> Outcome:
+    try:
+        return Outcome(number, work(item))
+    except Exception as error:
+        return Outcome(number, error=str(error) or type(error).__name__)
+
+
+def _killed(times: int) -> str:
+    return f"its worker was killed {times} times while at it; look whether the file is sound, or give more memory"
+
+
+def _pool(work: Work, items: Sequence[Any], workers: int, seconds: float) -> Iterator[Outcome]:
+    """One thread a worker hands it items and starts it anew when it dies."""
+    tasks: SimpleQueue[tuple[int, Any]] = SimpleQueue()
+    found: SimpleQueue[Outcome | BaseException] = SimpleQueue()
+    for task in enumerate(items):
+        tasks.put(task)
+    closing, alive = threading.Event(), [Worker(work) for _ in range(min(workers, len(items)))]
+
+    def tend(worker: Worker) -> None:
+        try:
+            while not closing.is_set():
+                found.put(worker.do(*tasks.get_nowait(), seconds))
+        except Empty:
+            pass
+        except BaseException as error:  # ours, not the item's: the one who waits shall know
+            found.put(error)
+
+    threads = [threading.Thread(target=tend, args=(worker,), daemon=True) for worker in alive]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in items:
+            outcome = found.get()
+            if isinstance(outcome, BaseException):
+                raise outcome
+            yield outcome
+    finally:
+        closing.set()
+        for worker in alive:
+            worker.stop()
+
+
+class Worker:
+    """A process that does work on one item after the other, started when needed."""
+
+    def __init__(self, work: Work):
+        self.work, self.process, self.connection, self.stopped = work, None, None, False
+
+    def do(self, number: int, item: Any, seconds: float) -> Outcome:
+        """Have an item done, in a fresh process each time the last one died; never raises for what the item does."""
+        for _ in range(TRIES):
+            if self.stopped:
+                return Outcome(number, error="stopped")
+            try:
+                self.start()
+                self.connection.send((number, item))
+                if not self.connection.poll(seconds):
+                    self.end()
+                    return Outcome(number, error=f"it must be done within {seconds:g} seconds; it was not")
+                return self.connection.recv()
+            except (EOFError, OSError):
+                self.end()
+        return Outcome(number, error=_killed(TRIES))
+
+    def start(self) -> None:
+        """Start the process, unless it runs, and wait until it can work; raises EOFError where it dies before."""
+        if self.process is not None and self.process.is_alive():
+            return
+        context: Any = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
+        context.set_forkserver_preload([__name__, self.work.__module__])
+        self.connection, there = context.Pipe()
+        self.process = context.Process(target=_serve, args=(there, self.work), daemon=True)
+        with without_main():
+            self.process.start()
+        there.close()
+        self.connection.recv()
+
+    def end(self) -> None:
+        """End the process, if there is one."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.join()
+            self.connection.close()
+            self.process = None
+
+    def stop(self) -> None:
+        """End the process and start no other."""
+        self.stopped = True
+        if self.process is not None:
+            self.process.kill()
+
+
+def _serve(connection, work: Work) -> None:
+    """Do what is asked until nobody asks any more."""
+    import torch
+
+    torch.set_num_threads(1)
+    limit_memory(MEMORY)
+    try:
+        connection.send("ready")
+        while True:
+            connection.send(_outcome(work, *connection.recv()))
+    except (EOFError, OSError):
+        return
+
+
+def _ray(work: Work, items: Sequence[Any], workers: int, seconds: float) -> Iterator[Outcome]:
+    """One task an item, on the cluster of RAY_ADDRESS or on this machine; Ray repeats those whose worker dies.
+
+    Tasks rather than Ray Data, which gives up on all items when one has killed its worker too often.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise ValueError("engine ray needs the extra cluster: pip install .[cluster]") from None
+    if not ray.is_initialized():
+        ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)
+    task = ray.remote(num_cpus=1, max_retries=TRIES - 1)(_outcome)
+    numbers, waiting = iter(range(len(items))), {}
+    try:
+        while True:
+            while len(waiting) < workers and (number := next(numbers, None)) is not None:
+                waiting[task.remote(work, number, items[number])] = number
+            if not waiting:
+                return
+            done, _ = ray.wait(list(waiting), num_returns=1, timeout=seconds)
+            for reference in done or list(waiting):
+                number = waiting.pop(reference)
+                if not done:
+                    ray.cancel(reference, force=True)
+                    yield Outcome(number, error=f"it must be done within {seconds:g} seconds; it was not")
+                    continue
+                try:
+                    yield ray.get(reference)
+                except ray.exceptions.RayError:
+                    yield Outcome(number, error=_killed(TRIES))
+    finally:
+        for reference in waiting:
+            ray.cancel(reference, force=True)

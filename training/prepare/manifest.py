@@ -1,0 +1,146 @@
+"""What a prepared folder holds: journals that workers' results are added to, and a manifest made of them.
+
+DST/journal/STEP.jsonl   a line for each thing done, added and flushed at once: what a killed run leaves is whole
+DST/manifest.parquet     a row a clip, made anew from the journals at the end of every step
+DST/clips/               the clips, named after what they hold
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+MANIFEST = "manifest.parquet"
+
+
+class PrepareError(ValueError):
+    """A folder that cannot be prepared: the rule, what was given, the remedy."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A clip: `clip`, 16 hexadecimal digits of what it is; `file` within the folder; `source`, `begin` and `end` in
+    seconds of it; its size; `scores` by name; `captions`.
+    """
+
+    clip: str
+    file: str
+    sha256: str
+    source: str
+    source_sha256: str
+    begin: float
+    end: float
+    frames: int
+    fps: float
+    columns: int
+    rows: int
+    copied: bool  # as it was coded in the source, or else coded anew
+    scores: dict[str, float] = field(default_factory=dict)
+    captions: list[Caption] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Caption:
+    """Words for a clip, where they come from, and the version of that."""
+
+    text: str
+    source: str
+    version: str
+
+
+SCHEMA = pa.schema(
+    [
+        *((name, pa.string()) for name in ("clip", "file", "sha256", "source", "source_sha256")),
+        *((name, pa.float64()) for name in ("begin", "end")),
+        ("frames", pa.int64()),
+        ("fps", pa.float64()),
+        *((name, pa.int64()) for name in ("columns", "rows")),
+        ("copied", pa.bool_()),
+        ("scores", pa.map_(pa.string(), pa.float64())),
+        ("captions", pa.list_(pa.struct([(name, pa.string()) for name in ("text", "source", "version")]))),
+    ]
+)
+assert SCHEMA.names == [one.name for one in fields(Row)]
+
+
+def write_manifest(folder: Path, rows: list[Row]) -> None:
+    """Write the manifest, whole or not at all."""
+    plain = [asdict(row) | {"scores": list(row.scores.items())} for row in rows]
+    temporary = folder / f".{MANIFEST}"
+    pq.write_table(pa.Table.from_pylist(plain, SCHEMA), temporary)
+    os.replace(temporary, folder / MANIFEST)
+
+
+def read_manifest(folder: Path) -> list[Row]:
+    """Read a prepared folder's rows; raises PrepareError where there are none."""
+    path = folder / MANIFEST
+    if not path.exists():
+        raise PrepareError(
+            f"a prepared folder has a {MANIFEST}; {folder} has none, so run longtake prepare clips first"
+        )
+    try:
+        found = pq.read_table(path, schema=SCHEMA).to_pylist()
+    except pa.ArrowException as error:
+        raise PrepareError(
+            f"{path} cannot be read: {error}; remove it, and run longtake prepare clips again"
+        ) from error
+    return [
+        Row(**row | {"scores": dict(row["scores"]), "captions": [Caption(**one) for one in row["captions"]]})
+        for row in found
+    ]
+
+
+class Journal:
+    """What a step has done, a line each. A line that a killed run left half written is dropped."""
+
+    def __init__(self, folder: Path, step: str):
+        self.path = folder / "journal" / f"{step}.jsonl"
+
+    def lines(self) -> Iterator[dict[str, Any]]:
+        """Read all that was noted."""
+        if not self.path.exists():
+            return
+        with open(self.path, encoding="utf-8") as lines:
+            for line in lines:
+                if line.endswith("\n"):
+                    yield json.loads(line)
+
+    @contextmanager
+    def adding(self) -> Iterator[Any]:
+        """Open the journal for more: yields the function that notes one thing, to stay."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "a+b") as file:
+            file.seek(0)
+            file.truncate(sum(len(line) for line in file if line.endswith(b"\n")))
+
+            def note(thing: dict[str, Any]) -> None:
+                file.write(json.dumps(thing, ensure_ascii=False).encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+
+            yield note
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Have a folder to oneself; raises PrepareError where another run has it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise PrepareError(f"{folder} must be a folder that can be written; {error.strerror}; name another") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise PrepareError(f"one run at a time writes to {folder}, and another does; wait for it") from None
+        yield

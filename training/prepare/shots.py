@@ -1,0 +1,75 @@
+"""Where the shots of a film begin and end."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+from vae.media import MediaError, opened, picture_stream, rate_of, shown_frames
+
+DETECTORS = ("adaptive", "content")
+SMALL = 160  # columns at which shots are looked for
+
+
+class Look(NamedTuple):
+    """What is known of a film's frames: when each begins, in seconds and as its time stamp, whether it is a keyframe;
+    when the last ends; the frame rate; and the frames that begin a shot, beside the first.
+    """
+
+    begins: list[Fraction]
+    stamps: list[int | None]
+    keys: list[bool]
+    end: Fraction
+    fps: Fraction
+    cuts: list[int]
+
+    def time(self, frame: int) -> Fraction:
+        """Return when a frame begins, or where there is none, the end."""
+        return self.begins[frame] if frame < len(self.begins) else self.end
+
+
+def look_at(path: Path, detector: str) -> Look:
+    """Decode a film once, in constant memory, to learn when its frames and shots begin.
+
+    Raises MediaError for what cannot be read, and for a film that changes its size.
+    """
+    import cv2
+    from scenedetect import AdaptiveDetector, ContentDetector, FrameTimecode
+
+    kind = AdaptiveDetector if detector == "adaptive" else ContentDetector
+    judge = kind(min_scene_len=2)
+    begins, stamps, keys, cuts, size, last = [], [], [], [], None, Fraction(0)
+    with opened(path) as container:
+        stream = picture_stream(container, path)
+        for begin, end, frame in shown_frames(container, stream):
+            if size not in (None, (frame.width, frame.height)):
+                raise MediaError(f"{path} changes its size midway; export it again at one size")
+            size = (frame.width, frame.height)
+            share = min(1.0, SMALL / frame.width)
+            small = cv2.resize(frame.to_ndarray(format="bgr24"), None, fx=share, fy=share, interpolation=cv2.INTER_AREA)
+            moment = FrameTimecode(len(begins), 24.0)  # counted in frames: the rate is not known before the end
+            cuts += [found.frame_num for found in judge.process_frame(moment, small)]
+            begins.append(begin)
+            stamps.append(frame.pts)
+            keys.append(bool(frame.key_frame))
+            last = end
+        if not begins:
+            raise MediaError(f"{path} holds no frame that can be decoded; export it again")
+        cuts += [found.frame_num for found in judge.post_process(FrameTimecode(len(begins) - 1, 24.0))]
+        fps = Fraction(rate_of(container, stream, len(begins), last))
+    return Look(begins, stamps, keys, last, fps, sorted(set(cuts)))
+
+
+def parted(look: Look, shortest: float, longest: float) -> list[tuple[int, int]]:
+    """Return a film's shots as (first frame, frame behind the last): those over `longest` seconds parted evenly, those
+    under `shortest` left out.
+    """
+    found = []
+    for first, last in pairwise([0, *look.cuts, len(look.begins)]):
+        frames = last - first
+        parts = max(1, -(-frames // max(1, int(longest * look.fps))))
+        bounds = [first + round(part * frames / parts) for part in range(parts + 1)]
+        found += [(a, b) for a, b in pairwise(bounds) if b - a >= shortest * look.fps]
+    return found
