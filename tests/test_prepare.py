@@ -171,15 +171,20 @@ def square(item):
     return item**2
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_killed_worker_loses_nothing_and_doubles_nothing(tmp_path, workers):
+@pytest.mark.parametrize(("engine", "workers", "seconds"), [("pool", 1, 2), ("pool", 2, 2), ("ray", 2, 30)])
+def test_a_killed_worker_loses_nothing_and_doubles_nothing(tmp_path, monkeypatch, engine, workers, seconds):
+    if engine == "ray":
+        pytest.importorskip("ray")
+        monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))  # where its workers find this file
     items = [1, 2, "raise", 3, tmp_path / "once", "die", 4, "sleep", 5]
-    found = list(each(square, items, "pool", workers, seconds=2))
+    found = list(each(square, items, engine, workers, seconds))
     assert sorted(outcome.number for outcome in found) == list(range(len(items)))
     by = {str(items[outcome.number]): outcome for outcome in found}
     assert [by[str(n)].value for n in range(1, 6)] == [1, 4, 9, 16, 25]
     assert by["raise"].error == "a reason" and f"killed {TRIES} times" in by["die"].error
-    assert "within 2 seconds" in by["sleep"].error and by[str(tmp_path / "once")].value == str(tmp_path / "once")
+    assert f"within {seconds} seconds" in by["sleep"].error and by[str(tmp_path / "once")].value == str(
+        tmp_path / "once"
+    )
 
 
 def test_a_run_that_is_killed_is_completed_by_another(raw, tmp_path):

@@ -6,7 +6,9 @@ over becomes an Outcome with an error; no other item is lost or done twice for i
 
 from __future__ import annotations
 
+import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import get_all_start_methods, get_context
@@ -58,6 +60,10 @@ def _killed(times: int) -> str:
     return f"its worker was killed {times} times while at it; look whether the file is sound, or give more memory"
 
 
+def _late(seconds: float) -> str:
+    return f"it must be done within {seconds:g} seconds; it was not; give a larger limit, or leave the file out"
+
+
 def _pool(work: Work, items: Sequence[Any], workers: int, seconds: float) -> Iterator[Outcome]:
     """One thread a worker hands it items and starts it anew when it dies."""
     tasks: SimpleQueue[tuple[int, Any]] = SimpleQueue()
@@ -106,7 +112,7 @@ class Worker:
                 self.connection.send((number, item))
                 if not self.connection.poll(seconds):
                     self.end()
-                    return Outcome(number, error=f"it must be done within {seconds:g} seconds; it was not")
+                    return Outcome(number, error=_late(seconds))
                 return self.connection.recv()
             except (EOFError, OSError):
                 self.end()
@@ -164,26 +170,31 @@ def _ray(work: Work, items: Sequence[Any], workers: int, seconds: float) -> Iter
     except ImportError:
         raise ValueError("engine ray needs the extra cluster: pip install .[cluster]") from None
     if not ray.is_initialized():
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)
     task = ray.remote(num_cpus=1, max_retries=TRIES - 1)(_outcome)
-    numbers, waiting = iter(range(len(items))), {}
+    numbers = iter(range(len(items)))
+    running: dict[Any, tuple[int, float]] = {}  # the item's number, and until when it may take
     try:
         while True:
-            while len(waiting) < workers and (number := next(numbers, None)) is not None:
-                waiting[task.remote(work, number, items[number])] = number
-            if not waiting:
+            while len(running) < workers and (number := next(numbers, None)) is not None:
+                running[task.remote(work, number, items[number])] = number, time.monotonic() + seconds
+            if not running:
                 return
-            done, _ = ray.wait(list(waiting), num_returns=1, timeout=seconds)
-            for reference in done or list(waiting):
-                number = waiting.pop(reference)
-                if not done:
-                    ray.cancel(reference, force=True)
-                    yield Outcome(number, error=f"it must be done within {seconds:g} seconds; it was not")
-                    continue
+            first = min(until for _, until in running.values())
+            done, _ = ray.wait(list(running), num_returns=1, timeout=max(0.0, first - time.monotonic()))
+            for reference in done:
+                number, _ = running.pop(reference)
                 try:
                     yield ray.get(reference)
-                except ray.exceptions.RayError:
+                except ray.exceptions.WorkerCrashedError:
                     yield Outcome(number, error=_killed(TRIES))
+                except ray.exceptions.RayError as error:
+                    yield Outcome(number, error=f"Ray cannot do it: {error}")
+            for reference in [one for one, (_, until) in running.items() if until <= time.monotonic()]:
+                number, _ = running.pop(reference)
+                ray.cancel(reference, force=True)
+                yield Outcome(number, error=_late(seconds))
     finally:
-        for reference in waiting:
+        for reference in running:
             ray.cancel(reference, force=True)
