@@ -147,7 +147,12 @@ def _add_prepare(commands) -> None:
     clips.add_argument("--longest", type=float, help="seconds; longer shots are parted evenly (default 10)")
     clips.add_argument("--follow", action="store_true", default=None, help="follow links that lead out of the source")
     score = steps.add_parser("filter", help="score all clips, and say how many each threshold would drop")
-    for step in (clips, score):
+    words = steps.add_parser("captions", help="let a vision-language model describe all clips")
+    words.add_argument("--endpoint", help="where it answers as OpenAI's API does, such as http://localhost:8000/v1")
+    words.add_argument("--model", help="its name there")
+    words.add_argument("--key", help="the environment variable that holds its key (default OPENAI_API_KEY)")
+    words.add_argument("--answer", type=float, help="seconds for one answer (default 60)")
+    for step in (clips, score, words):
         step.add_argument("folder", type=Path, help="the prepared folder; run again, it goes on where it was")
         step.add_argument("--engine", help="pool (default), here or ray")
         step.add_argument("--workers", type=int, help="how many files are worked on at once (default 2)")
@@ -347,8 +352,9 @@ def _prepare(chosen: argparse.Namespace) -> int:
         prepare = importlib.import_module("training.prepare.command").prepare
     except ModuleNotFoundError as error:
         raise ValueError(f"prepare needs {error.name}, of the extra data; pip install .[data]") from error
-    flags = ("source", "folder", "detector", "shortest", "longest", "follow", "engine", "workers", "limit")
-    given = {name: value for name in flags if (value := getattr(chosen, name, None)) is not None}
+    given = {name: value for name, value in vars(chosen).items() if value is not None}
+    for name in ("act", "command", "step"):
+        given.pop(name)
     report, failures = prepare(chosen.step, **given)
     print(report)
     for name, error in failures:

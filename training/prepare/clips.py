@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -30,6 +30,7 @@ from vae.recorder import write_picture, write_video
 COPIED = ("h264", "hevc", "av1", "mpeg4")  # codecs that an mp4 takes as they are
 PIECE = 16  # frames coded at a time
 VERSION = 1  # of what a clip's name stands for
+SIDECAR = "sidecar"  # words that came with the source
 
 
 @dataclass(frozen=True)
@@ -124,12 +125,14 @@ def rows_of(folder: Path) -> list[Row]:
     for line in Journal(folder, "scores").lines():
         if line["clip"] in rows and "error" not in line:
             rows[line["clip"]]["scores"] = rows[line["clip"]].get("scores", {}) | line["scores"]
+    words = {clip: {SIDECAR: row["captions"]} for clip, row in rows.items()}
     for line in Journal(folder, "captions").lines():
         if line["clip"] in rows and "error" not in line:
-            rows[line["clip"]]["captions"] = line["captions"]
+            said = {name: line[name] for name in ("text", "source", "version", "parts")}
+            words[line["clip"]][line["source"]] = [said]  # the last of a source is what it says
     return [
-        Row(**row | {"captions": [Caption(**one) for one in row.get("captions", [])]})
-        for _, row in sorted(rows.items())
+        Row(**row | {"captions": [Caption(**one) for said in words[clip].values() for one in said]})
+        for clip, row in sorted(rows.items())
     ]
 
 
@@ -145,7 +148,8 @@ def cut(task: Task) -> dict:
         before = os.stat(path)
         sha256 = sha256_of(path)
         make = still if source.still else film
-        rows = make(path, source, sha256, run)
+        said = [Caption(source.words, SIDECAR, "1")] if source.words else []
+        rows = [replace(row, captions=said) for row in make(path, source, sha256, run)]
         after = os.stat(path)
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
             raise MediaError(f"{source.name} changed while it was read; run again when it is whole")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from training.prepare.captions import CaptionsRun, captions, failed_captions
 from training.prepare.clips import ClipsRun, clips, failed_clips
 from training.prepare.filter import FilterRun, failed_scores, filter_clips
 
@@ -31,4 +32,10 @@ def _filter(folder: Path, **given) -> tuple[str, Failures]:
     return "\n".join(lines), failed_scores(run)
 
 
-STEPS: dict[str, Callable[..., tuple[str, Failures]]] = {"clips": _clips, "filter": _filter}
+def _captions(folder: Path, **given) -> tuple[str, Failures]:
+    run = CaptionsRun(folder=folder, **given)
+    found = captions(run)
+    return ", ".join(f"{count} {name}" for name, count in found.items()), failed_captions(run)
+
+
+STEPS: dict[str, Callable[..., tuple[str, Failures]]] = {"clips": _clips, "filter": _filter, "captions": _captions}

@@ -50,13 +50,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Caption:
-    """Words for a clip, where they come from, and the version of that."""
+    """Words for a clip, where they come from, and the version of that; and what they say of subject, action, camera,
+    light and style.
+    """
 
     text: str
     source: str
     version: str
+    parts: dict[str, str] = field(default_factory=dict)
 
 
+PARTS = ("parts", pa.map_(pa.string(), pa.string()))
 SCHEMA = pa.schema(
     [
         *((name, pa.string()) for name in ("clip", "file", "sha256", "source", "source_sha256")),
@@ -66,7 +70,7 @@ SCHEMA = pa.schema(
         *((name, pa.int64()) for name in ("columns", "rows")),
         ("copied", pa.bool_()),
         ("scores", pa.map_(pa.string(), pa.float64())),
-        ("captions", pa.list_(pa.struct([(name, pa.string()) for name in ("text", "source", "version")]))),
+        ("captions", pa.list_(pa.struct([*((name, pa.string()) for name in ("text", "source", "version")), PARTS]))),
     ]
 )
 assert SCHEMA.names == [one.name for one in fields(Row)]
@@ -75,6 +79,8 @@ assert SCHEMA.names == [one.name for one in fields(Row)]
 def write_manifest(folder: Path, rows: list[Row]) -> None:
     """Write the manifest, whole or not at all."""
     plain = [asdict(row) | {"scores": list(row.scores.items())} for row in rows]
+    for row in plain:
+        row["captions"] = [one | {"parts": list(one["parts"].items())} for one in row["captions"]]
     temporary = folder / f".{MANIFEST}"
     pq.write_table(pa.Table.from_pylist(plain, SCHEMA), temporary)
     os.replace(temporary, folder / MANIFEST)
@@ -94,7 +100,13 @@ def read_manifest(folder: Path) -> list[Row]:
             f"{path} cannot be read: {error}; remove it, and run longtake prepare clips again"
         ) from error
     return [
-        Row(**row | {"scores": dict(row["scores"]), "captions": [Caption(**one) for one in row["captions"]]})
+        Row(
+            **row
+            | {
+                "scores": dict(row["scores"]),
+                "captions": [Caption(**one | {"parts": dict(one["parts"])}) for one in row["captions"]],
+            }
+        )
         for row in found
     ]
 

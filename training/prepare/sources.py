@@ -18,18 +18,20 @@ from training.prepare.manifest import PrepareError
 FILMS = (".mp4", ".mkv", ".webm", ".mov", ".m4v", ".avi", ".gif")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 BLOCK = 1 << 20
+MOST_WORDS = 1 << 16  # bytes of a .txt beside a film
 
 
 @dataclass(frozen=True)
 class Source:
     """A file, or the member of a tar. `name` is how it is called in the manifest; `stamp`, size and time of change,
-    tells whether it is still what it was.
+    tells whether it is still what it was. `words` are those of the .txt beside it.
     """
 
     name: str
     path: str
     stamp: tuple[int, int]
     member: str | None = None
+    words: str | None = None
 
     @property
     def still(self) -> bool:
@@ -65,7 +67,13 @@ def _file(path: Path, name: str) -> Source:
         status = path.stat()
     except OSError:
         return Source(name, str(path), (-1, -1))  # reading it will say why
-    return Source(name, str(path), (status.st_size, status.st_mtime_ns))
+    beside = path.with_suffix(".txt")
+    words = _words(beside.read_bytes()) if beside.is_file() and beside.stat().st_size <= MOST_WORDS else None
+    return Source(name, str(path), (status.st_size, status.st_mtime_ns), words=words)
+
+
+def _words(written: bytes) -> str | None:
+    return written.decode("utf-8", errors="replace").strip() or None
 
 
 def _in_folder(folder: Path, follow: bool) -> Iterator[Source]:
@@ -83,10 +91,14 @@ def _in_folder(folder: Path, follow: bool) -> Iterator[Source]:
 def _in_tar(path: Path) -> Iterator[Source]:
     try:
         with tarfile.open(path) as tar:
-            for member in tar:
-                if member.isfile() and member.name.lower().endswith((*FILMS, *PICTURES)):
+            files = {member.name: member for member in tar if member.isfile()}
+            for name, member in files.items():
+                if name.lower().endswith((*FILMS, *PICTURES)):
+                    beside = files.get(str(Path(name).with_suffix(".txt")))
+                    written = tar.extractfile(beside) if beside and beside.size <= MOST_WORDS else None
+                    words = _words(written.read()) if written else None
                     stamp = (member.size, path.stat().st_mtime_ns)
-                    yield Source(f"{path.name}/{member.name}", str(path), stamp, member.name)
+                    yield Source(f"{path.name}/{name}", str(path), stamp, name, words)
     except (tarfile.TarError, OSError):
         yield _file(path, path.name)  # reading it will say that it is no film
 
