@@ -9,10 +9,11 @@ import sys
 from itertools import product
 from pathlib import Path
 
+from app.prepare import add_prepare
 from dit.modes import MODES, Mode
 from dit.request import METHODS, SIDES, Request, RequestError, parse_size, read_board
 
-BAD_INPUT, FAILURE, PARTLY, INTERRUPTED = 2, 1, 3, 130
+BAD_INPUT, FAILURE, INTERRUPTED = 2, 1, 130
 TRACEBACK = "LONGTAKE_TRACEBACK"  # set this variable to see where an unexpected failure came from
 
 # Commands of days rather than of people: a module and its function, imported when called; their words are read by tyro.
@@ -124,7 +125,7 @@ def parser() -> argparse.ArgumentParser:
     )
     bench.set_defaults(act=_bench)
 
-    _add_prepare(commands)
+    add_prepare(commands)
     world = commands.add_parser("world", help="render captioned clips of the procedural world", add_help=False)
     world.set_defaults(act=_train, part="world")
     train = commands.add_parser(
@@ -134,30 +135,6 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("part", choices=parts, nargs="?", help="then longtake train PART --help explains its presets")
     train.set_defaults(act=_train, usage=train)
     return top
-
-
-def _add_prepare(commands) -> None:
-    """Add the steps from raw videos to what a model trains on."""
-    prepare = commands.add_parser("prepare", help="turn a folder of videos into clips to train on")
-    steps = prepare.add_subparsers(dest="step", metavar="STEP", required=True)
-    clips = steps.add_parser("clips", help="cut raw videos into clips of one shot each")
-    clips.add_argument("source", help="a folder, a glob, a .txt with a file on each line, or a WebDataset .tar")
-    clips.add_argument("--detector", help="of shots: adaptive, which forgives fast cameras (default), or content")
-    clips.add_argument("--shortest", type=float, help="seconds; shorter shots are left out (default 1)")
-    clips.add_argument("--longest", type=float, help="seconds; longer shots are parted evenly (default 10)")
-    clips.add_argument("--follow", action="store_true", default=None, help="follow links that lead out of the source")
-    score = steps.add_parser("filter", help="score all clips, and say how many each threshold would drop")
-    words = steps.add_parser("captions", help="let a vision-language model describe all clips")
-    words.add_argument("--endpoint", help="where it answers as OpenAI's API does, such as http://localhost:8000/v1")
-    words.add_argument("--model", help="its name there")
-    words.add_argument("--key", help="the environment variable that holds its key (default OPENAI_API_KEY)")
-    words.add_argument("--answer", type=float, help="seconds for one answer (default 60)")
-    for step in (clips, score, words):
-        step.add_argument("folder", type=Path, help="the prepared folder; run again, it goes on where it was")
-        step.add_argument("--engine", help="pool (default), here or ray")
-        step.add_argument("--workers", type=int, help="how many files are worked on at once (default 2)")
-        step.add_argument("--limit", type=float, help="seconds for one file (default 3600)")
-        step.set_defaults(act=_prepare)
 
 
 OUTPUT_HELP = (
@@ -345,21 +322,6 @@ def _bench(chosen: argparse.Namespace) -> None:
         bench.long(folder)
     else:
         bench.drift(folder, MODELS / "judge")
-
-
-def _prepare(chosen: argparse.Namespace) -> int:
-    try:
-        prepare = importlib.import_module("training.prepare.command").prepare
-    except ModuleNotFoundError as error:
-        raise ValueError(f"prepare needs {error.name}, of the extra data; pip install .[data]") from error
-    given = {name: value for name, value in vars(chosen).items() if value is not None}
-    for name in ("act", "command", "step"):
-        given.pop(name)
-    report, failures = prepare(chosen.step, **given)
-    print(report)
-    for name, error in failures:
-        print(f"longtake: {name}: {error}", file=sys.stderr)
-    return PARTLY if failures else 0
 
 
 def _train(chosen: argparse.Namespace) -> None:

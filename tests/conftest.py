@@ -46,3 +46,87 @@ def tiny_model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "tiny"
     pipeline.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory):
+    """A data set of a few clips, and another to hold out."""
+    from training.config import WorldRun
+    from training.dataset import make_world
+
+    folder = tmp_path_factory.mktemp("world")
+    for name, split in (("train", "train"), ("test", "test")):
+        make_world(WorldRun(folder=folder / name, split=split, clips=(6,), workers=1))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def vae_run(world):
+    from training.config import VAERun
+
+    return VAERun(
+        data=world / "train",
+        held_out=world / "test",
+        out=world / "vae",
+        steps=4,
+        batch=2,
+        frames=5,
+        widths=(16, 32),
+        channels=4,
+        encoder_blocks=(1, 1),
+        decoder_blocks=(1, 1),
+        adversarial_from=2,
+        discriminator_width=8,
+        validate_every=2,
+        warmup_steps=1,
+        decay_steps=1,
+        save_minutes=0,
+    )
+
+
+@pytest.fixture(scope="session")
+def parts(world, vae_run):
+    """A trained VAE and text tower, as far as four steps go."""
+    from training.config import TextRun
+    from training.train_text import train as train_text
+    from training.train_vae import train as train_vae
+
+    text = TextRun(
+        data=world / "train",
+        held_out=world / "test",
+        out=world / "text",
+        steps=2,
+        batch=4,
+        vocabulary=400,
+        width=32,
+        heads=2,
+        layers=1,
+        video_width=64,
+        video_layers=1,
+        validate_every=2,
+    )
+    return train_vae(vae_run), train_text(text)
+
+
+@pytest.fixture
+def dit_run(world, parts, tmp_path):
+    from training.config import DiTRun
+
+    return DiTRun(
+        data=world / "train",
+        held_out=world / "test",
+        out=tmp_path / "dit",
+        vae=world / "vae" / "vae",
+        text=world / "text" / "text",
+        formats=((64, 64, 17), (64, 64, 1)),
+        clips=(2, 2),
+        depth=1,
+        steps=6,
+        warmup_steps=2,
+        decay_steps=2,
+        validate_every=3,
+        show_every=6,
+        sample_steps=2,
+        validation_clips=2,
+        ema_decay=0.9,
+    )

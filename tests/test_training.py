@@ -14,89 +14,13 @@ from safetensors.torch import load_file
 from torch import nn
 
 from training.canvases import draw_level
-from training.config import DiTRun, TextRun, VAERun, WorldRun
+from training.config import DiTRun, WorldRun
 from training.dataset import DataError, bucket_of, code, make_world, order, share
 from training.loop import Checkpoints, Course, Stopped, accelerator_for, adamw, descend, rate_at
 from vae.model import VideoVAE
 from vae.weights import WEIGHTS
 
-FORMATS = ((64, 64, 17), (64, 64, 1))
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    """A data set of a few clips, and another to hold out."""
-    folder = tmp_path_factory.mktemp("world")
-    for name, split in (("train", "train"), ("test", "test")):
-        make_world(WorldRun(folder=folder / name, split=split, clips=(6,), workers=1))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def vae_run(world):
-    return VAERun(
-        data=world / "train",
-        held_out=world / "test",
-        out=world / "vae",
-        steps=4,
-        batch=2,
-        frames=5,
-        widths=(16, 32),
-        channels=4,
-        encoder_blocks=(1, 1),
-        decoder_blocks=(1, 1),
-        adversarial_from=2,
-        discriminator_width=8,
-        validate_every=2,
-        warmup_steps=1,
-        decay_steps=1,
-        save_minutes=0,
-    )
-
-
-@pytest.fixture(scope="module")
-def parts(world, vae_run):
-    """A trained VAE and text tower, as far as four steps go."""
-    from training.train_text import train as train_text
-    from training.train_vae import train as train_vae
-
-    text = TextRun(
-        data=world / "train",
-        held_out=world / "test",
-        out=world / "text",
-        steps=2,
-        batch=4,
-        vocabulary=400,
-        width=32,
-        heads=2,
-        layers=1,
-        video_width=64,
-        video_layers=1,
-        validate_every=2,
-    )
-    return train_vae(vae_run), train_text(text)
-
-
-@pytest.fixture
-def dit_run(world, parts, tmp_path):
-    return DiTRun(
-        data=world / "train",
-        held_out=world / "test",
-        out=tmp_path / "dit",
-        vae=world / "vae" / "vae",
-        text=world / "text" / "text",
-        formats=FORMATS,
-        clips=(2, 2),
-        depth=1,
-        steps=6,
-        warmup_steps=2,
-        decay_steps=2,
-        validate_every=3,
-        show_every=6,
-        sample_steps=2,
-        validation_clips=2,
-        ema_decay=0.9,
-    )
+SQUARE = (64, 64, 17)
 
 
 def weights(run):
@@ -195,7 +119,7 @@ def test_the_times_of_a_step_are_spread_evenly(dit_run, parts):
         process_index, num_processes = 0, 1
 
     vae = VideoVAE.from_pretrained(dit_run.vae)
-    source = Source.open(dit_run.data, dit_run.formats, dit_run.formats[0], vae, vae.encoder_hash())
+    source = Source.open(dit_run, dit_run.data, dit_run.formats[0], vae, vae.encoder_hash())
     times = sorted(e.uniform for step in (0, 1) for e in draw(dit_run, source, (1, 2, 2), 8, step, Alone))
     gaps = [after - before for before, after in zip(times, [*times[1:], times[0] + 1], strict=True)]
     assert min(gaps) > 0.3 / 16 and max(gaps) < 2 / 16
@@ -333,10 +257,10 @@ def test_a_world_interrupted_goes_on_to_the_same_clips(world, tmp_path, monkeypa
     with pytest.raises(KeyboardInterrupt):
         make_world(run)
     with pytest.raises(DataError, match="has 2 of 6"):
-        len(bucket_of(run.folder, FORMATS[0]))
+        len(bucket_of(run.folder, SQUARE))
     monkeypatch.setattr(dataset, "caption", real)
     make_world(run)
-    a, b = bucket_of(run.folder, FORMATS[0]), bucket_of(world / "train", FORMATS[0])
+    a, b = bucket_of(run.folder, SQUARE), bucket_of(world / "train", SQUARE)
     assert np.array_equal(a.pixels, b.pixels) and a.captions == b.captions
 
 
@@ -347,11 +271,11 @@ def test_a_data_set_of_other_clips_is_not_overwritten(world):
 
 def test_a_missing_data_set_is_named(tmp_path):
     with pytest.raises(DataError, match="has none, so make them: longtake world"):
-        len(bucket_of(tmp_path, FORMATS[0]))
+        len(bucket_of(tmp_path, SQUARE))
 
 
 def test_latents_are_coded_once_for_each_vae(world):
-    bucket = bucket_of(world / "train", FORMATS[0])
+    bucket = bucket_of(world / "train", SQUARE)
     calls = []
 
     def encode(clips):

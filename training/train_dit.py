@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -25,13 +27,16 @@ from dit.pipeline import Pipeline, Settings
 from dit.request import Request
 from training.canvases import draw_level
 from training.config import DiTRun, Format
-from training.dataset import Bucket, bucket_of, code, data_hash, order, share
+from training.dataset import PREPARED, Bucket, bucket_of, code, data_hash, order, share
 from training.loop import Course, accelerator_for, adamw, descend, describe, rate_at
 from training.muon import muon
 from vae.model import VideoVAE
 from vae.pixels import contact_sheet
 from vae.recorder import write_picture
 from vae.weights import halve, load_strictly
+
+if TYPE_CHECKING:
+    from training.prepare.latents import Shelf
 
 STRATA = 8  # of time, in the validation table
 TOKEN_PIXELS = 16
@@ -48,8 +53,8 @@ def train(run: DiTRun) -> dict:
     text_encoder.requires_grad_(False).to(accelerator.device)
     stamp = vae.encoder_hash()
     with accelerator.main_process_first():
-        sources = {format: Source.open(run.data, run.formats, format, vae, stamp) for format in run.formats}
-        held_out = Source.open(run.held_out, run.formats, real_formats(run.formats)[0], vae, stamp)
+        sources = {format: Source.open(run, run.data, format, vae, stamp) for format in run.formats}
+        held_out = Source.open(run, run.held_out, real_formats(run.formats)[0], vae, stamp)
     shape = shape_of(run, vae.stride, vae.channels, width_of(text_encoder))
     torch.manual_seed(run.seed)
     model = DiT.from_shape(shape)
@@ -87,7 +92,7 @@ def train(run: DiTRun) -> dict:
         if step % run.validate_every == run.validate_every - 1:
             course.log(step + 1, with_average(bare, average, lambda: validate(bare, table)))
         if step % run.show_every == run.show_every - 1 and accelerator.is_main_process:
-            with_average(bare, average, lambda shown=step + 1: show(pipeline, run, shown))
+            with_average(bare, average, lambda shown=step + 1: show(pipeline, run, held_out, shown))
 
     average.copy_to(bare.parameters())
     report = validate(bare.eval(), table)
@@ -114,15 +119,26 @@ class Source:
     size.
     """
 
-    bucket: Bucket
-    latents: np.ndarray
+    bucket: Bucket | Shelf
+    latents: np.ndarray | Shelf
     kind: str
     fps: float
 
+    def usual(self, clip: int) -> str:
+        """Return the caption that a clip is validated and shown with: the second, in the world the first plain one."""
+        said = self.bucket.captions[clip][self.kind]
+        return said[min(1, len(said) - 1)]
+
     @classmethod
-    def open(cls, data, formats: tuple[Format, ...], format: Format, vae: VideoVAE, stamp: str) -> Source:
-        """Code a format's clips if that is not done yet, and open them."""
+    def open(cls, run: DiTRun, data: Path, format: Format, vae: VideoVAE, stamp: str) -> Source:
+        """Code a format's clips if that is not done yet, and open them; those of a prepared folder are coded."""
         still = format[2] == 1
+        if (data / PREPARED).exists():
+            from training.prepare.latents import Shelf
+
+            shelf = Shelf(data, format, stamp, run.fps)
+            return cls(shelf, shelf, "still" if still else "moving", run.fps)
+        formats = run.formats
         bucket = bucket_of(data, next(f for f in real_formats(formats) if f[:2] == format[:2]) if still else format)
         with torch.no_grad():
             latents = code(bucket, lambda clips: vae.encode(clips.to(vae.device)).cpu(), stamp, still)
@@ -246,8 +262,8 @@ def validation_table(run: DiTRun, source: Source, shape: DiTConfig, tokenizer, t
             latents = torch.from_numpy(source.latents[clip].astype(np.float32))
             noise = torch.from_numpy(rng.standard_normal(latents.shape, dtype=np.float32))
             uniform = (stratum + float(rng.random())) / STRATA
-            caption = source.bucket.captions[clip]["moving"][1]  # the first plain English one
-            examples.append(Example(latents, noise, torch.ones(latents.shape[1:]), uniform, caption, source.fps))
+            level = torch.ones(latents.shape[1:])
+            examples.append(Example(latents, noise, level, uniform, source.usual(clip), source.fps))
         with torch.no_grad():
             words = encode([example.caption for example in examples], tokenizer, text_encoder, cut=True)
         table.append((*noised(examples, shape, run, next(text_encoder.parameters()).device), words))
@@ -277,12 +293,13 @@ def settings(run: DiTRun) -> Settings:
     return Settings(run.formats, run.fps, (columns, rows), frames / run.fps, run.sample_steps, run.guidance)
 
 
-def show(pipeline: Pipeline, run: DiTRun, step: int, clips: int = 8) -> None:
+def show(pipeline: Pipeline, run: DiTRun, source: Source, step: int, clips: int = 8) -> None:
     """Dream held-out prompts and keep the picture."""
-    captions = bucket_of(run.held_out, real_formats(run.formats)[0]).captions
-    requests = [Request(prompt=captions[n]["moving"][1], seed=n) for n in range(min(clips, len(captions)))]
+    prompts = [source.usual(clip) for clip in range(min(clips, len(source.bucket)))]
+    requests = [Request(prompt=prompt, seed=n) for n, prompt in enumerate(prompts) if prompt]
     videos = [pipeline.pixels(dream) for dream in pipeline.generate(requests)]
-    write_picture(run.out / f"sample-{step:06d}.png", contact_sheet(videos, captions=[r.prompt for r in requests]))
+    if videos:
+        write_picture(run.out / f"sample-{step:06d}.png", contact_sheet(videos, captions=[r.prompt for r in requests]))
 
 
 def save(pipeline: Pipeline, run: DiTRun) -> None:

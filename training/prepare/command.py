@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 from training.prepare.captions import CaptionsRun, captions, failed_captions
 from training.prepare.clips import ClipsRun, clips, failed_clips
 from training.prepare.filter import FilterRun, failed_scores, filter_clips
+from training.prepare.latents import LatentsRun, failed_latents, latents
 
 Failures = list[tuple[str, str]]  # what failed, and why
 
@@ -38,4 +40,30 @@ def _captions(folder: Path, **given) -> tuple[str, Failures]:
     return ", ".join(f"{count} {name}" for name, count in found.items()), failed_captions(run)
 
 
-STEPS: dict[str, Callable[..., tuple[str, Failures]]] = {"clips": _clips, "filter": _filter, "captions": _captions}
+def _latents(folder: Path, **given) -> tuple[str, Failures]:
+    run = LatentsRun(folder=folder, **given)
+    found = latents(run)
+    return ", ".join(f"{count} {name}" for name, count in found.items()), failed_latents(run)
+
+
+def _all(folder: Path, **given) -> tuple[str, Failures]:
+    """Take one step after the other; captions where there is an endpoint to ask."""
+    reports, failures = [], []
+    runs = {"clips": ClipsRun, "filter": FilterRun, "captions": CaptionsRun, "latents": LatentsRun}
+    for step, kind in runs.items():
+        if step == "captions" and "endpoint" not in given:
+            continue
+        own = {field.name for field in fields(kind)}
+        report, failed = STEPS[step](folder, **{name: value for name, value in given.items() if name in own})
+        reports.append(f"{step}: {report}" if step != "filter" else report)
+        failures += failed
+    return "\n".join(reports), failures
+
+
+STEPS: dict[str, Callable[..., tuple[str, Failures]]] = {
+    "clips": _clips,
+    "filter": _filter,
+    "captions": _captions,
+    "latents": _latents,
+    "all": _all,
+}

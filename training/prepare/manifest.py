@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-MANIFEST = "manifest.parquet"
+from training.dataset import PREPARED
 
 
 class PrepareError(ValueError):
@@ -81,17 +81,17 @@ def write_manifest(folder: Path, rows: list[Row]) -> None:
     plain = [asdict(row) | {"scores": list(row.scores.items())} for row in rows]
     for row in plain:
         row["captions"] = [one | {"parts": list(one["parts"].items())} for one in row["captions"]]
-    temporary = folder / f".{MANIFEST}"
+    temporary = folder / f".{PREPARED}"
     pq.write_table(pa.Table.from_pylist(plain, SCHEMA), temporary)
-    os.replace(temporary, folder / MANIFEST)
+    os.replace(temporary, folder / PREPARED)
 
 
 def read_manifest(folder: Path) -> list[Row]:
     """Read a prepared folder's rows; raises PrepareError where there are none."""
-    path = folder / MANIFEST
+    path = folder / PREPARED
     if not path.exists():
         raise PrepareError(
-            f"a prepared folder has a {MANIFEST}; {folder} has none, so run longtake prepare clips first"
+            f"a prepared folder has a {PREPARED}; {folder} has none, so run longtake prepare clips first"
         )
     try:
         found = pq.read_table(path, schema=SCHEMA).to_pylist()

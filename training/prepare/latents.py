@@ -1,0 +1,211 @@
+"""Code clips for training: latents in WebDataset tars, `shards/VAE/RESOLUTION/ASPECT/FRAMES/NUMBER.tar`.
+
+Every clip is brought to the format of training that is nearest to its own, and coded stretch by stretch. A tar is
+written whole before its clips are noted in the journal. Names hold the hashes of clip and encoder, so that nothing
+stale is used.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import tarfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from training.config import Format
+from training.dataset import DataError
+from training.prepare.engine import SECONDS, each
+from training.prepare.manifest import Journal, Row, alone, read_manifest
+from vae.media import read_picture, read_video
+from vae.model import VideoVAE
+from vae.pixels import fit_picture
+from vae.weights import load_strictly
+
+FORMATS: tuple[Format, ...] = ((64, 64, 17), (80, 48, 17), (48, 80, 17), (64, 64, 1))
+
+
+@dataclass(frozen=True)
+class LatentsRun:
+    """Which prepared folder to code, by the VAE in `vae`, to which `formats` (columns, rows, frames) at `fps`; a tar
+    holds `samples`. `engine`, `workers` and `limit` as for ClipsRun.
+    """
+
+    folder: Path = Path("prepared")
+    vae: Path = Path("app/models/first/vae")
+    formats: tuple[Format, ...] = FORMATS
+    fps: float = 8.0
+    samples: int = 1000
+    engine: str = "pool"
+    workers: int = 2
+    limit: float = SECONDS
+
+
+class Task(NamedTuple):
+    """A clip, the run that it is coded for, and the format."""
+
+    row: Row
+    run: LatentsRun
+    format: Format
+
+
+def latents(run: LatentsRun) -> dict[str, int]:
+    """Code all clips that this encoder has not coded in this format yet; returns how many there are, were done, fit no
+    format, and failed, and how many samples there are.
+    """
+    stamp = encoder_of(run.vae).encoder_hash()
+    rows = read_manifest(run.folder)
+    with alone(run.folder):
+        journal = Journal(run.folder, "latents")
+        fitting = [(row, format) for row in rows if (format := fit(row, run.formats, run.fps))]
+        done = coded(journal, stamp, run.fps)
+        tasks = [Task(row, run, format) for row, format in fitting if (row.clip, format) not in done]
+        held: dict[Format, list[tuple[Row, list[np.ndarray]]]] = {format: [] for format in run.formats}
+        with journal.adding() as note:
+            for outcome in each(code_clip, tasks, run.engine, run.workers, run.limit):
+                row, _, format = tasks[outcome.number]
+                if outcome.error is not None:
+                    note({"clip": row.clip, "encoder": stamp, "fps": run.fps, "error": outcome.error})
+                    continue
+                held[format].append((row, outcome.value))
+                if sum(len(samples) for _, samples in held[format]) >= run.samples:
+                    shelve(run, stamp, format, held[format], note)
+                    held[format] = []
+            for format, clips in held.items():
+                if clips:
+                    shelve(run, stamp, format, clips, note)
+        done = coded(journal, stamp, run.fps)
+        return {
+            "clips": len(rows),
+            "done before": len(fitting) - len(tasks),
+            "too short": len(rows) - len(fitting),
+            "samples": sum(len(done.get((row.clip, format), {}).get("samples", [])) for row, format in fitting),
+            "failed": len(failed_latents(run)),
+        }
+
+
+def coded(journal: Journal, stamp: str, fps: float) -> dict[tuple[str, Format | None], dict]:
+    """Return what was last noted of each clip and format, by one encoder at one rate."""
+    return {
+        (line["clip"], tuple(line["format"]) if "format" in line else None): line
+        for line in journal.lines()
+        if (line["encoder"], line["fps"]) == (stamp, fps)
+    }
+
+
+def failed_latents(run: LatentsRun) -> list[tuple[str, str]]:
+    """List the clips that could not be coded, and why."""
+    done = coded(Journal(run.folder, "latents"), encoder_of(run.vae).encoder_hash(), run.fps)
+    good = {clip for clip, format in done if format}
+    return [
+        (row.file, done[row.clip, None]["error"])
+        for row in read_manifest(run.folder)
+        if (row.clip, None) in done and row.clip not in good
+    ]
+
+
+def fit(row: Row, formats: tuple[Format, ...], fps: float) -> Format | None:
+    """Choose the format that is nearest to a clip: of the nearest aspect ratio, then the largest that needs no
+    enlarging, then the longest that the clip fills; None where it fills none.
+    """
+    frames = 1 if row.frames == 1 else 1 + math.floor((row.frames - 1) / row.fps * fps + 1e-6)
+    filled = [format for format in formats if format[2] <= frames and (format[2] == 1) == (row.frames == 1)]
+
+    def fitness(format: Format) -> tuple:
+        columns, rows, length = format
+        enlarged = max(columns / row.columns, rows / row.rows, 1.0)
+        return round(abs(math.log(columns / rows * row.rows / row.columns)), 3), enlarged, -columns * rows, -length
+
+    return min(filled, key=fitness, default=None)
+
+
+@cache
+def encoder_of(vae: Path) -> VideoVAE:
+    """Return a VAE, loaded once in each process."""
+    return load_strictly(VideoVAE, vae).requires_grad_(False).eval()
+
+
+def code_clip(task: Task) -> list[np.ndarray]:
+    """Return the latents (C, T, H, W), in float16, of each stretch of a clip that is as long as its format."""
+    row, run, (columns, rows, frames) = task
+    path = run.folder / row.file
+    if frames == 1:
+        video = fit_picture(read_picture(path), rows, columns)
+    else:
+        video = read_video(path, run.fps, size=(rows, columns)).video
+    vae = encoder_of(run.vae)
+    parts = [video[:, start : start + frames] for start in range(0, video.shape[1] - frames + 1, frames)]
+    return [vae.encode(part[None])[0].to(torch.float16).numpy() for part in parts]
+
+
+def shelve(run: LatentsRun, stamp: str, format: Format, clips: list[tuple[Row, list[np.ndarray]]], note) -> None:
+    """Write samples of one format as the next tar, and then note the clips."""
+    columns, rows, frames = format
+    common = math.gcd(columns, rows)
+    place = Path("shards") / stamp / f"{min(columns, rows)}p" / f"{columns // common}-{rows // common}" / str(frames)
+    (run.folder / place).mkdir(parents=True, exist_ok=True)
+    number = len(list((run.folder / place).glob("*.tar")))
+    shard = place / f"{number:06d}.tar"
+    temporary = run.folder / place / f".{number:06d}.tar"
+    noted: dict[str, list[dict]] = {}
+    with open(temporary, "wb") as file, tarfile.open(fileobj=file, mode="w") as tar:
+        for row, samples in clips:
+            for part, found in enumerate(samples):
+                key = f"{row.clip}-{part:03d}"
+                about = {"clip": row.clip, "fps": run.fps, "captions": [caption.text for caption in row.captions]}
+                array = io.BytesIO()
+                np.save(array, found)
+                offset = _add(tar, f"{key}.latents.npy", array.getvalue())
+                _add(tar, f"{key}.json", json.dumps(about, ensure_ascii=False).encode())
+                head = len(array.getvalue()) - found.nbytes
+                noted.setdefault(row.clip, []).append({"offset": offset + head, "shape": list(found.shape)})
+    os.replace(temporary, run.folder / shard)
+    for clip, samples in noted.items():
+        about = {"clip": clip, "encoder": stamp, "fps": run.fps, "format": list(format), "shard": str(shard)}
+        note(about | {"samples": samples})
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> int:
+    """Add a file to a tar; returns where its bytes begin."""
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    offset = tar.offset + len(member.tobuf(tar.format, tar.encoding, tar.errors))
+    tar.addfile(member, io.BytesIO(data))
+    return offset
+
+
+class Shelf:
+    """The samples of one format in a prepared folder, read by random access: `shelf[n]` are latents (C, T, H, W), and
+    `captions[n]` the words for them. Raises DataError where there are none.
+    """
+
+    def __init__(self, folder: Path, format: Format, stamp: str, fps: float):
+        self.folder = folder / "x".join(map(str, format))  # what it is called in the order of a run
+        kind = "still" if format[2] == 1 else "moving"
+        words = {row.clip: [caption.text for caption in row.captions] or [""] for row in read_manifest(folder)}
+        done = coded(Journal(folder, "latents"), stamp, fps)
+        lines = [line for (clip, found), line in sorted(done.items(), key=str) if found == format and clip in words]
+        self.samples = [(folder / line["shard"], at["offset"], at["shape"]) for line in lines for at in line["samples"]]
+        self.captions = [{kind: words[line["clip"]]} for line in lines for _ in line["samples"]]
+        if not self.samples:
+            name = self.folder.name
+            raise DataError(f"a data set must have clips of {name}; {folder} has none, so longtake prepare latents")
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, number: int) -> np.ndarray:
+        path, offset, shape = self.samples[number]
+        return np.memmap(path, np.float16, "r", offset, tuple(shape))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(samples, C, T, H, W)."""
+        return len(self), *self.samples[0][2]
