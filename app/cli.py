@@ -6,6 +6,7 @@ import argparse
 import importlib
 import os
 import sys
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -277,7 +278,10 @@ def _again(chosen: argparse.Namespace) -> None:
     from app.render import request_in
 
     size = parse_size(chosen.size) if chosen.size else None
-    request = request_in(chosen.file).altered(**_settings(chosen))
+    request = request_in(chosen.file)
+    if chosen.mode not in (None, request.mode):  # another mode has a strength of its own
+        request = replace(request, strength=None)
+    request = request.altered(**_settings(chosen))
     request = request.altered(prompt=chosen.prompt, seed=chosen.seed, size=size)
     output = chosen.output or chosen.file.with_stem(f"{chosen.file.stem}-again")
     _render([request], [output], chosen)

@@ -23,7 +23,7 @@ from dit.model import DiT
 from dit.modes import MODES, Mode
 from dit.packing import grid_of, pack, unpack
 from dit.request import METHODS, SIDES, Request, RequestError, check_values
-from dit.ring import Ring, cut_open, windows_around
+from dit.ring import Ring, cut_open
 from dit.sampler import Heading, Velocity, sample
 from dit.script import Script, plan
 from dit.windows import dream_long, window_of
@@ -175,10 +175,12 @@ class Pipeline(DiffusionPipeline):
 
     @property
     def made_with(self) -> str:
-        """Whatever moves a clip's last bits, beside its request and the weights."""
+        """What moves a clip's last bits, beside its request and the weights."""
         net = self.transformer
+        gpu = torch.cuda.get_device_name(net.device) if net.device.type == "cuda" else None
+        where = gpu or f"{torch.backends.cpu.get_cpu_capability()} x {torch.get_num_threads()}"
         kind = str(net.dtype).removeprefix("torch.")
-        return f"torch {torch.__version__}, {net.device.type}, {kind}, attention {net.attention_backend}"
+        return f"torch {torch.__version__}, {where}, {kind}, attention {net.attention_backend}"
 
     def frames_for(self, size: tuple[int, int], seconds: float, fps: float) -> int:
         """Return how many frames last `seconds`, less than a latent's worth away; raises RequestError if untrained at
@@ -253,12 +255,11 @@ class Pipeline(DiffusionPipeline):
         """Dream a circle; yield its latents after each step, at last turned to where it is best cut open."""
         request, canvas, period = job.request, job.canvas, job.canvas.steps
         noise = job.noise(period)
-        count = windows_around(period, job.window)
         channels, _, rows, columns = canvas.given.shape
-        windows = [blank((channels, job.window, rows, columns), canvas.fps, self.device)] * count
-        look = self.looking(windows, [request] * count, [0] * count, [window.given for window in windows])
+        window = blank((channels, job.window, rows, columns), canvas.fps, self.device)
+        look = self.looking([window], [request], [0], [window.given])
         ring = Ring(look, self.vae, job.window, noise[:, period:])
-        times = [self.times(request, windows[0])]
+        times = [self.times(request, window)]
         found: list[Tensor] = []
         for found in sample(ring, [canvas], [noise[:, :period]], times, request.method or "", heading):
             yield found

@@ -26,8 +26,8 @@ def windows_around(period: int, length: int) -> int:
 
 
 class Ring:
-    """The velocity of a circle (C, T, H, W): what is seen in windows of `length` time steps around it, and where they
-    overlap, the mean. `look` sees as many as `windows_around` says.
+    """The velocity of a circle (C, T, H, W): what `look` sees in windows of `length` time steps around it, one after
+    the other, and where they overlap, the mean.
 
     `noise` (C, T, H, W) is what the pictures before the windows lie under.
     """
@@ -40,15 +40,12 @@ class Ring:
         (x,), (level,) = xs, levels
         period, count = x.shape[1], windows_around(x.shape[1], self.length)
         turn = math.floor(self.looks * GOLDEN % 1 * period)
-        cuts = [(turn + round(number * period / count)) % period for number in range(count)]
-        places = [(cut + torch.arange(-1, self.length - 1)) % period for cut in cuts]
-        pictures = [self.picture(place[:1], level) for place in places]
-        found = self.look(
-            [torch.cat([picture, x[:, place[1:]]], 1) for picture, place in zip(pictures, places, strict=True)],
-            [level[place] for place in places],
-        )
         sums, seen = torch.zeros_like(x), x.new_zeros(period)
-        for velocity, place in zip(found, places, strict=True):
+        for number in range(count):
+            cut = turn + round(number * period / count)
+            place = (cut + torch.arange(-1, self.length - 1, device=x.device)) % period
+            window = torch.cat([self.picture(place[:1], level), x[:, place[1:]]], 1)
+            (velocity,) = self.look([window], [level[place]])
             sums.index_add_(1, place[1:], velocity[:, 1:])
             seen.index_add_(0, place[1:], seen.new_ones(self.length - 1))
         answer = sums / seen[:, None, None]
@@ -65,7 +62,8 @@ def cut_open(ring: Tensor, vae: VideoVAE) -> Tensor:
     """Return a circle of latents (C, T, H, W) turned so that it begins where the last frame of a time step and the
     first of the next differ least.
     """
-    frames = vae.sketch(torch.cat([ring[:, -1:], ring], 1)[None])[0]
-    each = vae.stride[0]
-    change = (frames[:, 1::each] - frames[:, :-1:each]).square().mean((0, 2, 3))
-    return ring.roll(-int(change.argmin()), 1)
+    change, last = [], vae.stride[0]
+    for step in range(ring.shape[1]):
+        frames = vae.sketch(ring[None, :, [step - 1, step - 1, step]])[0]
+        change.append(float((frames[:, last + 1] - frames[:, last]).square().mean()))
+    return ring.roll(-change.index(min(change)), 1)

@@ -215,7 +215,8 @@ def test_what_a_clip_was_made_with_is_in_its_file_and_said_where_it_is_another(t
 
     pipeline = load(Request(model=str(tiny_model)))
     plain = pipeline.resolve(Request(prompt="a ball"))
-    assert plain.made_with == f"torch {torch.__version__}, cpu, float32, attention auto"
+    assert plain.made_with.startswith(f"torch {torch.__version__}, ")
+    assert plain.made_with.endswith(", float32, attention auto")
     pipeline.transformer.attention_backend = "one-by-one"
     other = pipeline.resolve(plain)
     assert other.made_with == plain.made_with.replace("auto", "one-by-one")

@@ -29,6 +29,7 @@ def prepared(tmp_path, parts, vae_run):
     for name, film in {"long": shot(0, 38, 64, 64), "wide": shot(1, 12, 96, 160), "short": shot(2, 8, 64, 64)}.items():
         write_video(raw / f"{name}.mp4", film, 8)
         (raw / f"{name}.txt").write_text(f"a {name} film")
+    (raw / "still.txt").write_text("very " * 500 + "long words")
     write_picture(raw / "still.png", shot(3, 1, 80, 64))
     clips(ClipsRun(str(raw), folder, engine="here"))
     return LatentsRun(folder, vae_run.out / "vae", FORMATS, engine="here")
@@ -52,7 +53,7 @@ def test_samples_are_what_the_vae_says_of_the_clip_and_webdataset_reads_the_same
     still = Shelf(prepared.folder, (64, 64, 1), stamp, 8.0)
     picture = fit_picture(read_picture(prepared.folder / rows["still.png"].file), 64, 64)
     assert np.array_equal(still[0], vae.encode(picture[None])[0].to(torch.float16).numpy())
-    assert still.captions == [{"still": [""]}]
+    assert still.captions == [{"still": ["very " * 500 + "long words"]}]
     tars = {str(path.relative_to(prepared.folder)) for path in prepared.folder.rglob("*.tar")}
     assert tars == {f"shards/{stamp}/{name}/000000.tar" for name in ("64p/1-1/17", "48p/5-3/9", "64p/1-1/1")}
     tar = prepared.folder / f"shards/{stamp}/64p/1-1/17/000000.tar"

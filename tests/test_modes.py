@@ -150,11 +150,12 @@ def test_a_long_clip_is_dreamed_once_everywhere_and_never_coded_again(pipeline):
         assert torch.allclose(part.given[:, :1], pipeline.vae.encode(shown)[0], atol=1e-4)
 
 
+@torch.no_grad()
 def test_a_circle_is_seen_in_windows_that_are_cut_elsewhere_at_every_look(pipeline):
     seen = []
 
     def look(xs, levels):
-        seen.append(xs)
+        seen.append(xs[0])
         return [x.square() - level for x, level in zip(xs, levels, strict=True)]
 
     x, level = torch.randn(4, 7, 8, 8), torch.full((7, 8, 8), 0.5)
@@ -165,8 +166,8 @@ def test_a_circle_is_seen_in_windows_that_are_cut_elsewhere_at_every_look(pipeli
         before = ring.clean
         (velocity,) = ring([x], [level])
         assert torch.allclose(velocity, x.square() - level, atol=1e-6)  # no place is treated unlike another
-        assert [window.shape[1] for window in seen[-1]] == [5] * windows_around(7, 5) == [5, 5]
-        for window in seen[-1]:
+        assert windows_around(7, 5) == 2 and len(seen) % 2 == 0
+        for window in seen[-2:]:
             (cut,) = (step for step in range(7) if torch.equal(window[:, 1], x[:, step]))
             assert torch.equal(window[:, 1:], x[:, (cut + torch.arange(4)) % 7])
             last = pipeline.vae.sketch(before[None, :, [cut - 1, cut - 1]])[:, :, -1:]
@@ -174,6 +175,23 @@ def test_a_circle_is_seen_in_windows_that_are_cut_elsewhere_at_every_look(pipeli
             assert torch.allclose(window[:, :1], picture, atol=1e-5)
             cuts.append(cut)
     assert set(cuts) == set(range(7))
+
+
+def test_no_seam_stays_where_each_window_changes_what_is_at_its_ends(pipeline):
+    """A look that spoils the two ends of each window leaves a seam where windows are always cut, and none where not."""
+
+    def look(xs, levels):
+        spoilt = xs[0] - 1.0  # the velocity to a circle of ones
+        spoilt[:, 1] -= 1.0
+        spoilt[:, -1] += 1.0
+        return [spoilt]
+
+    ring, x = Ring(look, pipeline.vae, 5, torch.zeros(4, 4, 8, 8)), torch.zeros(4, 4, 8, 8)
+    for time in torch.linspace(1, 0, 41)[:-1]:
+        (velocity,) = ring([x], [torch.full((4, 8, 8), float(time))])
+        x = x - velocity / 40
+    joins = (x - x.roll(1, 1)).abs().mean((0, 2, 3))
+    assert joins.max() < 0.1  # of 1.3 where windows are always cut at one place
 
 
 @torch.no_grad()
@@ -190,8 +208,8 @@ def test_a_loop_played_twice_has_no_seam(pipeline, files):
     clip = pipeline.pixels(dream)
     twice = pipeline.pixels(replace(dream, latents=dream.latents.repeat(1, 2, 1, 1)))
     assert torch.allclose(twice[:, : clip.shape[1]], twice[:, clip.shape[1] :], atol=0.02)
-    steps = (clip[:, 1:] - clip[:, :-1]).abs().mean((0, 2, 3))
-    assert (clip[:, 0] - clip[:, -1]).abs().mean() <= steps.quantile(0.95)
+    around = (clip - clip.roll(1, 1)).abs().mean((0, 2, 3))
+    assert around[0] <= around[1:].quantile(0.95) and around.max() <= 1.5 * around.quantile(0.9)
 
 
 def test_moments_share_a_clip_and_hand_over_softly():

@@ -132,8 +132,9 @@ def test_what_stands_out_counts_for_more_the_less_noise_there_is():
     patch, rows = (1, 2, 2), torch.linspace(-1, 1, 8)[None, None, :, None]
     latents = rows.expand(4, 3, 8, 8).clone()  # a sky and a ground, the same in every column
     latents[:, :, 4:6, 2:4] += 1  # and something on it
-    assert torch.allclose(standing_out(latents, patch).reshape(3, 4, 4)[:, 2, 1], torch.tensor(16.0))
-    for now in (0.0, 0.5, 1.0):
+    out = standing_out(latents, patch).reshape(3, 4, 4)
+    assert torch.allclose(out[:, 2, 1], torch.tensor(1.0)) and not out[:, 0].any()
+    for now in (0.25, 0.5, 1.0):
         level = torch.full((3, 8, 8), now)
         example = Example(latents, torch.randn(4, 3, 8, 8), level, 0.5, "", 8.0)
         weights = weights_of([example] * 2, pack([latents] * 2, [level] * 2, [8.0] * 2, patch), 4.0)
@@ -142,6 +143,13 @@ def test_what_stands_out_counts_for_more_the_less_noise_there_is():
         assert torch.allclose(weights.mean(), torch.tensor(1.0))
         assert torch.allclose(thing, torch.tensor((1 + 16 * share) / (1 + share)))
         assert torch.allclose(ground, torch.tensor(1 / (1 + share)))
+    level = torch.zeros(3, 8, 8)
+    level[:, 4:6, 2:6] = 0.5  # a region anew: the thing and as much of the ground
+    example = Example(latents, torch.randn(4, 3, 8, 8), level, 0.5, "", 8.0)
+    weights = weights_of([example], pack([latents], [level], [8.0], patch), 4.0).reshape(3, 4, 4)
+    assert torch.allclose(weights[:, 2, 1:3], torch.tensor([(1 + 2 * 2) / 3, 1 / 3]))
+    flat = weights_of([replace(example, latents=torch.zeros(4, 3, 8, 8))], pack([latents], [level], [8.0], patch), 4.0)
+    assert torch.allclose(flat, torch.ones(48, 1))
     plain = weights_of([example], pack([latents], [level], [8.0], patch), 0.0)
     assert torch.equal(plain, torch.ones(48, 1))
 

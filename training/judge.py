@@ -26,7 +26,7 @@ from training.muon import muon
 from training.world.lexicon import SIDES
 from training.world.scene import CAMERAS, COLOURS, EVENTS, SHAPES, SIZES, Scene
 from vae.model import VideoVAE
-from vae.weights import load_strictly
+from vae.weights import hash_of_file, load_strictly, weights_in
 
 FORMAT = (64, 64, 17)
 REPORT = "report.json"
@@ -164,7 +164,8 @@ def train(run: JudgeRun) -> dict:
     """
     accelerator = accelerator_for(run)
     buckets = [bucket_of(folder, FORMAT) for folder in (run.data, run.more_data)]
-    describe(run, accelerator, data=[data_hash(folder, (FORMAT,)) for folder in (run.data, run.more_data)])
+    hashes = [data_hash(folder, (FORMAT,)) for folder in (run.data, run.more_data)]
+    describe(run, accelerator, data=hashes, encoder=hash_of_file(*weights_in(run.coder)) if run.coder else None)
     coder = load_strictly(VideoVAE, run.coder).requires_grad_(False).to(accelerator.device) if run.coder else None
     torch.manual_seed(run.seed)
     judge = Judge(run.width)

@@ -65,7 +65,7 @@ FREE = {
     *("steps", "rate", "warmup_steps", "decay_steps", "precision", "save_minutes", "keep_checkpoints"),
     *("validate_every", "show_every", "adversarial_from", "adversarial_rate"),
     *("sample_steps", "guidance", "shift", "train_shift", "emphasis"),
-    *("out", "data", "more_data", "held_out", "vae"),  # folders may move: what is in them is compared
+    *("out", "data", "more_data", "held_out", "vae", "coder"),  # folders may move: what is in them is compared
 }
 
 

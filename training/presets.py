@@ -172,6 +172,7 @@ def dit_first() -> DiTRun:
 
 
 def judge_first() -> JudgeRun:
+    """Train on clips of which some have been through the VAE; the shipped judge did so for its last 700 steps."""
     return JudgeRun(
         data=Path("data/first"),
         held_out=Path("data/first-test"),

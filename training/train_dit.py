@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -222,22 +223,26 @@ def noised(examples: list[Example], shape: DiTConfig, run: DiTRun, device) -> tu
 
 
 def weights_of(examples: list[Example], batch: Pack, emphasis: float) -> Tensor:
-    """Return how much each token of a pack counts (N, 1), on average 1: what stands out counts for more, the less
-    noise there is.
+    """Return how much each token of a pack counts (N, 1), on average 1 over what is to be dreamed: what stands out
+    counts for more, the less noise there is.
 
     Under much noise nobody knows yet where it will be, and a weight that depends on it would make it more likely.
     """
     share = emphasis * (1 - batch.level[:, None])
-    return (1 + share * torch.cat([standing_out(e.latents, batch.patch) for e in examples]).to(share)) / (1 + share)
+    found = []
+    for example, level in zip(examples, batch.level.split(batch.lengths), strict=True):
+        out, dreamed = standing_out(example.latents, batch.patch).to(level), (level > 0)[:, None]
+        usual = (out * dreamed).sum() / dreamed.sum()
+        found.append(out / usual if usual > 0 else torch.ones_like(out))
+    return (1 + share * torch.cat(found)) / (1 + share)
 
 
 def standing_out(latents: Tensor, patch: tuple[int, int, int]) -> Tensor:
     """Return how far each token of a clip's latents (C, T, H, W) is from what is usual in its rows, (N, 1): its mean
-    square distance from the median over columns and time, divided by the clip's average.
+    square distance from the median over columns and time.
     """
     usual = rearrange(latents, "C T H W -> C H (T W)").median(-1).values
-    tokens = patchify(latents - usual[:, None, :, None], patch).square().mean(-1, keepdim=True)
-    return tokens / tokens.mean().clamp(min=1e-6)
+    return patchify(latents - usual[:, None, :, None], patch).square().mean(-1, keepdim=True)
 
 
 def flow_loss(
@@ -294,9 +299,12 @@ def settings(run: DiTRun) -> Settings:
 
 
 def show(pipeline: Pipeline, run: DiTRun, source: Source, step: int, clips: int = 8) -> None:
-    """Dream held-out prompts and keep the picture."""
+    """Dream held-out prompts, those that a prompt may be as long as, and keep the picture."""
     prompts = [source.usual(clip) for clip in range(min(clips, len(source.bucket)))]
-    requests = [Request(prompt=prompt, seed=n) for n, prompt in enumerate(prompts) if prompt]
+    requests = []
+    for number, prompt in enumerate(prompts):
+        with suppress(ValueError):
+            requests.append(pipeline.resolve(Request(prompt=prompt, seed=number)))
     videos = [pipeline.pixels(dream) for dream in pipeline.generate(requests)]
     if videos:
         write_picture(run.out / f"sample-{step:06d}.png", contact_sheet(videos, captions=[r.prompt for r in requests]))
