@@ -55,8 +55,8 @@ VERSION = hashlib.sha256((INSTRUCTIONS + json.dumps(Description.model_json_schem
 class Endpoint:
     """A vision-language model behind an OpenAI-compatible endpoint, such as vLLM's, Ollama's or OpenAI's own.
 
-    `url` ends where /chat/completions begins; `seconds` is for one answer; what is slow, busy or down is asked `tries`
-    times, ever more slowly, and so is what answers with something else than asked for.
+    `url` ends where /chat/completions begins; `seconds` is how long it may be silent. What is slow, busy or down is
+    asked `tries` times, ever more slowly, and so is what answers with something else than asked for.
     """
 
     def __init__(self, url: str, model: str, key: str | None = None, seconds: float = 60.0, tries: int = 3):
@@ -98,7 +98,10 @@ class Endpoint:
                 raise CaptionError(f"{self.name} refused with status {error.status_code}: {error.message}") from error
             except OpenAIError as error:
                 raise CaptionError(f"{self.name} cannot be asked: {error}") from error
-            text = (answer.choices[0].message.content if answer.choices else None) or ""
+            try:
+                text = answer.choices[0].message.content or ""
+            except (AttributeError, IndexError, TypeError):  # not the JSON of this API at all
+                text = str(answer)[:1000]
             try:
                 return Description.model_validate_json(unfenced(text))
             except ValidationError as error:

@@ -13,7 +13,7 @@ from tests.test_prepare import shot
 from training.dataset import DataError
 from training.prepare.clips import ClipsRun, clips
 from training.prepare.latents import LatentsRun, Shelf, encoder_of, fit, latents
-from training.prepare.manifest import read_manifest
+from training.prepare.manifest import Row, read_manifest
 from vae.media import read_picture, read_video
 from vae.pixels import fit_picture
 from vae.recorder import write_picture, write_video
@@ -75,6 +75,25 @@ def test_what_is_coded_is_not_coded_again_and_another_vae_codes_anew(prepared, v
     with pytest.raises(DataError, match="so longtake prepare latents"):
         Shelf(run.folder, (64, 64, 17), encoder_of(run.vae).encoder_hash(), 8.0)
     assert latents(run)["done before"] == 0 and len(list(prepared.folder.rglob("*.tar"))) == 2 * len(before)
+
+
+def test_a_tar_that_is_lost_is_made_again_and_no_other_is_written_over(prepared):
+    latents(prepared)
+    first, *_ = sorted((prepared.folder / "shards").rglob("64p/1-1/17/*.tar"))
+    first.unlink()
+    (first.parent / ".000009.tar").write_bytes(b"half")
+    assert latents(prepared)["done before"] == 2
+    assert sorted(path.name for path in first.parent.iterdir()) == ["000001.tar"]
+    shelf = Shelf(prepared.folder, (64, 64, 17), encoder_of(prepared.vae).encoder_hash(), 8.0)
+    assert len(shelf) == 2 and np.isfinite(shelf[1]).all()
+
+
+@pytest.mark.parametrize(("frames", "fps"), [(49, 24), (50, 24), (51, 25), (17, 8), (16, 8), (121, 60), (127, 60)])
+def test_a_clip_fits_a_format_exactly_when_it_is_read_as_so_many_frames(tmp_path, frames, fps):
+    write_video(tmp_path / "film.mp4", shot(0, frames, 16, 16), fps)
+    row = Row("", "film.mp4", "", "", "", 0.0, frames / fps, frames, fps, 16, 16, False)
+    shown = read_video(tmp_path / "film.mp4", 8).video.shape[1]
+    assert (fit(row, ((64, 64, 17),), 8.0) is not None) == (shown >= 17)
 
 
 def test_a_clip_that_is_gone_is_told_and_done_when_it_is_back(prepared):

@@ -8,17 +8,20 @@ import sys
 import tarfile
 import time
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
 
-from training.prepare.clips import ClipsRun, clips, rows_of
+from training.prepare.clips import ClipsRun, clips, failed_clips, rows_of
 from training.prepare.engine import TRIES, each
-from training.prepare.manifest import Journal, PrepareError, alone, read_manifest
+from training.prepare.manifest import PrepareError, alone, read_manifest
 from training.prepare.sources import sources
 from vae.media import read_picture, read_video, write_picture, write_video
+from vae.pixels import to_bytes
 
 
 def shot(hue: float, frames: int, rows: int = 48, columns: int = 64, speed: int = 2):
@@ -111,10 +114,106 @@ def test_a_tar_a_list_and_a_glob_hold_the_same_as_the_folder(raw, tmp_path):
     (tmp_path / "list.txt").write_text(f"raw/three.mp4\n{raw / 'still.png'}\n")
     assert [one.name for one in sources(str(tmp_path / "raw.tar"))] == ["raw.tar/0001.mp4"]
     assert [one.name for one in sources(str(tmp_path / "list.txt"))] == ["raw/three.mp4", str(raw / "still.png")]
-    assert [one.name for one in sources(str(raw / "**" / "*.webm"))] == ["one.webm"]
+    assert [one.name for one in sources(str(raw / "**" / "*"))] == [
+        str(raw / name) for name in ("more/one.webm", "still.png", "three.mp4")
+    ]
     clips(run_of(tmp_path / "raw.tar", tmp_path))
     clips(run_of(raw / "three.mp4", tmp_path, folder=tmp_path / "other"))
     assert [r.clip for r in rows_of(tmp_path / "done")] == [r.clip for r in rows_of(tmp_path / "other")]
+
+
+def test_films_of_one_name_in_two_places_are_two(tmp_path):
+    for number, place in enumerate(("a", "b")):
+        (tmp_path / "raw" / place).mkdir(parents=True)
+        write_video(tmp_path / "raw" / place / "film.mp4", shot(number, 16), 8)
+        with tarfile.open(tmp_path / "raw" / place / "0.tar", "w") as tar:
+            write_video(tmp_path / "member.mp4", shot(3 + number, 16), 8)
+            tar.add(tmp_path / "member.mp4", "./0.mp4")
+    given = {"folder": str(tmp_path / "raw"), "glob": str(tmp_path / "raw" / "*" / "*")}
+    for name, source in given.items():
+        run = ClipsRun(source, tmp_path / name, engine="here")
+        assert clips(run) == {"sources": 4, "done before": 0, "clips": 4, "failed": 0}
+        assert clips(run)["done before"] == 4
+    for place in ("a", "b"):  # into one folder, from two sources
+        clips(ClipsRun(str(tmp_path / "raw" / place), tmp_path / "both", engine="here"))
+    assert len(rows_of(tmp_path / "both")) == 4
+
+
+def test_a_film_of_odd_size_keeps_it(tmp_path):
+    (tmp_path / "raw").mkdir()
+    write_video(tmp_path / "raw" / "odd.gif", shot(0, 16, 51, 65), 10)
+    assert clips(run_of(tmp_path / "raw", tmp_path))["failed"] == 0
+    (row,) = read_manifest(tmp_path / "done")
+    assert (
+        read_video(tmp_path / "done" / row.file).video.shape
+        == (3, 16, 51, 65)
+        == (3, row.frames, row.rows, row.columns)
+    )
+
+
+def coded_film(path, pictures, times, keys, options):
+    """Write a film frame by frame, with keyframes and time stamps (in hundredths of a second) of one's own."""
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("libx264", rate=100, options=options)
+        stream.width, stream.height, stream.pix_fmt = pictures.shape[3], pictures.shape[2], "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 100)
+        for number, (time_, picture) in enumerate(zip(times, to_bytes(pictures).permute(1, 2, 3, 0), strict=True)):
+            frame = av.VideoFrame.from_ndarray(picture.contiguous().numpy(), format="rgb24")
+            frame.pts, frame.time_base = time_, Fraction(1, 100)
+            if keys and number in keys:
+                frame.pict_type = av.video.frame.PictureType.I
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+
+
+def test_shots_between_keyframes_are_copied_and_those_of_open_groups_are_not(tmp_path):
+    film, times = shot(0, 48, speed=1), [12 * n for n in range(48)]
+    (tmp_path / "raw").mkdir()
+    closed = {"g": "100", "forced-idr": "1", "x264-params": "scenecut=0:bframes=2"}
+    coded_film(tmp_path / "raw" / "closed.mp4", film, times, {0, 16, 32}, closed)
+    opened = {"x264-params": "keyint=16:min-keyint=16:scenecut=0:bframes=3:b-adapt=0:open-gop=1"}
+    coded_film(tmp_path / "raw" / "open.mp4", film, times, None, opened)
+    clips(run_of(tmp_path / "raw", tmp_path, shortest=0.9, longest=1.92))
+    rows = read_manifest(tmp_path / "done")
+    assert len(rows) == 6 and all(row.copied for row in rows if row.source == "closed.mp4")
+    for row in rows:
+        whole = read_video(tmp_path / "raw" / row.source).video
+        first = round(row.begin / 0.12)
+        part = read_video(tmp_path / "done" / row.file).video
+        off = (part - whole[:, first : first + 16]).abs()
+        assert off.max() == 0 if row.copied else off.mean() < 0.02
+    assert not all(row.copied for row in rows if row.source == "open.mp4")
+
+
+def test_the_shots_of_an_uneven_film_keep_their_own_pace(tmp_path):
+    film = torch.cat([shot(0, 40), shot(2.2, 10)], 1)
+    times = [5 * n for n in range(40)] + [200 + 40 * n for n in range(10)]  # 2 s at 20 a second, 4 s at 2.5
+    (tmp_path / "raw").mkdir()
+    coded_film(tmp_path / "raw" / "uneven.mp4", film, times, None, {"x264-params": "scenecut=0"})
+    clips(run_of(tmp_path / "raw", tmp_path))
+    fast, slow = sorted(read_manifest(tmp_path / "done"), key=lambda row: row.begin)
+    assert (fast.frames, fast.fps, slow.frames) == (40, 20, 10) and slow.fps == pytest.approx(2.5, rel=0.15)
+    assert float(read_video(tmp_path / "done" / fast.file).fps) == 20
+
+
+def test_words_that_come_later_and_clips_that_went_are_noticed(raw, tmp_path):
+    run = run_of(raw, tmp_path)
+    clips(run)
+    (raw / "three.txt").write_text("three shots")
+    assert clips(run)["done before"] == 2
+    assert {row.source for row in rows_of(run.folder) if row.captions} == {"three.mp4"}
+    (run.folder / rows_of(run.folder)[0].file).unlink()
+    assert clips(run)["done before"] == 2 and all((run.folder / row.file).exists() for row in rows_of(run.folder))
+
+
+def test_odd_names_and_things_that_are_no_files_are_told(raw, tmp_path):
+    os.mkfifo(raw / "pipe.mp4")
+    (raw / "self.mp4").symlink_to("self.mp4")
+    os.link(raw / "three.mp4", os.fsencode(raw) + b"/odd-\xff.mp4")
+    found = clips(run_of(raw, tmp_path))
+    assert found == {"sources": 5, "done before": 0, "clips": 5, "failed": 1}
+    assert dict(failed_clips(run_of(raw, tmp_path)))["pipe.mp4"].startswith(f"{raw / 'pipe.mp4'} must be a file")
+    assert len(read_manifest(tmp_path / "done")) == 5
 
 
 def test_links_out_of_the_source_are_not_followed_unless_asked(raw, tmp_path):
@@ -122,6 +221,12 @@ def test_links_out_of_the_source_are_not_followed_unless_asked(raw, tmp_path):
     (raw / "link.mp4").symlink_to(tmp_path / "secret.mp4")
     assert "link.mp4" not in [one.name for one in sources(str(raw))]
     assert "link.mp4" in [one.name for one in sources(str(raw), follow=True)]
+    (tmp_path / "secret.txt").write_text("a secret")
+    (raw / "three.txt").symlink_to(tmp_path / "secret.txt")
+    assert all(one.words is None for one in sources(str(raw)))
+    (raw / "more" / "round").symlink_to(raw)
+    assert [one.name for one in sources(str(raw), follow=True)].count("three.mp4") == 1
+    assert len(sources(str(raw), follow=True)) == 4
 
 
 @pytest.mark.parametrize(
@@ -151,7 +256,7 @@ def test_files_that_are_no_films_are_told_and_the_rest_is_done(raw, tmp_path):
     (raw / "wrong.mkv").write_bytes(b"#EXTM3U\nhttp://example.com/x.ts\n" * 50)
     (raw / "bad.tar").write_bytes(b"no tar" * 500)
     assert clips(run_of(raw, tmp_path)) == {"sources": 6, "done before": 0, "clips": 5, "failed": 3}
-    errors = {line["source"]: line["error"] for line in Journal(tmp_path / "done", "clips").lines() if "error" in line}
+    errors = dict(failed_clips(run_of(raw, tmp_path)))
     assert sorted(errors) == ["bad.tar", "empty.mp4", "wrong.mkv"] and "is empty" in errors["empty.mp4"]
 
 

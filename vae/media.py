@@ -201,6 +201,8 @@ def opened(path: str | Path) -> Iterator[InputContainer]:
             if _is_cut_short(path, container):
                 raise MediaError(f"{path} ends before its last frame; copy or download it again")
             yield container
+    except DiskError:  # of a file that is written meanwhile
+        raise
     except (av.error.FFmpegError, OSError) as error:
         kinds = "mp4, mov, mkv, webm, gif, avi"
         remedy = "export it again as mp4 with H.264"

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from captioning.captioner import FRAMES, PARTS, VERSION, Endpoint
 from training.prepare.clips import remake_manifest, rows_of
 from training.prepare.engine import SECONDS, each
-from training.prepare.manifest import Journal, PrepareError, Row, alone, read_manifest
+from training.prepare.manifest import Journal, PrepareError, Row, alone
 from vae.media import read_picture, read_video
 
 LONGEST_SIDE = 512  # pixels of a frame that a model is shown
@@ -48,8 +48,8 @@ def captions(run: CaptionsRun) -> dict[str, int]:
     if not (run.endpoint and run.model):
         raise PrepareError("captions need a model and where it answers; give --endpoint and --model")
     asked = endpoint_of(run)
-    rows = read_manifest(run.folder)
     with alone(run.folder):
+        rows = rows_of(run.folder, begun=True)
         journal = Journal(run.folder, "captions")
         todo = [row for row in rows if not any((c.source, c.version) == (asked.name, VERSION) for c in row.captions)]
         with journal.adding() as note:

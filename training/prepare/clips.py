@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import islice, pairwise
@@ -21,15 +22,16 @@ from torch import Tensor
 
 from training.prepare.engine import SECONDS, each
 from training.prepare.manifest import Caption, Journal, PrepareError, Row, alone, write_manifest
-from training.prepare.shots import DETECTORS, Look, look_at, parted
+from training.prepare.shots import DETECTORS, Look, check_of, look_at, parted
 from training.prepare.sources import Source, at_hand, sha256_of, sources
-from vae.media import MediaError, opened, picture_stream, read_picture, shown_frames, upright
+from vae.media import DiskError, MediaError, opened, picture_stream, read_picture, readable, shown_frames, upright
 from vae.pixels import from_bytes
 from vae.recorder import write_picture, write_video
 
 COPIED = ("h264", "hevc", "av1", "mpeg4")  # codecs that an mp4 takes as they are
 PIECE = 16  # frames coded at a time
 VERSION = 1  # of what a clip's name stands for
+PASSING = ".passing"  # within the folder: what is needed only for a while
 SIDECAR = "sidecar"  # words that came with the source
 
 
@@ -68,15 +70,16 @@ def clips(run: ClipsRun) -> dict[str, int]:
     Raises PrepareError for what cannot be begun.
     """
     check(run)
-    found = sources(run.source, run.follow)
+    found = listed(run)
     with alone(run.folder):
+        tidy(run.folder)
         journal = Journal(run.folder, "clips")
         done = latest(journal)
-        todo = [one for one in found if not is_done(done.get(one.name), one, run)]
+        todo = [one for one in found if not is_done(done.get(one.key), one, run)]
         with journal.adding() as note:
             for outcome in each(cut, [Task(one, run) for one in todo], run.engine, run.workers, run.limit):
                 source = todo[outcome.number]
-                about = {"source": source.name, "stamp": source.stamp, "cutting": run.cutting}
+                about = {"key": source.key, "stamp": source.stamp, "words": source.words, "cutting": run.cutting}
                 note(about | ({"error": outcome.error} if outcome.error is not None else outcome.value))
         remake_manifest(run.folder)
         done = latest(journal)
@@ -84,16 +87,28 @@ def clips(run: ClipsRun) -> dict[str, int]:
             "sources": len(found),
             "done before": len(found) - len(todo),
             "clips": len(rows_of(run.folder)),
-            "failed": sum("error" in done[one.name] for one in found),
+            "failed": sum("error" in done[one.key] for one in found),
         }
+
+
+def listed(run: ClipsRun) -> list[Source]:
+    """List a run's sources, without what lies in its own folder."""
+    own = run.folder.resolve()
+    return [one for one in sources(run.source, run.follow) if not Path(one.path).is_relative_to(own)]
+
+
+def tidy(folder: Path) -> None:
+    """Remove what a killed run left half done."""
+    shutil.rmtree(folder / PASSING, ignore_errors=True)
+    for path in (folder / "clips").glob("*/.*"):
+        path.unlink()
 
 
 def failed_clips(run: ClipsRun) -> list[tuple[str, str]]:
     """List the sources that could not be cut, and why."""
     noted = latest(Journal(run.folder, "clips"))
-    return [
-        (one.name, noted[one.name]["error"]) for one in sources(run.source, run.follow) if "error" in noted[one.name]
-    ]
+    found = ((one.name, noted.get(one.key, {}).get("error")) for one in listed(run))
+    return [(name, error) for name, error in found if error is not None]
 
 
 def check(run: ClipsRun) -> None:
@@ -108,19 +123,25 @@ def check(run: ClipsRun) -> None:
 
 
 def latest(journal: Journal) -> dict[str, dict]:
-    """Return the last that was noted of each source."""
-    return {line["source"]: line for line in journal.lines()}
+    """Return the last that was noted of each source, by its key."""
+    return {line["key"]: line for line in journal.lines()}
 
 
 def is_done(noted: dict | None, source: Source, run: ClipsRun) -> bool:
-    """Say whether a source was cut as this run would cut it, and is still the same file."""
+    """Say whether a source was cut as this run would cut it, is still the same file, and its clips are there."""
     if noted is None or "error" in noted:
         return False
-    return tuple(noted["stamp"]) == source.stamp and noted["cutting"] == run.cutting
+    same = tuple(noted["stamp"]) == source.stamp and noted["words"] == source.words
+    return same and noted["cutting"] == run.cutting and all((run.folder / r["file"]).exists() for r in noted["rows"])
 
 
-def rows_of(folder: Path) -> list[Row]:
-    """List the clips of a prepared folder with what later steps found; the same clip from two sources is one."""
+def rows_of(folder: Path, begun: bool = False) -> list[Row]:
+    """List the clips of a prepared folder with what later steps found; the same clip from two sources is one.
+
+    Raises PrepareError for a folder that must have been `begun` and was not.
+    """
+    if begun and not Journal(folder, "clips").path.exists():
+        raise PrepareError(f"a prepared folder has clips; {folder} has none, so begin with longtake prepare clips")
     rows = {row["clip"]: row for line in latest(Journal(folder, "clips")).values() for row in line.get("rows", [])}
     for line in Journal(folder, "scores").lines():
         if line["clip"] in rows and "error" not in line:
@@ -144,8 +165,8 @@ def remake_manifest(folder: Path) -> None:
 def cut(task: Task) -> dict:
     """Cut one source; returns its SHA-256 and the rows of its clips. Raises MediaError for what cannot be read."""
     source, run = task
-    with at_hand(source) as path:
-        before = os.stat(path)
+    with at_hand(source, run.folder / PASSING) as path:
+        before = os.stat(readable(path))
         sha256 = sha256_of(path)
         make = still if source.still else film
         said = [Caption(source.words, SIDECAR, "1")] if source.words else []
@@ -171,16 +192,19 @@ def film(path: Path, source: Source, sha256: str, run: ClipsRun) -> list[Row]:
         stream = picture_stream(container, path)
         frames = (frame for _, _, frame in shown_frames(container, stream))
         for first, last in parted(look, run.shortest, run.longest):
-            clip, place = placed(run.folder, sha256, first, last, ".mp4")
             head = next(islice(frames, first - at, None))
-            picture, at = upright(head, None), first + 1
-            copied = copy(path, run.folder / place, look, first, last, picture)
+            picture, at, fps = upright(head, None), first + 1, look.rate(first, last)
+            clip, place = placed(run.folder, sha256, first, last, ".mp4")
+            copied = copy(path, run.folder / place, look, first, last)
             if not copied:
-                write_video(run.folder / place, pieces(picture, islice(frames, last - at)), look.fps)
+                if picture.shape[1] % 2 or picture.shape[2] % 2:  # which H.264 does not take
+                    clip, place = placed(run.folder, sha256, first, last, ".webm")
+                write_video(run.folder / place, pieces(picture, islice(frames, last - at)), fps)
                 at = last
-            times, fps = (float(look.time(first)), float(look.time(last))), float(look.fps)
+            times = (float(look.time(first)), float(look.time(last)))
+            count = last - first
             rows.append(
-                row_of(run.folder, clip, place, source, sha256, times, picture, last - first, fps, copied=copied)
+                row_of(run.folder, clip, place, source, sha256, times, picture, count, float(fps), copied=copied)
             )
     return rows
 
@@ -199,8 +223,8 @@ def row_of(
 ) -> Row:  # fmt: skip
     """Describe a clip that was written."""
     *_, rows, columns = picture.shape
-    whole = sha256_of(folder / place)
-    return Row(clip, place, whole, source.name, sha256, *times, frames, fps, columns, rows, copied)
+    name = source.name.encode("utf-8", "backslashreplace").decode()  # names of files may be any bytes
+    return Row(clip, place, sha256_of(folder / place), name, sha256, *times, frames, fps, columns, rows, copied)
 
 
 def pieces(head: Tensor, frames: Iterator[VideoFrame]) -> Iterator[Tensor]:
@@ -214,10 +238,11 @@ def pieces(head: Tensor, frames: Iterator[VideoFrame]) -> Iterator[Tensor]:
     yield from_bytes(torch.stack(held, 1))
 
 
-def copy(path: Path, target: Path, look: Look, first: int, last: int, picture: Tensor) -> bool:
+def copy(path: Path, target: Path, look: Look, first: int, last: int) -> bool:
     """Copy frames as they are coded, if they are whole groups of pictures and evenly spaced; say whether that was done.
 
-    The copy is decoded once, and stays only if it begins with the picture and has as many frames.
+    The copy is decoded once, and stays only if it shows every frame as the film does: the last ones of an open group of
+    pictures need what comes after them.
     """
     gaps = {after - before for before, after in pairwise(look.begins[first:last])}
     whole = look.keys[first] and (last == len(look.keys) or look.keys[last])
@@ -230,26 +255,31 @@ def copy(path: Path, target: Path, look: Look, first: int, last: int, picture: T
             stream = picture_stream(container, path)
             if stream.codec_context.name not in COPIED:
                 return False
+            container.seek(begin, stream=stream)
             with av.open(str(temporary), "w", options={"movflags": "+faststart"}) as out:
                 written = out.add_stream_from_template(stream)
                 for packet in container.demux(stream):
                     if packet.pts is None or packet.dts is None:
                         continue
+                    if end is not None and packet.dts >= end:
+                        break
                     if packet.pts >= begin and (end is None or packet.pts < end):
                         packet.pts, packet.dts, packet.stream = packet.pts - begin, packet.dts - begin, written
                         out.mux(packet)
-        if not shows(temporary, picture, last - first):
+        if checks_in(temporary) != look.checks[first:last]:
             return False
         os.replace(temporary, target)
         return True
+    except DiskError:
+        raise
     except (MediaError, av.error.FFmpegError):
         return False
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def shows(path: Path, picture: Tensor, frames: int) -> bool:
-    """Say whether a film begins with a picture and has so many frames."""
+def checks_in(path: Path) -> list[int]:
+    """Return the checksums of a film's pictures."""
     with opened(path) as container:
-        film = (frame for _, _, frame in shown_frames(container, picture_stream(container, path)))
-        return torch.equal(upright(next(film), None), picture) and 1 + sum(1 for _ in film) == frames
+        shown = shown_frames(container, picture_stream(container, path))
+        return [check_of(frame.to_ndarray(format="bgr24")) for _, _, frame in shown]

@@ -125,10 +125,13 @@ class Worker:
         context: Any = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
         context.set_forkserver_preload([__name__, self.work.__module__])
         self.connection, there = context.Pipe()
-        self.process = context.Process(target=_serve, args=(there, self.work), daemon=True)
+        process = context.Process(target=_serve, args=(there, self.work), daemon=True)
         with without_main():
-            self.process.start()
+            process.start()
         there.close()
+        self.process = process
+        if self.stopped:  # meanwhile
+            raise EOFError
         self.connection.recv()
 
     def end(self) -> None:
@@ -142,8 +145,8 @@ class Worker:
     def stop(self) -> None:
         """End the process and start no other."""
         self.stopped = True
-        if self.process is not None:
-            self.process.kill()
+        if (process := self.process) is not None:
+            process.kill()
 
 
 def _serve(connection, work: Work) -> None:
@@ -173,7 +176,7 @@ def _ray(work: Work, items: Sequence[Any], workers: int, seconds: float) -> Iter
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)
     task = ray.remote(num_cpus=1, max_retries=TRIES - 1)(_outcome)
-    numbers = iter(range(len(items)))
+    numbers, workers = iter(range(len(items))), min(workers, int(ray.cluster_resources().get("CPU", 1)))
     running: dict[Any, tuple[int, float]] = {}  # the item's number, and until when it may take
     try:
         while True:

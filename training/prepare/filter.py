@@ -25,15 +25,15 @@ import numpy as np
 
 from training.prepare.clips import remake_manifest, rows_of
 from training.prepare.engine import SECONDS, each
-from training.prepare.manifest import Journal, Row, alone, read_manifest
+from training.prepare.manifest import Journal, Row, alone
 from vae.media import opened, picture_stream, read_picture, shown_frames
 from vae.pixels import to_bytes
 
 VERSION = 1  # of what the scores mean
 WIDTH = 256  # columns at which clips are scored
 MOST_FRAMES = 48  # that are looked at, spread over the clip
-NEAR = 6  # bits of 64, on average, in which hashes of near-duplicates differ at most
-BANDS = 8  # of 8 bits: hashes that differ in at most 7 share one
+NEAR = 10  # bits of 64, on average, in which hashes of near-duplicates differ at most
+BANDS = 8  # of 8 bits, of each of the three hashes: near-duplicates share one of them
 
 
 class Threshold(NamedTuple):
@@ -82,8 +82,8 @@ def filter_clips(run: FilterRun) -> dict[str, dict]:
     """Score all clips that have no scores yet; returns for each score its spread, its threshold, and how many of all
     clips that would drop.
     """
-    rows = read_manifest(run.folder)
     with alone(run.folder):
+        rows = rows_of(run.folder, begun=True)
         journal = Journal(run.folder, "scores")
         noted = {line["clip"]: line for line in journal.lines()}
         todo = [row for row in rows if not is_scored(noted.get(row.clip), row)]
@@ -137,7 +137,7 @@ def score(task: Task) -> dict:
     """Return a clip's scores, and three perceptual hashes by which duplicates are found."""
     path = task.folder / task.row.file
     if path.suffix == ".png":
-        frames, motion = [np.asarray(to_bytes(read_picture(path)[:, 0]).permute(1, 2, 0))], 0.0
+        frames, motion = [narrowed(to_bytes(read_picture(path)[:, 0]).permute(1, 2, 0).contiguous().numpy())], 0.0
     else:
         frames, motion = look(path, task.row)
     grey = np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames])
@@ -158,7 +158,6 @@ def look(path: Path, row: Row) -> tuple[list[np.ndarray], float]:
     the frame.
     """
     every = max(1, -(-row.frames // MOST_FRAMES))
-    share = min(1.0, WIDTH / row.columns)
     frames, moved = [], []
     with opened(path) as container:
         stream = picture_stream(container, path)
@@ -168,12 +167,18 @@ def look(path: Path, row: Row) -> tuple[list[np.ndarray], float]:
             if vectors is not None:
                 moved.append(travel(vectors.to_ndarray(), row))
             if number % every == 0:
-                shown = frame.to_ndarray(format="rgb24")
-                frames.append(cv2.resize(shown, None, fx=share, fy=share, interpolation=cv2.INTER_AREA))
+                shown = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+                frames.append(narrowed(np.ascontiguousarray(shown)))
     if not moved:
         pairs = zip(frames, islice(frames, 1, None), strict=False)
         moved = [flow(before, after) / every for before, after in pairs]
     return frames, float(np.mean(moved or [0.0])) * row.fps
+
+
+def narrowed(picture: np.ndarray) -> np.ndarray:
+    """Shrink a picture (Y, X, 3) to WIDTH columns, if it has more."""
+    share = min(1.0, WIDTH / picture.shape[1])
+    return cv2.resize(picture, None, fx=share, fy=share, interpolation=cv2.INTER_AREA)
 
 
 def travel(vectors: np.ndarray, row: Row) -> float:
@@ -236,10 +241,10 @@ def perceptual_hash(grey: np.ndarray) -> int:
 def duplicates(hashes: dict[str, np.ndarray]) -> set[str]:
     """Return the clips whose hashes, three each, are near those of an earlier clip that is no duplicate itself."""
     kept: dict[str, np.ndarray] = {}
-    shelves: defaultdict[tuple[int, int], list[str]] = defaultdict(list)
+    shelves: defaultdict[tuple[int, int, int], list[str]] = defaultdict(list)
     found = set()
     for clip, own in hashes.items():
-        places = [(band, int(own[1]) >> 8 * band & 255) for band in range(BANDS)]
+        places = [(part, band, int(own[part]) >> 8 * band & 255) for part in range(3) for band in range(BANDS)]
         others = {other for place in places for other in shelves[place]}
         if any(np.bitwise_count(own ^ kept[other]).mean() <= NEAR for other in others):
             found.add(clip)

@@ -22,9 +22,10 @@ import torch
 
 from training.config import Format
 from training.dataset import DataError
+from training.prepare.clips import rows_of
 from training.prepare.engine import SECONDS, each
 from training.prepare.manifest import Journal, Row, alone, read_manifest
-from vae.media import read_picture, read_video
+from vae.media import MediaError, read_picture, read_video
 from vae.model import VideoVAE
 from vae.pixels import fit_picture
 from vae.weights import load_strictly
@@ -61,18 +62,21 @@ def latents(run: LatentsRun) -> dict[str, int]:
     format, and failed, and how many samples there are.
     """
     stamp = encoder_of(run.vae).encoder_hash()
-    rows = read_manifest(run.folder)
     with alone(run.folder):
+        rows = rows_of(run.folder, begun=True)
         journal = Journal(run.folder, "latents")
+        for path in (run.folder / "shards").rglob(".*.tar"):  # a killed run's
+            path.unlink()
         fitting = [(row, format) for row in rows if (format := fit(row, run.formats, run.fps))]
-        done = coded(journal, stamp, run.fps)
+        done = coded(run.folder, stamp, run.fps)
         tasks = [Task(row, run, format) for row, format in fitting if (row.clip, format) not in done]
         held: dict[Format, list[tuple[Row, list[np.ndarray]]]] = {format: [] for format in run.formats}
         with journal.adding() as note:
             for outcome in each(code_clip, tasks, run.engine, run.workers, run.limit):
                 row, _, format = tasks[outcome.number]
                 if outcome.error is not None:
-                    note({"clip": row.clip, "encoder": stamp, "fps": run.fps, "error": outcome.error})
+                    about = {"clip": row.clip, "encoder": stamp, "fps": run.fps, "format": format}
+                    note(about | {"error": outcome.error})
                     continue
                 held[format].append((row, outcome.value))
                 if sum(len(samples) for _, samples in held[format]) >= run.samples:
@@ -81,41 +85,50 @@ def latents(run: LatentsRun) -> dict[str, int]:
             for format, clips in held.items():
                 if clips:
                     shelve(run, stamp, format, clips, note)
-        done = coded(journal, stamp, run.fps)
+        done = coded(run.folder, stamp, run.fps)
+        there = [done[row.clip, format] for row, format in fitting if (row.clip, format) in done]
         return {
             "clips": len(rows),
             "done before": len(fitting) - len(tasks),
             "too short": len(rows) - len(fitting),
-            "samples": sum(len(done.get((row.clip, format), {}).get("samples", [])) for row, format in fitting),
+            "samples": sum(len(one.samples) for one in there),
             "failed": len(failed_latents(run)),
         }
 
 
-def coded(journal: Journal, stamp: str, fps: float) -> dict[tuple[str, Format | None], dict]:
-    """Return what was last noted of each clip and format, by one encoder at one rate."""
-    return {
-        (line["clip"], tuple(line["format"]) if "format" in line else None): line
-        for line in journal.lines()
-        if (line["encoder"], line["fps"]) == (stamp, fps)
-    }
+class Coded(NamedTuple):
+    """Where a clip's samples are: a tar, and for each where its numbers begin and their shape."""
+
+    shard: Path
+    samples: list[dict]
+
+
+def coded(folder: Path, stamp: str, fps: float) -> dict[tuple[str, Format], Coded]:
+    """Return the clips that an encoder coded at a rate, by name and format, of the tars that are there."""
+    found = {}
+    for line in Journal(folder, "latents").lines():
+        if (line["encoder"], line["fps"]) == (stamp, fps) and "shard" in line and (folder / line["shard"]).exists():
+            shard, (columns, rows, frames) = folder / line["shard"], line["format"]
+            found |= {(clip, (columns, rows, frames)): Coded(shard, at) for clip, at in line["clips"].items()}
+    return found
 
 
 def failed_latents(run: LatentsRun) -> list[tuple[str, str]]:
     """List the clips that could not be coded, and why."""
-    done = coded(Journal(run.folder, "latents"), encoder_of(run.vae).encoder_hash(), run.fps)
-    good = {clip for clip, format in done if format}
-    return [
-        (row.file, done[row.clip, None]["error"])
-        for row in read_manifest(run.folder)
-        if (row.clip, None) in done and row.clip not in good
-    ]
+    stamp = encoder_of(run.vae).encoder_hash()
+    done, errors = coded(run.folder, stamp, run.fps), {}
+    for line in Journal(run.folder, "latents").lines():
+        if (line["encoder"], line["fps"]) == (stamp, run.fps) and "error" in line:
+            errors[line["clip"], tuple(line["format"])] = line["error"]
+    wanted = ((row.file, (row.clip, fit(row, run.formats, run.fps))) for row in rows_of(run.folder))
+    return [(file, errors[key]) for file, key in wanted if key in errors and key not in done]
 
 
 def fit(row: Row, formats: tuple[Format, ...], fps: float) -> Format | None:
     """Choose the format that is nearest to a clip: of the nearest aspect ratio, then the largest that needs no
     enlarging, then the longest that the clip fills; None where it fills none.
     """
-    frames = 1 if row.frames == 1 else 1 + math.floor((row.frames - 1) / row.fps * fps + 1e-6)
+    frames = 1 if row.frames == 1 else math.floor((row.end - row.begin) * fps + 0.5)  # as many as `read_video` shows
     filled = [format for format in formats if format[2] <= frames and (format[2] == 1) == (row.frames == 1)]
 
     def fitness(format: Format) -> tuple:
@@ -136,40 +149,60 @@ def code_clip(task: Task) -> list[np.ndarray]:
     """Return the latents (C, T, H, W), in float16, of each stretch of a clip that is as long as its format."""
     row, run, (columns, rows, frames) = task
     path = run.folder / row.file
-    if frames == 1:
+    if path.suffix == ".png":
         video = fit_picture(read_picture(path), rows, columns)
     else:
         video = read_video(path, run.fps, size=(rows, columns)).video
     vae = encoder_of(run.vae)
     parts = [video[:, start : start + frames] for start in range(0, video.shape[1] - frames + 1, frames)]
+    if not parts:
+        raise MediaError(f"{row.file} shows {video.shape[1]} frames of the {frames} it should; cut its source again")
     return [vae.encode(part[None])[0].to(torch.float16).numpy() for part in parts]
 
 
 def shelve(run: LatentsRun, stamp: str, format: Format, clips: list[tuple[Row, list[np.ndarray]]], note) -> None:
-    """Write samples of one format as the next tar, and then note the clips."""
+    """Write samples of one format as the next tar and note what it holds, in one line; or why it could not be done."""
+    about = {"encoder": stamp, "fps": run.fps, "format": format}
+    try:
+        shard, found = write_shard(run, stamp, format, clips)
+    except OSError as error:
+        for row, _ in clips:
+            note(about | {"clip": row.clip, "error": f"its tar cannot be written: {error}; make room and run again"})
+        return
+    note(about | {"shard": str(shard), "clips": found})
+
+
+def write_shard(
+    run: LatentsRun, stamp: str, format: Format, clips: list[tuple[Row, list[np.ndarray]]]
+) -> tuple[Path, dict[str, list[dict]]]:
+    """Write a tar, whole or not at all; returns its place within the folder, and where in it samples are, by clip."""
     columns, rows, frames = format
     common = math.gcd(columns, rows)
     place = Path("shards") / stamp / f"{min(columns, rows)}p" / f"{columns // common}-{rows // common}" / str(frames)
     (run.folder / place).mkdir(parents=True, exist_ok=True)
-    number = len(list((run.folder / place).glob("*.tar")))
-    shard = place / f"{number:06d}.tar"
-    temporary = run.folder / place / f".{number:06d}.tar"
-    noted: dict[str, list[dict]] = {}
-    with open(temporary, "wb") as file, tarfile.open(fileobj=file, mode="w") as tar:
-        for row, samples in clips:
-            for part, found in enumerate(samples):
-                key = f"{row.clip}-{part:03d}"
-                about = {"clip": row.clip, "fps": run.fps, "captions": [caption.text for caption in row.captions]}
-                array = io.BytesIO()
-                np.save(array, found)
-                offset = _add(tar, f"{key}.latents.npy", array.getvalue())
-                _add(tar, f"{key}.json", json.dumps(about, ensure_ascii=False).encode())
-                head = len(array.getvalue()) - found.nbytes
-                noted.setdefault(row.clip, []).append({"offset": offset + head, "shape": list(found.shape)})
+    used = [int(path.stem) for path in (run.folder / place).glob("[0-9]*.tar")]
+    noted = [Path(line["shard"]) for line in Journal(run.folder, "latents").lines() if "shard" in line]
+    used += [int(path.stem) for path in noted if path.parent == place]  # what is lost is not written over either
+    shard = place / f"{max(used, default=-1) + 1:06d}.tar"
+    temporary, found = run.folder / place / f".{shard.name}", {}
+    with open(temporary, "wb") as file:
+        with tarfile.open(fileobj=file, mode="w") as tar:
+            for row, samples in clips:
+                found[row.clip] = [_sample(tar, row, part, one, run.fps) for part, one in enumerate(samples)]
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(temporary, run.folder / shard)
-    for clip, samples in noted.items():
-        about = {"clip": clip, "encoder": stamp, "fps": run.fps, "format": list(format), "shard": str(shard)}
-        note(about | {"samples": samples})
+    return shard, found
+
+
+def _sample(tar: tarfile.TarFile, row: Row, part: int, latents: np.ndarray, fps: float) -> dict:
+    """Add a sample to a tar; returns where its numbers begin, and their shape."""
+    about = {"clip": row.clip, "fps": fps, "captions": [caption.text for caption in row.captions]}
+    array = io.BytesIO()
+    np.save(array, latents)
+    offset = _add(tar, f"{row.clip}-{part:03d}.latents.npy", array.getvalue())
+    _add(tar, f"{row.clip}-{part:03d}.json", json.dumps(about, ensure_ascii=False).encode())
+    return {"offset": offset + len(array.getvalue()) - latents.nbytes, "shape": list(latents.shape)}
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> int:
@@ -190,10 +223,11 @@ class Shelf:
         self.folder = folder / "x".join(map(str, format))  # what it is called in the order of a run
         kind = "still" if format[2] == 1 else "moving"
         words = {row.clip: [caption.text for caption in row.captions] or [""] for row in read_manifest(folder)}
-        done = coded(Journal(folder, "latents"), stamp, fps)
-        lines = [line for (clip, found), line in sorted(done.items(), key=str) if found == format and clip in words]
-        self.samples = [(folder / line["shard"], at["offset"], at["shape"]) for line in lines for at in line["samples"]]
-        self.captions = [{kind: words[line["clip"]]} for line in lines for _ in line["samples"]]
+        done = sorted(coded(folder, stamp, fps).items())
+        fitting = [(clip, at) for (clip, found), at in done if found == format and clip in words]
+        mine = [(clip, at.shard, one) for clip, at in fitting for one in at.samples]
+        self.samples = [(shard, one["offset"], one["shape"]) for _, shard, one in mine]
+        self.captions = [{kind: words[clip]} for clip, _, _ in mine]
         if not self.samples:
             name = self.folder.name
             raise DataError(f"a data set must have clips of {name}; {folder} has none, so longtake prepare latents")

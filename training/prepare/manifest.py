@@ -135,7 +135,7 @@ class Journal:
             file.truncate(sum(len(line) for line in file if line.endswith(b"\n")))
 
             def note(thing: dict[str, Any]) -> None:
-                file.write(json.dumps(thing, ensure_ascii=False).encode() + b"\n")
+                file.write(json.dumps(thing).encode() + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import zlib
+from bisect import bisect_left
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
 
 from vae.media import MediaError, opened, picture_stream, rate_of, shown_frames
 
@@ -15,12 +20,14 @@ SMALL = 160  # columns at which shots are looked for
 
 class Look(NamedTuple):
     """What is known of a film's frames: when each begins, in seconds and as its time stamp, whether it is a keyframe;
-    when the last ends; the frame rate; and the frames that begin a shot, beside the first.
+    and a checksum of its picture; when the last ends; the frame rate; and the frames that begin a shot, beside the
+    first.
     """
 
     begins: list[Fraction]
     stamps: list[int | None]
     keys: list[bool]
+    checks: list[int]
     end: Fraction
     fps: Fraction
     cuts: list[int]
@@ -28,6 +35,12 @@ class Look(NamedTuple):
     def time(self, frame: int) -> Fraction:
         """Return when a frame begins, or where there is none, the end."""
         return self.begins[frame] if frame < len(self.begins) else self.end
+
+    def rate(self, first: int, last: int) -> Fraction:
+        """Return the frame rate of a stretch: the film's, or its own where that differs by more than a hundredth."""
+        seconds = self.time(last) - self.time(first)
+        own = (last - first) / seconds if seconds else self.fps
+        return self.fps if abs(own / self.fps - 1) < 0.01 else own.limit_denominator(1001)
 
 
 def look_at(path: Path, detector: str) -> Look:
@@ -40,26 +53,27 @@ def look_at(path: Path, detector: str) -> Look:
 
     kind = AdaptiveDetector if detector == "adaptive" else ContentDetector
     judge = kind(min_scene_len=2)
-    begins, stamps, keys, cuts, size, last = [], [], [], [], None, Fraction(0)
+    begins, stamps, keys, checks, cuts, size, last = [], [], [], [], [], None, Fraction(0)
     with opened(path) as container:
         stream = picture_stream(container, path)
         for begin, end, frame in shown_frames(container, stream):
             if size not in (None, (frame.width, frame.height)):
                 raise MediaError(f"{path} changes its size midway; export it again at one size")
             size = (frame.width, frame.height)
-            share = min(1.0, SMALL / frame.width)
-            small = cv2.resize(frame.to_ndarray(format="bgr24"), None, fx=share, fy=share, interpolation=cv2.INTER_AREA)
+            share, picture = min(1.0, SMALL / frame.width), frame.to_ndarray(format="bgr24")
+            small = cv2.resize(picture, None, fx=share, fy=share, interpolation=cv2.INTER_AREA)
             moment = FrameTimecode(len(begins), 24.0)  # counted in frames: the rate is not known before the end
             cuts += [found.frame_num for found in judge.process_frame(moment, small)]
             begins.append(begin)
             stamps.append(frame.pts)
             keys.append(bool(frame.key_frame))
+            checks.append(check_of(picture))
             last = end
         if not begins:
             raise MediaError(f"{path} holds no frame that can be decoded; export it again")
         cuts += [found.frame_num for found in judge.post_process(FrameTimecode(len(begins) - 1, 24.0))]
         fps = Fraction(rate_of(container, stream, len(begins), last))
-    return Look(begins, stamps, keys, last, fps, sorted(set(cuts)))
+    return Look(begins, stamps, keys, checks, last, fps, sorted(set(cuts)))
 
 
 def parted(look: Look, shortest: float, longest: float) -> list[tuple[int, int]]:
@@ -68,8 +82,14 @@ def parted(look: Look, shortest: float, longest: float) -> list[tuple[int, int]]
     """
     found = []
     for first, last in pairwise([0, *look.cuts, len(look.begins)]):
-        frames = last - first
-        parts = max(1, -(-frames // max(1, int(longest * look.fps))))
-        bounds = [first + round(part * frames / parts) for part in range(parts + 1)]
-        found += [(a, b) for a, b in pairwise(bounds) if b - a >= shortest * look.fps]
+        begin, end = look.time(first), look.time(last)
+        parts = max(1, math.ceil((end - begin) / longest - 1e-6))
+        inner = (bisect_left(look.begins, begin + (end - begin) * part / parts) for part in range(1, parts))
+        bounds = [first, *inner, last]
+        found += [(a, b) for a, b in pairwise(bounds) if b > a and look.time(b) - look.time(a) >= shortest]
     return found
+
+
+def check_of(picture: np.ndarray) -> int:
+    """Return a checksum of a picture."""
+    return zlib.crc32(np.ascontiguousarray(picture))
