@@ -8,7 +8,7 @@ import torch
 
 from training.config import WorldRun
 from training.dataset import as_pixels, bucket_of, make_world
-from training.framing import SQUARE, WIDE, coloured, count, crop, cut, subject
+from training.framing import SQUARE, WIDE, coloured, count, crop, cut, left_of, subject
 from training.world import make_clip
 from training.world.scene import sample_scene
 
@@ -42,12 +42,18 @@ def test_a_subject_at_the_border_is_cut_and_one_that_is_nowhere_is_not_counted()
     assert cut(torch.stack([inside], 1), "blue") is None
     clips = [torch.stack([frame] * 2, 1) for frame in (inside, edge, edge, none)]
     found = count(clips, ["red"] * 4)
-    assert found["cut"] == pytest.approx(2 / 3) and found["not seen"] == 0.25
+    assert found["cut or not seen"] == 0.75 and found["not seen"] == 0.25
+    ground = torch.full((3, 2, 48, 80), 0.0)
+    ground[:, :, 30:] = torch.tensor([0.9, -0.8, -0.8])[:, None, None, None]
+    assert cut(ground, "red") is None
 
 
-def test_crops_are_the_middles_of_the_clips_with_their_captions_and_scenes(tmp_path):
+def test_crops_are_squares_of_the_clips_with_their_captions_and_scenes(tmp_path):
     make_world(WorldRun(folder=tmp_path / "wide", formats=(WIDE,), clips=(2,), workers=1))
     crop(tmp_path / "wide", tmp_path / "square")
     wide, square = bucket_of(tmp_path / "wide", WIDE), bucket_of(tmp_path / "square", SQUARE)
-    assert np.array_equal(square.pixels, wide.pixels[..., 16:64])
+    for clip in range(2):
+        assert np.array_equal(square.pixels[clip], wide.pixels[clip, ..., left_of(clip) : left_of(clip) + 48])
+    lefts = [left_of(clip) for clip in range(500)]
+    assert min(lefts) == 0 and max(lefts) == 32 and abs(np.mean(lefts) - 16) < 1.5
     assert square.captions == wide.captions and square.scene(1) == wide.scene(1)

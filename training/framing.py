@@ -1,8 +1,9 @@
 """Does a model trained on native sizes frame its subjects better than one trained on square crops?
 
 OpenAI's report on Sora says so (2024, "Improved framing and composition"). Here it is counted: two models of the same
-shape and steps, one trained on wide clips and one on the squares in their middle, and the share of clips whose subject
-the border cuts.
+shape and steps, one trained on wide clips and one on squares cut out of them, and the share of clips that do not show
+all of their subject. A square is taken from anywhere across its clip: the world's camera aims so well that the middle
+of a wide clip is what a square one would be.
 
 python -m training.framing
 """
@@ -33,6 +34,7 @@ from vae.recorder import write_picture
 
 WIDE, SQUARE = (80, 48, 17), (48, 48, 17)
 HUE, SATURATION, VALUE = 0.06, 0.55, 0.08  # how near a pixel is to a colour, how saturated beside it, how bright
+GROUND = 0.9  # of a row: what spans as much is ground, hills or sky of the same hue
 SMALLEST = 6  # pixels of a subject that is there
 SHIPPED = Path("app/models/first")
 
@@ -63,7 +65,7 @@ def native() -> DiTRun:
 
 
 def cropped() -> DiTRun:
-    """Train on the squares in their middle, for as many steps of as many clips."""
+    """Train on squares cut out of them, for as many steps of as many clips."""
     return replace(
         native(),
         data=Path("data/framing-crops"),
@@ -74,15 +76,21 @@ def cropped() -> DiTRun:
 
 
 def crop(source: Path, target: Path) -> None:
-    """Make a data set of the squares in the middle of another's wide clips."""
+    """Make a data set of squares from another's wide clips, each from a place across that its number draws."""
     before, after = bucket_of(source, WIDE), bucket_of(target, SQUARE)
     if (after.folder / "state.json").exists():
         return
-    left = (WIDE[0] - SQUARE[0]) // 2
     after.folder.mkdir(parents=True, exist_ok=True)
-    np.save(after.folder / "pixels.npy", before.pixels[..., left : left + SQUARE[0]])
+    lefts = [left_of(clip) for clip in range(len(before))]
+    squares = [before.pixels[clip, ..., left : left + SQUARE[0]] for clip, left in enumerate(lefts)]
+    np.save(after.folder / "pixels.npy", np.stack(squares))
     for name in ("captions.jsonl", "state.json"):  # the state last: it says that all is there
         (after.folder / name).write_bytes((before.folder / name).read_bytes())
+
+
+def left_of(clip: int) -> int:
+    """Return where a clip's square begins."""
+    return int(np.random.default_rng([8, clip]).integers(WIDE[0] - SQUARE[0] + 1))
 
 
 def coloured(scenes: Iterable[Scene]) -> Iterable[Scene]:
@@ -103,7 +111,8 @@ def subject(video: Tensor, colour: str) -> Tensor:
     hue, saturation, _ = colorsys.rgb_to_hsv(*(part ** (1 / 2.2) for part in COLOURS[colour]))
     away = (sixth / 6 - hue).abs()
     near = torch.minimum(away, 1 - away) < HUE
-    return near & (spread / most.clamp(min=1e-6) > SATURATION * saturation) & (most > VALUE)
+    found = near & (spread / most.clamp(min=1e-6) > SATURATION * saturation) & (most > VALUE)
+    return found & (found.float().mean(-1, keepdim=True) < GROUND)
 
 
 def cut(video: Tensor, colour: str) -> float | None:
@@ -119,13 +128,12 @@ def cut(video: Tensor, colour: str) -> float | None:
 
 
 def count(clips: list[Tensor], colours: list[str]) -> dict[str, float]:
-    """Return the share of clips whose subject is cut in most of the frames that show it, with its 95 % interval, and
-    the share of clips that never show it.
+    """Return the share of clips that do not show all of their subject, with its 95 % interval: those that never show
+    it, and those where the border cuts it in most of the frames that do.
     """
     shares = [cut(clip, colour) for clip, colour in zip(clips, colours, strict=True)]
-    seen = [float(share > 0.5) for share in shares if share is not None]
-    mean, low, high = interval(np.array(seen))
-    return {"cut": mean, "low": low, "high": high, "not seen": 1 - len(seen) / len(shares)}
+    mean, low, high = interval(np.array([share is None or share > 0.5 for share in shares], dtype=float))
+    return {"cut or not seen": mean, "low": low, "high": high, "not seen": float(np.mean([s is None for s in shares]))}
 
 
 def main(prompts: int = 150) -> dict:
@@ -150,7 +158,7 @@ def main(prompts: int = 150) -> dict:
         write_picture(
             run.out.parent / f"{name}.png", contact_sheet(clips[:16], captions=[r.prompt for r in requests[:16]])
         )
-    (Path("runs") / "framing" / "report.json").write_text(json.dumps(report, indent=2))
+        (run.out.parent / "report.json").write_text(json.dumps(report, indent=2))
     print(json.dumps(report, indent=2))
     return report
 
