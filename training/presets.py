@@ -172,17 +172,15 @@ def dit_first() -> DiTRun:
 
 
 def judge_first() -> JudgeRun:
-    """Train on clips of which some have been through the VAE; the shipped judge did so for its last 700 steps."""
     return JudgeRun(
         data=Path("data/first"),
         held_out=Path("data/first-test"),
         out=FIRST / "judge",
-        coder=FIRST / "vae-decoder" / "vae",
-        steps=6_500,
+        steps=5_800,
         rate=2e-3,
         batch=16,
         warmup_steps=100,
-        decay_steps=600,
+        decay_steps=1_100,
         validate_every=300,
     )
 
