@@ -12,6 +12,7 @@ from training.prepare.filter import FilterRun, failed_scores, filter_clips
 from training.prepare.latents import LatentsRun, failed_latents, latents
 
 Failures = list[tuple[str, str]]  # what failed, and why
+Step = Callable[..., tuple[str, Failures]]
 
 
 def prepare(step: str, folder: Path, **given) -> tuple[str, Failures]:
@@ -19,10 +20,14 @@ def prepare(step: str, folder: Path, **given) -> tuple[str, Failures]:
     return STEPS[step](folder, **given)
 
 
-def _clips(folder: Path, **given) -> tuple[str, Failures]:
-    run = ClipsRun(folder=folder, **given)
-    found = clips(run)
-    return ", ".join(f"{count} {name}" for name, count in found.items()), failed_clips(run)
+def _counted(kind: type, act: Callable[..., dict[str, int]], failed: Callable[..., Failures]) -> Step:
+    """Make a step of a kind of run, of what it does, and of what says afterwards what failed."""
+
+    def step(folder: Path, **given) -> tuple[str, Failures]:
+        run = kind(folder=folder, **given)
+        return ", ".join(f"{count} {name}" for name, count in act(run).items()), failed(run)
+
+    return step
 
 
 def _filter(folder: Path, **given) -> tuple[str, Failures]:
@@ -32,18 +37,6 @@ def _filter(folder: Path, **given) -> tuple[str, Failures]:
         numbers = " ".join(f"{found[key]:8.3g}" for key in ("least", "median", "most"))
         lines.append(f"{name:12} {numbers}  {found['threshold']}: {found['dropped']} of {found['clips']}")
     return "\n".join(lines), failed_scores(run)
-
-
-def _captions(folder: Path, **given) -> tuple[str, Failures]:
-    run = CaptionsRun(folder=folder, **given)
-    found = captions(run)
-    return ", ".join(f"{count} {name}" for name, count in found.items()), failed_captions(run)
-
-
-def _latents(folder: Path, **given) -> tuple[str, Failures]:
-    run = LatentsRun(folder=folder, **given)
-    found = latents(run)
-    return ", ".join(f"{count} {name}" for name, count in found.items()), failed_latents(run)
 
 
 def _all(folder: Path, **given) -> tuple[str, Failures]:
@@ -60,10 +53,10 @@ def _all(folder: Path, **given) -> tuple[str, Failures]:
     return "\n".join(reports), failures
 
 
-STEPS: dict[str, Callable[..., tuple[str, Failures]]] = {
-    "clips": _clips,
+STEPS: dict[str, Step] = {
+    "clips": _counted(ClipsRun, clips, failed_clips),
     "filter": _filter,
-    "captions": _captions,
-    "latents": _latents,
+    "captions": _counted(CaptionsRun, captions, failed_captions),
+    "latents": _counted(LatentsRun, latents, failed_latents),
     "all": _all,
 }
