@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -207,23 +206,6 @@ def test_again_says_so_when_the_weights_are_others(generate, longtake, tiny_mode
     generate("a red ball", "-o", tmp_path / "clip.mp4")
     code, _, err = longtake("again", tmp_path / "clip.mp4", "--model", other)
     assert code == 0 and "so it will differ" in err
-
-
-def test_what_a_clip_was_made_with_is_in_its_file_and_said_where_it_is_another(tiny_model, capsys):
-    from app.render import load
-    from dit.request import Request
-
-    pipeline = load(Request(model=str(tiny_model)))
-    plain = pipeline.resolve(Request(prompt="a ball"))
-    assert plain.made_with.startswith(f"torch {torch.__version__}, ")
-    assert plain.made_with.endswith(", float32, attention auto")
-    pipeline.transformer.attention_backend = "one-by-one"
-    other = pipeline.resolve(plain)
-    assert other.made_with == plain.made_with.replace("auto", "one-by-one")
-    load(replace(plain, model=str(tiny_model)))
-    assert "last bits" not in capsys.readouterr().err
-    load(replace(other, model=str(tiny_model)))
-    assert "attention one-by-one made the clip; this is" in capsys.readouterr().err
 
 
 def test_several_prompts_seeds_and_sizes_share_one_model(generate, tmp_path, monkeypatch):

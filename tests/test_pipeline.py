@@ -258,3 +258,20 @@ def test_a_damaged_model_folder_is_refused_in_a_sentence(tiny_model, tmp_path, d
         path.write_bytes(path.read_bytes()[:40])
     with pytest.raises(WeightsError, match=path.name):
         Pipeline.from_pretrained(folder)
+
+
+def test_what_a_clip_was_made_with_is_in_its_file_and_said_where_it_is_another(tiny_model, capsys):
+    from app.render import load
+    from dit.request import Request
+
+    pipeline = load(Request(model=str(tiny_model)))
+    plain = pipeline.resolve(Request(prompt="a ball"))
+    assert plain.made_with.startswith(f"torch {torch.__version__}, ")
+    assert plain.made_with.endswith(", float32, attention auto")
+    pipeline.transformer.attention_backend = "one-by-one"
+    other = pipeline.resolve(plain)
+    assert other.made_with == plain.made_with.replace("auto", "one-by-one")
+    load(replace(plain, model=str(tiny_model)))
+    assert "last bits" not in capsys.readouterr().err
+    load(replace(other, model=str(tiny_model)))
+    assert "attention one-by-one made the clip; this is" in capsys.readouterr().err

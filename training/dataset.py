@@ -111,8 +111,10 @@ def data_hash(data: Path, formats: tuple[Format, ...]) -> str:
     """Return 16 hexadecimal digits that tell data sets apart: SHA-256 over their descriptions and captions."""
     digest = hashlib.sha256()
     if (data / PREPARED).exists():
-        digest.update((data / PREPARED).read_bytes())
-        digest.update((data / "journal" / "latents.jsonl").read_bytes())
+        from training.prepare.manifest import read_manifest
+
+        for row in read_manifest(data):  # scores may come later
+            digest.update(json.dumps([row.clip, [caption.text for caption in row.captions]]).encode())
         return digest.hexdigest()[:16]
     for format in formats:
         bucket = bucket_of(data, format)

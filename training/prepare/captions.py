@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from captioning.captioner import FRAMES, PARTS, VERSION, Endpoint
 from training.prepare.clips import remake_manifest, rows_of
-from training.prepare.engine import SECONDS, each
+from training.prepare.engine import Where
 from training.prepare.manifest import Journal, PrepareError, Row, alone
 from vae.media import read_picture, read_video
 
@@ -18,9 +18,9 @@ LONGEST_SIDE = 512  # pixels of a frame that a model is shown
 
 
 @dataclass(frozen=True)
-class CaptionsRun:
+class CaptionsRun(Where):
     """Which prepared folder to caption, by `model` behind the OpenAI-compatible `endpoint`; its key is in the
-    environment variable `key`. `engine`, `workers` and `limit` as for ClipsRun, `answer` the seconds for one answer.
+    environment variable `key`, and `answer` the seconds for one answer.
     """
 
     folder: Path = Path("prepared")
@@ -28,9 +28,6 @@ class CaptionsRun:
     model: str = ""
     key: str = "OPENAI_API_KEY"
     answer: float = 60.0
-    engine: str = "pool"
-    workers: int = 2
-    limit: float = SECONDS
 
 
 class Task(NamedTuple):
@@ -53,9 +50,9 @@ def captions(run: CaptionsRun) -> dict[str, int]:
         journal = Journal(run.folder, "captions")
         todo = [row for row in rows if not any((c.source, c.version) == (asked.name, VERSION) for c in row.captions)]
         with journal.adding() as note:
-            for outcome in each(describe, [Task(row, run) for row in todo], run.engine, run.workers, run.limit):
+            for outcome in run.each(describe, [Task(row, run) for row in todo]):
                 about = {"clip": todo[outcome.number].clip, "source": asked.name, "version": VERSION}
-                note(about | ({"error": outcome.error} if outcome.error is not None else outcome.value))
+                note(about | outcome.told())
         remake_manifest(run.folder)
         return {
             "clips": len(rows),

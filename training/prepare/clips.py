@@ -20,7 +20,7 @@ import torch
 from av.video.frame import VideoFrame
 from torch import Tensor
 
-from training.prepare.engine import SECONDS, each
+from training.prepare.engine import Where
 from training.prepare.manifest import Caption, Journal, PrepareError, Row, alone, write_manifest
 from training.prepare.shots import DETECTORS, Look, check_of, look_at, parted
 from training.prepare.sources import Source, at_hand, sha256_of, sources
@@ -36,9 +36,9 @@ SIDECAR = "sidecar"  # words that came with the source
 
 
 @dataclass(frozen=True)
-class ClipsRun:
+class ClipsRun(Where):
     """What to cut and how: shots shorter than `shortest` seconds are left out, and those longer than `longest` parted
-    evenly. `engine`, `workers` and `limit`, seconds for one file, say where the work is done.
+    evenly.
     """
 
     source: str = ""
@@ -47,9 +47,6 @@ class ClipsRun:
     shortest: float = 1.0
     longest: float = 10.0
     follow: bool = False  # symbolic links that lead out of the source
-    engine: str = "pool"
-    workers: int = 2
-    limit: float = SECONDS
 
     @property
     def cutting(self) -> dict:
@@ -77,16 +74,15 @@ def clips(run: ClipsRun) -> dict[str, int]:
         done = latest(journal)
         todo = [one for one in found if not is_done(done.get(one.key), one, run)]
         with journal.adding() as note:
-            for outcome in each(cut, [Task(one, run) for one in todo], run.engine, run.workers, run.limit):
+            for outcome in run.each(cut, [Task(one, run) for one in todo]):
                 source = todo[outcome.number]
                 about = {"key": source.key, "stamp": source.stamp, "words": source.words, "cutting": run.cutting}
-                note(about | ({"error": outcome.error} if outcome.error is not None else outcome.value))
-        remake_manifest(run.folder)
-        done = latest(journal)
+                note(about | outcome.told())
+        rows, done = remake_manifest(run.folder), latest(journal)
         return {
             "sources": len(found),
             "done before": len(found) - len(todo),
-            "clips": len(rows_of(run.folder)),
+            "clips": len(rows),
             "failed": sum("error" in done[one.key] for one in found),
         }
 
@@ -157,9 +153,11 @@ def rows_of(folder: Path, begun: bool = False) -> list[Row]:
     ]
 
 
-def remake_manifest(folder: Path) -> None:
-    """Make the manifest of what the journals say."""
-    write_manifest(folder, rows_of(folder))
+def remake_manifest(folder: Path) -> list[Row]:
+    """Make the manifest of what the journals say; returns its rows."""
+    rows = rows_of(folder)
+    write_manifest(folder, rows)
+    return rows
 
 
 def cut(task: Task) -> dict:

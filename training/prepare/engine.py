@@ -32,6 +32,23 @@ class Outcome:
     value: Any = None
     error: str | None = None
 
+    def told(self) -> dict[str, Any]:
+        """Return what a journal notes of it: the value, itself a dict, or the error."""
+        return self.value if self.error is None else {"error": self.error}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Where:
+    """Where the work of a run is done: by which `engine` and how many `workers`, and within how many seconds an item."""
+
+    engine: str = "pool"
+    workers: int = 2
+    limit: float = SECONDS
+
+    def each(self, work: Work, items: Sequence[Any]) -> Iterator[Outcome]:
+        """Do work on all items there."""
+        return each(work, items, self.engine, self.workers, self.limit)
+
 
 def each(
     work: Work, items: Sequence[Any], engine: str = "pool", workers: int = 2, seconds: float = SECONDS
@@ -52,8 +69,10 @@ def each(
 def _outcome(work: Work, number: int, item: Any) -> Outcome:
     try:
         return Outcome(number, work(item))
+    except (ValueError, OSError) as error:  # which say what is the matter with an item
+        return Outcome(number, error=str(error))
     except Exception as error:
-        return Outcome(number, error=str(error) or type(error).__name__)
+        return Outcome(number, error=f"{type(error).__name__}: {error} (unexpected)")
 
 
 def _killed(times: int) -> str:

@@ -1,6 +1,6 @@
 """Score clips, and say what each threshold would drop. Nothing is dropped: the scores go into the manifest.
 
-| score | what it is | dropped by default |
+| score | what it is | its threshold would drop |
 |---|---|---|
 | motion | how far the picture moves, in widths a second: the codec's motion vectors, else optical flow | < 0.001 |
 | sharpness | variance of the Laplacian of grey in [0, 1], at 256 columns | < 0.0003 |
@@ -24,7 +24,7 @@ import cv2
 import numpy as np
 
 from training.prepare.clips import remake_manifest, rows_of
-from training.prepare.engine import SECONDS, each
+from training.prepare.engine import Where
 from training.prepare.manifest import Journal, Row, alone
 from vae.media import opened, picture_stream, read_picture, shown_frames
 from vae.pixels import to_bytes
@@ -62,13 +62,10 @@ THRESHOLDS = {
 
 
 @dataclass(frozen=True)
-class FilterRun:
-    """Which prepared folder to score; `engine`, `workers` and `limit` as for ClipsRun."""
+class FilterRun(Where):
+    """Which prepared folder to score."""
 
     folder: Path = Path("prepared")
-    engine: str = "pool"
-    workers: int = 2
-    limit: float = SECONDS
 
 
 class Task(NamedTuple):
@@ -88,10 +85,10 @@ def filter_clips(run: FilterRun) -> dict[str, dict]:
         noted = {line["clip"]: line for line in journal.lines()}
         todo = [row for row in rows if not is_scored(noted.get(row.clip), row)]
         with journal.adding() as note:
-            for outcome in each(score, [Task(row, run.folder) for row in todo], run.engine, run.workers, run.limit):
+            for outcome in run.each(score, [Task(row, run.folder) for row in todo]):
                 row = todo[outcome.number]
                 about = {"clip": row.clip, "sha256": row.sha256, "version": VERSION}
-                note(about | ({"error": outcome.error} if outcome.error is not None else outcome.value))
+                note(about | outcome.told())
             scored = {line["clip"]: line for line in journal.lines() if "error" not in line}
             hashes = {clip: np.array(line["hashes"], dtype=np.uint64) for clip, line in scored.items()}
             copies = duplicates({row.clip: hashes[row.clip] for row in rows if row.clip in hashes})
@@ -99,8 +96,7 @@ def filter_clips(run: FilterRun) -> dict[str, dict]:
                 again = float(clip in copies)
                 if line["scores"].get("duplicate") != again:
                     note(line | {"scores": line["scores"] | {"duplicate": again}})
-        remake_manifest(run.folder)
-        return report(rows_of(run.folder))
+        return report(remake_manifest(run.folder))
 
 
 def is_scored(noted: dict | None, row: Row) -> bool:

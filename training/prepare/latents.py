@@ -23,7 +23,7 @@ import torch
 from training.config import Format
 from training.dataset import DataError
 from training.prepare.clips import rows_of
-from training.prepare.engine import SECONDS, each
+from training.prepare.engine import Where
 from training.prepare.manifest import Journal, Row, alone, read_manifest
 from vae.media import MediaError, read_picture, read_video
 from vae.model import VideoVAE
@@ -34,9 +34,9 @@ FORMATS: tuple[Format, ...] = ((64, 64, 17), (80, 48, 17), (48, 80, 17), (64, 64
 
 
 @dataclass(frozen=True)
-class LatentsRun:
+class LatentsRun(Where):
     """Which prepared folder to code, by the VAE in `vae`, to which `formats` (columns, rows, frames) at `fps`; a tar
-    holds `samples`. `engine`, `workers` and `limit` as for ClipsRun.
+    holds `samples`.
     """
 
     folder: Path = Path("prepared")
@@ -44,9 +44,6 @@ class LatentsRun:
     formats: tuple[Format, ...] = FORMATS
     fps: float = 8.0
     samples: int = 1000
-    engine: str = "pool"
-    workers: int = 2
-    limit: float = SECONDS
 
 
 class Task(NamedTuple):
@@ -72,11 +69,11 @@ def latents(run: LatentsRun) -> dict[str, int]:
         tasks = [Task(row, run, format) for row, format in fitting if (row.clip, format) not in done]
         held: dict[Format, list[tuple[Row, list[np.ndarray]]]] = {format: [] for format in run.formats}
         with journal.adding() as note:
-            for outcome in each(code_clip, tasks, run.engine, run.workers, run.limit):
+            for outcome in run.each(code_clip, tasks):
                 row, _, format = tasks[outcome.number]
                 if outcome.error is not None:
                     about = {"clip": row.clip, "encoder": stamp, "fps": run.fps, "format": format}
-                    note(about | {"error": outcome.error})
+                    note(about | outcome.told())
                     continue
                 held[format].append((row, outcome.value))
                 if sum(len(samples) for _, samples in held[format]) >= run.samples:

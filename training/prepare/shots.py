@@ -19,7 +19,7 @@ SMALL = 160  # columns at which shots are looked for
 
 
 class Look(NamedTuple):
-    """What is known of a film's frames: when each begins, in seconds and as its time stamp, whether it is a keyframe;
+    """What is known of a film's frames: when each begins, in seconds and as its time stamp, whether it is a keyframe,
     and a checksum of its picture; when the last ends; the frame rate; and the frames that begin a shot, beside the
     first.
     """
@@ -44,7 +44,7 @@ class Look(NamedTuple):
 
 
 def look_at(path: Path, detector: str) -> Look:
-    """Decode a film once, in constant memory, to learn when its frames and shots begin.
+    """Decode a film once, frame by frame, to learn when its frames and shots begin.
 
     Raises MediaError for what cannot be read, and for a film that changes its size.
     """
