@@ -39,7 +39,7 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Where:
-    """Where the work of a run is done: by which `engine` and how many `workers`, and within how many seconds an item."""
+    """Where the work of a run is done: by which `engine`, how many `workers`, and within how many seconds an item."""
 
     engine: str = "pool"
     workers: int = 2
