@@ -1,7 +1,7 @@
-"""Clips to words: whoever describes them, a description has the same parts.
+"""Clips to words: whoever describes them, a caption has the same parts.
 
-A vision-language model behind an OpenAI-compatible endpoint is asked for JSON of one schema; what does not fit it is
-sent back with the reason.
+Our own captioner (`coca.py`) writes one text. A vision-language model, behind an OpenAI-compatible endpoint or here by
+its transformers name, is asked for JSON of one schema; what does not fit it is sent back with the reason.
 """
 
 from __future__ import annotations
@@ -10,18 +10,25 @@ import base64
 import hashlib
 import io
 import json
-from typing import Any
-from urllib.parse import urlsplit
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
+from einops import rearrange
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from captioning.endpoint import AnswerError, Chat, Wrong, fitting, returned
 from vae.pixels import to_bytes
+from vae.weights import CONFIG, read_json
 
-FRAMES = 8  # of a clip that are shown
+FRAMES = 8  # of a clip that a model is shown
+MOST_FRAMES, LONGEST_SIDE = 32, 512  # of a file that is read to be described: frames, and pixels of each
 PARTS = ("subject", "action", "camera", "light", "style")
+OWN = ("captioner", "VideoCoCa")  # our own captioner's folder, and its class as its config.json says
 INSTRUCTIONS = (
     "You see frames of one video clip, in order. Describe what is seen and nothing else: no guesses about what came "
     "before, no opinions, no mention of frames. Answer with JSON: subject (who or what, with colours, shapes, sizes "
@@ -29,15 +36,36 @@ INSTRUCTIONS = (
     "weather, where it comes from), style (photograph, drawing, render and the like), and caption: all of that as one "
     "fluent paragraph of two to four sentences."
 )
-RETURNED = "That does not fit the schema: {reason}. Answer again with the JSON alone."
 
 
 class CaptionError(ValueError):
-    """A clip that could not be described: why, and what would help."""
+    """A clip that could not be described, or a captioner that cannot be had: why, and what would help."""
+
+
+@dataclass(frozen=True)
+class Caption:
+    """What a captioner says of a clip: one text, and what it says of each of PARTS, if it tells them apart."""
+
+    text: str
+    parts: dict[str, str] = field(default_factory=dict)
+
+
+class Captioner(Protocol):
+    """Whoever describes clips; captions say its `name`, and the `version` that changes when its words would."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def version(self) -> str: ...
+
+    def describe(self, video: Tensor) -> Caption:
+        """Describe a clip (3, F, Y, X) in [-1, 1]. Raises CaptionError where that cannot be done."""
+        ...
 
 
 class Description(BaseModel):
-    """What a clip shows, in parts, and all of it as one text."""
+    """What a clip shows, in parts, and all of it as one text: the schema that an answer must fit."""
 
     model_config = ConfigDict(extra="forbid", str_strip_whitespace=True)
 
@@ -49,68 +77,74 @@ class Description(BaseModel):
     caption: str = Field(min_length=1)
 
 
-VERSION = hashlib.sha256((INSTRUCTIONS + json.dumps(Description.model_json_schema())).encode()).hexdigest()[:8]
+def version_of(*said: str) -> str:
+    """Return a short name for what a model is asked: instructions, schema and what is `said` beside them."""
+    asked = INSTRUCTIONS + json.dumps(Description.model_json_schema()) + "".join(said)
+    return hashlib.sha256(asked.encode()).hexdigest()[:8]
+
+
+def load_captioner(
+    name: str | Path = "", endpoint: str = "", model: str = "", key: str | None = None, seconds: float = 60.0
+) -> Captioner:
+    """Load our own captioner from its folder, or a vision-language model of transformers by name or folder; or ask a
+    `model` behind an `endpoint`, with its `key`, within `seconds` an answer.
+
+    Raises CaptionError where there is none, and WeightsError where its folder is damaged.
+    """
+    if bool(name) == bool(endpoint or model) or bool(endpoint) != bool(model):
+        given = {"captioner": name, "endpoint": endpoint, "model": model}
+        got = " and ".join(f"{what} {value}" for what, value in given.items() if value) or "none of them"
+        raise CaptionError(f"give a captioner, or an endpoint and the model there; got {got}")
+    if not seconds > 0:
+        raise CaptionError(f"the seconds for an answer must be above 0; got {seconds:g}")
+    if endpoint:
+        return Endpoint(endpoint, model, key, seconds)
+    folder, (inner, kind) = Path(name), OWN
+    if (folder / CONFIG).is_file() and read_json(folder / CONFIG).get("_class_name") == kind:
+        folder = folder.parent
+    elif not (folder / inner).is_dir():
+        from captioning.vision_language import VisionLanguage
+
+        return VisionLanguage(name)
+    from captioning.coca import load_coca
+
+    return load_coca(folder)
+
+
+def asked(name: str, answer: Callable[[Wrong], str], tries: int) -> Caption:
+    """Have a model answer until it fits the schema, as `fitting` does. Raises CaptionError where it does not."""
+    try:
+        found = fitting(name, answer, Description, tries)
+    except AnswerError as error:
+        raise CaptionError(str(error)) from error
+    return Caption(found.caption, {part: getattr(found, part) for part in PARTS})
 
 
 class Endpoint:
-    """A vision-language model behind an OpenAI-compatible endpoint, such as vLLM's, Ollama's or OpenAI's own.
+    """A vision-language model behind an OpenAI-compatible endpoint; the arguments are those of `Chat`."""
 
-    `url` ends where /chat/completions begins; `seconds` is how long it may be silent. What is slow, busy or down is
-    asked `tries` times, ever more slowly, and so is what answers with something else than asked for.
-    """
+    version = version_of()
 
     def __init__(self, url: str, model: str, key: str | None = None, seconds: float = 60.0, tries: int = 3):
-        from openai import OpenAI
-
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.netloc:
-            raise CaptionError(f"an endpoint must be an address such as http://localhost:8000/v1; got {url!r}")
-        self.model, self.tries, self.where = model, tries, parts.hostname
-        self.client = OpenAI(base_url=url, api_key=key or "none", timeout=seconds, max_retries=tries - 1)
+        try:
+            self.chat = Chat(url, model, key, seconds, tries)
+        except ValueError as error:
+            raise CaptionError(str(error)) from error
 
     @property
     def name(self) -> str:
         """What captions say of where they come from."""
-        return f"{self.model} at {self.where}"
+        return self.chat.name
 
-    def describe(self, video: Tensor) -> Description:
+    def describe(self, video: Tensor) -> Caption:
         """Describe a clip (3, F, Y, X) in [-1, 1]. Raises CaptionError where no answer fits."""
-        from openai import APIConnectionError, APIStatusError, APITimeoutError, OpenAIError
+        shown = [picture_part(picture) for picture in pictures(video)]
+        messages: list[Any] = [{"role": "system", "content": INSTRUCTIONS}, {"role": "user", "content": shown}]
 
-        messages: list[Any] = [
-            {"role": "system", "content": INSTRUCTIONS},
-            {"role": "user", "content": [picture_part(video[:, frame]) for frame in spread(video.shape[1])]},
-        ]
-        schema = {"name": "description", "strict": True, "schema": Description.model_json_schema()}
-        wrong = ""
-        for _ in range(self.tries):
-            try:
-                answer = self.client.chat.completions.create(
-                    model=self.model,
-                    messages=messages,
-                    response_format={"type": "json_schema", "json_schema": schema},  # type: ignore[arg-type]
-                )
-            except APITimeoutError:
-                raise CaptionError(f"{self.name} gave no answer in {self.client.timeout:g} seconds") from None
-            except APIConnectionError as error:
-                raise CaptionError(f"{self.name} cannot be reached: {error.__cause__ or error}") from error
-            except APIStatusError as error:
-                raise CaptionError(f"{self.name} refused with status {error.status_code}: {error.message}") from error
-            except OpenAIError as error:
-                raise CaptionError(f"{self.name} cannot be asked: {error}") from error
-            try:
-                text = answer.choices[0].message.content or ""
-            except (AttributeError, IndexError, TypeError):  # not the JSON of this API at all
-                text = str(answer)[:1000]
-            try:
-                return Description.model_validate_json(unfenced(text))
-            except ValidationError as error:
-                wrong = reason_of(error)
-                messages += [
-                    {"role": "assistant", "content": text},
-                    {"role": "user", "content": RETURNED.format(reason=wrong)},
-                ]
-        raise CaptionError(f"{self.name} answered {self.tries} times with something else than asked for: {wrong}")
+        def answer(wrong: Wrong) -> str:
+            return self.chat.answer([*messages, *returned(wrong)], Description)
+
+        return asked(self.name, answer, self.chat.tries)
 
 
 def spread(frames: int, most: int = FRAMES) -> list[int]:
@@ -118,22 +152,15 @@ def spread(frames: int, most: int = FRAMES) -> list[int]:
     return torch.linspace(0, frames - 1, min(frames, most)).round().int().tolist()
 
 
-def picture_part(frame: Tensor) -> dict[str, Any]:
-    """Turn a frame (3, Y, X) in [-1, 1] into a part of a message."""
+def pictures(video: Tensor) -> list[Image.Image]:
+    """Choose the frames of a clip (3, F, Y, X) in [-1, 1] that a model is shown."""
+    chosen = rearrange(to_bytes(video[:, spread(video.shape[1])]), "c f y x -> f y x c").contiguous()
+    return [Image.fromarray(frame.numpy()) for frame in chosen]
+
+
+def picture_part(picture: Image.Image) -> dict[str, Any]:
+    """Turn a picture into a part of a message that is sent."""
     kept = io.BytesIO()
-    Image.fromarray(to_bytes(frame).permute(1, 2, 0).contiguous().numpy()).save(kept, "PNG")
+    picture.save(kept, "PNG")
     data = base64.b64encode(kept.getvalue()).decode()
     return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
-
-
-def unfenced(text: str) -> str:
-    """Take JSON out of the fence that many models put around it."""
-    text = text.strip()
-    if text.startswith("```"):
-        text = text.split("\n", 1)[-1].rsplit("```", 1)[0]
-    return text
-
-
-def reason_of(error: ValidationError) -> str:
-    """Say in one line what does not fit."""
-    return "; ".join(f"{'.'.join(map(str, one['loc'])) or 'answer'}: {one['msg']}" for one in error.errors())

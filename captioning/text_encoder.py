@@ -7,6 +7,7 @@ The default is open_clip's text tower (Radford et al. 2021, arXiv 2103.00020), t
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -130,6 +131,11 @@ def tokenise(tokenizer, prompts: list[str], cut: bool = False) -> tuple[Tensor, 
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad)
     return ids, tuple(len(row) for row in rows)
+
+
+def sentences(text: str) -> str:
+    """Begin every sentence with a capital: our tokens have none."""
+    return re.sub(r"(?:^|(?<=[.!?] ))[a-z]", lambda first: first[0].upper(), text.strip())
 
 
 def encode(prompts: list[str], tokenizer, encoder: nn.Module, cut: bool = False) -> Words:

@@ -1,4 +1,4 @@
-"""Captioning by a model elsewhere, over real HTTP: what fits is kept, what does not is asked again or told."""
+"""Captioning: over real HTTP, what fits is kept, and what does not is asked again or told; and by a command."""
 
 import base64
 import io
@@ -11,9 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from captioning.captioner import FRAMES, CaptionError, Description, Endpoint, spread
+from app.cli import main
+from captioning.captioner import FRAMES, PARTS, Caption, CaptionError, Endpoint, asked, load_captioner, spread
 from tests.test_prepare import shot
-from training.prepare.captions import CaptionsRun, captions, failed_captions
+from training.prepare.captions import CaptionsRun, captioner_of, captions, failed_captions
 from training.prepare.clips import ClipsRun, clips
 from training.prepare.manifest import PrepareError, read_manifest
 from vae.recorder import write_picture, write_video
@@ -26,6 +27,7 @@ GOOD = {
     "style": "drawing",
     "caption": "A white disc slides to the right over a coloured ground.",
 }
+FOUND = Caption(GOOD["caption"], {part: GOOD[part] for part in PARTS})
 
 
 class Server:
@@ -78,7 +80,7 @@ def test_a_clip_is_described_by_what_is_shown_of_it():
     video = shot(0, 21)
     with Server(GOOD) as server:
         found = Endpoint(server.url, "eye").describe(video)
-    assert found == Description(**GOOD)
+    assert found == FOUND
     (asked,) = server.asked
     pictures = [part["image_url"]["url"] for part in asked["messages"][1]["content"]]
     assert len(pictures) == FRAMES and asked["response_format"]["json_schema"]["strict"]
@@ -95,7 +97,7 @@ def test_a_clip_is_described_by_what_is_shown_of_it():
 )
 def test_what_does_not_fit_or_is_busy_is_asked_again(first):
     with Server(first, "```json\n" + json.dumps(GOOD) + "\n```") as server:
-        assert Endpoint(server.url, "eye").describe(shot(0, 2)) == Description(**GOOD)
+        assert Endpoint(server.url, "eye").describe(shot(0, 2)) == FOUND
     assert len(server.asked) == 2
     if isinstance(first, str):
         assert "does not fit the schema" in server.asked[1]["messages"][-1]["content"]
@@ -143,3 +145,201 @@ def test_captions_go_into_the_manifest_beside_those_that_came_with_the_source(tm
     assert rows["still.png"].captions[-1].parts["camera"] == "still"
     with pytest.raises(PrepareError, match="captions need a model"):
         captions(CaptionsRun(folder))
+
+
+def test_whoever_is_asked_is_told_what_did_not_fit_and_why():
+    answers, told = iter(["hm", json.dumps(GOOD | {"light": ""}), json.dumps(GOOD)]), []
+
+    def answer(wrong):
+        told.append(list(wrong))
+        return next(answers)
+
+    assert asked("eye", answer, 3) == FOUND
+    assert [len(wrong) for wrong in told] == [0, 1, 2]
+    (first, why), (_, light) = told[-1]
+    assert first == "hm" and "Invalid JSON" in why and "light: String should have at least 1 character" in light
+    with pytest.raises(CaptionError, match="eye answered 2 times with something else than asked for: answer: Invalid"):
+        asked("eye", lambda wrong: "hm", 2)
+
+
+@pytest.mark.parametrize(
+    ("given", "rule"),
+    [
+        ({}, "give a captioner, or an endpoint and the model there; got none of them"),
+        ({"endpoint": "http://x/v1"}, "got endpoint http://x/v1"),
+        ({"model": "eye"}, "got model eye"),
+        (
+            {"name": "own", "endpoint": "http://x/v1", "model": "eye"},
+            "got captioner own and endpoint http://x/v1 and mod",
+        ),
+        ({"endpoint": "x", "model": "eye"}, "an endpoint must be an address"),
+        ({"endpoint": "http://x/v1", "model": "eye", "seconds": 0.0}, "seconds for an answer must be above 0; got 0"),
+        ({"name": "app/models/first"}, "a captioner must be a folder of our own, or a vision-language model"),
+    ],
+)
+def test_a_captioner_that_is_none_is_refused_with_the_rule(given, rule):
+    with pytest.raises(CaptionError, match=rule):
+        load_captioner(**given)
+
+
+@pytest.fixture(scope="session")
+def own(tmp_path_factory):
+    """The folder of our own captioner, as small as it can be and untrained."""
+    from captioning.coca import CoCaCaptioner, VideoCoCa
+    from captioning.text_encoder import train_tokenizer
+
+    torch.manual_seed(0)
+    words = train_tokenizer(["a white disc slides to the right"], 300, 32)
+    model = VideoCoCa(
+        vocabulary=len(words),
+        context=32,
+        width=32,
+        heads=2,
+        layers=1,
+        decoder_layers=1,
+        watcher_width=16,
+        watcher_layers=1,
+        queries=4,
+        end_id=words.eos_token_id,
+        pad_id=words.pad_token_id,
+    )
+    folder = tmp_path_factory.mktemp("own")
+    CoCaCaptioner(model, words).save(folder)
+    return folder
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A film, a picture, and a file that is neither."""
+    write_video(tmp_path / "film.mp4", shot(0, 16), 8)
+    write_picture(tmp_path / "still.png", shot(3, 1))
+    (tmp_path / "broken.mp4").write_text("no film")
+    return tmp_path
+
+
+def test_our_own_captioner_is_found_by_its_folder_and_by_the_one_within(own):
+    video = shot(0, 16)
+    found = [load_captioner(folder) for folder in (own, own / "captioner")]
+    assert found[0].name == found[1].name and found[0].version == found[1].version
+    assert found[0].describe(video) == found[1].describe(video) and not found[0].describe(video).parts
+
+
+def test_the_command_prints_a_line_a_file(files, own, capsys):
+    film, still = str(files / "film.mp4"), str(files / "still.png")
+    assert main(["caption", film, still, "--captioner", str(own)]) == 0
+    printed = capsys.readouterr()
+    assert [line.split("\t")[0] for line in printed.out.splitlines()] == [film, still] and "captioning" in printed.err
+    answer = GOOD | {"caption": "Two\nlines\tof words."}
+    with Server(answer) as server:
+        asking = ["--endpoint", server.url, "--model", "eye"]
+        assert main(["caption", film, *asking]) == 0
+        assert capsys.readouterr().out == f"{film}\tTwo lines of words.\n"
+        assert main(["caption", still, film, "--json", *asking]) == 0
+    said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [one["file"] for one in said] == [still, film]
+    assert said[0]["caption"] == answer["caption"] and said[0]["parts"] == FOUND.parts
+    assert (said[0]["source"], said[0]["version"]) == ("eye at 127.0.0.1", Endpoint.version)
+
+
+def test_the_command_goes_on_after_a_bad_file_and_exits_with_3(files, capsys):
+    bad = [str(files / name) for name in ("gone.mp4", "broken.mp4", ".")]
+    with Server(GOOD) as server:
+        asking = ["--endpoint", server.url, "--model", "eye"]
+        assert main(["caption", *bad, str(files / "film.mp4"), *asking]) == 3
+    printed = capsys.readouterr()
+    assert printed.out == f"{files / 'film.mp4'}\t{GOOD['caption']}\n"
+    told = [line for line in printed.err.splitlines() if line.startswith("longtake: ")]
+    assert len(told) == 3 and all(name in line for name, line in zip(bad, told, strict=True))
+    assert "Traceback" not in printed.err
+    with Server(401) as server:
+        assert main(["caption", str(files / "film.mp4"), "--endpoint", server.url, "--model", "eye"]) == 3
+    printed = capsys.readouterr()
+    assert (
+        not printed.out and f"longtake: {files / 'film.mp4'}: eye at 127.0.0.1 refused with status 401" in printed.err
+    )
+
+
+def test_a_name_of_any_bytes_is_printed_on_one_line(files, capsys):
+    odd = files / "two\nlines\udcff.png"
+    (files / "still.png").rename(odd)
+    with Server(GOOD) as server:
+        asking = ["--endpoint", server.url, "--model", "eye"]
+        assert main(["caption", str(odd), *asking]) == 0
+        assert capsys.readouterr().out.splitlines() == [f"{files}/two\\nlines\\udcff.png\t{GOOD['caption']}"]
+        assert main(["caption", str(odd), "--json", *asking]) == 0
+        assert json.loads(capsys.readouterr().out)["file"] == str(odd)
+
+
+@pytest.mark.parametrize(
+    ("words", "rule"),
+    [
+        (["--endpoint", "http://x/v1"], "give a captioner, or an endpoint and the model there"),
+        (["--captioner", "app/models/first"], "a captioner must be a folder of our own"),
+        (["--endpoint", "x", "--model", "eye"], "an endpoint must be an address"),
+        (["--endpoint", "http://x/v1", "--model", "eye", "--answer", "0"], "must be above 0"),
+        (["--answer", "soon"], "invalid float value: 'soon'"),
+        ([], "a captioner must be named where none is shipped; give --captioner"),
+    ],
+)
+def test_the_command_refuses_bad_arguments_before_it_opens_a_file(words, rule, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("app.caption.SHIPPED", tmp_path / "none")
+    try:
+        code = main(["caption", str(tmp_path / "gone.mp4"), *words])
+    except SystemExit as stop:  # argparse's own
+        code = stop.code
+    printed = capsys.readouterr()
+    assert code == 2 and not printed.out and rule in printed.err and "gone.mp4" not in printed.err
+
+
+def test_the_shipped_captioner_is_the_default(files, own, monkeypatch, capsys):
+    monkeypatch.setattr("app.caption.SHIPPED", own)
+    assert main(["caption", str(files / "still.png")]) == 0
+    assert capsys.readouterr().out.startswith(f"{files / 'still.png'}\t")
+
+
+@pytest.fixture
+def prepared(files, tmp_path_factory):
+    """A prepared folder of two clips."""
+    (files / "broken.mp4").unlink()
+    folder = tmp_path_factory.mktemp("prepared")
+    clips(ClipsRun(str(files), folder, engine="here"))
+    return folder
+
+
+def test_captions_of_our_own_are_noted_once_and_it_is_loaded_once(prepared, own):
+    captioner_of.cache_clear()
+    run = CaptionsRun(prepared, captioner=str(own), engine="here")
+    assert captions(run) == {"clips": 2, "done before": 0, "failed": 0}
+    assert captions(run) == {"clips": 2, "done before": 2, "failed": 0}
+    assert captioner_of.cache_info().misses == 1
+    mine = load_captioner(own)
+    for row in read_manifest(prepared):
+        (said,) = row.captions
+        assert (said.source, said.version, said.parts) == (mine.name, mine.version, {})
+    with Server(GOOD) as server:
+        captions(CaptionsRun(prepared, server.url, "eye", engine="here"))
+    assert [len(row.captions) for row in read_manifest(prepared)] == [2, 2]
+
+
+def test_workers_of_a_pool_caption_with_a_captioner_of_their_own(prepared, own):
+    run = CaptionsRun(prepared, captioner=str(own), workers=1)
+    assert run.memory is None  # a model that runs in it may need any number of bytes
+    assert captions(run) == {"clips": 2, "done before": 0, "failed": 0}
+
+
+def test_preparing_goes_on_where_an_endpoint_fails_and_is_completed_by_another_run(prepared, capsys):
+    with Server("slow") as server:
+        words = ["prepare", "captions", str(prepared), "--engine", "here", "--endpoint", server.url, "--model", "eye"]
+        assert main([*words, "--answer", "0.2"]) == 3
+        told = capsys.readouterr()
+        assert "0 done before, 2 failed" in told.out and told.err.count("gave no answer in 0.2 seconds") == 2
+        server.answers = [401, GOOD]
+        assert main(words) == 3
+        told = capsys.readouterr()
+        assert "0 done before, 1 failed" in told.out and told.err.count("refused with status 401") == 1
+        assert main(words) == 0
+        assert "1 done before, 0 failed" in capsys.readouterr().out
+    assert main(words) == 0  # though nobody answers any more
+    assert "2 done before, 0 failed" in capsys.readouterr().out
+    assert main([*words, "--captioner", "own"]) == 2
+    assert "got captioner own and endpoint" in capsys.readouterr().err

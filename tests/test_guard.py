@@ -75,4 +75,5 @@ def test_what_is_read_in_a_child_is_what_is_read_here(tmp_path):
     assert torch.equal(guard.read_picture(picture), media.read_picture(picture))
     there, here = guard.read_video(film, 8, size=(16, 16)), media.read_video(film, 8, size=(16, 16))
     assert torch.equal(there.video, here.video) and there.fps == here.fps
+    assert torch.equal(guard.read_glimpse(film, 3, 16), media.read_glimpse(film, 3, 16))
     assert guard.read_metadata(film) == media.read_metadata(film) == {"longtake": "{}"}

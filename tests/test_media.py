@@ -11,7 +11,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from einops import rearrange
+from einops import rearrange, repeat
 from PIL import Image
 
 from vae.media import (
@@ -22,6 +22,7 @@ from vae.media import (
     exact_rate,
     fit_picture,
     from_bytes,
+    read_glimpse,
     read_metadata,
     read_picture,
     read_video,
@@ -550,3 +551,25 @@ def test_a_contact_sheet_shows_the_frames_enlarged_and_named(tmp_path):
     for wrong in ({"captions": ["one"]}, {"columns": 0}, {"font": tmp_path / "none.ttf"}):
         with pytest.raises(MediaError):
             contact_sheet(clips, **wrong)
+
+
+def test_a_glimpse_is_spread_evenly_over_a_film_however_long(tmp_path):
+    frames = 300
+    film = repeat(torch.linspace(-1, 1, frames), "f -> c f 24 40", c=3).contiguous()
+    write_video(tmp_path / "long.mkv", film, 25)
+    bytes_of = to_bytes(film[0, :, 0, 0]).int()
+    seen = to_bytes(read_glimpse(tmp_path / "long.mkv", 8, 512)[0, :, 0, 0]).int()
+    assert len(seen) == 8 and seen[0] == bytes_of[0] and seen[-1] == bytes_of[-1]
+    places = torch.tensor([(bytes_of - byte).abs().argmin() for byte in seen])
+    wanted = torch.linspace(0, frames - 1, 8)
+    assert (places - wanted).abs().max() <= frames / 8 / 4  # of the spacing, a quarter: four times as many are kept
+    whole = read_glimpse(tmp_path / "long.mkv", 400, 512)
+    assert torch.equal(whole, read_video(tmp_path / "long.mkv").video)
+
+
+def test_a_glimpse_is_no_larger_than_asked_and_of_the_same_shape(tmp_path):
+    write_video(tmp_path / "film.mp4", torch.rand(3, 5, 48, 96) * 2 - 1, 8)
+    write_picture(tmp_path / "tall.png", torch.rand(3, 1, 200, 20) * 2 - 1)
+    assert read_glimpse(tmp_path / "film.mp4", 3, 32).shape == (3, 3, 16, 32)
+    assert read_glimpse(tmp_path / "film.mp4", 8, 512).shape == (3, 5, 48, 96)
+    assert read_glimpse(tmp_path / "tall.png", 8, 50).shape == (3, 1, 50, 5)

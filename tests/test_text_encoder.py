@@ -5,7 +5,16 @@ import torch
 import transformers
 
 from captioning.contrast import VideoTower, contrast
-from captioning.text_encoder import FILES, TextTower, encode, load_text_encoder, tokenise, train_tokenizer, width_of
+from captioning.text_encoder import (
+    FILES,
+    TextTower,
+    encode,
+    load_text_encoder,
+    sentences,
+    tokenise,
+    train_tokenizer,
+    width_of,
+)
 
 TEXTS = ["a red ball bounces", "the blue cube spins while the camera orbits left", "一个红色的球在弹跳"]
 
@@ -25,6 +34,10 @@ def test_any_text_can_be_written_in_the_tokens(tokenizer):
     for text in (*TEXTS, "zebra é 龍 🎈"):
         ids, (count,) = tokenise(tokenizer, [text])
         assert tokenizer.decode(ids[0, 1 : count - 1].tolist()).strip() == text
+
+
+def test_sentences_begin_with_capitals():
+    assert sentences(" a red ball. it is 3.5 cm wide! the end") == "A red ball. It is 3.5 cm wide! The end"
 
 
 def test_case_and_width_of_letters_do_not_matter(tokenizer):

@@ -102,6 +102,46 @@ class TextRun(Run):
 
 
 @dataclass(frozen=True)
+class CaptionerRun(Run):
+    """A captioner around the text tower in `text`, trained on `batch` clips a step: for `label_steps` on short labels,
+    then on dense captions. `still_share` of the clips are one frame of theirs.
+
+    With `start`, "ARCHITECTURE:WEIGHTS" of an open_clip CoCa, that one is trained further, its own tower included.
+    """
+
+    text: Path = Path("runs/tiny/text/text")
+    start: str = ""
+    label_steps: int = 200
+    watcher_width: int = 48
+    watcher_layers: int = 2
+    decoder_layers: int = 3
+    queries: int = 32
+    batch: int = 32
+    still_share: float = 0.1
+    caption_weight: float = 2.0
+    validation_clips: int = 128
+
+
+@dataclass(frozen=True)
+class UpsamplerRun(Run):
+    """A writer of captions from prompts, and of prompts from captions, trained on `batch` pairs a step, each both ways.
+
+    Its tokenizer is learned from `read` pairs, and `validation_pairs` held-out ones say when to trust it. At the end
+    `prompts` prompts of each kind are written out and compared.
+    """
+
+    vocabulary: int = 2048
+    context: int = 512
+    width: int = 192
+    heads: int = 6
+    layers: int = 4
+    batch: int = 32
+    read: int = 20_000
+    validation_pairs: int = 512
+    prompts: int = 125
+
+
+@dataclass(frozen=True)
 class DiTRun(Run):
     """A diffusion transformer. Every step's pack holds `clips[i]` clips of `formats[i]`; one frame makes an image.
 

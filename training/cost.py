@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from training.config import DiTRun, Run, TextRun, VAERun, WorldRun
+from training.config import DiTRun, Run, TextRun, UpsamplerRun, VAERun, WorldRun
 
 
 def describe_cost(run: Run | WorldRun) -> str:
@@ -27,6 +27,8 @@ def _lines(run: Run | WorldRun) -> list[str]:
         return _dit_lines(run)
     if isinstance(run, VAERun):
         return _vae_lines(run)
+    if isinstance(run, UpsamplerRun):
+        return [f"pairs seen {run.steps * run.batch:,}, each both ways"]
     if isinstance(run, TextRun):
         return [f"clips seen {run.steps * run.batch:,}"]
     return []

@@ -19,6 +19,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from einops import rearrange
 from torch import Tensor, nn
 
+from captioning.watching import Within, watching
 from training.config import JudgeRun
 from training.dataset import Bucket, bucket_of, data_hash, order, share
 from training.loop import Course, accelerator_for, descend, describe, rate_at
@@ -55,15 +56,7 @@ class Judge(ModelMixin, ConfigMixin):
     def __init__(self, width: int = 48):
         super().__init__()
         self.enter = Within(3, width, 8, 4)
-        self.stages = nn.Sequential(
-            Within(width, width, 3, 1),
-            Within(width, 2 * width, 3, 2),
-            Between(2 * width),
-            Within(2 * width, 2 * width, 3, 1),
-            Between(2 * width),
-            Within(2 * width, 3 * width, 3, 2),
-            Between(3 * width),
-        )
+        self.stages = watching(width)
         places = FORMAT[0] * FORMAT[1] // 16**2
         self.gather = nn.Linear((places + 2) * 3 * width, 6 * width)
         answers = [len(values) for values in ATTRIBUTES.values()] + [len(THINGS)]
@@ -94,34 +87,6 @@ class Judge(ModelMixin, ConfigMixin):
         mirrored["camera"] = mirrored["camera"][:, SWAPPED]
         found = {name: plain[name].log_softmax(1) + mirrored[name].log_softmax(1) for name in ATTRIBUTES}
         return {name: [values[n] for n in found[name].argmax(1).tolist()] for name, values in ATTRIBUTES.items()}
-
-
-class Within(nn.Module):
-    """Look around within each frame of (B, F, D, H, W)."""
-
-    def __init__(self, before: int, after: int, side: int, stride: int):
-        super().__init__()
-        self.mix = nn.Conv2d(before, after, side, stride=stride, padding=(side - stride + 1) // 2)
-        self.norm = nn.BatchNorm2d(after)
-
-    def forward(self, x: Tensor) -> Tensor:
-        found = F.relu(self.norm(self.mix(rearrange(x, "B F D H W -> (B F) D H W"))))
-        return rearrange(found, "(B F) D H W -> B F D H W", B=len(x))
-
-
-class Between(nn.Module):
-    """Compare each frame with its neighbours: a residual over five frames of (B, F, D, H, W)."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.mix = nn.Conv2d(5 * width, width, 1)
-        self.norm = nn.BatchNorm2d(width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        around = F.pad(x, (0, 0, 0, 0, 0, 0, 2, 2))
-        window = torch.cat([around[:, lag : lag + x.shape[1]] for lag in range(5)], dim=2)
-        found = F.relu(self.norm(self.mix(rearrange(window, "B F D H W -> (B F) D H W"))))
-        return x + rearrange(found, "(B F) D H W -> B F D H W", B=len(x))
 
 
 def truth_of(scene: Scene) -> dict[str, str]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # of the quintic, Jordan et al. 2024
 ROUNDS = 5
-Hidden = Sequence[tuple[nn.Linear | nn.Conv2d, int]]
+Hidden = Sequence[tuple[nn.Module | nn.Parameter, int]]
 LIKE_ADAM = 0.2  # the root mean square of an AdamW step, over its rate (Moonlight, section 2.2)
 
 
@@ -120,18 +120,20 @@ def effort(matrix: Tensor) -> int:
 
 
 def muon(hidden: Hidden, model: nn.Module, run) -> Muon:
-    """Return Muon for the hidden layers named, each with its number of parts, and AdamW for a model's other parameters.
+    """Return Muon for the hidden layers or matrices named, each with its number of parts, and AdamW for all other
+    parameters.
 
     `run` gives rate, betas and weight decay, which only matrices have.
     """
-    hidden = [(layer, parts) for layer, parts in hidden if layer.weight.requires_grad]
-    weights = [layer.weight for layer, _ in hidden]
+    found = [(layer if isinstance(layer, nn.Parameter) else layer.weight, parts) for layer, parts in hidden]
+    found = [(weight, parts) for weight, parts in found if weight.requires_grad]
+    weights = [weight for weight, _ in found]
     known = {id(weight) for weight in weights}
     others = [value for value in model.parameters() if value.requires_grad and id(value) not in known]
     matrices = [value for value in others if value.ndim > 1]
     rest = [value for value in others if value.ndim <= 1]
     groups = [
-        {"params": weights, "muon": True, "parts": [parts for _, parts in hidden], "weight_decay": run.weight_decay},
+        {"params": weights, "muon": True, "parts": [parts for _, parts in found], "weight_decay": run.weight_decay},
         {"params": matrices, "muon": False, "weight_decay": run.weight_decay},
         {"params": rest, "muon": False},
     ]

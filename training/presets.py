@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from training.config import DiTRun, JudgeRun, Recipe, Run, TextRun, VAERun, WorldRun
+from training.config import CaptionerRun, DiTRun, JudgeRun, Recipe, Run, TextRun, UpsamplerRun, VAERun, WorldRun
 
 TINY, FIRST = Path("runs/tiny"), Path("runs/first")
 
@@ -49,6 +49,40 @@ def text_tiny() -> TextRun:
         video_width=128,
         video_layers=3,
         validate_every=50,
+    )
+
+
+def captioner_tiny() -> CaptionerRun:
+    return CaptionerRun(
+        out=TINY / "captioner",
+        text=TINY / "text" / "text",
+        steps=300,
+        label_steps=60,
+        rate=2e-3,
+        warmup_steps=20,
+        decay_steps=100,
+        watcher_width=24,
+        watcher_layers=1,
+        decoder_layers=2,
+        queries=16,
+        validate_every=100,
+        validation_clips=32,
+    )
+
+
+def upsampler_tiny() -> UpsamplerRun:
+    return UpsamplerRun(
+        out=TINY / "upsampler",
+        steps=200,
+        rate=2e-3,
+        warmup_steps=20,
+        decay_steps=80,
+        width=128,
+        heads=4,
+        layers=2,
+        batch=16,
+        validate_every=100,
+        prompts=10,
     )
 
 
@@ -148,6 +182,36 @@ def text_first() -> TextRun:
     )
 
 
+def captioner_first() -> CaptionerRun:
+    return CaptionerRun(
+        data=Path("data/first"),
+        held_out=Path("data/first-test"),
+        out=FIRST / "captioner",
+        text=FIRST / "text" / "text",
+        steps=5_000,
+        label_steps=500,
+        rate=2e-3,
+        warmup_steps=100,
+        decay_steps=1_500,
+        validate_every=500,
+        save_minutes=5,
+    )
+
+
+def upsampler_first() -> UpsamplerRun:
+    return UpsamplerRun(
+        data=Path("data/first"),
+        held_out=Path("data/first-test"),
+        out=FIRST / "upsampler",
+        steps=3_000,
+        rate=2e-3,
+        warmup_steps=100,
+        decay_steps=1_000,
+        validate_every=500,
+        save_minutes=5,
+    )
+
+
 def dit_first() -> DiTRun:
     return DiTRun(
         data=Path("data/first"),
@@ -195,6 +259,8 @@ PRESETS = {
     },
     "vae": {"tiny": vae_tiny, "first": vae_first, "first-on": vae_first_on, "first-decoder": vae_first_decoder},
     "text": {"tiny": text_tiny, "first": text_first},
+    "captioner": {"tiny": captioner_tiny, "first": captioner_first},
+    "upsampler": {"tiny": upsampler_tiny, "first": upsampler_first},
     "dit": {"tiny": dit_tiny, "first": dit_first},
     "judge": {"first": judge_first},
     "recipe": {"tiny": Recipe, "first": lambda: Recipe("first")},

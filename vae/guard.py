@@ -44,6 +44,11 @@ def read_picture(path: str | Path) -> Tensor:
     return guarded(media.read_picture, path)
 
 
+def read_glimpse(path: str | Path, frames: int, side: int) -> Tensor:
+    """Do `media.read_glimpse` in a child; raises MediaError also where the file takes too much time or memory."""
+    return guarded(media.read_glimpse, path, frames, side)
+
+
 def read_metadata(path: str | Path) -> dict[str, str]:
     """Do `media.read_metadata` in a child; raises MediaError also where the file takes too much time or memory."""
     return guarded(media.read_metadata, path)

@@ -41,6 +41,7 @@ __all__ = [
     "exact_rate",
     "fit_picture",
     "from_bytes",
+    "read_glimpse",
     "read_metadata",
     "read_picture",
     "read_video",
@@ -59,6 +60,7 @@ UNSPECIFIED = 2  # ITU-T H.273: no colour matrix is named
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,gif,avi"
 CODECS = "h264,hevc,av1,libdav1d,vp8,vp9,libvpx,libvpx-vp9,mpeg4,mpeg2video,mjpeg,prores,ffv1,gif,png,qtrle"
 PICTURES = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+STILLS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")  # a file of another name is a film
 
 # Chroma is interpolated: by default swscale repeats it, which costs 13 dB on a smooth clip of 64 x 64.
 EXACT = (
@@ -150,6 +152,39 @@ def read_picture(path: str | Path) -> Tensor:
         kinds = ", ".join(PICTURES)
         raise MediaError(f"{path} cannot be read as a picture ({kinds}): {error}; save it again as PNG") from error
     return from_bytes(rearrange(pixels, "y x c -> c 1 y x").contiguous())
+
+
+def read_glimpse(path: str | Path, frames: int, side: int) -> Tensor:
+    """Read `frames` spread evenly over a film of any duration, or a picture, as (3, F, Y, X) in [-1, 1] with no side
+    longer than `side`; of a film that has no more, all.
+
+    Raises MediaError naming the file when it cannot be decoded.
+    """
+    if str(path).lower().endswith(STILLS):
+        picture = read_picture(path)
+        return fit_picture(picture, *_at_most(side, *picture.shape[2:]))
+    kept: dict[int, Tensor] = {}
+    every, number, size, last = 1, -1, None, None  # `every` grows with the film, of which nobody knows how long it is
+    with opened(path) as container:
+        stream = picture_stream(container, path)
+        for number, (_, _, last) in enumerate(shown_frames(container, stream)):
+            size = size or _at_most(side, *upright(last, None).shape[1:])
+            if number % every == 0:
+                kept[number] = upright(last, size)
+            if len(kept) == 4 * frames:  # of which the nearest to where a frame is wanted will do
+                every *= 2
+                kept = {place: picture for place, picture in kept.items() if place % every == 0}
+        if last is None:
+            raise MediaError(f"{path} holds no frame that can be decoded; export it again")
+        kept[number] = upright(last, size)
+    wanted = torch.linspace(0, number, min(frames, number + 1)).tolist()
+    chosen = [kept[min(kept, key=lambda place: abs(place - want))] for want in wanted]
+    return torch.stack([from_bytes(one) if one.dtype == torch.uint8 else one for one in chosen], 1)
+
+
+def _at_most(side: int, rows: int, columns: int) -> tuple[int, int]:
+    share = min(1.0, side / max(rows, columns))
+    return max(1, round(rows * share)), max(1, round(columns * share))
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:

@@ -8,19 +8,18 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from captioning.captioner import FRAMES, PARTS, VERSION, Endpoint
+from captioning.captioner import LONGEST_SIDE, MOST_FRAMES, Captioner, load_captioner
 from training.prepare.clips import remake_manifest, rows_of
 from training.prepare.engine import Where
 from training.prepare.manifest import Journal, PrepareError, Row, alone
-from vae.media import read_picture, read_video
-
-LONGEST_SIDE = 512  # pixels of a frame that a model is shown
+from vae.guard import MEMORY
+from vae.media import read_glimpse
 
 
 @dataclass(frozen=True)
 class CaptionsRun(Where):
-    """Which prepared folder to caption, by `model` behind the OpenAI-compatible `endpoint`; its key is in the
-    environment variable `key`, and `answer` the seconds for one answer.
+    """Which prepared folder to caption: by the `captioner` of a name or folder, or by `model` behind the
+    OpenAI-compatible `endpoint`; its key is in the environment variable `key`, and `answer` the seconds for one answer.
     """
 
     folder: Path = Path("prepared")
@@ -28,6 +27,12 @@ class CaptionsRun(Where):
     model: str = ""
     key: str = "OPENAI_API_KEY"
     answer: float = 60.0
+    captioner: str = ""
+
+    @property
+    def memory(self) -> int | None:
+        """Bytes that a worker may take: a model that runs in it may need any number."""
+        return None if self.captioner else MEMORY
 
 
 class Task(NamedTuple):
@@ -40,18 +45,19 @@ class Task(NamedTuple):
 def captions(run: CaptionsRun) -> dict[str, int]:
     """Caption all clips that this model has not captioned yet; returns how many there are, were done and failed.
 
-    Raises PrepareError for what cannot be begun.
+    Raises PrepareError for what cannot be begun, and CaptionError where there is no such captioner.
     """
-    if not (run.endpoint and run.model):
-        raise PrepareError("captions need a model and where it answers; give --endpoint and --model")
-    asked = endpoint_of(run)
+    if not (run.captioner or (run.endpoint and run.model)):
+        raise PrepareError("captions need a model; give --captioner, or --endpoint and --model")
+    asked = captioner_of(run)
     with alone(run.folder):
         rows = rows_of(run.folder, begun=True)
         journal = Journal(run.folder, "captions")
-        todo = [row for row in rows if not any((c.source, c.version) == (asked.name, VERSION) for c in row.captions)]
+        own = asked.name, asked.version
+        todo = [row for row in rows if own not in ((said.source, said.version) for said in row.captions)]
         with journal.adding() as note:
             for outcome in run.each(describe, [Task(row, run) for row in todo]):
-                about = {"clip": todo[outcome.number].clip, "source": asked.name, "version": VERSION}
+                about = {"clip": todo[outcome.number].clip, "source": asked.name, "version": asked.version}
                 note(about | outcome.told())
         remake_manifest(run.folder)
         return {
@@ -63,26 +69,19 @@ def captions(run: CaptionsRun) -> dict[str, int]:
 
 def failed_captions(run: CaptionsRun) -> list[tuple[str, str]]:
     """List the clips that this model could not caption, and why."""
-    name = endpoint_of(run).name
+    name = captioner_of(run).name
     noted = {line["clip"]: line for line in Journal(run.folder, "captions").lines() if line["source"] == name}
     return [(row.file, noted[row.clip]["error"]) for row in rows_of(run.folder) if "error" in noted.get(row.clip, {})]
 
 
 @cache
-def endpoint_of(run: CaptionsRun) -> Endpoint:
-    """Return the model that a run asks."""
-    return Endpoint(run.endpoint, run.model, os.environ.get(run.key), run.answer)
+def captioner_of(run: CaptionsRun) -> Captioner:
+    """Return the captioner that a run asks, loaded once in each process."""
+    return load_captioner(run.captioner, run.endpoint, run.model, os.environ.get(run.key), run.answer)
 
 
 def describe(task: Task) -> dict:
     """Ask for one clip's description; returns its text and its parts."""
     row, run = task
-    path, share = run.folder / row.file, min(1.0, LONGEST_SIDE / max(row.columns, row.rows))
-    if path.suffix == ".png":
-        video = read_picture(path)
-    else:
-        size = (max(1, round(row.rows * share)), max(1, round(row.columns * share)))
-        few = min(row.fps, FRAMES / max(row.end - row.begin, 1 / row.fps))
-        video = read_video(path, fps=few, size=size).video
-    found = endpoint_of(run).describe(video)
-    return {"text": found.caption, "parts": {name: getattr(found, name) for name in PARTS}}
+    found = captioner_of(run).describe(read_glimpse(run.folder / row.file, MOST_FRAMES, LONGEST_SIDE))
+    return {"text": found.text, "parts": found.parts}

@@ -40,11 +40,11 @@ def _filter(folder: Path, **given) -> tuple[str, Failures]:
 
 
 def _all(folder: Path, **given) -> tuple[str, Failures]:
-    """Take one step after the other; captions where there is an endpoint to ask."""
+    """Take one step after the other; captions where there is a captioner or an endpoint to ask."""
     reports, failures = [], []
     runs = {"clips": ClipsRun, "filter": FilterRun, "captions": CaptionsRun, "latents": LatentsRun}
     for step, kind in runs.items():
-        if step == "captions" and "endpoint" not in given:
+        if step == "captions" and not given.keys() & {"captioner", "endpoint"}:
             continue
         own = {field.name for field in fields(kind)}
         report, failed = STEPS[step](folder, **{name: value for name, value in given.items() if name in own})

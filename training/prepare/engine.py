@@ -45,17 +45,28 @@ class Where:
     workers: int = 2
     limit: float = SECONDS
 
+    @property
+    def memory(self) -> int | None:
+        """Bytes that a worker may take; None for as many as there are."""
+        return MEMORY
+
     def each(self, work: Work, items: Sequence[Any]) -> Iterator[Outcome]:
         """Do work on all items there."""
-        return each(work, items, self.engine, self.workers, self.limit)
+        return each(work, items, self.engine, self.workers, self.limit, self.memory)
 
 
 def each(
-    work: Work, items: Sequence[Any], engine: str = "pool", workers: int = 2, seconds: float = SECONDS
+    work: Work,
+    items: Sequence[Any],
+    engine: str = "pool",
+    workers: int = 2,
+    seconds: float = SECONDS,
+    memory: int | None = MEMORY,
 ) -> Iterator[Outcome]:
     """Do work on all items; yields an Outcome for each as it is done, in any order.
 
-    "here" is this process, without limits of time and memory. Raises ValueError for an unknown engine or no workers.
+    "here" is this process, without limits of time and memory; `memory` is a limit of the pool alone. Raises ValueError
+    for an unknown engine or no workers.
     """
     if engine not in ENGINES:
         raise ValueError(f"engine must be one of {', '.join(ENGINES)}; got {engine!r}")
@@ -63,7 +74,7 @@ def each(
         raise ValueError(f"workers must be at least 1; got {workers}")
     if engine == "here":
         return (_outcome(work, number, item) for number, item in enumerate(items))
-    return (_pool if engine == "pool" else _ray)(work, items, workers, seconds)
+    return _pool(work, items, workers, seconds, memory) if engine == "pool" else _ray(work, items, workers, seconds)
 
 
 def _outcome(work: Work, number: int, item: Any) -> Outcome:
@@ -83,13 +94,13 @@ def _late(seconds: float) -> str:
     return f"it must be done within {seconds:g} seconds; it was not; give a larger limit, or leave the file out"
 
 
-def _pool(work: Work, items: Sequence[Any], workers: int, seconds: float) -> Iterator[Outcome]:
+def _pool(work: Work, items: Sequence[Any], workers: int, seconds: float, memory: int | None) -> Iterator[Outcome]:
     """One thread a worker hands it items and starts it anew when it dies."""
     tasks: SimpleQueue[tuple[int, Any]] = SimpleQueue()
     found: SimpleQueue[Outcome | BaseException] = SimpleQueue()
     for task in enumerate(items):
         tasks.put(task)
-    closing, alive = threading.Event(), [Worker(work) for _ in range(min(workers, len(items)))]
+    closing, alive = threading.Event(), [Worker(work, memory) for _ in range(min(workers, len(items)))]
 
     def tend(worker: Worker) -> None:
         try:
@@ -118,8 +129,9 @@ def _pool(work: Work, items: Sequence[Any], workers: int, seconds: float) -> Ite
 class Worker:
     """A process that does work on one item after the other, started when needed."""
 
-    def __init__(self, work: Work):
-        self.work, self.process, self.connection, self.stopped = work, None, None, False
+    def __init__(self, work: Work, memory: int | None = MEMORY):
+        self.work, self.memory = work, memory
+        self.process, self.connection, self.stopped = None, None, False
 
     def do(self, number: int, item: Any, seconds: float) -> Outcome:
         """Have an item done, in a fresh process each time the last one died; never raises for what the item does."""
@@ -144,7 +156,7 @@ class Worker:
         context: Any = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
         context.set_forkserver_preload([__name__, self.work.__module__])
         self.connection, there = context.Pipe()
-        process = context.Process(target=_serve, args=(there, self.work), daemon=True)
+        process = context.Process(target=_serve, args=(there, self.work, self.memory), daemon=True)
         with without_main():
             process.start()
         there.close()
@@ -168,12 +180,13 @@ class Worker:
             process.kill()
 
 
-def _serve(connection, work: Work) -> None:
+def _serve(connection, work: Work, memory: int | None) -> None:
     """Do what is asked until nobody asks any more."""
     import torch
 
     torch.set_num_threads(1)
-    limit_memory(MEMORY)
+    if memory is not None:
+        limit_memory(memory)
     try:
         connection.send("ready")
         while True:

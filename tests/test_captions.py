@@ -1,0 +1,220 @@
+"""The captioner that is trained here, and how captions are measured."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from captioning.coca import FRAMES, CoCaCaptioner, FrameByFrame, OpenClipWords, VideoCoCa, load_coca
+from captioning.text_encoder import load_text_encoder, tokenise, train_tokenizer
+from training.config import CaptionerRun
+from training.dataset import bucket_of
+from training.describing import cider, truthfulness
+from training.recaption import KINDS, captions, summary, variant
+from training.train_captioner import begun, in_a_mirror, train
+from training.world.scene import rng_of, sample_scene
+from training.world.words import caption, said
+from vae.weights import WEIGHTS, WeightsError
+
+COLOURS = {"Red.": (0.8, -0.8, -0.8), "Green.": (-0.8, 0.8, -0.8), "Blue.": (-0.8, -0.8, 0.8)}
+# open_clip's CoCa in miniature
+SMALL = {
+    "embed_dim": 32,
+    "vision_cfg": {
+        **{"image_size": 16, "layers": 1, "width": 32, "head_width": 32, "patch_size": 8, "output_tokens": True},
+        **{"attentional_pool": True, "attn_pooler_heads": 2, "attn_pooler_queries": 4},
+    },
+    "text_cfg": {
+        **{"context_length": 24, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+        **{"embed_cls": True, "output_tokens": True},
+    },
+    "multimodal_cfg": {"context_length": 24, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+    "custom_text": True,
+}
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """The name of a CoCa that open_clip knows, and a file of its weights."""
+    folder = tmp_path_factory.mktemp("coca")
+    (folder / "coca_small.json").write_text(json.dumps(SMALL))
+    open_clip.add_model_config(folder / "coca_small.json")
+    torch.manual_seed(0)
+    model = open_clip.create_model("coca_small")
+    torch.nn.init.normal_(model.text_decoder.text_projection, std=0.2)
+    torch.save(model.state_dict(), folder / "weights.pt")
+    return "coca_small", folder / "weights.pt"
+
+
+@pytest.fixture(scope="module")
+def painter():
+    """A captioner that has learned to name the colour of a picture."""
+    torch.manual_seed(0)
+    tokenizer = train_tokenizer(COLOURS, 300, 16)
+    shape = {"vocabulary": len(tokenizer), "context": 16, "width": 32, "heads": 2, "layers": 1, "decoder_layers": 1}
+    model = VideoCoCa(**shape, watcher_width=16, watcher_layers=1, queries=4).train()
+    loss_of = open_clip.loss.CoCaLoss(2.0, 1.0, pad_id=0)
+    clips = torch.tensor(list(COLOURS.values()))[:, :, None, None, None].expand(-1, -1, 9, 64, 64)
+    ids, _ = tokenise(tokenizer, list(COLOURS))
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
+    for _ in range(30):
+        noisy = clips + 0.1 * torch.randn(clips.shape)
+        loss = sum(loss_of(**model(noisy, ids)))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return CoCaCaptioner(model, tokenizer)
+
+
+def painted(name: str, frames: int = 5, rows: int = 40, columns: int = 72) -> torch.Tensor:
+    return torch.tensor(COLOURS[name])[:, None, None, None].expand(-1, frames, rows, columns)
+
+
+@pytest.mark.parametrize("name", COLOURS)
+def test_a_captioner_says_what_it_learned_to_see_at_any_size_and_length(painter, name):
+    assert painter.describe(painted(name)).text == name
+    assert painter.describe(painted(name, frames=1, rows=64, columns=64)).text == name
+
+
+def test_the_text_that_fits_a_clip_best_is_its_own(painter):
+    found = painter.match(torch.stack([painted(name) for name in COLOURS]), list(COLOURS))
+    assert found.argmax(1).tolist() == [0, 1, 2] and found.abs().max() <= 1.0001
+
+
+def test_a_captioner_says_the_same_when_it_is_loaded_again(painter, tmp_path):
+    painter.save(tmp_path)
+    again = load_coca(tmp_path)
+    clips = torch.randn(4, 3, 9, 64, 64)
+    assert again.write(clips) == painter.write(clips) and again.version != painter.version
+    with pytest.raises(WeightsError, match="must hold config"):
+        load_coca(tmp_path / "nowhere")
+
+
+def test_training_a_captioner_resumes_exactly_and_leaves_the_text_tower_as_it_is(world, parts, tmp_path):
+    run = CaptionerRun(
+        data=world / "train",
+        held_out=world / "test",
+        out=tmp_path / "whole",
+        text=world / "text" / "text",
+        steps=4,
+        label_steps=2,
+        warmup_steps=1,
+        decay_steps=2,
+        batch=4,
+        watcher_width=16,
+        watcher_layers=1,
+        decoder_layers=1,
+        queries=4,
+        validate_every=4,
+        validation_clips=2,
+    )
+    report = train(run)
+    assert report["all"]["clips"] == 6 and len(report["examples"]) == 6
+    broken = replace(run, out=tmp_path / "broken")
+    train(replace(broken, steps=2, decay_steps=0))
+    train(broken)
+    found = [load_file(r.out / "captioner" / "captioner" / WEIGHTS) for r in (run, broken)]
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
+    _, tower = load_text_encoder(run.text)
+    kept = load_coca(run.out / "captioner").model.coca.text.tower
+    for name, value in tower.state_dict().items():
+        assert torch.equal(kept.state_dict()[name], value.half().float()), name
+
+
+def test_a_clip_of_one_picture_is_at_first_that_picture_to_an_open_clip_checkpoint(small):
+    model = VideoCoCa.from_open_clip(small[0], str(small[1])).eval()
+    theirs = open_clip.create_model(small[0], pretrained=str(small[1])).eval()
+    picture = torch.rand(2, 3, 16, 16) * 2 - 1
+    mean, deviation = (torch.tensor(theirs.visual.preprocess_cfg[name])[:, None, None] for name in ("mean", "std"))
+    with torch.no_grad():
+        wanted = theirs._encode_image((picture / 2 + 0.5 - mean) / deviation)
+        found = model.coca._encode_image(picture[:, :, None].expand(-1, -1, FRAMES, -1, -1))
+    for ours, their in zip(found, wanted, strict=True):
+        assert torch.allclose(ours, their, atol=1e-5)
+
+
+def test_an_open_clip_checkpoint_trains_writes_and_is_loaded_again(small, tmp_path):
+    run = CaptionerRun(start=":".join(map(str, small)))
+    model, words = begun(run)
+    assert isinstance(model.coca.visual, FrameByFrame) and isinstance(words, OpenClipWords)
+    clips = torch.rand(2, 3, 5, 24, 32) * 2 - 1
+    ids, _ = tokenise(words, ["a red ball", "a blue cube"])
+    sum(open_clip.loss.CoCaLoss(2.0, 1.0)(**model(clips, ids))).backward()
+    assert model.coca.visual.times.grad.abs().sum() > 0
+    captioner = CoCaCaptioner(model, words)
+    captioner.save(tmp_path)
+    assert load_coca(tmp_path).write(clips) == captioner.write(clips)
+
+
+def test_a_start_that_open_clip_does_not_have_is_refused(small):
+    with pytest.raises(ValueError, match="a start must be one of open_clip's CoCa models"):
+        begun(CaptionerRun(start="ViT-B-32:openai"))
+    with pytest.raises(ValueError, match="open_clip must have the weights 'nowhere' of coca_small"):
+        begun(CaptionerRun(start="coca_small:nowhere"))
+
+
+def dense(index: int) -> tuple[str, object]:
+    scene = sample_scene(0, "test", index)
+    return caption(scene, "dense", rng=rng_of(0, "test", index, 9)), scene
+
+
+def test_true_captions_are_true_and_whole_and_a_wrong_colour_costs_both():
+    texts, scenes = zip(*(dense(index) for index in range(40)), strict=True)
+    found = truthfulness(texts, scenes)
+    for name in ("colour", "shape", "size", "material", "event", "camera", "count", "ground", "sky", "time"):
+        assert found[name] == {"precision": 1.0, "recall": 1.0}, name
+    other = "purple" if scenes[0].things[0].colour != "purple" else "white"
+    wrong = truthfulness([f"A {other} {scenes[0].things[0].shape} is here."], scenes[:1])
+    assert wrong["colour"]["precision"] == 0 and wrong["colour"]["recall"] == 0 and wrong["shape"]["precision"] == 1
+    assert wrong["camera"] == {"precision": None, "recall": 0.0}
+
+
+def test_in_a_mirror_left_is_right_and_nothing_else_changes():
+    swap = {"left": "right", "right": "left", "left of": "right of", "right of": "left of"}
+    for index in range(60):
+        text, _ = dense(index)
+        assert in_a_mirror(in_a_mirror(text)) == text
+        before, after = said(text), said(in_a_mirror(text))
+        assert before.keys() == after.keys()
+        for name in before:
+            wanted = before[name]
+            if name in ("direction", "relation"):
+                wanted = {swap.get(value, value) for value in wanted}
+            elif name == "camera":
+                wanted = {" ".join(swap.get(word, word) for word in value.split()) for value in wanted}
+            assert after[name] == wanted, (name, text)
+
+
+def test_cider_is_ten_for_the_reference_itself_none_for_other_words_and_less_for_common_ones():
+    references = [["the ball is red"], ["the cube is blue"], ["the can falls from high above"]]
+    same = [some[0] for some in references]
+    assert cider(same, references) == pytest.approx(10)
+    assert cider(["zebra"] * 3, references) == 0
+    # "the" is in every reference and says nothing; "the ball" is in one.
+    assert 0 == cider(["the"] * 3, references) < cider(["the ball", "the ball", "the ball"], references)
+
+
+def test_the_three_sets_of_the_experiment_differ_in_captions_alone_and_one_in_twenty_is_the_label(world, tmp_path):
+    base = bucket_of(world / "train", (64, 64, 17))
+    for kind in KINDS:
+        variant(base, tmp_path / kind, kind, [f"A clip, the {n}th." for n in range(len(base))])
+    labels, recaptioned, dense = (bucket_of(tmp_path / kind, base.format) for kind in KINDS)
+    for bucket in (labels, recaptioned, dense):
+        assert len(bucket) == len(base) and np.array_equal(bucket.pixels, base.pixels)
+    for n, before in enumerate(base.captions):
+        label, true = before["moving"][0], before["moving"][4:6]
+        assert labels.captions[n] == {"moving": [label]} and dense.captions[n] == {"moving": true}
+        assert sorted(recaptioned.captions[n]["moving"]) == sorted([f"A clip, the {n}th."] * 19 + [label])
+    assert captions("labels", base.captions[0], "") == labels.captions[0]
+
+
+def test_the_experiment_counts_a_prompt_once_whatever_the_number_of_seeds():
+    right = {"colour": np.array([[1.0, 0, 1, 1], [1, 0, 1, 1]]), "shape": np.array([[1.0, 1, 0, 1], [0, 1, 0, 1]])}
+    found = summary(right)
+    assert found["colour"]["mean"] == 0.75 and found["colour"]["by seed"] == [0.75, 0.75]
+    assert found["shape"]["mean"] == 0.625 and found["all"]["by seed"] == [0.5, 0.25]
+    assert found["colour"]["low"] < 0.75 < found["colour"]["high"]  # two seeds that agree tell no more than one

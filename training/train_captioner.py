@@ -1,0 +1,162 @@
+"""Train the captioner: first to name what is seen, then to describe all of it.
+
+    python -m training.train_captioner --preset tiny
+
+The caption loss and the contrastive loss are open_clip's CoCaLoss. The text tower that the diffusion transformer reads
+with stays as it is (locked, as in LiT, arXiv 2111.07991), so that the captioner learns to speak to that reader. As
+DALL-E 3's report describes, short labels come first and long descriptions after.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from captioning.captioner import spread
+from captioning.coca import SEEN, CoCaCaptioner, OpenClipWords, VideoCoCa
+from captioning.text_encoder import TextTower, load_text_encoder, tokenise
+from training.config import CaptionerRun
+from training.dataset import Bucket, bucket_of, data_hash, order, share
+from training.describing import measure
+from training.loop import Course, accelerator_for, adamw, descend, describe, rate_at
+from training.muon import muon
+from training.world.lexicon import SIDES
+from vae.weights import hash_of_file, weights_in
+
+FORMAT = (64, 64, 17)
+LABEL, DENSE, STILL = slice(0, 1), slice(4, 6), slice(3, 4)  # of a clip's captions, and of a still's, in dataset.py
+
+
+def train(run: CaptionerRun) -> dict:
+    """Train a captioner from a preset; leaves it in `run.out` / "captioner", and returns how true and how well put its
+    captions of held-out clips are, also in report.json.
+
+    Raises ValueError for a start that open_clip does not have, or a text encoder that is not ours.
+    """
+    accelerator = accelerator_for(run)
+    bucket, held_out = bucket_of(run.data, FORMAT), bucket_of(run.held_out, FORMAT)
+    encoder = None if run.start else hash_of_file(*weights_in(run.text / "text_encoder"))
+    describe(run, accelerator, data=data_hash(run.data, (FORMAT,)), encoder=encoder)
+    torch.manual_seed(run.seed)
+    model, tokenizer = begun(run)
+    optimizer = adamw(model, run) if run.start else muon(model.hidden(), model, run)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    course = Course("train captioner", run, accelerator, {"captioner": model, "optimizer": optimizer})
+    bare = accelerator.unwrap_model(model)
+    loss_of = coca_loss(run)
+
+    for step in course:
+        pixels, texts = batch(run, bucket, step, accelerator)
+        ids, _ = tokenise(tokenizer, texts, cut=True)
+        found = model(pixels.to(accelerator.device), ids.to(accelerator.device))
+        match, words = loss_of(**found)
+        norm = descend(accelerator, model, optimizer, match + words, rate_at(step, run), run.clip_norm)
+        course.note(step, norm, match=match, words=words)
+        if step % run.validate_every == run.validate_every - 1 and accelerator.is_main_process:
+            report = measure(CoCaCaptioner(bare, tokenizer), held_out, run.validation_clips)
+            course.log(step + 1, flat(report["all"]))
+            bare.train()
+
+    captioner = CoCaCaptioner(bare, tokenizer)
+    report = measure(captioner, held_out)
+    if accelerator.is_main_process:
+        folder = run.out / "captioner"
+        bare.to(torch.float16)
+        captioner.save(folder)
+        for place in (run.out, folder):
+            (place / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False))
+    accelerator.end_training()
+    return report
+
+
+def begun(run: CaptionerRun) -> tuple[VideoCoCa, object]:
+    """Return what is trained and its tokenizer: a new model around the locked text tower, or a checkpoint of
+    open_clip's.
+    """
+    if run.start:
+        architecture, _, weights = run.start.partition(":")
+        return VideoCoCa.from_open_clip(architecture, weights), OpenClipWords(architecture)
+    tokenizer, tower = load_text_encoder(run.text)
+    if not isinstance(tower, TextTower):
+        raise ValueError(f"a captioner's text must be a text tower of ours; {run.text} holds a {type(tower).__name__}")
+    shape = dict(tower.config)
+    model = VideoCoCa(
+        vocabulary=shape["vocabulary"],
+        context=shape["context"],
+        width=shape["width"],
+        heads=shape["heads"],
+        layers=shape["layers"],
+        decoder_layers=run.decoder_layers,
+        watcher_width=run.watcher_width,
+        watcher_layers=run.watcher_layers,
+        queries=run.queries,
+        end_id=shape["end_id"],
+        pad_id=shape["pad_id"],
+    )
+    model.coca.text.tower.load_state_dict(tower.state_dict())
+    model.coca.text.requires_grad_(False)
+    return model, tokenizer
+
+
+def coca_loss(run: CaptionerRun):
+    """Return open_clip's CoCaLoss: contrastive, over the clips of all processes, and word by word."""
+    from open_clip.loss import CoCaLoss
+
+    many = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    rank, processes = (dist.get_rank(), dist.get_world_size()) if many else (0, 1)
+    return CoCaLoss(
+        caption_loss_weight=run.caption_weight,
+        clip_loss_weight=1.0,
+        pad_id=0,
+        local_loss=many,
+        gather_with_grad=many,
+        rank=rank,
+        world_size=processes,
+    )
+
+
+def batch(run: CaptionerRun, bucket: Bucket, step: int, accelerator) -> tuple[Tensor, list[str]]:
+    """Return a step's clips (B, 3, F, Y, X), half of them in a mirror and some of them stills, and a caption of each:
+    functions of the seed and each sample's number alone.
+    """
+    clip_of = order(run.seed, "captioner", len(bucket))
+    clips, texts = [], []
+    for number in share(run.batch, step, accelerator.process_index, accelerator.num_processes):
+        rng = np.random.default_rng([run.seed, 8, number])
+        clip = bucket.clips([clip_of(number)])[0]
+        clip = clip[:, spread(clip.shape[1], SEEN[0])]
+        still = bool(rng.random() < run.still_share)
+        if still:
+            clip = clip[:, int(rng.integers(clip.shape[1]))][:, None].expand_as(clip)
+        kind = LABEL if step < run.label_steps else STILL if still else DENSE
+        captions = bucket.captions[clip_of(number)]["still" if still else "moving"][kind]
+        text = captions[int(rng.integers(len(captions)))]
+        mirrored = bool(rng.random() < 0.5)
+        clips.append(clip.flip(-1) if mirrored else clip)
+        texts.append(in_a_mirror(text) if mirrored else text)
+    return torch.stack(clips), texts
+
+
+def in_a_mirror(text: str) -> str:
+    """Exchange left and right in an English caption."""
+    return re.sub(r"\b(left|right)", lambda side: SIDES[side[1]], text)
+
+
+def flat(scores: dict) -> dict[str, float]:
+    """Return the numbers of a report's part by one name each."""
+    found = {"cider": scores["cider"]}
+    for name, values in scores.items():
+        if isinstance(values, dict):
+            found |= {f"{name} {which}": value for which, value in values.items() if value is not None}
+    return found
+
+
+if __name__ == "__main__":
+    from training.presets import run_of
+
+    train(run_of("captioner"))
