@@ -10,9 +10,10 @@ from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
+from app.caption import add_caption
 from app.prepare import add_prepare
 from dit.modes import MODES, Mode
-from dit.request import METHODS, SIDES, Request, RequestError, parse_size, read_board
+from dit.request import METHODS, NONE, SIDES, Request, RequestError, parse_size, read_board
 
 BAD_INPUT, FAILURE, INTERRUPTED = 2, 1, 130
 TRACEBACK = "LONGTAKE_TRACEBACK"  # set this variable to see where an unexpected failure came from
@@ -22,6 +23,8 @@ TRAINING = {
     "world": ("training.dataset", "make_world"),
     "vae": ("training.train_vae", "train"),
     "text": ("training.train_text", "train"),
+    "captioner": ("training.train_captioner", "train"),
+    "upsampler": ("training.train_upsampler", "train"),
     "dit": ("training.train_dit", "train"),
     "judge": ("training.judge", "train"),
     "recipe": ("training.recipe", "train"),
@@ -117,6 +120,10 @@ def parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--prompts", type=int, default=200, help="how many prompts of each set (default 200)")
     evaluate.add_argument("--seed", type=int, default=0)
+    evaluate.add_argument(
+        "--words", default="plain", help="how prompts are said: plain (default), reserved, chinese or label"
+    )
+    evaluate.add_argument("--upsample", metavar="NAME", help=UPSAMPLE_HELP)
     evaluate.set_defaults(act=_evaluate)
 
     bench = commands.add_parser("bench", help="measure what long clips cost, and how far they drift")
@@ -126,11 +133,14 @@ def parser() -> argparse.ArgumentParser:
     )
     bench.set_defaults(act=_bench)
 
+    add_caption(commands)
     add_prepare(commands)
     world = commands.add_parser("world", help="render captioned clips of the procedural world", add_help=False)
     world.set_defaults(act=_train, part="world")
     train = commands.add_parser(
-        "train", help="train a part (vae, text, dit, judge), or all of them in order (recipe)", add_help=False
+        "train",
+        help="train a part (vae, text, captioner, upsampler, dit, judge), or all of them in order (recipe)",
+        add_help=False,
     )
     parts = [part for part in TRAINING if part != "world"]
     train.add_argument("part", choices=parts, nargs="?", help="then longtake train PART --help explains its presets")
@@ -159,6 +169,11 @@ def _add_output(command: argparse.ArgumentParser) -> None:
         "--size", nargs="+", metavar="COLUMNSxROWS", help="pixels, such as 64x64; several make several clips"
     )
 
+
+UPSAMPLE_HELP = (
+    "who writes a short prompt out: none (default), auto, the folder of an upsampler, a language model of "
+    "transformers, or ADDRESS#MODEL of an OpenAI-compatible endpoint"
+)
 
 # The flags of the fields that only some modes read.
 FIELDS: dict[str, dict] = {
@@ -198,6 +213,9 @@ def _add_settings(command: argparse.ArgumentParser, mode: Mode | None = None) ->
     for flag, how in FIELDS.items():
         if mode is None or how.get("dest", flag) in mode.reads:
             command.add_argument(f"--{flag}", **how)
+    if mode is None or "moments" not in mode.needs:
+        command.add_argument("--upsample", metavar="NAME", help=UPSAMPLE_HELP)
+        command.add_argument("--written", metavar="WORDS", help="what the model reads in place of the prompt")
     if mode is None or (mode.timed and not mode.still):
         command.add_argument("--seconds", type=float, help="how long")
     if mode is None or not mode.still:
@@ -229,6 +247,8 @@ def _add_settings(command: argparse.ArgumentParser, mode: Mode | None = None) ->
 SETTINGS = (
     *(
         "mode",
+        "upsample",
+        "written",
         "seconds",
         "fps",
         "steps",
@@ -249,6 +269,8 @@ def _settings(chosen: argparse.Namespace) -> dict:
     found = {name: value for name in SETTINGS if (value := getattr(chosen, name, None)) is not None}
     if "pictures" in found:
         found["pictures"] = [(_seconds(at), path) for at, path in found["pictures"]]
+    if "written" in found:  # by hand, and by nobody else
+        found["upsample"] = NONE
     if "moments" in found:
         found = read_board(found["moments"]) | {name: value for name, value in found.items() if name != "moments"}
     return found
@@ -278,13 +300,21 @@ def _again(chosen: argparse.Namespace) -> None:
     from app.render import request_in
 
     size = parse_size(chosen.size) if chosen.size else None
-    request = request_in(chosen.file)
+    before = request = request_in(chosen.file)
     if chosen.mode not in (None, request.mode):  # another mode has a strength of its own
         request = replace(request, strength=None)
     request = request.altered(**_settings(chosen))
     request = request.altered(prompt=chosen.prompt, seed=chosen.seed, size=size)
+    request = _rewritten(request, before, chosen)
     output = chosen.output or chosen.file.with_stem(f"{chosen.file.stem}-again")
     _render([request], [output], chosen)
+
+
+def _rewritten(request: Request, before: Request, chosen: argparse.Namespace) -> Request:
+    """Drop what was written of another prompt, or by another upsampler or seed or for another mode."""
+    drawn = ("seed", "mode") if request.upsample else ()
+    changed = any(getattr(request, name) != getattr(before, name) for name in ("prompt", *drawn))
+    return replace(request, written=chosen.written) if changed or chosen.upsample else request
 
 
 def _render(requests: list[Request], outputs: list[Path], chosen: argparse.Namespace) -> None:
@@ -311,10 +341,18 @@ def _modes(chosen: argparse.Namespace) -> None:
 
 
 def _evaluate(chosen: argparse.Namespace) -> None:
-    from app.render import MODELS, model_folder
+    from app.render import MODELS, model_folder, upsampler_named
 
     evaluate = importlib.import_module("training.evaluate").evaluate
-    evaluate(model_folder(chosen.model), MODELS / "judge", chosen.output, prompts=chosen.prompts, seed=chosen.seed)
+    evaluate(
+        model_folder(chosen.model),
+        MODELS / "judge",
+        chosen.output,
+        prompts=chosen.prompts,
+        seed=chosen.seed,
+        words=chosen.words,
+        upsample=upsampler_named(chosen.upsample),
+    )
     print(chosen.output)
 
 

@@ -40,6 +40,7 @@ PREPARE_CLIPS: dict[str, dict] = {
     "--follow": {"action": "store_true", "default": None, "help": "follow links that lead out of the source"},
 }
 PREPARE_CAPTIONS: dict[str, dict] = {
+    "--captioner": {"metavar": "NAME", "help": "the folder of our own, or a vision-language model of transformers"},
     "--endpoint": {"help": "where a model answers as OpenAI's API does, such as http://localhost:8000/v1"},
     "--model": {"help": "its name there"},
     "--key": {"help": "the environment variable that holds its key (default OPENAI_API_KEY)"},
@@ -63,10 +64,10 @@ PREPARE_ENGINE: dict[str, dict] = {
 PREPARE: dict[str, tuple] = {
     "clips": ("Cut raw videos into clips of one shot each.", PREPARE_CLIPS),
     "filter": ("Score all clips, and say how many each threshold would drop.",),
-    "captions": ("Let a vision-language model describe all clips.", PREPARE_CAPTIONS),
+    "captions": ("Let a captioner describe all clips: our own, or a vision-language model.", PREPARE_CAPTIONS),
     "latents": ("Code all clips for training, as WebDataset tars.", PREPARE_LATENTS),
     "all": (
-        "All of these, one after the other; captions where there is an --endpoint.",
+        "All of these, one after the other; captions where there is a --captioner or an --endpoint.",
         PREPARE_CLIPS,
         PREPARE_CAPTIONS,
         PREPARE_LATENTS,

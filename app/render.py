@@ -5,20 +5,24 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
+from captioning.upsampler import FILES as UPSAMPLER_FILES
+from captioning.upsampler import Upsampler, load_upsampler
 from dit.material import keep_latents
 from dit.pipeline import Dream, Pipeline, mode_of
-from dit.request import KEY, Request, RequestError
+from dit.request import KEY, NONE, Request, RequestError
 from vae.guard import read_metadata
 from vae.pixels import contact_sheet
 from vae.recorder import check_writable, write_picture, write_video
 
 MODELS = Path(__file__).parent / "models"
-DEFAULT_MODEL = "first"
+DEFAULT_MODEL, UPSAMPLER = "first", MODELS / "upsampler"
+AUTO = "auto"  # the name of the shipped upsampler
 CLIPS, PICTURES = (".mp4", ".webm", ".gif", ".mkv"), (".png",)
 
 
@@ -34,7 +38,7 @@ def render(
     `preview` is written over and over with a rough picture of what is being dreamed.
 
     All requests share one model. Everything that can be refused is refused before the first is made: raises
-    RequestError, MediaError or WeightsError; DiskError when the disk fills up.
+    RequestError, MediaError or WeightsError, and what `upsampled` raises; DiskError when the disk fills up.
     """
     for request, output in zip(requests, outputs, strict=True):
         allowed = PICTURES if mode_of(request).still else CLIPS
@@ -52,6 +56,7 @@ def render(
     names = {request.model for request in requests}
     if len(names) > 1:
         raise RequestError(f"clips made together must share one model; got {', '.join(sorted(map(str, names)))}")
+    requests = upsampled(requests)
     pipeline = load(requests[0])
     seen = []
     with ExitStack() as stack:
@@ -79,6 +84,40 @@ def render(
         clips = [pipeline.pixels(dream).cpu() for dream in seen]
         write_picture(sheet, contact_sheet(clips, captions=[dream.request.prompt for dream in seen]))
         yield sheet
+
+
+def upsampled(requests: list[Request]) -> list[Request]:
+    """Let prompts be written out where that is asked for and not yet done; say on stderr what is read in their place.
+
+    Raises RequestError or ValueError for what is no upsampler, and AnswerError where one elsewhere has no answer.
+    """
+    found, writers = [], dict[str, Upsampler]()
+    for request in requests:
+        prompt = request.prompt
+        if prompt.strip() and not request.written and (name := upsampler_named(request.upsample)):
+            if name not in writers:
+                writers[name] = load_upsampler(name)
+            written = writers[name].write(prompt, request.seed, mode_of(request).still)
+            request = replace(request, written=written)
+        if request.written:
+            read = "it was typed" if request.written == prompt.strip() else f"{request.written!r}"
+            print(f"longtake: {prompt!r} is read as {read}", file=sys.stderr)
+        found.append(request)
+    return found
+
+
+def upsampler_named(name: str | None) -> str | None:
+    """Return the upsampler that a request names, None for none; raises RequestError where the shipped one is not
+    there.
+    """
+    if name != AUTO:
+        return None if name == NONE else name
+    if not (UPSAMPLER / UPSAMPLER_FILES[0]).is_dir():
+        raise RequestError(
+            f"upsample {AUTO} needs the shipped upsampler; there is none in this copy, so name another: "
+            "the folder that longtake train upsampler leaves, a language model of transformers, or ADDRESS#MODEL"
+        )
+    return str(UPSAMPLER)
 
 
 def model_folder(name: str | None) -> Path:

@@ -22,7 +22,7 @@ from dit.material import ask_of, hashed
 from dit.model import DiT
 from dit.modes import MODES, Mode
 from dit.packing import grid_of, pack, unpack
-from dit.request import METHODS, SIDES, Request, RequestError, check_values
+from dit.request import METHODS, NONE, SIDES, Request, RequestError, check_values
 from dit.ring import Ring, cut_open
 from dit.sampler import Heading, Velocity, sample
 from dit.script import Script, plan
@@ -109,7 +109,9 @@ class Pipeline(DiffusionPipeline):
         mode, settings = mode_of(request), self.settings
         if not request.prompt.strip() and not (request.moments and "moments" in mode.reads):
             raise RequestError("a prompt must say something; got none, so describe the clip in a sentence")
-        tokenise(self.tokenizer, [request.prompt, request.negative or "", *(m.prompt for m in request.moments or ())])
+        if request.prompt.strip() and request.upsample not in (None, NONE) and not request.written:
+            raise RequestError(f"upsample needs written; got only {request.upsample!r}, so let app.render write it")
+        tokenise(self.tokenizer, [request.words, request.negative or "", *(m.prompt for m in request.moments or ())])
         for field in mode.needs:
             if not getattr(request, field):
                 flag = "picture" if field == "pictures" else field

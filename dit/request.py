@@ -16,6 +16,7 @@ KEY = "longtake"  # the metadata key under which a clip carries its request
 METHODS = ("euler", "heun", "dpm")
 SIDES = ("after", "before", "both")  # of a clip to extend, the first by default
 LONGEST = 1e6  # seconds
+NONE = "none"  # an upsampler's name that stands for no upsampler
 
 
 class RequestError(ValueError):
@@ -41,6 +42,9 @@ class Request:
     seconds; `box`, left, top, right and bottom in pixels; `mask`, a file, white where to make anew; `moments` of a
     storyboard. `hashes` are the files and the SHA-256 of their contents.
 
+    `prompt` is what somebody typed. `written` is what the model reads in its place, if anything: what the upsampler
+    named in `upsample` made of it, or what was written by hand.
+
     `size` is (columns, rows) in pixels, `seconds` the duration and `fps` the frame rate; each is unused where a
     mode does not read it. `guidance` pushes from `negative` (no words, unless given) to `prompt` where the noise level
     lies within `interval`, and the spread it adds is taken back in part, `rescale`; `frame_guidance` pushes on from
@@ -50,6 +54,8 @@ class Request:
 
     mode: str = "text-to-video"
     prompt: str = ""
+    upsample: str | None = None
+    written: str | None = None
     image: str | None = None
     clip: str | None = None
     other: str | None = None
@@ -75,6 +81,11 @@ class Request:
     model: str | None = None
     model_hash: str | None = None
     made_with: str | None = None
+
+    @property
+    def words(self) -> str:
+        """What the model reads: what was written of the prompt, or else the prompt."""
+        return self.written or self.prompt
 
     def to_json(self) -> str:
         """Write the request as one line of JSON, without the fields left to default."""
@@ -106,6 +117,8 @@ class Request:
 _TYPES: dict[str, tuple[type, ...]] = {
     "mode": (str,),
     "prompt": (str,),
+    "upsample": (str,),
+    "written": (str,),
     "image": (str,),
     "clip": (str,),
     "other": (str,),
@@ -150,6 +163,8 @@ def _checked(name: str, value: Any) -> Any:
         return None
     if not isinstance(value, _TYPES[name]) or isinstance(value, bool):
         raise RequestError(f"{name} must be {' or '.join(kind.__name__ for kind in _TYPES[name])}; got {value!r}")
+    if (name, value) == ("upsample", NONE):
+        return None
     known: Any = value
     if name in _TUPLES:
         kinds, rule = _TUPLES[name]

@@ -27,7 +27,7 @@ class Script:
     @classmethod
     def of(cls, request: Request, canvas: Canvas, start: int) -> Script:
         """Return the script of a canvas that stands at a time step of a request's clip."""
-        told = canvas.told or ((0, request.prompt),)
+        told = canvas.told or ((0, request.words),)
         share = shares(told, start, canvas.steps)
         heard = [moment for moment in range(len(told)) if share[moment].any()]
         return cls(tuple(told[moment][1] for moment in heard), share[heard], request.negative or "")

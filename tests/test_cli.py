@@ -65,6 +65,7 @@ def test_help_imports_nothing_heavy():
         ["generate"],
         ["again"],
         ["modes"],
+        ["caption"],
         ["evaluate"],
         ["bench"],
         ["world"],

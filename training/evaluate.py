@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import count, islice
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from tqdm import tqdm
 
+from captioning.upsampler import Upsampler, load_upsampler
 from dit.model import DiT
 from dit.pipeline import Pipeline
 from dit.request import Request
@@ -27,7 +28,7 @@ from training.judge import ATTRIBUTES, FORMAT, REPORT, TRUSTED, Judge, truth_of
 from training.metrics import interval
 from training.world import make_clips
 from training.world.scene import SPLITS, Scene, rng_of, sample_scene
-from training.world.words import prompt
+from training.world.words import caption, prompt
 from vae.pixels import contact_sheet
 from vae.weights import load_strictly, read_json
 
@@ -35,6 +36,7 @@ JUDGED = ("colour", "shape", "size", "motion", "camera")  # what a prompt says o
 FIRST = 700_000_000  # the first index looked at: far beyond any clip that a data set holds
 TOGETHER = 8  # clips in a pack
 UNTRAINED = 32  # prompts for the untrained row, which chance settles
+WORDS = ("plain", "reserved", "chinese", "label")  # how prompts are said; those in reserved words no captions ever used
 
 
 @dataclass(frozen=True)
@@ -62,26 +64,56 @@ def scenes_of(chosen: PromptSet, seed: int) -> Iterator[Scene]:
             yield scene
 
 
-def prompt_of(scene: Scene) -> str:
-    """Write a prompt that says all that is judged."""
+def prompt_of(scene: Scene, words: str = "plain") -> str:
+    """Write a prompt that says all that is judged, in one of WORDS; a label says colour and shape alone."""
+    rng = rng_of(scene.seed, scene.split, scene.index, 7)
+    if words == "label":
+        return caption(scene, "label", rng=rng)
     return prompt(
         scene,
-        rng=rng_of(scene.seed, scene.split, scene.index, 7),
+        "zh" if words == "chinese" else "en",
+        rng=rng,
         mention=("colour", "shape", "size", "event", "camera"),
+        reserved=words == "reserved",
     )
 
 
+@dataclass(frozen=True)
+class Asking:
+    """How prompts are said, in one of WORDS, and who writes them out before the model reads them, if anybody."""
+
+    words: str = "plain"
+    upsampler: Upsampler | None = None
+
+    def request(self, scene: Scene, seed: int) -> Request:
+        """Ask for a clip of a scene."""
+        said = prompt_of(scene, self.words)
+        if self.upsampler is None:
+            return Request(prompt=said, seed=seed)
+        return Request(prompt=said, seed=seed, upsample=self.upsampler.name, written=self.upsampler.write(said, seed))
+
+
 def evaluate(
-    model: Path, judge: Path, output: Path, prompts: int = 200, seed: int = 0, sets: Iterable[PromptSet] = SETS
+    model: Path,
+    judge: Path,
+    output: Path,
+    prompts: int = 200,
+    seed: int = 0,
+    sets: Iterable[PromptSet] = SETS,
+    words: str = "plain",
+    upsample: str | None = None,
 ) -> dict:
-    """Judge a model folder on `prompts` prompts of each set; writes report.json and report.png under `output`, and
-    returns the report.
+    """Judge a model folder on `prompts` prompts of each set, said in one of WORDS and written out by the upsampler that
+    `upsample` names, if any; writes report.json and report.png under `output`, and returns the report.
 
     A prompt's motion, camera, size, colour and shape are each right or wrong, and all of them together; means come with
     95 % bootstrap intervals over prompts.
     """
     if prompts < 1:
         raise ValueError(f"prompts must be at least 1; got {prompts}")
+    if words not in WORDS:
+        raise ValueError(f"words must be one of {', '.join(WORDS)}; got {words!r}")
+    asking = Asking(words, load_upsampler(upsample) if upsample else None)
     output.mkdir(parents=True, exist_ok=True)
     pipeline = Pipeline.from_pretrained(model)
     eye = load_strictly(Judge, judge)
@@ -95,22 +127,24 @@ def evaluate(
         "model": pipeline.hash,
         "judge": trust,
         "seed": seed,
+        "words": words,
+        "upsample": upsample,
         "settings": asdict(pipeline.settings),
         "sets": {},
     }
     shown: list[tuple[str, Tensor]] = []
     for chosen in sets:
         scenes = list(islice(scenes_of(chosen, seed), prompts))
-        report["sets"][chosen.name] = rows(pipeline, eye, scenes, chosen.name, shown)
+        report["sets"][chosen.name] = rows(pipeline, eye, scenes, chosen.name, shown, asking)
     (output / "report.json").write_text(json.dumps(report, indent=2))
     picture(report, shown).save(output / "report.png")
     return report
 
 
-def rows(pipeline: Pipeline, eye: Judge, scenes: list[Scene], name: str, shown: list) -> dict:
+def rows(pipeline: Pipeline, eye: Judge, scenes: list[Scene], name: str, shown: list, asking: Asking) -> dict:
     """Return the rows of one set of prompts: the model and its references."""
     truths = [truth_of(scene) for scene in scenes]
-    readings = list(read(eye, dreams(pipeline, scenes, name, shown)))
+    readings = list(read(eye, dreams(pipeline, scenes, name, shown, asking)))
     renders = [clip.video.float()[None] / 127.5 - 1 for clip in true_clips(scenes)]
     untrained = untrained_like(pipeline)
     through = (pipeline.vae.decode(pipeline.vae.encode(clip.to(pipeline.device))) for clip in renders)
@@ -119,7 +153,9 @@ def rows(pipeline: Pipeline, eye: Judge, scenes: list[Scene], name: str, shown: 
         "true renders": score(read(eye, renders), truths),
         "renders through the VAE": score(read(eye, through), truths),
         "shuffled prompts": score(readings, [truths[(n + len(truths) // 2) % len(truths)] for n in range(len(truths))]),
-        "untrained": score(read(eye, dreams(untrained, scenes[:UNTRAINED], f"{name}, untrained")), truths[:UNTRAINED]),
+        "untrained": score(
+            read(eye, dreams(untrained, scenes[:UNTRAINED], f"{name}, untrained", asking=asking)), truths[:UNTRAINED]
+        ),
     }
 
 
@@ -129,11 +165,13 @@ def untrained_like(pipeline: Pipeline) -> Pipeline:
     return Pipeline(DiT.from_shape(pipeline.transformer.shape).to(pipeline.device), *parts, pipeline.settings)
 
 
-def dreams(pipeline: Pipeline, scenes: list[Scene], name: str, shown: list | None = None) -> Iterator[Tensor]:
+def dreams(
+    pipeline: Pipeline, scenes: list[Scene], name: str, shown: list | None = None, asking: Asking | None = None
+) -> Iterator[Tensor]:
     """Make a clip (1, 3, F, Y, X) of each scene's prompt, each with a seed of its own."""
-    columns, height, frames = FORMAT
+    (columns, height, frames), asking = FORMAT, asking or Asking()
     requests = [
-        Request(prompt=prompt_of(scene), seed=number, size=(columns, height), seconds=frames / pipeline.settings.fps)
+        replace(asking.request(scene, number), size=(columns, height), seconds=frames / pipeline.settings.fps)
         for number, scene in enumerate(scenes)
     ]
     for dream in tqdm(pipeline.generate(requests, together=TOGETHER), name, len(requests)):

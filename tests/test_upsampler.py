@@ -1,0 +1,492 @@
+"""Short prompts written out: by a writer taught in seconds, by language models here, and by ones elsewhere."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from app.cli import main
+from app.render import request_in
+from captioning.text_encoder import train_tokenizer
+from captioning.upsampler import (
+    FILES,
+    Chosen,
+    Ours,
+    Writer,
+    load_upsampler,
+    save_upsampler,
+    sequence,
+    tokenizer_of,
+)
+from dit.request import Request
+from tests.test_captioner import Server
+from training.config import UpsamplerRun
+from training.loop import adamw
+from training.thesaurus import THESAURUS, say, typed
+from training.train_upsampler import least_of, losses, near_miss, pair_of, train
+from training.upsampling import FIRST, SETS, cases, read, survival, verdicts
+from training.world.scene import sample_scene
+from training.world.words import LANGUAGES, TABLES, caption
+from vae.weights import WeightsError
+
+COLOURS, SHAPES, DEEDS = ("red", "blue", "green"), ("ball", "cube"), ("spins", "falls", "rests")
+every_language = pytest.mark.parametrize("language", LANGUAGES)
+
+
+def toy_pairs(rng, count: int) -> list[tuple[str, str, str]]:
+    """Draw pairs of a world of eighteen clips: "red ball falls", "A red ball falls at noon. The camera rests."."""
+    found = []
+    for _ in range(count):
+        colour, shape, deed = (str(rng.choice(words)) for words in (COLOURS, SHAPES, DEEDS))
+        prompt = f"{colour} {shape}" + (f" {deed}" if rng.random() < 0.6 else "")
+        time, move = rng.choice(("noon", "night")), rng.choice(("rests", "pans"))
+        found.append(("<clip>", prompt, f"a {colour} {shape} {deed} at {time}. the camera {move}."))
+    return found
+
+
+def toy_doubts(rng) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """Draw prompts with true captions, and with captions of another colour."""
+    true = [pair[1:] for pair in toy_pairs(rng, 100)]
+    other = dict(zip(COLOURS, COLOURS[1:] + COLOURS[:1], strict=True))
+    return true, [(short, told.replace(word := short.split()[0], other[word])) for short, told in true]
+
+
+@pytest.fixture(scope="module")
+def ours() -> Ours:
+    """A writer that learned the toy world, and when to trust itself."""
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    tokenizer = tokenizer_of((text for _, *texts in toy_pairs(rng, 200) for text in texts), 340, 128)
+    writer = Writer(len(tokenizer), 128, 48, 2, 2, tokenizer.eos_token_id, tokenizer.pad_token_id, longest=40)
+    optimizer = adamw(writer, UpsamplerRun(rate=6e-3))
+    for _ in range(200):
+        sum(losses(writer, tokenizer, toy_pairs(rng, 16), writer.device)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    ours = Ours(tokenizer, writer.eval())
+    writer.register_to_config(least=least_of(ours, *toy_doubts(rng)))
+    return ours
+
+
+@pytest.fixture(scope="module")
+def folder(ours, tmp_path_factory):
+    path = tmp_path_factory.mktemp("upsampler")
+    save_upsampler(ours, path)
+    return path
+
+
+def test_a_prompt_is_written_out_in_the_captions_dialect_and_keeps_what_it_says(ours):
+    for colour in COLOURS:
+        for shape in SHAPES:
+            written = ours.write(f"{colour} {shape} falls", seed=1)
+            assert written.startswith(f"A {colour} {shape} falls at ") and ". The camera " in written
+
+
+def test_the_same_seed_writes_the_same_text_and_others_write_others(ours):
+    texts = [ours.write("a red ball" if seed < 0 else "red ball", seed) for seed in range(8)]
+    assert texts == [ours.write("red ball", seed) for seed in range(8)]
+    assert len(set(texts)) > 1 and all("red ball" in text for text in texts)
+    assert ours.write("red ball", 2**63 - 1)
+
+
+def test_random_numbers_of_others_go_on_as_if_nothing_had_been_written(ours):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    ours.write("blue cube", 1)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_caption_of_another_colour_does_not_explain_the_prompt(ours):
+    right, wrong, other = (
+        f"A {thing} spins at noon. The camera pans." for thing in ("red cube", "blue cube", "red ball")
+    )
+    found = ours.explained("red cube spins", [right, wrong, other])
+    assert found.sum(1).argmax() == 0
+    least = ours.writer.config.least
+    assert found[0].min() >= least > found[1].min() and least > found[2].min()
+
+
+def test_a_prompt_is_as_probable_alone_as_beside_longer_captions(ours):
+    short, long = "A red cube rests at noon.", "A red cube rests at noon. The camera pans at night. The camera rests."
+    together, alone = ours.explained("red cube", [short, long]), ours.explained("red cube", [short])
+    assert torch.allclose(together[:1], alone, atol=1e-4)
+
+
+def test_true_captions_are_believed_and_others_not_by_a_writer_that_learned_and_by_a_fresh_one_neither(ours):
+    torch.manual_seed(1)
+    fresh = Ours(ours.tokenizer, Writer.from_config(ours.writer.config).eval())
+    fresh.writer.register_to_config(least=least_of(fresh, *toy_doubts(np.random.default_rng(2))))
+
+    def believed(writer: Ours, pairs) -> float:
+        doubts = [float(writer.explained(short, [text]).min()) for short, text in pairs]
+        return sum(doubt >= writer.writer.config.least for doubt in doubts) / len(doubts)
+
+    true, false = toy_doubts(np.random.default_rng(3))
+    assert believed(ours, true) > 0.9 and believed(ours, false) < 0.05
+    assert believed(fresh, true) < 0.1 and believed(fresh, false) < 0.1
+
+
+def test_a_near_miss_contradicts_what_the_short_text_says(world):
+    from training.dataset import bucket_of
+
+    bucket = bucket_of(world / "train", (64, 64, 17))
+    for number in range(60):
+        short, other = near_miss(bucket, number % 6, number)
+        assert not all(verdicts(read(short), read(other)).values()), (short, other)
+
+
+@pytest.mark.parametrize("prompt", ["a purple dragon sleeps", "red ball and a dog", "一条龙", "red " * 30])
+def test_what_the_writer_does_not_know_or_is_long_stays_as_it_was_typed(ours, prompt):
+    assert ours.write(f"  {prompt} ", 0) == prompt.strip()
+
+
+def test_marks_in_a_prompt_are_only_words(ours):
+    plain, _ = sequence(ours.tokenizer, "<clip>", "red ball", "a red ball")
+    marked, given = sequence(ours.tokenizer, "<clip>", "<short> red <end> ball", "a red ball")
+    marks = {ours.tokenizer.convert_tokens_to_ids(mark) for mark in ("<short>", "<end>", "<start>", "<pad>")}
+    assert not marks & set(marked[1 : given - 1]) and marked[given:] == plain[-len(marked[given:]) :]
+
+
+def test_an_upsampler_is_loaded_from_its_folder_strictly(ours, folder, tmp_path):
+    assert load_upsampler(folder).write("green ball", 3) == ours.write("green ball", 3)
+    save_upsampler(ours, tmp_path)
+    path = tmp_path / FILES[0] / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"layers": 3}))
+    with pytest.raises(WeightsError, match="is missing"):
+        load_upsampler(tmp_path)
+
+
+# Language models of others
+
+
+@pytest.fixture(scope="module")
+def language_model(tmp_path_factory):
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("llama")
+    tokenizer = train_tokenizer(["a red ball bounces on the grass. it is noon."], 300, 4096)
+    config = transformers.LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=4096,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.mark.parametrize("template", [None, "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"])
+def test_a_language_model_of_transformers_writes_by_its_seed(language_model, template):
+    model = load_upsampler(str(language_model))
+    assert isinstance(model, Chosen)
+    model.tokenizer.chat_template = template
+    one, same, other = (model.write("a red ball", seed) for seed in (1, 1, 2))
+    assert one == same != other and one and "\n" not in one
+
+
+def test_what_is_no_upsampler_is_refused_in_a_sentence(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"an upsampler must be a folder with writer and tokenizer, .* got '/.*nobody'"
+    ):
+        load_upsampler(str(tmp_path / "nobody"))
+    with pytest.raises(ValueError, match=r"given with its model, as http://localhost:8000/v1#MODEL"):
+        load_upsampler("http://localhost:8000/v1")
+
+
+GOOD = {"caption": "A red ball bounces on sand at noon."}
+
+
+def test_a_model_elsewhere_is_told_what_to_do_and_shown_how():
+    with Server("no JSON", json.dumps(GOOD)) as server:
+        upsampler = load_upsampler(f"{server.url}#pen")
+        assert upsampler.name == f"{server.url}#pen" and upsampler.write("a red ball", 7) == GOOD["caption"]
+    first, second = server.asked
+    assert first["model"] == "pen" and first["seed"] == 7
+    assert "Keep everything that was asked for" in first["messages"][0]["content"]
+    assert first["messages"][-1]["content"] == "Request: a red ball" and len(first["messages"]) > 5
+    assert "does not fit the schema" in second["messages"][-1]["content"]
+
+
+# What happens to a request
+
+
+@pytest.fixture
+def longtake(tiny_model, tmp_path, monkeypatch, capsys):
+    """Run a command with the tiny model; return its exit code and what it said."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words):
+        model = ["--model", str(tiny_model), "--steps", "1"] if words[0] != "again" else []
+        code = main([str(word) for word in (*words, *model)])
+        return code, capsys.readouterr().err
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ("never JSON", "pen at 127.0.0.1 answered 2 times with something else than asked for: answer: Invalid JSON"),
+        (json.dumps({"caption": ""}), "answered 2 times with something else than asked for: caption: "),
+        (401, "pen at 127.0.0.1 refused with status 401"),
+        ("slow", "pen at 127.0.0.1 gave no answer in 0.5 seconds"),
+        ("gone", "pen at 127.0.0.1 cannot be reached: "),
+    ],
+)
+def test_an_endpoint_that_is_wrong_slow_or_gone_is_told_of_in_a_sentence(
+    longtake, tmp_path, monkeypatch, answer, reason
+):
+    monkeypatch.setattr("captioning.upsampler.Asked.__init__.__defaults__", (0.5, 2))
+    with Server(answer) as server:
+        name = f"{server.url}#pen"
+        if answer != "gone":
+            code, err = longtake("generate", "a red ball", "--upsample", name, "-o", "c.mp4")
+    if answer == "gone":
+        code, err = longtake("generate", "a red ball", "--upsample", name, "-o", "c.mp4")
+    (line,) = err.splitlines()
+    assert code == 1 and line.startswith("longtake: ") and reason in line and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("auto", "upsample auto needs the shipped upsampler"),
+        ("./nobody/is/here", "an upsampler must be a folder with writer and tokenizer"),
+        ("http://localhost:1/v1", "an endpoint must be given with its model"),
+        ("http://#pen", "an endpoint must be an address"),
+    ],
+)
+def test_a_name_that_is_no_upsamplers_is_bad_input(longtake, tmp_path, monkeypatch, name, reason):
+    monkeypatch.setattr("app.render.UPSAMPLER", tmp_path / "none")
+    code, err = longtake("generate", "a red ball", "--upsample", name, "-o", "c.mp4")
+    assert code == 2 and reason in err.splitlines()[-1] and not list(tmp_path.iterdir())
+
+
+def test_both_texts_travel_in_the_file_and_again_reads_them(longtake, folder, tmp_path):
+    code, err = longtake("generate", "red ball", "--seed", 1, "--upsample", folder, "-o", "c.mp4")
+    made = request_in(tmp_path / "c.mp4")
+    assert code == 0 and made.prompt == "red ball" and made.upsample == str(folder) and made.written
+    assert made.written.startswith("A red ball") and f"'red ball' is read as {made.written!r}" in err
+    (hidden := folder.with_name("hidden")).mkdir()
+    (folder / FILES[0]).rename(hidden / FILES[0])  # what is stored is not written anew
+    assert longtake("again", "c.mp4", "-o", "d.mp4")[0] == 0
+    (hidden / FILES[0]).rename(folder / FILES[0])
+    assert (tmp_path / "d.mp4").read_bytes() == (tmp_path / "c.mp4").read_bytes()
+
+    texts = {seed: load_upsampler(folder).write("red ball", seed) for seed in range(2, 8)}
+    seed = next(seed for seed, text in texts.items() if text != made.written)
+    longtake("again", "c.mp4", "--seed", seed, "-o", "e.mp4")
+    assert request_in(tmp_path / "e.mp4").written == texts[seed]
+    longtake("again", "c.mp4", "--prompt", "blue cube", "-o", "f.mp4")
+    assert request_in(tmp_path / "f.mp4").written.startswith("A blue cube")
+
+
+def test_what_was_written_can_be_edited_and_undone(longtake, folder, tmp_path):
+    longtake("generate", "red ball", "--upsample", folder, "-o", "c.mp4")
+    longtake("again", "c.mp4", "--written", "a red ball by hand", "-o", "d.mp4")
+    longtake("again", "d.mp4", "--seed", 9, "-o", "e.mp4")  # no upsampler wrote it, so no seed changes it
+    for name in ("d.mp4", "e.mp4"):
+        edited = request_in(tmp_path / name)
+        assert (edited.prompt, edited.upsample, edited.written) == ("red ball", None, "a red ball by hand")
+    for name in ("c.mp4", "e.mp4"):
+        longtake("again", name, "--upsample", "none", "--seed", 0, "-o", "f.mp4")
+        undone = request_in(tmp_path / "f.mp4")
+        assert undone.upsample is None and undone.written is None
+        longtake("generate", "red ball", "-o", "plain.mp4")
+        assert (tmp_path / "f.mp4").read_bytes() == (tmp_path / "plain.mp4").read_bytes()
+
+
+def test_the_model_reads_what_was_written(tiny_model):
+    from dit.pipeline import Pipeline
+    from dit.request import RequestError
+
+    pipeline = Pipeline.from_pretrained(tiny_model)
+    make = lambda **texts: next(pipeline.generate([Request(seconds=1.1, steps=1, **texts)])).latents
+    plain, written = make(prompt="red"), make(prompt="red", written="a blue cube")
+    assert torch.equal(written, make(prompt="a blue cube")) and not torch.equal(written, plain)
+    with pytest.raises(RequestError, match="upsample needs written"):
+        make(prompt="red", upsample="auto")
+
+
+def test_a_request_without_an_upsampler_is_stored_as_it_always_was():
+    assert "upsample" not in (old := Request(prompt="red").to_json()) and "written" not in old
+    assert Request.from_json(old) == Request(prompt="red") == Request.from_dict({"prompt": "red", "upsample": "none"})
+
+
+def test_help_imports_no_upsampler():
+    code = "import sys, app.cli; app.cli.parser(); print({'torch', 'captioning.upsampler'} & sys.modules.keys())"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
+
+
+# What it learns from
+
+
+@every_language
+def test_the_thesaurus_holds_no_word_that_is_kept_back(language):
+    table, between = TABLES[language], " " if language == "en" else ""
+    usual, mine = set(table.build_lexicon((table.WORDS,)).meanings), table.build_lexicon((THESAURUS[language],))
+    kept_back = set(table.build_lexicon((table.WORDS, table.RESERVED)).meanings) - usual
+    said = [f"{between}{between.join(phrase)}{between}" for phrase in mine.meanings]
+    paces = {word for words in table.RESERVED["speed"].values() for word in words}  # which fill any event's phrase
+    for phrase in kept_back:
+        text = between.join(phrase)
+        assert text in paces or not any(f"{between}{text}{between}" in words for words in said), text
+    words = {word for values in THESAURUS[language].values() for options in values.values() for word in options}
+    assert not any(pace in word for word in words for pace in paces)
+
+
+@every_language
+def test_the_thesaurus_is_not_ambiguous_and_each_of_its_words_is_new(language):
+    table = TABLES[language]
+    table.build_lexicon((table.WORDS, table.RESERVED, THESAURUS[language]))  # raises where a phrase has two meanings
+    for name, values in THESAURUS[language].items():
+        for value, words in values.items():
+            assert not set(words) & set(table.WORDS[name][value]) and len(set(words)) == len(words)
+
+
+@every_language
+def test_what_is_said_in_the_thesaurus_words_means_what_the_scene_is(language):
+    table = TABLES[language]
+    lexicon = table.build_lexicon((table.WORDS, THESAURUS[language]))
+    for index in range(60):
+        scene = sample_scene(3, "train", index)
+        text = say(scene, language, np.random.default_rng(index), ("colour", "shape", "event"), used=1.0)
+        found = {meaning for _, meanings in lexicon.read(text) for meaning in meanings}
+        assert {value for name, value in found if name == "event"} == {scene.event}, text
+        assert {value for name, value in found if name == "colour"} >= {scene.things[0].colour}, text
+
+
+def test_typing_leaves_out_articles_and_asks_for_videos_now_and_then():
+    texts = [typed("a red ball on the grass", "en", np.random.default_rng(seed)) for seed in range(200)]
+    assert texts.count("a red ball on the grass") > 100
+    assert "red ball on grass" in texts and "show me a red ball on the grass" in texts
+
+
+def test_pairs_are_functions_of_the_number_and_true_of_their_clip(world):
+    from training.dataset import bucket_of
+
+    bucket = bucket_of(world / "train", (64, 64, 17))
+    pairs = [pair_of(0, bucket, number % 6, number) for number in range(40)]
+    assert pairs == [pair_of(0, bucket, number % 6, number) for number in range(40)]
+    assert {mark for mark, *_ in pairs} == {"<clip>", "<picture>"}
+    for number, (mark, short, text) in enumerate(pairs):
+        assert text in bucket.captions[number % 6]["moving" if mark == "<clip>" else "still"] and text != short
+
+
+# How it is measured
+
+
+@pytest.mark.parametrize("words", SETS)
+def test_true_captions_keep_all_that_prompts_say_and_those_of_other_scenes_do_not(words):
+    told = [told for _, told in cases(words, 100, 0)]
+    scenes = [sample_scene(0, "test", FIRST + n) for n in range(100)]
+    dense = [read(caption(scene, "dense", rng=np.random.default_rng(n))) for n, scene in enumerate(scenes)]
+    assert all(all(verdicts(*pair).values()) for pair in zip(told, dense, strict=True))
+    mixed = [all(verdicts(*pair).values()) for pair in zip(told, dense[1:] + dense[:1], strict=True)]
+    assert sum(mixed) <= 5
+
+
+def test_a_writer_who_swaps_a_colour_and_adds_things_is_found_out():
+    @cache
+    def truth() -> dict[str, str]:
+        return {
+            text: caption(sample_scene(0, "test", FIRST + n), "dense", rng=np.random.default_rng(n))
+            for words in SETS
+            for n, (text, _) in enumerate(cases(words, 8, 0))
+        }
+
+    class Faithful:
+        name = "faithful"
+
+        def write(self, prompt, seed, still=False):
+            return truth()[prompt]
+
+    class Painter(Faithful):
+        def write(self, prompt, seed, still=False):
+            return super().write(prompt, seed).replace("red", "blue")
+
+    class Host(Faithful):
+        def write(self, prompt, seed, still=False):
+            return super().write(prompt, seed) + " A tiny pink pill and a tiny black pill are nearby."
+
+    class Lazy(Faithful):
+        def write(self, prompt, seed, still=False):
+            return prompt
+
+    whole, painted, hosted, lazy = (survival(writer, 8) for writer in (Faithful(), Painter(), Host(), Lazy()))
+    for words in SETS:
+        assert whole[words]["survived"]["mean"] == 1 and whole[words]["as typed"] == 0
+        assert lazy[words]["survived"]["mean"] == 1 and lazy[words]["as typed"] == 1
+        assert whole[words]["survived of others"] == 1 and lazy[words]["survived of others"] is None
+        assert hosted[words]["attributes"]["count"] == 0
+    assert painted["plain"]["attributes"]["colour"] < 1 and painted["plain"]["attributes"]["event"] == 1
+
+
+def test_prompts_are_evaluated_in_other_words_and_written_out(folder):
+    from training.evaluate import WORDS, Asking, prompt_of
+
+    scene = sample_scene(0, "test", 5)
+    assert len({prompt_of(scene, words) for words in WORDS}) == len(WORDS)
+    assert not prompt_of(scene, "chinese").isascii()
+    request = Asking("label", load_upsampler(folder)).request(scene, 3)
+    assert request.prompt == prompt_of(scene, "label") and request.written and request.upsample == str(folder)
+    assert Asking().request(scene, 3) == Request(prompt=prompt_of(scene), seed=3)
+
+
+# How it is trained
+
+
+def test_the_command_that_trains_it_says_what_it_will_cost(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "upsampler", "--preset", "first", "--dry-run"])
+    assert "pairs seen 96,000, each both ways" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def run(world, tmp_path_factory):
+    return UpsamplerRun(
+        data=world / "train",
+        held_out=world / "test",
+        out=tmp_path_factory.mktemp("run") / "upsampler",
+        steps=4,
+        warmup_steps=1,
+        decay_steps=1,
+        vocabulary=500,
+        width=32,
+        heads=2,
+        layers=1,
+        batch=4,
+        prompts=1,
+        validation_pairs=16,
+        validate_every=2,
+        save_minutes=0,
+        precision="no",
+    )
+
+
+def test_a_run_leaves_an_upsampler_and_a_report(run):
+    report = train(run)
+    assert set(report["survival"]) == set(SETS) and report["least"] < 0 < report["held_out_recalled"]
+    loaded = load_upsampler(run.out / "upsampler")
+    assert isinstance(loaded, Ours) and loaded.writer.config.longest == report["longest"]
+    assert loaded.writer.config.least == report["least"] and loaded.write("a red ball", 0)
+    assert json.loads((run.out / "report.json").read_text()) == report
+
+
+def test_resuming_gives_the_same_upsampler_as_not_stopping(run, tmp_path):
+    train(replace(run, out=tmp_path / "u", steps=2))
+    train(replace(run, out=tmp_path / "u"))
+    if not (run.out / "upsampler").exists():
+        train(run)
+    one, two = (load_upsampler(out / "upsampler").writer.state_dict() for out in (run.out, tmp_path / "u"))
+    assert all(torch.equal(one[name], two[name]) for name in one)

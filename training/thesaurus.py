@@ -1,0 +1,205 @@
+"""What people say where the world's grammar says something else, so that the upsampler understands more than it writes.
+
+The tables are those of `world/words_en.py` and `world/words_zh.py`, in their marks, and `say` speaks a scene from them
+by the same grammar. None of their RESERVED words is here: those stay unheard of, to find out what becomes of such.
+"""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+
+from training.world.lexicon import Table, Voice
+from training.world.scene import Scene
+from training.world.words import GRAMMARS, TABLES
+
+ENGLISH: Table = {
+    "colour": {
+        "red": ("ruby", "cherry-red", "blood-red", "reddish", "ruby-red"),
+        "orange": ("pumpkin-orange", "carrot-coloured", "apricot"),
+        "yellow": ("canary", "golden-yellow", "mustard", "sunny yellow"),
+        "green": ("jade", "lime", "forest green", "grass-green", "mint"),
+        "blue": ("navy", "sapphire", "royal blue", "sky-blue", "dark blue"),
+        "purple": ("lavender", "mauve", "lilac", "grape-coloured"),
+        "pink": ("rose", "magenta", "salmon-pink", "rosy"),
+        "white": ("snow-white", "milky", "snowy", "chalk-white"),
+        "black": ("inky", "coal-black", "pitch-black", "onyx"),
+    },
+    "shape": {
+        "ball": ("marble", "bead", "round ball"),
+        "cube": ("carton", "square block", "square box"),
+        "cylinder": ("tube", "tin", "canister"),
+        "capsule": ("caplet", "gel cap", "rounded rod"),
+    },
+    "size": {
+        "small": ("smallish", "compact", "smaller"),
+        "medium": ("medium", "normal-sized", "regular-sized"),
+        "large": ("hefty", "bulky", "great big"),
+    },
+    "material": {
+        "matte": ("dull {}", "non-shiny {}", "{} foam"),
+        "glossy": ("gleaming {}", "shining {}", "{} plastic", "glazed {}"),
+        "metal": ("{} iron", "{} aluminium", "metal {}"),
+    },
+    "speed": {"slow": ("gently", "leisurely"), "fast": ("speedily", "briskly")},
+    "event": {
+        "rest": ("~stay put", "~sit there", "~lie there", "~do nothing", "~stand there quietly"),
+        "roll": ("~wheel {way}", "~tumble along {way}", "~keep rolling {way}"),
+        "slide": ("~skate {way}", "~drift {way}", "~scoot {way}"),
+        "spin": ("~rotate", "~turn in circles", "~turn round and round", "~whirl"),
+        "fall": ("~tumble down", "~fall down", "~come down from above", "~come crashing down"),
+        "bounce": ("~leap up and down", "~hop", "~spring up and down", "~bounce around"),
+        "throw": ("~be flung {way}", "~be launched {way}", "~soar {way}", "~fly {way}"),
+        "swing": ("~swing from a rope", "~sway back and forth", "~rock to and fro on a rope", "~swing back and forth"),
+        "occlude": (
+            "~move {way} behind a screen and ~come back out",
+            "~hide behind a wall and ~come back",
+            "~go {way} behind a wall and ~come out again",
+        ),
+        "edge": ("~roll {way} off a table", "~fall {way} off a ledge", "~tumble {way} off a platform"),
+        "collide": (
+            "~bang into {object}",
+            "~knock into {object}",
+            "~move {heading} and ~knock into {object}",
+            "~go {heading} and ~bang into {object}",
+        ),
+        "topple": (
+            "~push over {object}",
+            "~overturn {object}",
+            "~move {heading} and ~push over {object}",
+            "~go {heading} and ~overturn {object}",
+        ),
+    },
+    "camera": {
+        "still": ("~keep still", "~stay motionless", "~stay steady"),
+        "orbit": ("~move around to the {side}", "~go around to the {side}", "~move in a circle to the {side}"),
+        "pan": ("~sweep to the {side}", "~rotate to the {side}", "~look to the {side}"),
+        "crane up": ("~go up", "~climb", "~lift", "~float upward"),
+        "crane down": ("~go down", "~lower", "~float downward"),
+        "zoom in": ("~close in", "~come closer", "~push in"),
+        "zoom out": ("~pull out", "~pull back", "~back away"),
+    },
+    "ground": {
+        "concrete": ("pavement", "a paved floor"),
+        "sand": ("the desert", "dunes", "a sandy floor"),
+        "wood": ("a wood floor", "planks", "parquet", "floorboards"),
+        "grass": ("a meadow", "green grass", "a field"),
+        "slate": ("dark stone", "slate tiles", "stone tiles"),
+    },
+    "sky": {"clear": ("sunny", "spotless"), "cloudy": ("grey", "gray", "cloud-covered")},
+    "time": {
+        "morning": ("sunrise", "daybreak"),
+        "noon": ("noontime", "high noon"),
+        "sunset": ("sundown", "twilight"),
+        "night": ("nighttime", "late night"),
+    },
+}
+CHINESE: Table = {
+    "colour": {
+        "red": ("大红色", "火红色", "血红色"),
+        "orange": ("桔色", "橘黄色"),
+        "yellow": ("金黄色", "明黄色"),
+        "green": ("碧绿色", "草绿色", "墨绿色"),
+        "blue": ("宝蓝色", "海蓝色", "湛蓝色"),
+        "purple": ("淡紫色", "葡萄紫色"),
+        "pink": ("玫红色", "嫩粉色"),
+        "white": ("乳白色", "洁白色"),
+        "black": ("乌黑色", "墨黑色"),
+    },
+    "shape": {
+        "ball": ("皮球", "弹珠", "圆球球"),
+        "cube": ("盒子", "箱子", "正方块"),
+        "cylinder": ("圆筒", "罐子", "圆桶"),
+        "capsule": ("胶囊体", "胶丸"),
+    },
+    "size": {
+        "small": ("小号的", "较小的"),
+        "medium": ("普通大小的", "中等的"),
+        "large": ("大号的", "较大的"),
+    },
+    "material": {
+        "matte": ("{}亚光", "哑面的{}"),
+        "glossy": ("亮晶晶的{}", "闪亮的{}"),
+        "metal": ("{}铁制", "{}不锈钢"),
+    },
+    "speed": {"slow": ("缓缓地", "徐徐地"), "fast": ("飞速地", "急速地")},
+    "event": {
+        "rest": ("停在那里不动", "静止着", "待着不动"),
+        "roll": ("{way}滚过去", "{way}滚着走"),
+        "slide": ("{way}滑过去", "{way}滑着走"),
+        "spin": ("转来转去", "不停地转", "原地自转"),
+        "fall": ("掉下来", "从上面落下来", "往下掉"),
+        "bounce": ("弹来弹去", "一跳一跳", "反复弹起"),
+        "throw": ("被{pace}{way}丢出去", "被{pace}{way}甩出去"),
+        "swing": ("在绳子上{pace}摆来摆去", "吊着{pace}晃来晃去"),
+        "occlude": ("{way}从墙后穿过", "{way}藏到墙后又出来"),
+        "edge": ("{way}从台子边上掉下去", "{way}从平台上滚下来"),
+        "collide": ("碰上{object}", "{heading}移动，~碰上{object}"),
+        "topple": ("推倒{object}", "{heading}移动，~推倒{object}"),
+    },
+    "camera": {
+        "still": ("不动", "静止", "一直不动"),
+        "orbit": ("绕着向{side}转", "往{side}绕"),
+        "pan": ("朝{side}摇", "往{side}转"),
+        "crane up": ("往上升", "升起", "往上移"),
+        "crane down": ("往下降", "降下来", "往下移"),
+        "zoom in": ("推近", "变近", "放大"),
+        "zoom out": ("拉开", "变远", "缩小"),
+    },
+    "ground": {
+        "concrete": ("水泥路面", "水泥地板"),
+        "sand": ("沙子", "沙堆"),
+        "wood": ("木头地板", "木板"),
+        "grass": ("青草地", "绿草地"),
+        "slate": ("青石板", "石板路"),
+    },
+    "sky": {"clear": ("晴好", "明朗"), "cloudy": ("阴云密布", "布满云")},
+    "time": {
+        "morning": ("早上", "上午"),
+        "noon": ("晌午", "午间"),
+        "sunset": ("傍晚", "夕阳西下时"),
+        "night": ("晚上", "夜间"),
+    },
+}
+THESAURUS: dict[str, Table] = {"en": ENGLISH, "zh": CHINESE}
+USED = 0.5  # how often an attribute is said in words of the thesaurus
+# How often something drawn says each of these: often less than any caption of the grammar, as people do.
+SAID = {"colour": 0.8, "shape": 0.9, "event": 0.8, "size": 0.3, "material": 0.2, "direction": 0.4, "camera": 0.3}
+SAID |= {"speed": 0.1, "ground": 0.15, "sky": 0.1, "time": 0.1}
+LABELS = 0.15  # how often only the things are named
+OPENINGS = {
+    "en": ("a video of", "a clip of", "show me", "make a video of", "i want to see", "video:", "please show"),
+    "zh": ("一段视频：", "请生成", "我想看", "视频：", "做一个视频，", "画面："),
+}
+ARTICLES = {"en": r"\b(?:an?|the) ", "zh": "一个"}
+HURRIED, OPENED = 0.15, 0.1  # how often articles are left out, and an opening is put before
+
+
+def say(
+    scene: Scene,
+    language: str,
+    rng: np.random.Generator,
+    mention: tuple[str, ...] | None = None,
+    used: float = USED,
+) -> str:
+    """Say of a scene what somebody may type: what is in `mention`, or now more and now less, partly in these words.
+
+    With `used` = 1 all words are the thesaurus's, where it has some.
+    """
+    words = {name: values for name, values in THESAURUS[language].items() if rng.random() < used}
+    voice, grammar = Voice(rng, TABLES[language].WORDS, words, use_reserved=True), GRAMMARS[language]
+    if mention is None and rng.random() < LABELS:
+        return grammar.label(scene, voice)
+    chosen = {name for name, chance in SAID.items() if rng.random() < chance} if mention is None else set(mention)
+    return grammar.plain(scene, chosen or {"colour", "shape"}, True, voice)
+
+
+def typed(text: str, language: str, rng: np.random.Generator) -> str:
+    """Type a text as people do: now and then in a hurry, or asking for a video."""
+    if rng.random() < HURRIED:
+        text = re.sub(ARTICLES[language], "", text, flags=re.IGNORECASE)
+    if rng.random() < OPENED:
+        between = " " if language == "en" else ""
+        text = str(rng.choice(OPENINGS[language])) + between + text
+    return text

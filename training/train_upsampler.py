@@ -1,0 +1,160 @@
+"""Train the upsampler: short prompts to captions, and captions back to short prompts.
+
+    python -m training.train_upsampler --preset tiny
+
+The pairs are a data set's own: what names a clip in a few words, in English or Chinese, and what the recaptioner says
+of it in English. Half of the short ones are said anew of the clip's scene, in words of a thesaurus and with more left
+out, as people do. One model learns both directions of every pair; `captioning/upsampler.py` says what for.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from captioning.upsampler import CLIP, PICTURE, SHORT, Ours, Writer, batched, save_upsampler, sequence, tokenizer_of
+from training.config import UpsamplerRun
+from training.dataset import MOVING, STILL, Bucket, bucket_of, data_hash, order, share
+from training.loop import Course, accelerator_for, adamw, descend, describe, rate_at
+from training.thesaurus import say, typed
+from training.upsampling import read, survival
+from training.world.lexicon import SIDES
+from training.world.scene import COLOURS, SIZES
+from training.world.words import caption
+
+FORMATS = ((64, 64, 17),)  # whose captions are learned
+STILLS = 0.15  # how often a caption of a picture is learned
+DRAWN = 0.5  # how often the short text is said anew
+CHINESE = 0.4  # of those, how often in Chinese
+GROUP = 16  # texts worked on at once
+SURE = 0.01  # the share of true pairs that may be doubted, and of nearly true ones that may be believed
+Pair = tuple[str, str, str]  # what is to be written, the short text, the caption
+
+
+def train(run: UpsamplerRun) -> dict:
+    """Train a tokenizer and a writer from a preset; leaves their folder in `run.out` / "upsampler", and returns the
+    report: losses, when the writer is trusted, and what survives of prompts.
+    """
+    accelerator = accelerator_for(run)
+    bucket, held_out = bucket_of(run.data, FORMATS[0]), bucket_of(run.held_out, FORMATS[0])
+    describe(run, accelerator, data=data_hash(run.data, FORMATS))
+    known = [pair_of(run.seed, bucket, clip, clip) for clip in range(min(len(bucket), run.read))]
+    tokenizer = tokenizer_of((text for _, *texts in known for text in texts), run.vocabulary, run.context)
+    longest = int(np.quantile([len(short.encode()) for _, short, _ in known], 1 - SURE))
+    torch.manual_seed(run.seed)
+    writer = Writer(
+        len(tokenizer),
+        run.context,
+        run.width,
+        run.heads,
+        run.layers,
+        tokenizer.eos_token_id,
+        tokenizer.pad_token_id,
+        longest=longest,
+    )
+    writer, optimizer = accelerator.prepare(writer, adamw(writer, run))
+    course = Course("train upsampler", run, accelerator, {"writer": writer, "optimizer": optimizer})
+    bare = accelerator.unwrap_model(writer)
+    held = [pair_of(run.seed, held_out, number % len(held_out), number) for number in range(run.validation_pairs)]
+
+    for step in course:
+        pairs = batch(run, bucket, step, accelerator)
+        written, recalled = losses(writer, tokenizer, pairs, accelerator.device)
+        norm = descend(accelerator, writer, optimizer, written + recalled, rate_at(step, run), run.clip_norm)
+        course.note(step, norm, written=written, recalled=recalled)
+        if step % run.validate_every == run.validate_every - 1:
+            course.log(step + 1, validate(bare, tokenizer, held))
+
+    bare.eval()
+    report: dict = validate(bare, tokenizer, held)
+    if accelerator.is_main_process:
+        upsampler = Ours(tokenizer, bare.cpu())
+        false = [near_miss(held_out, number % len(held_out), number) for number in range(run.validation_pairs)]
+        bare.register_to_config(least=least_of(upsampler, [pair[1:] for pair in held], false))
+        save_upsampler(upsampler, run.out / "upsampler")
+        report |= {"least": bare.config.least, "longest": longest, "survival": survival(upsampler, run.prompts)}
+        (run.out / "report.json").write_text(json.dumps(report, indent=2))
+    accelerator.end_training()
+    return report
+
+
+def batch(run: UpsamplerRun, bucket: Bucket, step: int, accelerator) -> list[Pair]:
+    """Return a step's pairs: functions of the seed and each sample's number alone."""
+    clip_of = order(run.seed, "upsampler", len(bucket))
+    samples = share(run.batch, step, accelerator.process_index, accelerator.num_processes)
+    return [pair_of(run.seed, bucket, clip_of(number), number) for number in samples]
+
+
+def pair_of(seed: int, bucket: Bucket, clip: int, number: int) -> Pair:
+    """Return a short text and a caption of the same clip, or of the same picture."""
+    rng = np.random.default_rng([seed, 5, number])
+    still = rng.random() < STILLS
+    kinds = list(zip(STILL if still else MOVING, bucket.captions[clip]["still" if still else "moving"], strict=True))
+    dense = [text for kind, text in kinds if kind == ("dense", "en")]
+    told = dense[rng.integers(len(dense))]
+    if not still and rng.random() < DRAWN:
+        language = "zh" if rng.random() < CHINESE else "en"
+        short = say(bucket.scene(clip), language, rng)
+    else:
+        brief = [(text, language) for (kind, language), text in kinds if kind != "dense"]
+        short, language = brief[rng.integers(len(brief))]
+    return PICTURE if still else CLIP, typed(short, language, rng), told
+
+
+def losses(writer: nn.Module, tokenizer, pairs: list[Pair], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the loss of a token of what is written out of pairs, and of what is recalled; GROUP texts of like length
+    at a time, since a group is as long as its longest.
+    """
+    written = [sequence(tokenizer, mark, short, told) for mark, short, told in pairs]
+    recalled = [sequence(tokenizer, SHORT, told, short) for _, short, told in pairs]
+    found = []
+    for rows in (written, recalled):
+        rows = sorted(rows, key=lambda row: len(row[0]))
+        groups = [batched(rows[start : start + GROUP], tokenizer.pad_token_id) for start in range(0, len(rows), GROUP)]
+        total = torch.stack([writer(ids.to(device), said.to(device)).sum() for ids, said in groups]).sum()
+        found.append(-total / sum(int(said.sum()) for _, said in groups))
+    return found[0], found[1]
+
+
+@torch.no_grad()
+def validate(writer: Writer, tokenizer, pairs: list[Pair]) -> dict[str, float]:
+    """Return both losses over held-out pairs."""
+    written, recalled = losses(writer, tokenizer, pairs, writer.device)
+    return {"held_out_written": float(written), "held_out_recalled": float(recalled)}
+
+
+def least_of(upsampler: Ours, true: list[tuple[str, str]], false: list[tuple[str, str]]) -> float:
+    """Return how improbable the least probable token of a prompt may be, for a caption to be trusted: as SURE of the
+    true captions make it, or, where that is more, as all but SURE of the nearly true ones do.
+    """
+    doubts = [[float(upsampler.explained(short, [text]).min()) for short, text in pairs] for pairs in (true, false)]
+    return round(float(max(np.quantile(doubts[0], SURE), np.quantile(doubts[1], 1 - SURE))), 3)
+
+
+def near_miss(bucket: Bucket, clip: int, number: int) -> tuple[str, str]:
+    """Return a short text of a clip, and a caption of one like it, but that contradicts the text in one thing."""
+    rng = np.random.default_rng([6, number])
+    shorts = [text for kind, text in zip(MOVING, bucket.captions[clip]["moving"], strict=True) if kind[0] != "dense"]
+    short, scene = shorts[rng.integers(len(shorts))], bucket.scene(clip)
+    subject, *others = scene.things
+    told, wrong = read(short), []
+    colour = str(rng.choice([colour for colour in COLOURS if colour != subject.colour]))
+    wrong.append(replace(scene, things=(replace(subject, colour=colour), *others)))
+    if "size" in told and not others:
+        size = str(rng.choice([size for size in SIZES if size != subject.size]))
+        wrong.append(replace(scene, things=(replace(subject, size=size),)))
+    if "direction" in told and scene.direction:
+        wrong.append(replace(scene, direction=SIDES[scene.direction]))
+    if others and others[-1].relation:
+        wrong.append(replace(scene, things=(subject, *others[:-1])))
+    return short, caption(wrong[rng.integers(len(wrong))], "dense", rng=rng)
+
+
+if __name__ == "__main__":
+    from training.presets import run_of
+
+    train(run_of("upsampler"))
