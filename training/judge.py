@@ -130,7 +130,7 @@ def train(run: JudgeRun) -> dict:
     accelerator = accelerator_for(run)
     buckets = [bucket_of(folder, FORMAT) for folder in (run.data, run.more_data)]
     hashes = [data_hash(folder, (FORMAT,)) for folder in (run.data, run.more_data)]
-    describe(run, accelerator, data=hashes, encoder=hash_of_file(*weights_in(run.coder)) if run.coder else None)
+    describe(run, accelerator, data=hashes, coder=hash_of_file(*weights_in(run.coder)) if run.coder else None)
     coder = load_strictly(VideoVAE, run.coder).requires_grad_(False).to(accelerator.device) if run.coder else None
     torch.manual_seed(run.seed)
     judge = Judge(run.width)
