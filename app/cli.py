@@ -121,7 +121,7 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--prompts", type=int, default=200, help="how many prompts of each set (default 200)")
     evaluate.add_argument("--seed", type=int, default=0)
     evaluate.add_argument(
-        "--words", default="plain", help="how prompts are said: plain (default), reserved, chinese or label"
+        "--words", default="plain", help="how prompts are said: plain (default), reserved, chinese, label or dense"
     )
     evaluate.add_argument("--upsample", metavar="NAME", help=UPSAMPLE_HELP)
     evaluate.set_defaults(act=_evaluate)
@@ -270,7 +270,12 @@ def _settings(chosen: argparse.Namespace) -> dict:
     if "pictures" in found:
         found["pictures"] = [(_seconds(at), path) for at, path in found["pictures"]]
     if "written" in found:  # by hand, and by nobody else
-        found["upsample"] = NONE
+        if not found["written"].strip():
+            raise RequestError("written must say something; got none, so give --upsample none to undo it")
+        if found.setdefault("upsample", NONE) != NONE:
+            raise RequestError(
+                f"give --written or --upsample; got both, {found['written']!r} and {found['upsample']!r}"
+            )
     if "moments" in found:
         found = read_board(found["moments"]) | {name: value for name, value in found.items() if name != "moments"}
     return found

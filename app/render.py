@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from captioning.text_encoder import fitting
 from captioning.upsampler import FILES as UPSAMPLER_FILES
-from captioning.upsampler import Upsampler, load_upsampler
+from captioning.upsampler import load_upsampler
 from dit.material import keep_latents
 from dit.pipeline import Dream, Pipeline, mode_of
 from dit.request import KEY, NONE, Request, RequestError
@@ -56,8 +57,8 @@ def render(
     names = {request.model for request in requests}
     if len(names) > 1:
         raise RequestError(f"clips made together must share one model; got {', '.join(sorted(map(str, names)))}")
-    requests = upsampled(requests)
     pipeline = load(requests[0])
+    requests = upsampled(requests, pipeline)
     seen = []
     with ExitStack() as stack:
         bars: list[tqdm] = []
@@ -86,22 +87,31 @@ def render(
         yield sheet
 
 
-def upsampled(requests: list[Request]) -> list[Request]:
-    """Let prompts be written out where that is asked for and not yet done; say on stderr what is read in their place.
+def upsampled(requests: list[Request], pipeline: Pipeline) -> list[Request]:
+    """Let prompts be written out where that is asked for and not yet done, in as many whole sentences as the model can
+    read; say on stderr what is read in their place.
 
-    Raises RequestError or ValueError for what is no upsampler, and AnswerError where one elsewhere has no answer.
+    Raises RequestError or ValueError for what is no upsampler, or for what the model refuses whatever is written, and
+    AnswerError where an upsampler elsewhere has no answer.
     """
-    found, writers = [], dict[str, Upsampler]()
-    for request in requests:
-        prompt = request.prompt
-        if prompt.strip() and not request.written and (name := upsampler_named(request.upsample)):
-            if name not in writers:
-                writers[name] = load_upsampler(name)
-            written = writers[name].write(prompt, request.seed, mode_of(request).still)
-            request = replace(request, written=written)
+    named = [None if request.written else upsampler_named(request.upsample) for request in requests]
+    for request, name in zip(requests, named, strict=True):
+        if name and not request.prompt.strip():
+            raise RequestError("upsample writes out a prompt; got moments or nothing, so leave it out")
+        if name:
+            pipeline.resolve(replace(request, upsample=None))
+    writers = {name: load_upsampler(name) for name in dict.fromkeys(named) if name}
+    found, texts = [], dict[tuple, str]()
+    for request, name in zip(requests, named, strict=True):
+        prompt = request.prompt.strip()
+        if name:
+            asked = name, prompt, request.seed, mode_of(request).still
+            if asked not in texts:
+                texts[asked] = fitting(pipeline.tokenizer, writers[name].write(*asked[1:])) or prompt
+            request = replace(request, written=texts[asked])
         if request.written:
-            read = "it was typed" if request.written == prompt.strip() else f"{request.written!r}"
-            print(f"longtake: {prompt!r} is read as {read}", file=sys.stderr)
+            read = "it was typed" if request.written == prompt else f"{request.written!r}"
+            print(f"longtake: {request.prompt!r} is read as {read}", file=sys.stderr)
         found.append(request)
     return found
 

@@ -79,7 +79,8 @@ class Description(BaseModel):
 
 def version_of(*said: str) -> str:
     """Return a short name for what a model is asked: instructions, schema and what is `said` beside them."""
-    asked = INSTRUCTIONS + json.dumps(Description.model_json_schema()) + "".join(said)
+    schema = {name: value for name, value in Description.model_json_schema().items() if name != "description"}
+    asked = INSTRUCTIONS + json.dumps(schema) + "".join(said)
     return hashlib.sha256(asked.encode()).hexdigest()[:8]
 
 
@@ -147,14 +148,16 @@ class Endpoint:
         return asked(self.name, answer, self.chat.tries)
 
 
-def spread(frames: int, most: int = FRAMES) -> list[int]:
-    """Choose frames spread evenly over a clip, the first and the last among them."""
-    return torch.linspace(0, frames - 1, min(frames, most)).round().int().tolist()
+def evenly(frames: int, count: int) -> list[int]:
+    """Choose `count` of a clip's frames, spread evenly, the first and the last among them; few ones more than once."""
+    return torch.linspace(0, frames - 1, count).round().int().tolist()
 
 
 def pictures(video: Tensor) -> list[Image.Image]:
     """Choose the frames of a clip (3, F, Y, X) in [-1, 1] that a model is shown."""
-    chosen = rearrange(to_bytes(video[:, spread(video.shape[1])]), "c f y x -> f y x c").contiguous()
+    chosen = rearrange(
+        to_bytes(video[:, evenly(video.shape[1], min(video.shape[1], FRAMES))]), "c f y x -> f y x c"
+    ).contiguous()
     return [Image.fromarray(frame.numpy()) for frame in chosen]
 
 

@@ -17,10 +17,10 @@ from diffusers.models.modeling_utils import ModelMixin
 from einops import rearrange
 from torch import Tensor, nn
 
-from captioning.captioner import Caption
-from captioning.text_encoder import TextTower, sentences, tokenise
+from captioning.captioner import Caption, evenly
+from captioning.text_encoder import TextTower, load_tokenizer, sentences, tokenise
 from captioning.watching import Within, watching
-from vae.weights import WeightsError, hash_of_file, load_strictly, weights_in
+from vae.weights import hash_of_file, load_strictly, weights_in
 
 SEEN = (9, 64, 64)  # frames, rows, columns: what our own watches of a clip
 FILES = ("captioner", "tokenizer")
@@ -74,9 +74,10 @@ class VideoCoCa(ModelMixin, ConfigMixin):
         """
         import open_clip
 
-        if architecture not in open_clip.list_models() or "coca" not in architecture:
-            known = ", ".join(name for name in open_clip.list_models() if "coca" in name)
-            raise ValueError(f"a start must be one of open_clip's CoCa models ({known}); got {architecture!r}")
+        known = [name for name in open_clip.list_models() if "coca" in name]
+        if architecture not in known or not weights:
+            rule = f"a start must be one of open_clip's CoCa models ({', '.join(known)}) and its weights"
+            raise ValueError(f"{rule}, as NAME:WEIGHTS; got {architecture!r} and {weights!r}")
         try:
             trained: Any = open_clip.create_model(architecture, pretrained=weights)
         except (RuntimeError, OSError) as error:
@@ -142,9 +143,10 @@ class Watcher(nn.Module):
         self.exit = nn.Linear(output_width, output_width, bias=False)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return one vector a clip (B, D) and what the decoder reads of it (B, queries, D), of pixels
-        (B, 3, *SEEN) in [-1, 1].
+        """Return one vector a clip (B, D) and what the decoder reads of it (B, queries, D), of pixels (B, 3, F, Y, X)
+        in [-1, 1].
         """
+        pixels = resized(pixels, SEEN)
         x = self.stages(self.enter(rearrange(pixels, "B rgb F Y X -> B F rgb Y X")))
         time, row, column = self.places
         x = rearrange(x, "B F D H W -> B F H W D") + time[:, None, None] + row[:, None] + column
@@ -203,14 +205,14 @@ class CoCaCaptioner:
 
     def write(self, videos: Tensor) -> list[str]:
         """Return a caption of each clip (B, 3, F, Y, X) in [-1, 1]."""
-        words = self.tokenizer
-        found = self.model.write(self._seen(videos), words.bos_token_id, words.eos_token_id, words.model_max_length)
+        videos, words = videos.to(self.model.device), self.tokenizer
+        found = self.model.write(videos, words.bos_token_id, words.eos_token_id, words.model_max_length)
         return [sentences(words.decode(ids)) for ids in found]
 
     @torch.no_grad()
     def match(self, videos: Tensor, texts: list[str]) -> Tensor:
         """Return the cosines (B, texts) between clips (B, 3, F, Y, X) in [-1, 1] and texts: which says what is seen."""
-        latent = self.model.coca._encode_image(self._seen(videos))[0]
+        latent = self.model.coca._encode_image(videos.to(self.model.device))[0]
         ids, _ = tokenise(self.tokenizer, texts, cut=True)
         return latent @ self.model.coca._encode_text(ids.to(latent.device))[0].T
 
@@ -219,10 +221,6 @@ class CoCaCaptioner:
         self.model.save_pretrained(folder / FILES[0])
         if not isinstance(self.tokenizer, OpenClipWords):
             self.tokenizer.save_pretrained(folder / FILES[1])
-
-    def _seen(self, videos: Tensor) -> Tensor:
-        videos = videos.to(self.model.device)
-        return videos if self.model.config.architecture else resized(videos, SEEN)  # type: ignore[attr-defined]
 
 
 class OpenClipWords(SimpleNamespace):
@@ -250,7 +248,7 @@ class OpenClipWords(SimpleNamespace):
 def resized(videos: Tensor, seen: tuple[int, int, int]) -> Tensor:
     """Return clips (B, 3, F, Y, X) at the size that is watched: frames spread over the clip, pixels averaged."""
     frames, rows, columns = seen
-    videos = videos[:, :, torch.linspace(0, videos.shape[2] - 1, frames).round().long()]
+    videos = videos[:, :, evenly(videos.shape[2], frames)]
     if videos.shape[3:] == (rows, columns):
         return videos
     flat = rearrange(videos, "B rgb F Y X -> (B F) rgb Y X")
@@ -260,14 +258,8 @@ def resized(videos: Tensor, seen: tuple[int, int, int]) -> Tensor:
 
 def load_coca(folder: str | Path) -> CoCaCaptioner:
     """Load a captioner from its folder. Raises WeightsError where it is absent or damaged."""
-    from transformers import PreTrainedTokenizerFast
-
     folder = Path(folder)
     model = load_strictly(VideoCoCa, folder / FILES[0])
-    if architecture := model.config.architecture:  # type: ignore[attr-defined]
-        words = OpenClipWords(architecture)
-    elif (folder / FILES[1]).is_dir():
-        words = PreTrainedTokenizerFast.from_pretrained(folder / FILES[1])
-    else:
-        raise WeightsError(f"a captioner's folder must hold {FILES[1]}; {folder} does not")
+    architecture = model.config.architecture  # type: ignore[attr-defined]
+    words = OpenClipWords(architecture) if architecture else load_tokenizer(folder / FILES[1])
     return CoCaCaptioner(model, words, hash_of_file(*weights_in(folder / FILES[0]))[:8])

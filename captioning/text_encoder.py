@@ -16,7 +16,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from vae.weights import CONFIG, load_strictly, read_json
+from vae.weights import CONFIG, WeightsError, load_strictly, read_json
 
 START, END, PAD = "<start>", "<end>", "<pad>"
 FILES = ("text_encoder", "tokenizer")
@@ -133,6 +133,16 @@ def tokenise(tokenizer, prompts: list[str], cut: bool = False) -> tuple[Tensor, 
     return ids, tuple(len(row) for row in rows)
 
 
+def fitting(tokenizer, text: str) -> str:
+    """Return as many whole sentences of a text, from its beginning, as the tokenizer's limit allows."""
+    parts = re.findall(r".+?(?:[.!?](?=\s|$)|[。！？]|$)\s*", text, flags=re.DOTALL)
+    for many in range(len(parts), 0, -1):
+        kept = "".join(parts[:many]).strip()
+        if len(tokenizer(kept, truncation=False, verbose=False)["input_ids"]) <= tokenizer.model_max_length:
+            return kept
+    return ""
+
+
 def sentences(text: str) -> str:
     """Begin every sentence with a capital: our tokens have none."""
     return re.sub(r"(?:^|(?<=[.!?] ))[a-z]", lambda first: first[0].upper(), text.strip())
@@ -175,6 +185,17 @@ def width_of(encoder: nn.Module) -> int:
     return config.get("hidden_size") or config["d_model"]
 
 
+def load_tokenizer(folder: Path):
+    """Load a tokenizer of ours. Raises WeightsError where it is absent or damaged."""
+    from transformers import PreTrainedTokenizerFast
+
+    read_json(folder / "tokenizer.json")
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(folder)
+    except Exception as error:  # the parser's own kind has no other name
+        raise WeightsError(f"{folder} is damaged: {error}; fetch or train the model anew") from error
+
+
 def load_text_encoder(name: str | Path):
     """Load (tokenizer, encoder) from a model folder of ours, or from transformers by name or folder.
 
@@ -186,8 +207,7 @@ def load_text_encoder(name: str | Path):
     if (folder / FILES[0]).is_dir():
         if read_json(folder / FILES[0] / CONFIG).get("_class_name") == TextTower.__name__:
             encoder = load_strictly(TextTower, folder / FILES[0])
-            read_json(folder / FILES[1] / "tokenizer.json")
-            return transformers.PreTrainedTokenizerFast.from_pretrained(folder / FILES[1]), encoder
+            return load_tokenizer(folder / FILES[1]), encoder
         name, words = folder / FILES[0], folder / FILES[1]
     try:
         config = transformers.AutoConfig.from_pretrained(name)

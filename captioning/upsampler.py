@@ -22,10 +22,12 @@ import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from captioning.text_encoder import sentences, train_tokenizer
-from vae.weights import CONFIG, load_strictly, read_json
+from captioning.endpoint import shortened
+from captioning.text_encoder import load_tokenizer, sentences, train_tokenizer
+from vae.weights import CONFIG, load_strictly
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
@@ -36,7 +38,7 @@ CANDIDATES = 8
 TEMPERATURE = 0.7  # unlikely words are where a caption goes astray; one is still unlike the next
 KEY = "OPENAI_API_KEY"  # the environment variable that holds an endpoint's key
 PATIENCE, TRIES = 30.0, 2  # seconds that an endpoint may be silent, and how often it is asked
-LONGEST = 160  # tokens that a language model may write
+LONGEST, ROOM = 160, 400  # tokens that ours may write, and a language model
 
 INSTRUCTIONS = (
     "You turn a short request for a video into the caption that a careful viewer would write of that video. Keep "
@@ -170,23 +172,32 @@ class Chosen:
 
         self.name = name
         try:
-            self.tokenizer = transformers.AutoTokenizer.from_pretrained(name)
-            model: Any = transformers.AutoModelForCausalLM.from_pretrained(name, use_safetensors=True, dtype="auto")
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
+            self.tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+            loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
+                name, trust_remote_code=False, use_safetensors=True, dtype="auto", output_loading_info=True
+            )
+            model, found = loaded
+            if missing := sorted(found["missing_keys"]):
+                raise ValueError(f"{len(missing)} of its weights are missing, {missing[0]} among them")
+        except Exception as error:  # models and tokenizers of many makers raise nearly anything
             raise ValueError(
                 f"an upsampler must be a folder with {' and '.join(FILES)}, a language model of transformers, or "
-                f"ADDRESS#MODEL; got {name!r} ({reason})"
+                f"ADDRESS#MODEL; got {name!r} ({shortened(error)})"
             ) from error
         self.model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
     @torch.no_grad()
     def write(self, prompt: str, seed: int, still: bool = False) -> str:
-        """Write a prompt out, in one paragraph; return it as it is where the model writes nothing."""
+        """Write a prompt out, in one paragraph of whole sentences; return it as it is where the model writes none."""
         tokenizer = self.tokenizer
         if tokenizer.chat_template:
             given = tokenizer.apply_chat_template(
-                told(prompt, still), add_generation_prompt=True, return_tensors="pt", return_dict=True
+                told(prompt, still),
+                add_generation_prompt=True,
+                return_tensors="pt",
+                return_dict=True,
+                sanitize_control_tokens=True,  # a prompt is words, whatever it says
+                enable_thinking=False,  # to templates that know of it
             )
         else:
             shown = [f"{part['content']}\n" for part in told(prompt, still)]
@@ -198,9 +209,20 @@ class Chosen:
             written = self.model.generate(
                 input_ids=given["input_ids"],
                 attention_mask=given["attention_mask"],
-                generation_config=_sampling(1, LONGEST, self.model.generation_config.eos_token_id or end, pad),
+                generation_config=_sampling(1, ROOM, self.model.generation_config.eos_token_id or end, pad),
             )[0, given["input_ids"].shape[1] :]
-        return _paragraph(tokenizer.decode(written, skip_special_tokens=True)) or prompt
+        text = _paragraph(tokenizer.decode(written, skip_special_tokens=True))
+        if len(written) == ROOM:  # it came to no end
+            text = re.sub(r"[^.!?。！？]*$", "", text)
+        return text or prompt
+
+
+class Written(BaseModel):
+    """What a model elsewhere answers."""
+
+    model_config = ConfigDict(extra="forbid", str_strip_whitespace=True)
+
+    caption: str = Field(min_length=1)
 
 
 class Asked:
@@ -216,12 +238,7 @@ class Asked:
 
     def write(self, prompt: str, seed: int, still: bool = False) -> str:
         """Write a prompt out. Raises AnswerError where no answer is of use."""
-        from pydantic import BaseModel, Field
-
         from captioning.endpoint import Wrong, fitting, returned
-
-        class Written(BaseModel):
-            caption: str = Field(min_length=1, max_length=2000)
 
         def answer(wrong: Wrong) -> str:
             return self.chat.answer([*told(prompt, still), *returned(wrong)], Written, seed=seed % 2**31)
@@ -237,11 +254,7 @@ def load_upsampler(name: str | Path) -> Upsampler:
         return Asked(str(name))
     folder = Path(name)
     if (folder / FILES[0] / CONFIG).is_file():
-        from transformers import PreTrainedTokenizerFast
-
-        writer = load_strictly(Writer, folder / FILES[0])
-        read_json(folder / FILES[1] / "tokenizer.json")
-        return Ours(PreTrainedTokenizerFast.from_pretrained(folder / FILES[1]), writer, str(name))
+        return Ours(load_tokenizer(folder / FILES[1]), load_strictly(Writer, folder / FILES[0]), str(name))
     return Chosen(str(name))
 
 
@@ -290,7 +303,7 @@ def told(prompt: str, still: bool) -> list[dict[str, str]]:
 
 def _paragraph(text: str) -> str:
     """Take the first paragraph of an answer, without what models put around it: thoughts, fences and quotes."""
-    text = re.sub(r"<think>.*?</think>", "", text, flags=re.DOTALL).strip().strip("`").strip()
+    text = re.sub(r"<think>.*?(</think>|$)", "", text, flags=re.DOTALL).strip().strip("`").strip()
     return " ".join(text.split("\n\n")[0].split()).strip('"“”')
 
 

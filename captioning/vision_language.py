@@ -20,6 +20,7 @@ from captioning.captioner import (
     version_of,
 )
 from captioning.endpoint import Wrong, returned, shortened
+from vae.weights import hash_of_file, weights_in
 
 FITTING = " The answer must be the JSON alone, and fit this schema: "
 TOKENS = 768  # of one answer, several times what the schema's six texts take
@@ -31,8 +32,6 @@ class VisionLanguage:
     It runs on the GPU where there is one, in bfloat16, or else in float32. Its weights, safetensors only, are loaded
     when the first clip is described; no code that comes with them is run. Raises CaptionError for any other model.
     """
-
-    version = version_of(FITTING)
 
     def __init__(self, name: str | Path, tries: int = 3, tokens: int = TOKENS):
         import transformers
@@ -51,8 +50,21 @@ class VisionLanguage:
             raise self._refusal(error) from error
 
     @cached_property
+    def version(self) -> str:
+        """What changes when the model is asked otherwise, or is another in the same folder."""
+        weights = weights_in(Path(self.place))
+        return version_of(FITTING, *([hash_of_file(*weights)] if weights else []))
+
+    @property
     def model(self) -> Any:
-        """The model itself. Raises CaptionError where weights are missing or damaged."""
+        """The model itself. Raises CaptionError where weights are missing or damaged, every time."""
+        if isinstance(self._model, CaptionError):
+            raise self._model
+        return self._model
+
+    @cached_property
+    def _model(self) -> Any:
+        """The model, or why there is none."""
         from transformers import AutoModelForImageTextToText
 
         try:
@@ -64,7 +76,7 @@ class VisionLanguage:
                 raise ValueError(f"{len(missing)} of its weights are missing, {missing[0]} among them")
             return model.to(self.device).eval()
         except Exception as error:  # as above
-            raise self._refusal(error) from error
+            return self._refusal(error)
 
     def _refusal(self, error: Exception) -> CaptionError:
         rule = "a captioner must be a folder of our own, or a vision-language model of transformers by name or folder"

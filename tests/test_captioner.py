@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from app.cli import main
-from captioning.captioner import FRAMES, PARTS, Caption, CaptionError, Endpoint, asked, load_captioner, spread
+from captioning.captioner import FRAMES, PARTS, Caption, CaptionError, Endpoint, asked, evenly, load_captioner
 from tests.test_prepare import shot
 from training.prepare.captions import CaptionsRun, captioner_of, captions, failed_captions
 from training.prepare.clips import ClipsRun, clips
@@ -89,7 +89,7 @@ def test_a_clip_is_described_by_what_is_shown_of_it():
     assert torch.equal(
         torch.tensor(list(last.tobytes()), dtype=torch.uint8).reshape(48, 64, 3).permute(2, 0, 1), expected
     )
-    assert spread(3) == [0, 1, 2] and spread(21)[0] == 0 and spread(21)[-1] == 20
+    assert evenly(3, 3) == [0, 1, 2] and evenly(21, 8)[0] == 0 and evenly(21, 8)[-1] == 20 and evenly(1, 3) == [0, 0, 0]
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from captioning.coca import FRAMES, CoCaCaptioner, FrameByFrame, OpenClipWords, 
 from captioning.text_encoder import load_text_encoder, tokenise, train_tokenizer
 from training.config import CaptionerRun
 from training.dataset import bucket_of
-from training.describing import cider, truthfulness
-from training.recaption import KINDS, captions, summary, variant
+from training.describing import SCORED, cider, truthfulness
+from training.recaption import KINDS, compare, describe, summary, variant
 from training.train_captioner import begun, in_a_mirror, train
 from training.world.scene import rng_of, sample_scene
 from training.world.words import caption, said
@@ -153,6 +153,8 @@ def test_an_open_clip_checkpoint_trains_writes_and_is_loaded_again(small, tmp_pa
 def test_a_start_that_open_clip_does_not_have_is_refused(small):
     with pytest.raises(ValueError, match="a start must be one of open_clip's CoCa models"):
         begun(CaptionerRun(start="ViT-B-32:openai"))
+    with pytest.raises(ValueError, match=r"and its weights, as NAME:WEIGHTS; got 'coca_small' and ''"):
+        begun(CaptionerRun(start="coca_small"))
     with pytest.raises(ValueError, match="open_clip must have the weights 'nowhere' of coca_small"):
         begun(CaptionerRun(start="coca_small:nowhere"))
 
@@ -165,7 +167,7 @@ def dense(index: int) -> tuple[str, object]:
 def test_true_captions_are_true_and_whole_and_a_wrong_colour_costs_both():
     texts, scenes = zip(*(dense(index) for index in range(40)), strict=True)
     found = truthfulness(texts, scenes)
-    for name in ("colour", "shape", "size", "material", "event", "camera", "count", "ground", "sky", "time"):
+    for name in SCORED:
         assert found[name] == {"precision": 1.0, "recall": 1.0}, name
     other = "purple" if scenes[0].things[0].colour != "purple" else "white"
     wrong = truthfulness([f"A {other} {scenes[0].things[0].shape} is here."], scenes[:1])
@@ -206,15 +208,42 @@ def test_the_three_sets_of_the_experiment_differ_in_captions_alone_and_one_in_tw
     for bucket in (labels, recaptioned, dense):
         assert len(bucket) == len(base) and np.array_equal(bucket.pixels, base.pixels)
     for n, before in enumerate(base.captions):
-        label, true = before["moving"][0], before["moving"][4:6]
-        assert labels.captions[n] == {"moving": [label]} and dense.captions[n] == {"moving": true}
-        assert sorted(recaptioned.captions[n]["moving"]) == sorted([f"A clip, the {n}th."] * 19 + [label])
-    assert captions("labels", base.captions[0], "") == labels.captions[0]
+        label, true = before["moving"][0], before["moving"][4]
+        assert labels.captions[n] == {"moving": [label]}
+        assert recaptioned.captions[n]["moving"] == [f"A clip, the {n}th."] * 19 + [label]
+        assert dense.captions[n]["moving"] == [true] * 19 + [label]
+
+
+def test_describing_a_data_set_goes_on_where_it_was_stopped(world, tmp_path, monkeypatch):
+    base = bucket_of(world / "train", (64, 64, 17))
+    monkeypatch.setattr("training.recaption.TOGETHER", 2)
+    asked = []
+
+    class Counting:
+        def write(self, clips):
+            asked.append(len(clips))
+            return [f"{float(clip.mean()):.4f}" for clip in clips]
+
+    whole = describe(Counting(), base, tmp_path / "a.jsonl")
+    assert len(whole) == len(base) == 6 and asked == [2, 2, 2]
+    lines = (tmp_path / "a.jsonl").read_text()
+    (tmp_path / "b.jsonl").write_text(lines[: len(lines) // 2 + 3])  # three lines, and a piece of the next
+    assert describe(Counting(), base, tmp_path / "b.jsonl") == whole and asked[3:] == [2, 2]
+    assert describe(Counting(), base, tmp_path / "b.jsonl") == whole and len(asked) == 5
+    assert (tmp_path / "b.jsonl").read_text() == lines
 
 
 def test_the_experiment_counts_a_prompt_once_whatever_the_number_of_seeds():
     right = {"colour": np.array([[1.0, 0, 1, 1], [1, 0, 1, 1]]), "shape": np.array([[1.0, 1, 0, 1], [0, 1, 0, 1]])}
     found = summary(right)
     assert found["colour"]["mean"] == 0.75 and found["colour"]["by seed"] == [0.75, 0.75]
-    assert found["shape"]["mean"] == 0.625 and found["all"]["by seed"] == [0.5, 0.25]
+    assert found["shape"]["mean"] == 0.625 and found["shape"]["by seed"] == [0.75, 0.5]
     assert found["colour"]["low"] < 0.75 < found["colour"]["high"]  # two seeds that agree tell no more than one
+
+
+def test_kinds_are_compared_prompt_by_prompt():
+    hard = np.array([[1.0, 1, 0, 0]])  # what any model does, whatever it was trained on
+    rights = {"labels": {"all": hard}, "recaptioned": {"all": hard}, "dense": {"all": np.array([[1.0, 1, 1, 0]])}}
+    found = compare(rights)
+    assert found["recaptioned over labels"]["all"] == {"mean": 0, "low": 0, "high": 0}
+    assert found["dense over recaptioned"]["all"]["mean"] == 0.25

@@ -1,5 +1,6 @@
 """Short prompts written out: by a writer taught in seconds, by language models here, and by ones elsewhere."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -13,12 +14,15 @@ import transformers
 
 from app.cli import main
 from app.render import request_in
-from captioning.text_encoder import train_tokenizer
+from captioning.captioner import Description
+from captioning.text_encoder import fitting, train_tokenizer
 from captioning.upsampler import (
     FILES,
     Chosen,
     Ours,
     Writer,
+    Written,
+    _paragraph,
     load_upsampler,
     save_upsampler,
     sequence,
@@ -190,8 +194,35 @@ def test_a_language_model_of_transformers_writes_by_its_seed(language_model, tem
     model = load_upsampler(str(language_model))
     assert isinstance(model, Chosen)
     model.tokenizer.chat_template = template
-    one, same, other = (model.write("a red ball", seed) for seed in (1, 1, 2))
-    assert one == same != other and one and "\n" not in one
+    texts = [model.write("a red ball", seed) for seed in range(6)]
+    assert texts[1] == model.write("a red ball", 1)
+    assert len(set(texts)) > 2 and all(text and "\n" not in text for text in texts)
+
+
+def test_thoughts_of_a_language_model_are_not_what_it_says_and_neither_is_half_a_sentence():
+    assert _paragraph("<think>\nred, or blue?</think>\n\nA red ball.\n\nAnything else?") == "A red ball."
+    assert _paragraph("<think>\nOkay, the user wants") == ""
+
+
+def test_what_is_asked_of_a_model_elsewhere_is_all_that_it_may_answer():
+    for kind in (Description, Written):  # or OpenAI's own endpoint refuses the schema
+        schema = kind.model_json_schema()
+        assert schema["additionalProperties"] is False and sorted(schema["required"]) == sorted(schema["properties"])
+
+
+def test_only_whole_sentences_that_the_model_can_read_are_kept(ours):
+    tokenizer = copy.copy(ours.tokenizer)
+    text = "A red ball falls. It is 3.5 cm wide! Noon. And so on"
+    assert fitting(tokenizer, text) == text
+    for kept in (
+        "A red ball falls. It is 3.5 cm wide! Noon.",
+        "A red ball falls. It is 3.5 cm wide!",
+        "A red ball falls.",
+    ):
+        tokenizer.model_max_length = len(tokenizer(kept)["input_ids"])
+        assert fitting(tokenizer, text) == kept
+    tokenizer.model_max_length = 3
+    assert fitting(tokenizer, text) == ""
 
 
 def test_what_is_no_upsampler_is_refused_in_a_sentence(tmp_path):
@@ -438,9 +469,10 @@ def test_prompts_are_evaluated_in_other_words_and_written_out(folder):
     scene = sample_scene(0, "test", 5)
     assert len({prompt_of(scene, words) for words in WORDS}) == len(WORDS)
     assert not prompt_of(scene, "chinese").isascii()
-    request = Asking("label", load_upsampler(folder)).request(scene, 3)
+    upsampler = load_upsampler(folder)
+    request = Asking("label", upsampler).request(scene, 3, upsampler.tokenizer)
     assert request.prompt == prompt_of(scene, "label") and request.written and request.upsample == str(folder)
-    assert Asking().request(scene, 3) == Request(prompt=prompt_of(scene), seed=3)
+    assert Asking().request(scene, 3, upsampler.tokenizer) == Request(prompt=prompt_of(scene), seed=3)
 
 
 # How it is trained

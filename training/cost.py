@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from training.config import DiTRun, Run, TextRun, UpsamplerRun, VAERun, WorldRun
+from training.config import CaptionerRun, DiTRun, Run, TextRun, UpsamplerRun, VAERun, WorldRun
 
 
 def describe_cost(run: Run | WorldRun) -> str:
@@ -29,7 +29,7 @@ def _lines(run: Run | WorldRun) -> list[str]:
         return _vae_lines(run)
     if isinstance(run, UpsamplerRun):
         return [f"pairs seen {run.steps * run.batch:,}, each both ways"]
-    if isinstance(run, TextRun):
+    if isinstance(run, TextRun | CaptionerRun):
         return [f"clips seen {run.steps * run.batch:,}"]
     return []
 

@@ -98,6 +98,12 @@ class Bucket:
         return np.load(self.folder / _latents_name(stamp, still), mmap_mode="r")
 
 
+def texts_of(captions: dict[str, list[str]], kind: str, language: str = "en", still: bool = False) -> list[str]:
+    """Return those captions of a clip, or of any one frame of it, that are of one kind and language."""
+    name, kinds = ("still", STILL) if still else ("moving", MOVING)
+    return [text for text, own in zip(captions[name], kinds, strict=True) if own == (kind, language)]
+
+
 def as_pixels(stored: Tensor) -> Tensor:
     """Return uint8 as float in [-1, 1]."""
     return stored.float().div_(127.5).sub_(1)

@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from tqdm import tqdm
 
+from captioning.text_encoder import fitting
 from captioning.upsampler import Upsampler, load_upsampler
 from dit.model import DiT
 from dit.pipeline import Pipeline
@@ -36,7 +37,7 @@ JUDGED = ("colour", "shape", "size", "motion", "camera")  # what a prompt says o
 FIRST = 700_000_000  # the first index looked at: far beyond any clip that a data set holds
 TOGETHER = 8  # clips in a pack
 UNTRAINED = 32  # prompts for the untrained row, which chance settles
-WORDS = ("plain", "reserved", "chinese", "label")  # how prompts are said; those in reserved words no captions ever used
+WORDS = ("plain", "reserved", "chinese", "label", "dense")  # how prompts are said; reserved words no captions ever used
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,10 @@ def scenes_of(chosen: PromptSet, seed: int) -> Iterator[Scene]:
 
 
 def prompt_of(scene: Scene, words: str = "plain") -> str:
-    """Write a prompt that says all that is judged, in one of WORDS; a label says colour and shape alone."""
+    """Write a prompt in one of WORDS. It says all that is judged, but for a label, which says colour and shape."""
     rng = rng_of(scene.seed, scene.split, scene.index, 7)
-    if words == "label":
-        return caption(scene, "label", rng=rng)
+    if words in ("label", "dense"):
+        return caption(scene, words, rng=rng)
     return prompt(
         scene,
         "zh" if words == "chinese" else "en",
@@ -85,12 +86,18 @@ class Asking:
     words: str = "plain"
     upsampler: Upsampler | None = None
 
-    def request(self, scene: Scene, seed: int) -> Request:
-        """Ask for a clip of a scene."""
+    @property
+    def told(self) -> tuple[str, ...]:
+        """What a prompt says of what is judged."""
+        return ("colour", "shape") if self.words == "label" else JUDGED
+
+    def request(self, scene: Scene, seed: int, tokenizer) -> Request:
+        """Ask for a clip of a scene, in no more words than a model's tokenizer takes."""
         said = prompt_of(scene, self.words)
         if self.upsampler is None:
             return Request(prompt=said, seed=seed)
-        return Request(prompt=said, seed=seed, upsample=self.upsampler.name, written=self.upsampler.write(said, seed))
+        written = fitting(tokenizer, self.upsampler.write(said, seed)) or said
+        return Request(prompt=said, seed=seed, upsample=self.upsampler.name, written=written)
 
 
 def evaluate(
@@ -106,8 +113,8 @@ def evaluate(
     """Judge a model folder on `prompts` prompts of each set, said in one of WORDS and written out by the upsampler that
     `upsample` names, if any; writes report.json and report.png under `output`, and returns the report.
 
-    A prompt's motion, camera, size, colour and shape are each right or wrong, and all of them together; means come with
-    95 % bootstrap intervals over prompts.
+    A prompt's motion, camera, size, colour and shape are each right or wrong, and all that it says together; means come
+    with 95 % bootstrap intervals over prompts.
     """
     if prompts < 1:
         raise ValueError(f"prompts must be at least 1; got {prompts}")
@@ -148,14 +155,14 @@ def rows(pipeline: Pipeline, eye: Judge, scenes: list[Scene], name: str, shown: 
     renders = [clip.video.float()[None] / 127.5 - 1 for clip in true_clips(scenes)]
     untrained = untrained_like(pipeline)
     through = (pipeline.vae.decode(pipeline.vae.encode(clip.to(pipeline.device))) for clip in renders)
+    others = [truths[(n + len(truths) // 2) % len(truths)] for n in range(len(truths))]
+    few = list(read(eye, dreams(untrained, scenes[:UNTRAINED], f"{name}, untrained", asking=asking)))
     return {
-        "model": score(readings, truths),
-        "true renders": score(read(eye, renders), truths),
-        "renders through the VAE": score(read(eye, through), truths),
-        "shuffled prompts": score(readings, [truths[(n + len(truths) // 2) % len(truths)] for n in range(len(truths))]),
-        "untrained": score(
-            read(eye, dreams(untrained, scenes[:UNTRAINED], f"{name}, untrained", asking=asking)), truths[:UNTRAINED]
-        ),
+        "model": score(readings, truths, asking.told),
+        "true renders": score(read(eye, renders), truths, asking.told),
+        "renders through the VAE": score(read(eye, through), truths, asking.told),
+        "shuffled prompts": score(readings, others, asking.told),
+        "untrained": score(few, truths[:UNTRAINED], asking.told),
     }
 
 
@@ -171,7 +178,11 @@ def dreams(
     """Make a clip (1, 3, F, Y, X) of each scene's prompt, each with a seed of its own."""
     (columns, height, frames), asking = FORMAT, asking or Asking()
     requests = [
-        replace(asking.request(scene, number), size=(columns, height), seconds=frames / pipeline.settings.fps)
+        replace(
+            asking.request(scene, number, pipeline.tokenizer),
+            size=(columns, height),
+            seconds=frames / pipeline.settings.fps,
+        )
         for number, scene in enumerate(scenes)
     ]
     for dream in tqdm(pipeline.generate(requests, together=TOGETHER), name, len(requests)):
@@ -195,13 +206,17 @@ def read(eye: Judge, clips: Iterable[Tensor]) -> Iterator[dict[str, str]]:
         yield {name: values[0] for name, values in eye.read(clip.to(eye.device)).items()}
 
 
-def score(readings: Iterable[dict[str, str]], truths: list[dict[str, str]]) -> dict[str, dict]:
-    """Return the share of prompts followed, by attribute and in all, with 95 % intervals."""
+def score(
+    readings: Iterable[dict[str, str]], truths: list[dict[str, str]], told: tuple[str, ...] = JUDGED
+) -> dict[str, dict]:
+    """Return the share of clips that show what is true, by attribute and in all that prompts `told`, with 95 %
+    intervals.
+    """
     table = np.array(
         [[found[name] == truth[name] for name in ATTRIBUTES] for found, truth in zip(readings, truths, strict=True)]
     )
     columns = {name: table[:, n] for n, name in enumerate(ATTRIBUTES)}
-    columns["all"] = np.all([columns[name] for name in JUDGED], axis=0)
+    columns["all"] = np.all([columns[name] for name in told], axis=0)
     found = {}
     for name, values in columns.items():
         mean, low, high = interval(values)

@@ -63,7 +63,7 @@ def rate_at(step: int, run: Run) -> float:
 # What may change when a run goes on: its end, its pace, and what it shows on the way.
 FREE = {
     *("steps", "rate", "warmup_steps", "decay_steps", "precision", "save_minutes", "keep_checkpoints"),
-    *("validate_every", "show_every", "adversarial_from", "adversarial_rate"),
+    *("validate_every", "validation_clips", "prompts", "show_every", "adversarial_from", "adversarial_rate"),
     *("sample_steps", "guidance", "shift", "train_shift", "emphasis", "coded_share"),
     *("out", "data", "more_data", "held_out", "vae", "coder"),  # folders may move: what is in them is compared
 }

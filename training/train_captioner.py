@@ -10,6 +10,7 @@ DALL-E 3's report describes, short labels come first and long descriptions after
 from __future__ import annotations
 
 import json
+import math
 import re
 
 import numpy as np
@@ -17,11 +18,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from captioning.captioner import spread
-from captioning.coca import SEEN, CoCaCaptioner, OpenClipWords, VideoCoCa
+from captioning.coca import CoCaCaptioner, OpenClipWords, VideoCoCa
 from captioning.text_encoder import TextTower, load_text_encoder, tokenise
 from training.config import CaptionerRun
-from training.dataset import Bucket, bucket_of, data_hash, order, share
+from training.dataset import Bucket, bucket_of, data_hash, order, share, texts_of
 from training.describing import measure
 from training.loop import Course, accelerator_for, adamw, descend, describe, rate_at
 from training.muon import muon
@@ -29,7 +29,6 @@ from training.world.lexicon import SIDES
 from vae.weights import hash_of_file, weights_in
 
 FORMAT = (64, 64, 17)
-LABEL, DENSE, STILL = slice(0, 1), slice(4, 6), slice(3, 4)  # of a clip's captions, and of a still's, in dataset.py
 
 
 def train(run: CaptionerRun) -> dict:
@@ -56,6 +55,8 @@ def train(run: CaptionerRun) -> dict:
         found = model(pixels.to(accelerator.device), ids.to(accelerator.device))
         match, words = loss_of(**found)
         norm = descend(accelerator, model, optimizer, match + words, rate_at(step, run), run.clip_norm)
+        with torch.no_grad():
+            bare.coca.logit_scale.clamp_(0, math.log(100))  # as CLIP does
         course.note(step, norm, match=match, words=words)
         if step % run.validate_every == run.validate_every - 1 and accelerator.is_main_process:
             report = measure(CoCaCaptioner(bare, tokenizer), held_out, run.validation_clips)
@@ -129,12 +130,11 @@ def batch(run: CaptionerRun, bucket: Bucket, step: int, accelerator) -> tuple[Te
     for number in share(run.batch, step, accelerator.process_index, accelerator.num_processes):
         rng = np.random.default_rng([run.seed, 8, number])
         clip = bucket.clips([clip_of(number)])[0]
-        clip = clip[:, spread(clip.shape[1], SEEN[0])]
         still = bool(rng.random() < run.still_share)
         if still:
             clip = clip[:, int(rng.integers(clip.shape[1]))][:, None].expand_as(clip)
-        kind = LABEL if step < run.label_steps else STILL if still else DENSE
-        captions = bucket.captions[clip_of(number)]["still" if still else "moving"][kind]
+        kind = "label" if step < run.label_steps else "dense"
+        captions = texts_of(bucket.captions[clip_of(number)], kind, still=still)
         text = captions[int(rng.integers(len(captions)))]
         mirrored = bool(rng.random() < 0.5)
         clips.append(clip.flip(-1) if mirrored else clip)

@@ -20,7 +20,7 @@ from torch import nn
 from captioning.contrast import VideoTower, contrast
 from captioning.text_encoder import FILES, TextTower, encode, tokenise, train_tokenizer
 from training.config import TextRun
-from training.dataset import Bucket, bucket_of, data_hash, order, share
+from training.dataset import Bucket, bucket_of, data_hash, order, share, texts_of
 from training.loop import Course, accelerator_for, adamw, descend, describe, rate_at
 
 FORMATS = ((64, 64, 17),)  # what the towers watch
@@ -100,7 +100,7 @@ def retrieval(pair: Pair, tokenizer, bucket: Bucket, clips: int = 256) -> dict[s
     """Return how often a dense caption finds its own clip among `clips` held-out ones, first or within five."""
     numbers = range(min(clips, len(bucket)))
     device = pair.video.device
-    texts = [bucket.captions[n]["moving"][4] for n in numbers]  # the first dense English one
+    texts = [texts_of(bucket.captions[n], "dense")[0] for n in numbers]
     text = F.normalize(encode(texts, tokenizer, pair.text, cut=True).pooled, dim=-1)
     video = torch.cat([pair.video(bucket.clips([n]).to(device))[0] for n in numbers])
     rank = (text @ F.normalize(video, dim=-1).T).argsort(1, descending=True) == torch.arange(len(text), device=device)[

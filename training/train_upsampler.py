@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from captioning.upsampler import CLIP, PICTURE, SHORT, Ours, Writer, batched, save_upsampler, sequence, tokenizer_of
 from training.config import UpsamplerRun
-from training.dataset import MOVING, STILL, Bucket, bucket_of, data_hash, order, share
+from training.dataset import MOVING, STILL, Bucket, bucket_of, data_hash, order, share, texts_of
 from training.loop import Course, accelerator_for, adamw, descend, describe, rate_at
 from training.thesaurus import say, typed
 from training.upsampling import read, survival
@@ -94,7 +94,7 @@ def pair_of(seed: int, bucket: Bucket, clip: int, number: int) -> Pair:
     rng = np.random.default_rng([seed, 5, number])
     still = rng.random() < STILLS
     kinds = list(zip(STILL if still else MOVING, bucket.captions[clip]["still" if still else "moving"], strict=True))
-    dense = [text for kind, text in kinds if kind == ("dense", "en")]
+    dense = texts_of(bucket.captions[clip], "dense", still=bool(still))
     told = dense[rng.integers(len(dense))]
     if not still and rng.random() < DRAWN:
         language = "zh" if rng.random() < CHINESE else "en"

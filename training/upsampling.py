@@ -3,7 +3,7 @@
     python -m training.upsampling runs/first/upsampler/upsampler --prompts 125
 
 Prompts of held-out scenes are written out, and both texts read back by the world's lexicon: what the prompt says, what
-is written must say too, of the same value, and nothing else of it.
+is written must say too, of the same value, and of one thing alone nothing else.
 """
 
 from __future__ import annotations
@@ -96,7 +96,8 @@ def truth_of(scene: Scene) -> Said:
 
 def verdicts(told: Said, found: Said) -> dict[str, bool]:
     """Say of each attribute that was told whether it is found: the same values, and where there are several things
-    these among others. The cubes of a stack are named by their colours alone.
+    these among others: which of several things has a size or material is not compared. The cubes of a stack are named
+    by their colours alone.
     """
     if "topple" in found.get("event", ()):
         stacked = {f"{colour} cube" for colour in found.get("colour", ())}
