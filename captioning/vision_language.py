@@ -49,9 +49,13 @@ class VisionLanguage:
         except Exception as error:  # models and processors of many makers raise nearly anything
             raise self._refusal(error) from error
 
-    @cached_property
+    @property
     def version(self) -> str:
         """What changes when the model is asked otherwise, or is another in the same folder."""
+        return self._version
+
+    @cached_property
+    def _version(self) -> str:
         weights = weights_in(Path(self.place))
         return version_of(FITTING, *([hash_of_file(*weights)] if weights else []))
 
