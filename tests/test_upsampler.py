@@ -190,7 +190,8 @@ def language_model(tmp_path_factory):
 
 
 @pytest.mark.parametrize("template", [None, "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"])
-def test_a_language_model_of_transformers_writes_by_its_seed(language_model, template):
+def test_a_language_model_of_transformers_writes_by_its_seed(language_model, template, monkeypatch):
+    monkeypatch.setattr("captioning.upsampler.ROOM", 120)
     model = load_upsampler(str(language_model))
     assert isinstance(model, Chosen)
     model.tokenizer.chat_template = template
