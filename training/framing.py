@@ -27,6 +27,7 @@ from training.config import DiTRun, WorldRun
 from training.dataset import as_pixels, bucket_of, make_world
 from training.evaluate import SETS, prompt_of, scenes_of
 from training.metrics import interval
+from training.presets import dit_probe
 from training.train_dit import train
 from training.world.scene import COLOURS, Scene
 from vae.pixels import contact_sheet
@@ -36,7 +37,6 @@ WIDE, SQUARE = (80, 48, 17), (48, 48, 17)
 HUE, SATURATION, VALUE = 0.06, 0.55, 0.08  # how near a pixel is to a colour, how saturated beside it, how bright
 GROUND = 0.9  # of a row: what spans as much is ground, hills or sky of the same hue
 SMALLEST = 6  # pixels of a subject that is there
-SHIPPED = Path("app/models/first")
 
 
 def world() -> WorldRun:
@@ -45,22 +45,12 @@ def world() -> WorldRun:
 
 def native() -> DiTRun:
     """Train on the wide clips themselves, between the shipped model's VAE and text tower."""
-    return DiTRun(
+    return replace(
+        dit_probe(),
         data=Path("data/framing"),
         held_out=Path("data/framing-test"),
         out=Path("runs/framing/native"),
-        vae=SHIPPED / "vae",
-        text=SHIPPED,
-        depth=4,
-        steps=800,
-        rate=5e-3,
-        warmup_steps=50,
-        decay_steps=300,
-        ema_decay=0.99,
-        guidance=5.0,
-        shift=2.0,
         formats=(WIDE,),
-        clips=(24,),
     )
 
 

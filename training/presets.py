@@ -235,6 +235,27 @@ def dit_first() -> DiTRun:
     )
 
 
+def dit_probe() -> DiTRun:
+    """Return a short run between the shipped model's VAE and text tower, for experiments to change in what they
+    compare.
+    """
+    shipped = Path("app/models/first")
+    return DiTRun(
+        vae=shipped / "vae",
+        text=shipped,
+        depth=4,
+        steps=800,
+        rate=5e-3,
+        warmup_steps=50,
+        decay_steps=300,
+        ema_decay=0.99,
+        guidance=5.0,
+        shift=2.0,
+        formats=(SQUARE,),
+        clips=(24,),
+    )
+
+
 def judge_first() -> JudgeRun:
     return JudgeRun(
         data=Path("data/first"),

@@ -26,6 +26,7 @@ from training.dataset import Bucket, bucket_of, make_world, texts_of
 from training.evaluate import JUDGED, SETS, Asking, dreams, read, scenes_of
 from training.judge import FORMAT, Judge, truth_of
 from training.metrics import interval
+from training.presets import dit_probe
 from training.train_dit import Source, train
 from training.world.scene import Scene
 from vae.model import VideoVAE
@@ -46,24 +47,13 @@ def world() -> WorldRun:
 
 def run_of(kind: str, seed: int, version: str) -> DiTRun:
     """Return what is trained on one kind of captions, between the shipped model's VAE and text tower."""
-    return DiTRun(
+    return replace(
+        dit_probe(),
         data=DATA / version / kind,
         held_out=DATA / "held-out",
         out=RUNS / version / f"{kind}-{seed}",
         seed=seed,
-        vae=MODELS / "first" / "vae",
-        text=MODELS / "first",
-        depth=4,
-        steps=800,
-        rate=5e-3,
-        warmup_steps=50,
-        decay_steps=300,
-        ema_decay=0.99,
-        guidance=5.0,
-        shift=2.0,
         emphasis=4.0,
-        formats=(FORMAT,),
-        clips=(24,),
     )
 
 
