@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from captioning.text_encoder import fitting
+from captioning.text_encoder import within_limit
 from captioning.upsampler import FILES as UPSAMPLER_FILES
 from captioning.upsampler import load_upsampler
 from dit.material import keep_latents
@@ -107,7 +107,7 @@ def upsampled(requests: list[Request], pipeline: Pipeline) -> list[Request]:
         if name:
             asked = name, prompt, request.seed, mode_of(request).still
             if asked not in texts:
-                texts[asked] = fitting(pipeline.tokenizer, writers[name].write(*asked[1:])) or prompt
+                texts[asked] = within_limit(pipeline.tokenizer, writers[name].write(*asked[1:])) or prompt
             request = replace(request, written=texts[asked])
         if request.written:
             read = "it was typed" if request.written == prompt else f"{request.written!r}"

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 RETURNED = "That does not fit the schema: {reason}. Answer again with the JSON alone."
 
@@ -19,6 +19,14 @@ Wrong = list[tuple[str, str]]  # answers that did not fit, and what was wrong wi
 
 class AnswerError(ConnectionError):
     """A model that gave no answer of use: why."""
+
+
+class Told(BaseModel):
+    """One text: the schema of an answer that has no parts."""
+
+    model_config = ConfigDict(extra="forbid", str_strip_whitespace=True)
+
+    caption: str = Field(min_length=1)
 
 
 class Chat:

@@ -133,7 +133,7 @@ def tokenise(tokenizer, prompts: list[str], cut: bool = False) -> tuple[Tensor, 
     return ids, tuple(len(row) for row in rows)
 
 
-def fitting(tokenizer, text: str) -> str:
+def within_limit(tokenizer, text: str) -> str:
     """Return as many whole sentences of a text, from its beginning, as the tokenizer's limit allows."""
     parts = re.findall(r".+?(?:[.!?](?=\s|$)|[。！？]|$)\s*", text, flags=re.DOTALL)
     for many in range(len(parts), 0, -1):

@@ -22,10 +22,8 @@ import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from captioning.endpoint import shortened
 from captioning.text_encoder import load_tokenizer, sentences, train_tokenizer
 from vae.weights import CONFIG, load_strictly
 
@@ -170,6 +168,8 @@ class Chosen:
     def __init__(self, name: str):
         import transformers
 
+        from captioning.endpoint import shortened
+
         self.name = name
         try:
             self.tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
@@ -217,14 +217,6 @@ class Chosen:
         return text or prompt
 
 
-class Written(BaseModel):
-    """What a model elsewhere answers."""
-
-    model_config = ConfigDict(extra="forbid", str_strip_whitespace=True)
-
-    caption: str = Field(min_length=1)
-
-
 class Asked:
     """A language model behind an OpenAI-compatible endpoint, by ADDRESS#MODEL; raises ValueError for another name."""
 
@@ -238,12 +230,12 @@ class Asked:
 
     def write(self, prompt: str, seed: int, still: bool = False) -> str:
         """Write a prompt out. Raises AnswerError where no answer is of use."""
-        from captioning.endpoint import Wrong, fitting, returned
+        from captioning.endpoint import Told, Wrong, fitting, returned
 
         def answer(wrong: Wrong) -> str:
-            return self.chat.answer([*told(prompt, still), *returned(wrong)], Written, seed=seed % 2**31)
+            return self.chat.answer([*told(prompt, still), *returned(wrong)], Told, seed=seed % 2**31)
 
-        return _paragraph(fitting(self.chat.name, answer, Written, self.chat.tries).caption) or prompt
+        return _paragraph(fitting(self.chat.name, answer, Told, self.chat.tries).caption) or prompt
 
 
 def load_upsampler(name: str | Path) -> Upsampler:

@@ -12,7 +12,7 @@ from PIL import Image
 from app.cli import main
 from app.render import DEFAULT_MODEL, MODELS, model_folder, request_in
 from dit.pipeline import Pipeline
-from training.evaluate import SETS, dreams, read, scenes_of, score
+from training.evaluate import SETS, Asking, dreams, read, scenes_of, score
 from training.judge import Judge, truth_of
 from vae.media import read_video
 from vae.weights import load_strictly
@@ -71,7 +71,8 @@ def test_the_shipped_model_is_as_good_as_its_card_says():
     pipeline, judge = Pipeline.from_pretrained(folder), load_strictly(Judge, MODELS / "judge")
     assert claimed["model"] == pipeline.hash  # these weights, and no others, were evaluated
     scenes = list(islice(scenes_of(SETS[0], claimed["seed"]), prompts))
-    readings, truths = list(read(judge, dreams(pipeline, scenes, "card"))), [truth_of(scene) for scene in scenes]
+    readings = list(read(judge, dreams(pipeline, Asking().requests(scenes, pipeline), "card")))
+    truths = [truth_of(scene) for scene in scenes]
     found, shuffled = score(readings, truths), score(readings, truths[1:] + truths[:1])
     for name in ("colour", "shape"):
         mean = claimed["sets"][SETS[0].name]["model"][name]["mean"]

@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from tqdm import tqdm
 
-from captioning.text_encoder import fitting
+from captioning.text_encoder import within_limit
 from captioning.upsampler import Upsampler, load_upsampler
 from dit.model import DiT
 from dit.pipeline import Pipeline
@@ -91,13 +91,18 @@ class Asking:
         """What a prompt says of what is judged."""
         return ("colour", "shape") if self.words == "label" else JUDGED
 
-    def request(self, scene: Scene, seed: int, tokenizer) -> Request:
-        """Ask for a clip of a scene, in no more words than a model's tokenizer takes."""
-        said = prompt_of(scene, self.words)
-        if self.upsampler is None:
-            return Request(prompt=said, seed=seed)
-        written = fitting(tokenizer, self.upsampler.write(said, seed)) or said
-        return Request(prompt=said, seed=seed, upsample=self.upsampler.name, written=written)
+    def requests(self, scenes: list[Scene], pipeline: Pipeline) -> list[Request]:
+        """Ask for a clip of each scene, each with a seed of its own, in no more words than a model reads."""
+        columns, height, frames = FORMAT
+        found = []
+        for seed, scene in enumerate(scenes):
+            said = prompt_of(scene, self.words)
+            asked = Request(prompt=said, seed=seed, size=(columns, height), seconds=frames / pipeline.settings.fps)
+            if self.upsampler:
+                written = within_limit(pipeline.tokenizer, self.upsampler.write(said, seed)) or said
+                asked = replace(asked, upsample=self.upsampler.name, written=written)
+            found.append(asked)
+        return found
 
 
 def evaluate(
@@ -151,12 +156,13 @@ def evaluate(
 def rows(pipeline: Pipeline, eye: Judge, scenes: list[Scene], name: str, shown: list, asking: Asking) -> dict:
     """Return the rows of one set of prompts: the model and its references."""
     truths = [truth_of(scene) for scene in scenes]
-    readings = list(read(eye, dreams(pipeline, scenes, name, shown, asking)))
+    requests = asking.requests(scenes, pipeline)
+    readings = list(read(eye, dreams(pipeline, requests, name, shown)))
     renders = [clip.video.float()[None] / 127.5 - 1 for clip in true_clips(scenes)]
     untrained = untrained_like(pipeline)
     through = (pipeline.vae.decode(pipeline.vae.encode(clip.to(pipeline.device))) for clip in renders)
     others = [truths[(n + len(truths) // 2) % len(truths)] for n in range(len(truths))]
-    few = list(read(eye, dreams(untrained, scenes[:UNTRAINED], f"{name}, untrained", asking=asking)))
+    few = list(read(eye, dreams(untrained, requests[:UNTRAINED], f"{name}, untrained")))
     return {
         "model": score(readings, truths, asking.told),
         "true renders": score(read(eye, renders), truths, asking.told),
@@ -172,19 +178,8 @@ def untrained_like(pipeline: Pipeline) -> Pipeline:
     return Pipeline(DiT.from_shape(pipeline.transformer.shape).to(pipeline.device), *parts, pipeline.settings)
 
 
-def dreams(
-    pipeline: Pipeline, scenes: list[Scene], name: str, shown: list | None = None, asking: Asking | None = None
-) -> Iterator[Tensor]:
-    """Make a clip (1, 3, F, Y, X) of each scene's prompt, each with a seed of its own."""
-    (columns, height, frames), asking = FORMAT, asking or Asking()
-    requests = [
-        replace(
-            asking.request(scene, number, pipeline.tokenizer),
-            size=(columns, height),
-            seconds=frames / pipeline.settings.fps,
-        )
-        for number, scene in enumerate(scenes)
-    ]
+def dreams(pipeline: Pipeline, requests: list[Request], name: str, shown: list | None = None) -> Iterator[Tensor]:
+    """Make a clip (1, 3, F, Y, X) of each request; the first ones are `shown`."""
     for dream in tqdm(pipeline.generate(requests, together=TOGETHER), name, len(requests)):
         clip = pipeline.pixels(dream)
         if shown is not None and dream.request.seed < 6:

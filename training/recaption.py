@@ -124,7 +124,7 @@ def compare(rights: dict[str, dict[str, np.ndarray]]) -> dict[str, dict]:
 
 def followed(pipeline: Pipeline, eye: Judge, scenes: list[Scene], words: str) -> dict[str, np.ndarray]:
     """Return of each attribute, and of all together, for which scenes (prompts,) a model's clip shows it."""
-    found = list(read(eye, dreams(pipeline, scenes, words, asking=Asking(words))))
+    found = list(read(eye, dreams(pipeline, Asking(words).requests(scenes, pipeline), words)))
     truths = [truth_of(scene) for scene in scenes]
     right = {
         name: np.array([one[name] == truth[name] for one, truth in zip(found, truths, strict=True)], dtype=float)

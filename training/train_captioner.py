@@ -129,12 +129,13 @@ def batch(run: CaptionerRun, bucket: Bucket, step: int, accelerator) -> tuple[Te
     clips, texts = [], []
     for number in share(run.batch, step, accelerator.process_index, accelerator.num_processes):
         rng = np.random.default_rng([run.seed, 8, number])
-        clip = bucket.clips([clip_of(number)])[0]
+        own = clip_of(number)
+        clip = bucket.clips([own])[0]
         still = bool(rng.random() < run.still_share)
         if still:
             clip = clip[:, int(rng.integers(clip.shape[1]))][:, None].expand_as(clip)
         kind = "label" if step < run.label_steps else "dense"
-        captions = texts_of(bucket.captions[clip_of(number)], kind, still=still)
+        captions = texts_of(bucket.captions[own], kind, still=still)
         text = captions[int(rng.integers(len(captions)))]
         mirrored = bool(rng.random() < 0.5)
         clips.append(clip.flip(-1) if mirrored else clip)

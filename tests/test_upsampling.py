@@ -1,0 +1,176 @@
+"""What the upsampler learns from, how it is trained, and how much of a prompt survives it."""
+
+import json
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+
+from app.cli import main
+from captioning.upsampler import (
+    Ours,
+    load_upsampler,
+)
+from training.config import UpsamplerRun
+from training.thesaurus import THESAURUS, say, typed
+from training.train_upsampler import pair_of, train
+from training.upsampling import FIRST, SETS, cases, read, survival, verdicts
+from training.world.scene import sample_scene
+from training.world.words import LANGUAGES, TABLES, caption
+
+every_language = pytest.mark.parametrize("language", LANGUAGES)
+
+
+# What it learns from
+
+
+@every_language
+def test_the_thesaurus_holds_no_word_that_is_kept_back(language):
+    table, between = TABLES[language], " " if language == "en" else ""
+    usual, mine = set(table.build_lexicon((table.WORDS,)).meanings), table.build_lexicon((THESAURUS[language],))
+    kept_back = set(table.build_lexicon((table.WORDS, table.RESERVED)).meanings) - usual
+    said = [f"{between}{between.join(phrase)}{between}" for phrase in mine.meanings]
+    paces = {word for words in table.RESERVED["speed"].values() for word in words}  # which fill any event's phrase
+    for phrase in kept_back:
+        text = between.join(phrase)
+        assert text in paces or not any(f"{between}{text}{between}" in words for words in said), text
+    words = {word for values in THESAURUS[language].values() for options in values.values() for word in options}
+    assert not any(pace in word for word in words for pace in paces)
+
+
+@every_language
+def test_the_thesaurus_is_not_ambiguous_and_each_of_its_words_is_new(language):
+    table = TABLES[language]
+    table.build_lexicon((table.WORDS, table.RESERVED, THESAURUS[language]))  # raises where a phrase has two meanings
+    for name, values in THESAURUS[language].items():
+        for value, words in values.items():
+            assert not set(words) & set(table.WORDS[name][value]) and len(set(words)) == len(words)
+
+
+@every_language
+def test_what_is_said_in_the_thesaurus_words_means_what_the_scene_is(language):
+    table = TABLES[language]
+    lexicon = table.build_lexicon((table.WORDS, THESAURUS[language]))
+    for index in range(60):
+        scene = sample_scene(3, "train", index)
+        text = say(scene, language, np.random.default_rng(index), ("colour", "shape", "event"), used=1.0)
+        found = {meaning for _, meanings in lexicon.read(text) for meaning in meanings}
+        assert {value for name, value in found if name == "event"} == {scene.event}, text
+        assert {value for name, value in found if name == "colour"} >= {scene.things[0].colour}, text
+
+
+def test_typing_leaves_out_articles_and_asks_for_videos_now_and_then():
+    texts = [typed("a red ball on the grass", "en", np.random.default_rng(seed)) for seed in range(200)]
+    assert texts.count("a red ball on the grass") > 100
+    assert "red ball on grass" in texts and "show me a red ball on the grass" in texts
+
+
+def test_pairs_are_functions_of_the_number_and_true_of_their_clip(world):
+    from training.dataset import bucket_of
+
+    bucket = bucket_of(world / "train", (64, 64, 17))
+    pairs = [pair_of(0, bucket, number % 6, number) for number in range(40)]
+    assert pairs == [pair_of(0, bucket, number % 6, number) for number in range(40)]
+    assert {mark for mark, *_ in pairs} == {"<clip>", "<picture>"}
+    for number, (mark, short, text) in enumerate(pairs):
+        assert text in bucket.captions[number % 6]["moving" if mark == "<clip>" else "still"] and text != short
+
+
+# How it is measured
+
+
+@pytest.mark.parametrize("words", SETS)
+def test_true_captions_keep_all_that_prompts_say_and_those_of_other_scenes_do_not(words):
+    told = [told for _, told in cases(words, 100, 0)]
+    scenes = [sample_scene(0, "test", FIRST + n) for n in range(100)]
+    dense = [read(caption(scene, "dense", rng=np.random.default_rng(n))) for n, scene in enumerate(scenes)]
+    assert all(all(verdicts(*pair).values()) for pair in zip(told, dense, strict=True))
+    mixed = [all(verdicts(*pair).values()) for pair in zip(told, dense[1:] + dense[:1], strict=True)]
+    assert sum(mixed) <= 5
+
+
+def test_a_writer_who_swaps_a_colour_and_adds_things_is_found_out():
+    @cache
+    def truth() -> dict[str, str]:
+        return {
+            text: caption(sample_scene(0, "test", FIRST + n), "dense", rng=np.random.default_rng(n))
+            for words in SETS
+            for n, (text, _) in enumerate(cases(words, 8, 0))
+        }
+
+    class Faithful:
+        name = "faithful"
+
+        def write(self, prompt, seed, still=False):
+            return truth()[prompt]
+
+    class Painter(Faithful):
+        def write(self, prompt, seed, still=False):
+            return super().write(prompt, seed).replace("red", "blue")
+
+    class Host(Faithful):
+        def write(self, prompt, seed, still=False):
+            return super().write(prompt, seed) + " A tiny pink pill and a tiny black pill are nearby."
+
+    class Lazy(Faithful):
+        def write(self, prompt, seed, still=False):
+            return prompt
+
+    whole, painted, hosted, lazy = (survival(writer, 8) for writer in (Faithful(), Painter(), Host(), Lazy()))
+    for words in SETS:
+        assert whole[words]["survived"]["mean"] == 1 and whole[words]["as typed"] == 0
+        assert lazy[words]["survived"]["mean"] == 1 and lazy[words]["as typed"] == 1
+        assert whole[words]["survived of others"] == 1 and lazy[words]["survived of others"] is None
+        assert hosted[words]["attributes"]["count"] == 0
+    assert painted["plain"]["attributes"]["colour"] < 1 and painted["plain"]["attributes"]["event"] == 1
+
+
+# How it is trained
+
+
+def test_the_command_that_trains_it_says_what_it_will_cost(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "upsampler", "--preset", "first", "--dry-run"])
+    assert "pairs seen 96,000, each both ways" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def run(world, tmp_path_factory):
+    return UpsamplerRun(
+        data=world / "train",
+        held_out=world / "test",
+        out=tmp_path_factory.mktemp("run") / "upsampler",
+        steps=4,
+        warmup_steps=1,
+        decay_steps=1,
+        vocabulary=500,
+        width=32,
+        heads=2,
+        layers=1,
+        batch=4,
+        prompts=1,
+        validation_pairs=16,
+        validate_every=2,
+        save_minutes=0,
+        precision="no",
+    )
+
+
+def test_a_run_leaves_an_upsampler_and_a_report(run):
+    report = train(run)
+    assert set(report["survival"]) == set(SETS) and report["least"] < 0 < report["held_out_recalled"]
+    loaded = load_upsampler(run.out / "upsampler")
+    assert isinstance(loaded, Ours) and loaded.writer.config.longest == report["longest"]
+    assert loaded.writer.config.least == report["least"] and loaded.write("a red ball", 0)
+    assert json.loads((run.out / "report.json").read_text()) == report
+
+
+def test_resuming_gives_the_same_upsampler_as_not_stopping(run, tmp_path):
+    train(replace(run, out=tmp_path / "u", steps=2))
+    train(replace(run, out=tmp_path / "u"))
+    if not (run.out / "upsampler").exists():
+        train(run)
+    one, two = (load_upsampler(out / "upsampler").writer.state_dict() for out in (run.out, tmp_path / "u"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
