@@ -8,7 +8,7 @@ QK-norm: arXiv 2302.05442. ReLU^2: Primer (arXiv 2109.08668). Rotary positions o
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -123,6 +123,26 @@ class DiT(ModelMixin, ConfigMixin):
             assert isinstance(block, Block)
             layers += [(block.qkv, 3), (block.words, 2), (block.out, 1), (block.widen, 1), (block.narrow, 1)]
         return layers
+
+    def deeper(self, depth: int) -> DiT:
+        """Return this model with `depth` blocks, which at first computes the same: each new block is a copy of the one
+        before it whose two ways out are zero (block expansion, arXiv 2401.02415).
+
+        Raises ValueError where it already has more.
+        """
+        trained = self.shape.depth
+        if depth < trained:
+            raise ValueError(f"depth must be at least the {trained} blocks that are trained; got {depth}")
+        model = DiT.from_shape(replace(self.shape, depth=depth))
+        model.load_state_dict(self.state_dict(), strict=False)
+        sources = [number * trained // depth for number in range(depth)]
+        for number, (source, block) in enumerate(zip(sources, model.blocks, strict=True)):
+            assert isinstance(block, Block)
+            block.load_state_dict(self.blocks[source].state_dict())
+            if source in sources[:number]:
+                nn.init.zeros_(block.out.weight)
+                nn.init.zeros_(block.narrow.weight)
+        return model
 
     def _initialise(self) -> None:
         """Start as the identity: gates, scales and the exit at zero; other weights by fan-in, without their biases."""

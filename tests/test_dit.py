@@ -133,6 +133,18 @@ def test_a_fresh_model_predicts_nothing():
     assert not model(pack(latents, levels, [8.0], (1, 2, 2)), words, pooled, (3,)).any()
 
 
+def test_a_deeper_model_begins_as_the_one_it_grew_from_and_learns_in_every_block(tiny_dit):
+    latents, levels, words, pooled = inputs([(3, 4, 4), (1, 4, 4)], (5, 2))
+    batch = pack(latents, levels, [8.0, 8.0], (1, 2, 2))
+    model = tiny_dit.deeper(tiny_dit.shape.depth * 2 + 1)
+    before, after = (one(batch, words, pooled, (5, 2)) for one in (tiny_dit, model))
+    assert torch.equal(after, before) and before.std() > 0.01
+    after.square().mean().backward()
+    assert all(block.out.weight.grad.norm() > 0 and block.narrow.weight.grad.norm() > 0 for block in model.blocks)
+    with pytest.raises(ValueError, match="at least the"):
+        model.deeper(1)
+
+
 @pytest.mark.parametrize("depth", [2, 6])
 def test_flops_and_parameters_match_the_counter(depth):
     shape = DiTConfig.from_depth(depth, words_width=48)

@@ -112,6 +112,21 @@ def test_a_latent_channel_is_as_loud_as_its_share_of_the_picture(vae_run):
     assert variance.max() > 5 * variance.min()
 
 
+def test_a_dit_goes_on_deeper_from_where_another_ended(dit_run, parts):
+    from dit.model import DiT
+    from training.train_dit import begin, train
+
+    before = train(replace(dit_run, steps=2))
+    run = replace(dit_run, start=dit_run.out / "model" / "transformer", depth=3, out=dit_run.out.parent / "deeper")
+    first = DiT.from_pretrained(run.start)
+    assert begin(run, first.shape).shape == replace(first.shape, depth=3)
+    after = train(replace(run, steps=1, rate=0.0, decay_steps=0))
+    assert after == pytest.approx(before, rel=2e-3)  # the start is stored in 16 bits
+    assert DiT.from_pretrained(run.out / "model" / "transformer").shape.depth == 3
+    with pytest.raises(ValueError, match="start must have words_width 8"):
+        begin(run, replace(first.shape, words_width=8))
+
+
 def test_the_times_of_a_step_are_spread_evenly(dit_run, parts):
     from training.train_dit import Source, draw
 

@@ -146,11 +146,13 @@ class DiTRun(Run):
     """A diffusion transformer. Every step's pack holds `clips[i]` clips of `formats[i]`; one frame makes an image.
 
     `caption_drop` of the clips are trained without words, for guidance. Images are frames of
-    the clips of the same size; on which canvases clips are dreamed is drawn by `canvases.py`.
+    the clips of the same size; on which canvases clips are dreamed is drawn by `canvases.py`. `start` is the folder of
+    a trained transformer to begin from, in its width; the blocks that it lacks for `depth` begin silent.
     """
 
     vae: Path = Path("runs/tiny/vae")
     text: Path = Path("runs/tiny/text")
+    start: Path | None = None
     depth: int = 6
     optimizer: Literal["muon", "adamw"] = "muon"
     formats: tuple[Format, ...] = ((64, 64, 17), (64, 64, 1))

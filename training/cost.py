@@ -38,12 +38,12 @@ def _dit_lines(run: DiTRun) -> list[str]:
     from captioning.text_encoder import load_text_encoder, width_of
     from dit.flops import forward_flops, parameters, training_bytes
     from dit.packing import grid_of
-    from training.train_dit import WORDS, shape_of
+    from training.train_dit import WORDS, begin, shape_of
     from vae.model import VideoVAE
     from vae.weights import load_strictly
 
     vae = load_strictly(VideoVAE, run.vae)
-    shape = shape_of(run, vae.stride, vae.channels, width_of(load_text_encoder(run.text)[1]))
+    shape = begin(run, shape_of(run, vae.stride, vae.channels, width_of(load_text_encoder(run.text)[1]))).shape
     tokens = flops = 0
     for (columns, rows, frames), count in zip(run.formats, run.clips, strict=True):
         T, H, W = grid_of(vae.latent_shape(frames, rows, columns), shape.patch)

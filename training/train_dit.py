@@ -56,9 +56,9 @@ def train(run: DiTRun) -> dict:
     with accelerator.main_process_first():
         sources = {format: Source.open(run, run.data, format, vae, stamp) for format in run.formats}
         held_out = Source.open(run, run.held_out, real_formats(run.formats)[0], vae, stamp)
-    shape = shape_of(run, vae.stride, vae.channels, width_of(text_encoder))
     torch.manual_seed(run.seed)
-    model = DiT.from_shape(shape)
+    model = begin(run, shape_of(run, vae.stride, vae.channels, width_of(text_encoder)))
+    shape = model.shape
     work = sum(
         count * forward_flops(shape, tokens_of(sources[format], shape), WORDS)
         for format, count in zip(run.formats, run.clips, strict=True)
@@ -177,6 +177,22 @@ def shape_of(run: DiTRun, stride: tuple[int, int, int], channels: int, words_wid
     """
     patch = (1, max(1, TOKEN_PIXELS // stride[1]), max(1, TOKEN_PIXELS // stride[2]))
     return DiTConfig.from_depth(run.depth, channels=channels, patch=patch, words_width=words_width)
+
+
+def begin(run: DiTRun, shape: DiTConfig) -> DiT:
+    """Return the model to train: fresh, or the one in `run.start`, made deeper. Raises ValueError where that one reads
+    other latents or words.
+    """
+    if run.start is None:
+        return DiT.from_shape(shape)
+    trained = load_strictly(DiT, run.start)
+    for name in ("channels", "patch", "words_width"):
+        ours, theirs = getattr(shape, name), getattr(trained.shape, name)
+        if ours != theirs:
+            raise ValueError(
+                f"start must have {name} {ours}, as the VAE and the text encoder; {run.start} has {theirs}"
+            )
+    return trained.deeper(run.depth)
 
 
 def draw(run: DiTRun, source: Source, patch, count: int, step: int, accelerator) -> list[Example]:
