@@ -15,9 +15,9 @@ from training.config import CaptionerRun
 from training.dataset import bucket_of
 from training.describing import SCORED, cider, truthfulness
 from training.recaption import KINDS, compare, describe, summary, variant
-from training.train_captioner import begun, in_a_mirror, train
+from training.train_captioner import begun, train
 from training.world.scene import rng_of, sample_scene
-from training.world.words import caption, said
+from training.world.words import caption, in_a_mirror, said
 from vae.weights import WEIGHTS, WeightsError
 
 COLOURS = {"Red.": (0.8, -0.8, -0.8), "Green.": (-0.8, 0.8, -0.8), "Blue.": (-0.8, -0.8, 0.8)}

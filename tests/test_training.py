@@ -23,6 +23,12 @@ from vae.weights import WEIGHTS
 SQUARE = (64, 64, 17)
 
 
+class Alone:
+    """The only process of a run."""
+
+    process_index, num_processes = 0, 1
+
+
 def weights(run):
     return load_file(run.out / "model" / "transformer" / WEIGHTS)
 
@@ -130,14 +136,34 @@ def test_a_dit_goes_on_deeper_from_where_another_ended(dit_run, parts):
 def test_the_times_of_a_step_are_spread_evenly(dit_run, parts):
     from training.train_dit import Source, draw
 
-    class Alone:
-        process_index, num_processes = 0, 1
-
     vae = VideoVAE.from_pretrained(dit_run.vae)
     source = Source.open(dit_run, dit_run.data, dit_run.formats[0], vae, vae.encoder_hash())
     times = sorted(e.uniform for step in (0, 1) for e in draw(dit_run, source, (1, 2, 2), 8, step, Alone))
     gaps = [after - before for before, after in zip(times, [*times[1:], times[0] + 1], strict=True)]
     assert min(gaps) > 0.3 / 16 and max(gaps) < 2 / 16
+
+
+def test_half_of_the_clips_are_seen_in_a_mirror_and_their_words_say_so(dit_run, parts):
+    from training.train_dit import Source, draw
+    from training.world.words import in_a_mirror
+
+    vae = VideoVAE.from_pretrained(dit_run.vae)
+    plain, mirroring = (
+        Source.open(dit_run, dit_run.data, dit_run.formats[0], vae, vae.encoder_hash(), mirror)
+        for mirror in (False, True)
+    )
+    with torch.no_grad():
+        wanted = vae.encode(bucket_of(dit_run.data, dit_run.formats[0]).clips([3]).flip(-1))[0].half()
+    assert plain.mirrored is None and np.array_equal(mirroring.mirrored[3], wanted)
+    turned = 0
+    for here, there in zip(*(draw(dit_run, one, (1, 2, 2), 40, 0, Alone) for one in (plain, mirroring)), strict=True):
+        if torch.equal(here.latents, there.latents):
+            assert there.caption == here.caption
+        else:
+            assert there.caption == in_a_mirror(here.caption)
+            turned += 1
+        assert torch.equal(here.noise, there.noise) and torch.equal(here.level, there.level)
+    assert 10 < turned < 30
 
 
 def test_what_stands_out_counts_for_more_the_less_noise_there_is():

@@ -11,7 +11,7 @@ import pytest
 
 from training.world.facts import MOTION, STAYS, bystanders
 from training.world.scene import EVENTS, SPLITS, Scene, Thing, rng_of, sample_scene
-from training.world.words import KINDS, LANGUAGES, LEXICONS, TABLES, attributes, caption, prompt, said
+from training.world.words import KINDS, LANGUAGES, LEXICONS, TABLES, attributes, caption, in_a_mirror, prompt, said
 
 SCENES = 150  # of every split
 GLOBAL = ("event", "direction", "speed", "camera", "ground", "sky", "time")
@@ -92,10 +92,8 @@ def test_where_things_stand_is_never_swapped(language):
 
 @every_language
 def test_a_mirrored_scene_has_the_mirrored_caption(language):
-    sides = {"left": "right", "right": "left", "左": "右", "右": "左"}
-
-    def mirror(text):
-        return re.sub(r"\bleft|\bright|左|右", lambda match: sides[match[0]], text) if text else text
+    def mirror(value):
+        return in_a_mirror(value) if value else value
 
     for scene in scenes():
         things = tuple(replace(thing, relation=mirror(thing.relation)) for thing in scene.things)

@@ -159,6 +159,7 @@ class DiTRun(Run):
     clips: tuple[int, ...] = (24, 24)
     fps: float = 8.0
     caption_drop: float = 0.1
+    mirror: bool = False  # half of the clips are seen in a mirror, and their captions say so
     base_tokens: int = 80
     emphasis: float = 0.0  # how much more what stands out of its surroundings counts in the loss
     train_shift: float = 1.0  # of the training times, for a clip of base_tokens

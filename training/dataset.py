@@ -93,9 +93,9 @@ class Bucket:
         """Return clips (B, 3, F, Y, X) in [-1, 1]."""
         return as_pixels(torch.from_numpy(np.stack([self.pixels[number] for number in numbers])))
 
-    def latents(self, stamp: str, still: bool) -> np.ndarray:
+    def latents(self, stamp: str, still: bool, mirrored: bool = False) -> np.ndarray:
         """Return the latents (clips, C, T, H, W) that `code` wrote for the encoder `stamp`; T = 1 for stills."""
-        return np.load(self.folder / _latents_name(stamp, still), mmap_mode="r")
+        return np.load(self.folder / _latents_name(stamp, still, mirrored), mmap_mode="r")
 
 
 def texts_of(captions: dict[str, list[str]], kind: str, language: str = "en", still: bool = False) -> list[str]:
@@ -202,29 +202,36 @@ def _write_json(path: Path, value: dict) -> None:
     os.replace(temporary, path)
 
 
-def _latents_name(stamp: str, still: bool) -> str:
-    return f"{'stills' if still else 'latents'}-{stamp}.npy"
+def _latents_name(stamp: str, still: bool, mirrored: bool) -> str:
+    return f"{'stills' if still else 'latents'}{'-mirrored' if mirrored else ''}-{stamp}.npy"
 
 
-def code(bucket: Bucket, encode: Callable[[Tensor], Tensor], stamp: str, still: bool, batch: int = 16) -> np.ndarray:
+def code(
+    bucket: Bucket,
+    encode: Callable[[Tensor], Tensor],
+    stamp: str,
+    still: bool,
+    mirrored: bool = False,
+    batch: int = 16,
+) -> np.ndarray:
     """Write a bucket's latents in float16 beside its pixels, unless they are there; return them.
 
-    With `still`, one frame of each clip, drawn by its number, is coded as an image. Killed and started again, it goes
-    on where it was.
+    With `still`, one frame of each clip, drawn by its number, is coded as an image; with `mirrored`, left and right are
+    exchanged. Killed and started again, it goes on where it was.
     """
-    path = bucket.folder / _latents_name(stamp, still)
+    path = bucket.folder / _latents_name(stamp, still, mirrored)
     if path.exists():
-        return bucket.latents(stamp, still)
+        return bucket.latents(stamp, still, mirrored)
     partial, note = path.with_suffix(".part"), path.with_suffix(".json")
     made = json.loads(note.read_text())["made"] if note.exists() and partial.exists() else 0
     out = None
-    for start in tqdm(range(made, len(bucket), batch), f"code {bucket.folder.name}{' stills' if still else ''}"):
+    for start in tqdm(range(made, len(bucket), batch), f"code {bucket.folder.name} {path.stem.rsplit('-', 1)[0]}"):
         numbers = range(start, min(start + batch, len(bucket)))
         clips = bucket.clips(numbers)
         if still:
             chosen = [int(np.random.default_rng(number).integers(clips.shape[2])) for number in numbers]
             clips = torch.stack([clip[:, frame : frame + 1] for clip, frame in zip(clips, chosen, strict=True)])
-        latents = encode(clips).to(torch.float16).numpy()
+        latents = encode(clips.flip(-1) if mirrored else clips).to(torch.float16).numpy()
         if out is None:
             out = _mapped(partial, np.float16, (len(bucket), *latents.shape[1:]), fresh=not made)
         out[numbers.start : numbers.stop] = latents
@@ -235,7 +242,7 @@ def code(bucket: Bucket, encode: Callable[[Tensor], Tensor], stamp: str, still: 
         out.flush()
     os.replace(partial, path)
     note.unlink(missing_ok=True)
-    return bucket.latents(stamp, still)
+    return bucket.latents(stamp, still, mirrored)
 
 
 def order(seed: int, stream: str, size: int) -> Callable[[int], int]:

@@ -64,7 +64,7 @@ def rate_at(step: int, run: Run) -> float:
 FREE = {
     *("steps", "rate", "warmup_steps", "decay_steps", "precision", "save_minutes", "keep_checkpoints"),
     *("validate_every", "validation_clips", "prompts", "show_every", "adversarial_from", "adversarial_rate"),
-    *("sample_steps", "guidance", "shift", "train_shift", "emphasis", "coded_share"),
+    *("sample_steps", "guidance", "shift", "train_shift", "emphasis", "mirror", "coded_share"),
     *("out", "data", "more_data", "held_out", "vae", "coder"),  # folders may move: what is in them is compared
 }
 

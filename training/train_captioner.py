@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 
 import numpy as np
 import torch
@@ -25,7 +24,7 @@ from training.dataset import Bucket, bucket_of, data_hash, order, share, texts_o
 from training.describing import measure
 from training.loop import Course, accelerator_for, adamw, descend, describe, rate_at
 from training.muon import muon
-from training.world.lexicon import SIDES
+from training.world.words import in_a_mirror
 from vae.weights import hash_of_file, weights_in
 
 FORMAT = (64, 64, 17)
@@ -141,11 +140,6 @@ def batch(run: CaptionerRun, bucket: Bucket, step: int, accelerator) -> tuple[Te
         clips.append(clip.flip(-1) if mirrored else clip)
         texts.append(in_a_mirror(text) if mirrored else text)
     return torch.stack(clips), texts
-
-
-def in_a_mirror(text: str) -> str:
-    """Exchange left and right in an English caption."""
-    return re.sub(r"\b(left|right)", lambda side: SIDES[side[1]], text)
 
 
 def flat(scores: dict) -> dict[str, float]:

@@ -31,6 +31,7 @@ from training.config import DiTRun, Format
 from training.dataset import PREPARED, Bucket, bucket_of, code, data_hash, order, share
 from training.loop import Course, accelerator_for, adamw, descend, describe, rate_at
 from training.muon import muon
+from training.world.words import in_a_mirror
 from vae.model import VideoVAE
 from vae.pixels import contact_sheet
 from vae.recorder import write_picture
@@ -54,7 +55,7 @@ def train(run: DiTRun) -> dict:
     text_encoder.requires_grad_(False).to(accelerator.device)
     stamp = vae.encoder_hash()
     with accelerator.main_process_first():
-        sources = {format: Source.open(run, run.data, format, vae, stamp) for format in run.formats}
+        sources = {format: Source.open(run, run.data, format, vae, stamp, run.mirror) for format in run.formats}
         held_out = Source.open(run, run.held_out, real_formats(run.formats)[0], vae, stamp)
     torch.manual_seed(run.seed)
     model = begin(run, shape_of(run, vae.stride, vae.channels, width_of(text_encoder)))
@@ -124,6 +125,7 @@ class Source:
     latents: np.ndarray | Shelf
     kind: str
     fps: float
+    mirrored: np.ndarray | None = None  # the same latents with left and right exchanged
 
     def usual(self, clip: int) -> str:
         """Return the caption that a clip is validated and shown with: the second, in the world the first plain one."""
@@ -131,19 +133,27 @@ class Source:
         return said[min(1, len(said) - 1)]
 
     @classmethod
-    def open(cls, run: DiTRun, data: Path, format: Format, vae: VideoVAE, stamp: str) -> Source:
-        """Code a format's clips if that is not done yet, and open them; those of a prepared folder are coded."""
+    def open(cls, run: DiTRun, data: Path, format: Format, vae: VideoVAE, stamp: str, mirror: bool = False) -> Source:
+        """Code a format's clips if that is not done yet, and open them, `mirror` images beside them if asked; those of
+        a prepared folder are coded, and raise ValueError for mirror images.
+        """
         still = format[2] == 1
         if (data / PREPARED).exists():
             from training.prepare.latents import Shelf
 
+            if mirror:
+                raise ValueError(f"mirror needs clips of the world, whose words are known; {data} was prepared")
             shelf = Shelf(data, format, stamp, run.fps)
             return cls(shelf, shelf, "still" if still else "moving", run.fps)
         formats = run.formats
         bucket = bucket_of(data, next(f for f in real_formats(formats) if f[:2] == format[:2]) if still else format)
-        with torch.no_grad():
-            latents = code(bucket, lambda clips: vae.encode(clips.to(vae.device)).cpu(), stamp, still)
-        return cls(bucket, latents, "still" if still else "moving", bucket.state["fps"])
+
+        @torch.no_grad()
+        def latents(mirrored: bool) -> np.ndarray:
+            return code(bucket, lambda clips: vae.encode(clips.to(vae.device)).cpu(), stamp, still, mirrored)
+
+        kind = "still" if still else "moving"
+        return cls(bucket, latents(False), kind, bucket.state["fps"], latents(True) if mirror else None)
 
 
 def tokens_of(source: Source, shape: DiTConfig) -> int:
@@ -204,15 +214,20 @@ def draw(run: DiTRun, source: Source, patch, count: int, step: int, accelerator)
     for number in share(count, step, accelerator.process_index, accelerator.num_processes):
         rng = np.random.default_rng([run.seed, *stream.encode(), number])
         clip = clip_of(number)
-        latents = torch.from_numpy(source.latents[clip].astype(np.float32))
         caption = str(rng.choice(source.bucket.captions[clip][source.kind]))
+        noise = torch.from_numpy(rng.standard_normal(source.latents.shape[1:], dtype=np.float32))
+        level = torch.from_numpy(draw_level(rng, tuple(source.latents.shape[2:]), patch))
+        silent = rng.random() < run.caption_drop
+        latents = source.latents
+        if source.mirrored is not None and rng.random() < 0.5:
+            latents, caption = source.mirrored, in_a_mirror(caption)
         examples.append(
             Example(
-                latents=latents,
-                noise=torch.from_numpy(rng.standard_normal(latents.shape, dtype=np.float32)),
-                level=torch.from_numpy(draw_level(rng, tuple(latents.shape[1:]), patch)),
+                latents=torch.from_numpy(latents[clip].astype(np.float32)),
+                noise=noise,
+                level=level,
                 uniform=(phase + number * GOLDEN) % 1,
-                caption="" if rng.random() < run.caption_drop else caption,
+                caption="" if silent else caption,
                 fps=source.fps,
             )
         )

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 import numpy as np
 
 from . import grammar_en, grammar_zh, words_en, words_zh
 from .facts import MOTION, attributes
-from .lexicon import Voice
+from .lexicon import SIDES, Voice
 from .scene import Scene
 
-__all__ = ["KINDS", "LANGUAGES", "RESERVED", "attributes", "caption", "prompt", "said"]
+__all__ = ["KINDS", "LANGUAGES", "RESERVED", "attributes", "caption", "in_a_mirror", "prompt", "said"]
 
 KINDS = ("label", "plain", "dense")
 GRAMMARS = {"en": grammar_en, "zh": grammar_zh}
 TABLES = {"en": words_en, "zh": words_zh}
 LANGUAGES = tuple(GRAMMARS)
 RESERVED = words_en.RESERVED  # English words that `caption` never says; the Chinese ones are words_zh.RESERVED
+OTHER_SIDE = SIDES | {words_zh.HANDS[side]: words_zh.HANDS[other] for side, other in SIDES.items()}
 LEXICONS = {language: table.build_lexicon() for language, table in TABLES.items()}
 
 # How often a plain caption says each of these; a still camera and an ordinary speed are seldom worth a word.
 PLAIN = {"size": 0.5, "material": 0.4, "direction": 0.6, "camera": 0.6, "speed": 0.15}
 SETTING = 0.3  # how often a plain caption says something of ground, sky and time
 STILL_CAMERA = 0.12
+
+
+def in_a_mirror(text: str) -> str:
+    """Exchange left and right in a caption."""
+    return re.sub(r"\b(?:left|right)|[左右]", lambda side: OTHER_SIDE[side[0]], text)
 
 
 def caption(scene: Scene, kind: str, language: str = "en", *, moving: bool = True, rng: np.random.Generator) -> str:
