@@ -10,7 +10,9 @@ from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
+from app.batch import add_render
 from app.caption import add_caption
+from app.desk import add_desk
 from app.prepare import add_prepare
 from dit.modes import MODES, Mode
 from dit.request import METHODS, NONE, SIDES, Request, RequestError, parse_size, read_board
@@ -133,6 +135,8 @@ def parser() -> argparse.ArgumentParser:
     )
     bench.set_defaults(act=_bench)
 
+    add_render(commands)
+    add_desk(commands)
     add_caption(commands)
     add_prepare(commands)
     world = commands.add_parser("world", help="render captioned clips of the procedural world", add_help=False)

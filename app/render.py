@@ -15,7 +15,7 @@ from captioning.text_encoder import within_limit
 from captioning.upsampler import FILES as UPSAMPLER_FILES
 from captioning.upsampler import load_upsampler
 from dit.material import keep_latents
-from dit.pipeline import Dream, Pipeline, mode_of
+from dit.pipeline import Dream, Pipeline, Progress, mode_of
 from dit.request import KEY, NONE, Request, RequestError
 from vae.guard import read_metadata
 from vae.pixels import contact_sheet
@@ -157,10 +157,19 @@ def load(request: Request) -> Pipeline:
     return pipeline
 
 
-def write(pipeline: Pipeline, dream: Dream, output: Path) -> None:
-    """Decode a dream piece by piece into a file that carries its request."""
+def write(pipeline: Pipeline, dream: Dream, output: Path, progress: Progress | None = None) -> None:
+    """Decode a dream piece by piece into a file that carries its request; `progress` hears of latents decoded."""
     metadata = {KEY: dream.request.to_json()}
-    frames = (piece.cpu() for piece in pipeline.frames(dream))
+
+    def told() -> Iterator[torch.Tensor]:
+        done, total = 0, dream.latents.shape[1]
+        for piece in pipeline.frames(dream):
+            yield piece.cpu()
+            done = min(total, done + pipeline.portion)
+            if progress:
+                progress(done, total)
+
+    frames = told()
     if mode_of(dream.request).still:
         write_picture(output, next(frames), metadata=metadata)
     else:

@@ -25,7 +25,7 @@ from dit.packing import grid_of, pack, unpack
 from dit.request import METHODS, NONE, SIDES, Request, RequestError, check_values
 from dit.ring import Ring, cut_open
 from dit.sampler import Heading, Velocity, sample
-from dit.script import Script, plan
+from dit.script import Look, Script, plan
 from dit.windows import dream_long, window_of
 from vae.model import VideoVAE
 from vae.weights import WeightsError, hash_of_file, load_strictly, read_json, weights_in
@@ -76,6 +76,7 @@ class Pipeline(DiffusionPipeline):
         )
         self.settings = settings or Settings()
         self.hash: str | None = None
+        self.sparing = False  # of memory: one look and one latent time step at a time, which takes longer
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **kwargs) -> Pipeline:
@@ -182,7 +183,13 @@ class Pipeline(DiffusionPipeline):
         gpu = torch.cuda.get_device_name(net.device) if net.device.type == "cuda" else None
         where = gpu or f"{torch.backends.cpu.get_cpu_capability()} x {torch.get_num_threads()}"
         kind = str(net.dtype).removeprefix("torch.")
-        return f"torch {torch.__version__}, {where}, {kind}, attention {net.attention_backend}"
+        portions = ", one look at a time" if self.sparing else ""
+        return f"torch {torch.__version__}, {where}, {kind}, attention {net.attention_backend}{portions}"
+
+    @property
+    def portion(self) -> int:
+        """How many latent time steps are decoded at a time."""
+        return 1 if self.sparing else 4
 
     def frames_for(self, size: tuple[int, int], seconds: float, fps: float) -> int:
         """Return how many frames last `seconds`, less than a latent's worth away; raises RequestError if untrained at
@@ -321,9 +328,7 @@ class Pipeline(DiffusionPipeline):
         prompts = sorted({prompt for script in scripts for prompt in (*script.prompts, script.negative)})
         words = encode(prompts, self.tokenizer, self.text_encoder)
 
-        def velocity(xs: list[Tensor], levels: list[Tensor]) -> list[Tensor]:
-            plans = [plan(*one) for one in zip(scripts, requests, canvases, noise, xs, levels, strict=True)]
-            looks = [(clip, look) for clip, (looks, _) in enumerate(plans) for look in looks]
+        def seen(looks: list[tuple[int, Look]]) -> Iterator[Tensor]:
             batch = pack(
                 [look.x for _, look in looks],
                 [look.level for _, look in looks],
@@ -331,7 +336,12 @@ class Pipeline(DiffusionPipeline):
                 patch,
             )
             said = words.repeat([prompts.index(look.prompt) for _, look in looks])
-            found = iter(unpack(self.transformer(batch, said.features, said.pooled, said.counts), batch.shapes, patch))
+            yield from unpack(self.transformer(batch, said.features, said.pooled, said.counts), batch.shapes, patch)
+
+        def velocity(xs: list[Tensor], levels: list[Tensor]) -> list[Tensor]:
+            plans = [plan(*one) for one in zip(scripts, requests, canvases, noise, xs, levels, strict=True)]
+            looks = [(clip, look) for clip, (looks, _) in enumerate(plans) for look in looks]
+            found = (v for some in ([look] for look in looks) for v in seen(some)) if self.sparing else seen(looks)
             return [join([next(found) for _ in looks]) for looks, join in plans]
 
         return velocity
@@ -350,9 +360,9 @@ class Pipeline(DiffusionPipeline):
         return mode.paint(ask).to(self.device)
 
     @torch.no_grad()
-    def frames(self, dream: Dream, steps: int = 4) -> Iterator[Tensor]:
+    def frames(self, dream: Dream, steps: int | None = None) -> Iterator[Tensor]:
         """Show a dream as pieces (3, f, Y, X) in [-1, 1], `steps` latent time steps at a time, in constant memory."""
-        past = None
+        past, steps = None, steps or self.portion
         if dream.circle:  # once around unseen, so that the first frame follows the last
             pixels = torch.zeros(0)
             for piece in dream.latents.split(steps, dim=1):

@@ -30,6 +30,8 @@ def test_the_readmes_commands_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (board,) = blocks("yaml")
     (tmp_path / "board.yaml").write_text(board)
+    (prompts,) = blocks("text")
+    (tmp_path / "prompts.txt").write_text(prompts)
     commands = [shlex.split(line) for block in blocks("sh") for line in block.splitlines()]
     assert len(commands) >= 5
     for words in commands:
@@ -38,8 +40,11 @@ def test_the_readmes_commands_run(tmp_path, monkeypatch, capsys):
         if "-o" in words:
             named = Path(words[words.index("-o") + 1])
             made = [tmp_path / named] if (tmp_path / named).exists() else sorted(tmp_path.glob(f"{named.stem}-*"))
-            requests = [request_in(path) for path in made]
-            assert requests and all(request.prompt in words or request.moments for request in requests)
+            if words[1] != "render":
+                requests = [request_in(path) for path in made]
+                assert requests and all(request.prompt in words or request.moments for request in requests)
+    prompts = [request_in(path).prompt for path in (tmp_path / "clips").glob("*.mp4")]
+    assert sorted(prompts) == [f"a {colour} ball bounces on the grass" for colour in ("blue", "blue", "red", "red")]
 
 
 def test_the_readmes_python_runs(monkeypatch):

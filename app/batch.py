@@ -1,0 +1,254 @@
+"""`longtake render JOBS -o DIR`: a batch of clips, made through the queue.
+
+DIR holds the clips, `manifest.jsonl`, which is only ever added to, and the queue in `.queue`, one of its own for each
+shard. Names come from content, so what lies in DIR is done: running again makes the rest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from app.names import CLIPS, parse_shard, shard_of
+from app.rows import STDIN, read_rows
+from app.sweeps import WAYS, Shot, expand
+from dit.request import RequestError, parse_size
+
+if TYPE_CHECKING:
+    from app.jobs import Job
+
+PARTLY = 3  # the exit code where a part of many failed
+MANIFEST = "manifest.jsonl"
+COMMAND = (sys.executable, "-m", "app.cli")
+LOOK_SECONDS = 0.1  # between two looks at the queue
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What is to be made where: the shots of this shard, and which of how many shards it is."""
+
+    folder: Path
+    shots: list[Shot]
+    shard: tuple[int, int] = (1, 1)
+
+    @property
+    def queue(self) -> Path:
+        """The folder of this shard's queue."""
+        index, total = self.shard
+        return self.folder / (".queue" if total == 1 else f".queue-{index}-of-{total}")
+
+    def path(self, shot: Shot) -> Path:
+        """Return where a shot's clip will lie."""
+        return self.folder / shot.name
+
+    @property
+    def wrong(self) -> list[Shot]:
+        """The shots that cannot be made, whatever happens."""
+        return [shot for shot in self.shots if shot.wrong]
+
+    @property
+    def missing(self) -> list[Shot]:
+        """The shots that are still to be made, each file once."""
+        return [shot for shot in self.shots if not (shot.wrong or shot.twin or self.path(shot).exists())]
+
+
+def render_batch(
+    batch: Batch, workers: int = 1, latents: bool = False, devices: tuple[str, ...] = ("cpu",)
+) -> Iterator[tuple[Shot, Job]]:
+    """Make what is missing of a batch, with so many worker processes; yields each shot with its job once that ended.
+
+    Killed at any moment, it goes on where it was. Shots that another run of the same batch is making are waited for,
+    and not made twice. Raises OSError where all workers left before the end.
+    """
+    from app.jobs import Queue
+    from app.shift import recover
+
+    batch.folder.mkdir(parents=True, exist_ok=True)
+    queue = Queue(batch.queue)
+    recover(queue)
+    shots = {str(batch.path(shot)): shot for shot in batch.missing}
+    for folder in {Path(path).parent for path in shots}:
+        folder.mkdir(parents=True, exist_ok=True)
+    requests = [shot.request for shot in shots.values() if shot.request]
+    jobs = queue.submit_missing(requests, [Path(path) for path in shots], latents=latents)
+    waited = {job.id: shots[str(job.output)] for job in jobs}
+    paused = None
+    with crew(batch.queue, min(workers, len(waited)), devices) as alive:
+        while waited:
+            there, pause = alive(), queue.paused
+            if pause != paused and (paused := pause):
+                print(f"longtake: the queue is paused: {pause.reason}", file=sys.stderr)
+            for job in queue.ended(list(waited)):
+                yield waited.pop(job.id), job
+            if waited and not there:
+                raise OSError(
+                    f"a batch needs workers; all have left with {len(waited)} clips to make, see what they say"
+                )
+            time.sleep(LOOK_SECONDS)
+
+
+@contextmanager
+def crew(queue: Path, workers: int, devices: tuple[str, ...]) -> Iterator[Callable[[], bool]]:
+    """Have worker processes at a queue, in turn on each device, or with none this process itself; yields what says
+    whether any is there. They are let finish nothing on leaving: what they are at waits for the next run.
+    """
+    if not workers:
+        from app.jobs import Queue
+        from app.worker import work
+
+        leave = threading.Event()
+        thread = threading.Thread(target=work, args=(Queue(queue), devices[0], True, leave))
+        thread.start()
+        try:
+            yield thread.is_alive
+        finally:
+            leave.set()
+            thread.join()
+        return
+    # One thread each, so that a clip is the same to the last bit however many workers there are.
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    processes = [
+        subprocess.Popen(
+            [*COMMAND, "work", str(queue), "--device", devices[n % len(devices)], "--until-empty", "--with-parent"],
+            env=environment,
+            start_new_session=True,  # Ctrl+C is for this process, which tells them
+        )
+        for n in range(workers)
+    ]
+    try:
+        yield lambda: any(process.poll() is None for process in processes)
+    finally:
+        for process in processes:
+            with suppress(ProcessLookupError):
+                process.send_signal(signal.SIGTERM)
+        for process in processes:
+            process.wait()
+
+
+def add_render(commands) -> None:
+    """Add the command that renders a batch."""
+    render = commands.add_parser(
+        "render",
+        help="make a batch of clips from a file of prompts or requests",
+        description="Make a batch of clips. Run again, it makes only what is missing.",
+        epilog="Exit codes: 0 all are there, 1 a failure, 2 nothing could be begun, 3 some failed, 130 interrupted.",
+    )
+    render.add_argument(
+        "jobs",
+        metavar="JOBS",
+        help=".txt with a prompt a line, .jsonl, .csv, .tsv or .parquet with a request a row, a storyboard in .yaml or "
+        f".json, or {STDIN} for standard input",
+    )
+    render.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="the folder for the clips")
+    render.add_argument("--mode", choices=WAYS, default=WAYS[0], help="lists of values: each with each, or in step")
+    render.add_argument("--draw", action="store_true", help="take one alternative of each {a|b}, which the seed draws")
+    render.add_argument("--seed", type=int, nargs="+", help="seeds, for rows without")
+    render.add_argument("--size", nargs="+", metavar="COLUMNSxROWS", help="sizes, for rows without")
+    render.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="a field, for rows without")
+    render.add_argument("--suffix", choices=CLIPS, default=CLIPS[0], help="of clips (default .mp4)")
+    render.add_argument("--keep-latents", action="store_true", help="also write each clip's latents")
+    render.add_argument("--shard", metavar="I/N", help="make one of N parts, from 1; or slurm, for its variables")
+    render.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes (default: one a GPU, or one a CPU core); 0 works in this one",
+    )
+    render.add_argument("--most", type=int, default=1_000_000, help="refuse more clips than this")
+    render.add_argument("--dry-run", action="store_true", help="say how many clips, how long and how large, and stop")
+    render.add_argument("--json", action="store_true", help="print a JSON object for each clip")
+    render.set_defaults(act=_render)
+
+
+def _render(chosen: argparse.Namespace) -> int:
+    batch = _batch(chosen)
+    if chosen.dry_run:
+        return _dry_run(batch, chosen)
+    devices = _devices()
+    workers = len(devices) if devices != ("cpu",) else os.cpu_count() or 1
+    if chosen.workers is not None:
+        workers = chosen.workers
+    if workers < 0:
+        raise RequestError(f"workers must be a number from 0; got {workers}")
+    from tqdm import tqdm
+
+    batch.folder.mkdir(parents=True, exist_ok=True)
+    failed = 0
+    with open(batch.folder / MANIFEST, "a", encoding="utf-8") as manifest:
+
+        def tell(shot: Shot, state: str, **more: Any) -> None:
+            line = {"row": shot.row, "part": shot.part, "state": state, "output": shot.name or None, **more}
+            if state != "there":
+                manifest.write(json.dumps(line, ensure_ascii=False) + "\n")
+                manifest.flush()
+            if chosen.json:
+                tqdm.write(json.dumps(line, ensure_ascii=False))
+            elif state in ("done", "there"):
+                tqdm.write(str(batch.path(shot)))
+            if sentence := more.get("sentence"):
+                tqdm.write(f"longtake: row {shot.row}: {sentence}", file=sys.stderr)
+
+        for shot in batch.wrong:
+            tell(shot, "failed", sentence=shot.wrong)
+            failed += 1
+        missing = {(shot.row, shot.part) for shot in batch.missing}
+        for shot in batch.shots:
+            if not shot.wrong and not shot.twin and (shot.row, shot.part) not in missing:
+                tell(shot, "there")
+        if missing:
+            made = render_batch(batch, workers, chosen.keep_latents, devices)
+            for shot, job in tqdm(made, "rendering", len(missing), unit="clip", file=sys.stderr):
+                took = round((job.ended or 0) - (job.began or 0), 2)
+                tell(shot, job.state, seconds=took, **({"sentence": job.sentence} if job.sentence else {}))
+                failed += job.state != "done"
+    return PARTLY if failed else 0
+
+
+def _batch(chosen: argparse.Namespace) -> Batch:
+    rows = read_rows(None if chosen.jobs == STDIN else Path(chosen.jobs))
+    if not rows:
+        raise RequestError(f"a batch must have rows; {chosen.jobs} has none")
+    sweeps: dict[str, list] = {}
+    if chosen.seed:
+        sweeps["seed"] = chosen.seed
+    if chosen.size:
+        sweeps["size"] = [parse_size(size) for size in chosen.size]
+    defaults = {}
+    for setting in chosen.set:
+        name, equals, value = setting.partition("=")
+        if not equals:
+            raise RequestError(f"a setting must be FIELD=VALUE; got {setting!r}")
+        try:
+            defaults[name] = json.loads(value)
+        except ValueError:
+            defaults[name] = value
+    shots = expand(rows, sweeps, chosen.mode, chosen.draw, defaults, chosen.most, chosen.suffix)
+    shard = parse_shard(chosen.shard, os.environ) if chosen.shard else (1, 1)
+    return Batch(chosen.output, shard_of(shots, *shard), shard)
+
+
+def _devices() -> tuple[str, ...]:
+    """Return every GPU, or else the CPU."""
+    import torch
+
+    return tuple(f"cuda:{n}" for n in range(torch.cuda.device_count())) or ("cpu",)
+
+
+def _dry_run(batch: Batch, chosen: argparse.Namespace) -> int:
+    """Print what a batch would make."""
+    there = sum(not shot.wrong and not shot.twin for shot in batch.shots) - len(batch.missing)
+    twins = sum(shot.twin is not None for shot in batch.shots)
+    found = {"clips": len(batch.missing), "there": there, "twins": twins, "wrong": len(batch.wrong)}
+    print(json.dumps(found) if chosen.json else ", ".join(f"{count} {what}" for what, count in found.items()))
+    return 0

@@ -1,0 +1,194 @@
+"""A worker: one process with a warm model that makes the clips of a queue, one after another."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+import torch
+
+from app.jobs import CANCELLED, FAILED, QUEUED, RUNNING, WAITING, Job, Queue
+from app.render import load, upsampled, write
+from app.shift import Shift, Superseded, recover, staging
+from dit.material import keep_latents
+from dit.pipeline import Pipeline
+from dit.request import Request
+from vae.pixels import DiskError
+
+POLL_SECONDS = 0.25  # how often an idle worker looks for work, and a held one for leave to go on
+BEAT_SECONDS = 5.0
+LEAST_FREE_BYTES = 256 * 2**20  # what a queue that was paused by a full disk waits for
+LOG = logging.getLogger("longtake.worker")
+
+
+class Stopped(Exception):
+    """A job that was cancelled while it was made."""
+
+
+class Leaving(Exception):
+    """A worker that was asked to leave while it made a job."""
+
+
+class Bench:
+    """Where models stay warm: the last one used, until another is asked for."""
+
+    def __init__(self, device: str | None = None):
+        self.device, self.name = device, None
+        self.pipeline: Pipeline | None = None
+
+    def pipeline_for(self, request: Request) -> Pipeline:
+        """Return the model that a request names, loaded."""
+        if self.pipeline is None or self.name != request.model:
+            self.pipeline = None  # before the other is loaded, so that there is room for it
+            self.pipeline, self.name = load(request), request.model
+            if self.device:
+                self.pipeline.to(self.device)
+        return self.pipeline
+
+
+def work(
+    queue: Queue,
+    device: str | None = None,
+    until_empty: bool = False,
+    leave: threading.Event | None = None,
+    told: Callable[[Job], None] | None = None,
+) -> None:
+    """Make the clips of a queue until asked to leave, or `until_empty` until none waits; `told` hears of each job when
+    it has ended.
+    """
+    leave, bench = leave or threading.Event(), Bench(device)
+    with Shift(queue, device or "auto") as shift, beating(shift):
+        while not leave.is_set():
+            recover(queue)
+            make_room(queue)
+            job = shift.claim()
+            if job:
+                make(shift, job, bench, leave)
+                if told:
+                    told(queue.job(job.id))
+            elif until_empty and not sum(queue.counts()[state] for state in (*WAITING, RUNNING)):
+                return
+            else:
+                leave.wait(POLL_SECONDS)
+
+
+@contextmanager
+def beating(shift: Shift) -> Iterator[None]:
+    """Let a worker's heart beat in a thread of its own."""
+    still = threading.Event()
+
+    def beat() -> None:
+        while not still.wait(BEAT_SECONDS):
+            shift.beat()
+        shift.queue.close()
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        still.set()
+        thread.join()
+
+
+def make_room(queue: Queue) -> None:
+    """End a pause for want of room once there is room."""
+    pause = queue.paused
+    if pause and pause.least_bytes and shutil.disk_usage(queue.folder).free >= pause.least_bytes:
+        queue.resume()
+
+
+def make(shift: Shift, job: Job, bench: Bench, leave: threading.Event) -> None:
+    """Make one job's clip and note how it ended; nothing that goes wrong with it goes further.
+
+    Where memory runs out, it is tried once more in smaller portions.
+    """
+
+    def obey(phase: str, step: int = 0, steps: int = 0) -> None:
+        while (wish := shift.note(job, phase, step, steps)) == "hold" and not leave.is_set():
+            make_room(shift.queue)
+            leave.wait(POLL_SECONDS)
+        if wish == "stop":
+            raise Stopped
+        if leave.is_set():
+            raise Leaving
+
+    sentence = ""
+    try:
+        try:
+            dream_job(job, bench, obey)
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            sentence = "made in smaller portions, because memory ran out"
+            LOG.warning("%s is %s", job.id, sentence)
+            error.__traceback__ = None  # which holds on to what filled the memory
+            dream_job(job, bench, obey, sparing=True)
+        shift.keep(job, sentence)
+    except Superseded:
+        LOG.warning("%s is another worker's by now", job.id)
+    except Stopped:
+        end(shift, job, CANCELLED)
+    except Leaving:
+        end(shift, job, QUEUED)
+    except DiskError as error:
+        shift.queue.pause(f"the disk is full or fails: {error}", LEAST_FREE_BYTES)
+        end(shift, job, QUEUED, str(error))
+    except Exception as error:
+        what = str(error) if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {error}"
+        LOG.warning("%s failed", job.id, exc_info=error)
+        end(shift, job, FAILED, what.strip().splitlines()[0])
+    finally:
+        shutil.rmtree(staging(job), ignore_errors=True)
+
+
+def end(shift: Shift, job: Job, state: str, sentence: str = "") -> None:
+    with suppress(Superseded):
+        shift.end(job, state, sentence)
+
+
+def dream_job(job: Job, bench: Bench, obey: Callable[..., None], sparing: bool = False) -> None:
+    """Make a job's files in its staging folder, obeying between any two steps."""
+    folder = staging(job)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    obey("loading the model")
+    pipeline = bench.pipeline_for(job.request)
+    pipeline.sparing = sparing
+    obey("reading the prompt")
+    (request,) = upsampled([job.request], pipeline)
+    obey("dreaming")
+    (dream,) = pipeline.generate([request], lambda done, total: obey("dreaming", done, total))
+    output = folder / job.output.name
+    write(pipeline, dream, output, lambda done, total: obey("writing", done, total))
+    if job.latents:
+        keep_latents(output, dream.latents, pipeline.vae)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Say whether an error is a lack of memory, of the GPU's or the machine's."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+
+
+def serve_queue(queue: Queue, device: str | None = None, until_empty: bool = False, with_parent: bool = False) -> None:
+    """Work at a queue until told to leave by SIGTERM or SIGINT, or, if asked, until the parent process is gone."""
+    logging.basicConfig(format="longtake worker: %(message)s")
+    leave = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: leave.set())
+    if with_parent:
+        threading.Thread(target=follow, args=(os.getppid(), leave), daemon=True).start()
+    work(queue, device, until_empty, leave)
+
+
+def follow(parent: int, leave: threading.Event) -> None:
+    """Leave once the parent process is gone."""
+    while os.getppid() == parent:
+        time.sleep(POLL_SECONDS)
+    leave.set()

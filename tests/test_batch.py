@@ -1,0 +1,117 @@
+"""A batch makes each clip once, whoever is killed, and says what became of every row."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from app.batch import MANIFEST
+from app.cli import main
+from app.jobs import CANCELLED, DONE, QUEUED, Queue
+from app.render import request_in
+
+
+@pytest.fixture
+def batch(tmp_path, tiny_model):
+    """What calls `longtake render` on some text, in one process and in one folder."""
+
+    def render(text, *words, suffix=".txt"):
+        path = tmp_path / f"jobs{suffix}"
+        path.write_text(text)
+        common = ("--set", f"model={tiny_model}", "--set", "steps=2", "--set", "mode=text-to-image")
+        return main(["render", str(path), "-o", str(tmp_path / "out"), *common, *words])
+
+    render.folder = tmp_path / "out"
+    return render
+
+
+def manifest(folder):
+    return [json.loads(line) for line in (folder / MANIFEST).read_text().splitlines()]
+
+
+def test_rows_become_files_and_again_only_what_is_missing_is_made(batch, capsys):
+    assert batch("a red ball\na {blue|green} cube\n", "--workers", "0") == 0
+    paths = capsys.readouterr().out.split()
+    assert {request_in(path).prompt for path in paths} == {"a red ball", "a blue cube", "a green cube"}
+    assert sorted(paths) == sorted(map(str, batch.folder.glob("*.png")))
+    made = {path: os.stat(path).st_mtime_ns for path in paths}
+    os.unlink(paths[0])
+    assert batch("a red ball\na {blue|green} cube\n", "--workers", "0") == 0
+    assert {path for path in paths if os.stat(path).st_mtime_ns == made[path]} == set(paths[1:])
+    assert [line["state"] for line in manifest(batch.folder)] == ["done"] * 4
+
+
+def test_a_row_that_is_wrong_or_fails_stops_no_other(batch, capsys):
+    rows = '{"prompt": "a red ball"}\n{"prompt": "a ball", "sise": 3}\n{"prompt": "a ball", "size": "66x64"}\n'
+    assert batch(rows, "--json", "--workers", "0", suffix=".jsonl") == 3
+    found = {line["row"]: line for line in map(json.loads, capsys.readouterr().out.splitlines())}
+    assert {row: line["state"] for row, line in found.items()} == {1: "done", 2: "failed", 3: "failed"}
+    assert "perhaps size was meant" in found[2]["sentence"] and "was trained for" in found[3]["sentence"]
+    assert len(manifest(batch.folder)) == 3
+
+
+def test_a_dry_run_counts_and_makes_nothing(batch, capsys):
+    assert batch("a ball\na ball\n{broken\n", "--dry-run", "--json", "--seed", "1", "2") == 0
+    assert json.loads(capsys.readouterr().out) == {"clips": 2, "there": 0, "twins": 2, "wrong": 1}
+    assert not batch.folder.exists()
+
+
+def test_bad_words_are_refused_before_anything_is_made(batch, capsys):
+    for words, sentence in {
+        ("--workers", "-1"): "workers must be a number from 0",
+        ("--shard", "3/2"): "a shard must be one of some",
+        ("--set", "seed"): "a setting must be FIELD=VALUE",
+        ("--most", "1"): "a batch may make 1 clips",
+    }.items():
+        assert batch("a ball\na cube\n", *words) == 2
+        assert sentence in capsys.readouterr().err
+    assert batch("") == 2
+    assert not batch.folder.exists()
+
+
+def test_shards_part_the_work_and_make_the_same_bytes(batch, tmp_path):
+    text = "".join(f"a ball {n}\n" for n in range(12))
+    for n in (1, 2):
+        assert batch(text, "--shard", f"{n}/2", "--workers", "0") == 0
+    parted = {path.name: path.read_bytes() for path in batch.folder.glob("*.png")}
+    shards = [len(Queue(batch.folder / f".queue-{n}-of-2").jobs(states=[DONE])) for n in (1, 2)]
+    assert sum(shards) == len(parted) == 12 and all(shards)
+    batch.folder.rename(tmp_path / "parted")
+    assert batch(text, "--workers", "0") == 0
+    assert {path.name: path.read_bytes() for path in batch.folder.glob("*.png")} == parted
+
+
+def test_a_batch_that_is_killed_goes_on_where_it_was(batch, tmp_path):
+    text = "".join(f"a ball {n}\n" for n in range(5))
+    (tmp_path / "jobs.txt").write_text(text)
+    words = ["render", str(tmp_path / "jobs.txt"), "-o", str(batch.folder), "--workers", "1", "--set", "steps=2"]
+    first = subprocess.Popen([sys.executable, "-m", "app.cli", *words, "--set", "mode=text-to-image"])
+    deadline = time.monotonic() + 120
+    while not list(batch.folder.glob("*.png")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    queue = Queue(batch.folder / ".queue")
+    assert main([*words, "--set", "mode=text-to-image"]) == 0
+    assert len(list(batch.folder.glob("*.png"))) == 5
+    assert queue.counts()[DONE] == 5 and queue.counts()[QUEUED] == queue.counts()[CANCELLED] == 0
+
+
+def test_jobs_of_a_batch_are_listed_and_looked_after(batch, capsys):
+    assert batch("a red ball\n", "--workers", "0") == 0
+    folder = str(batch.folder)
+    capsys.readouterr()
+    assert main(["jobs", folder, "--pause", "lunch"]) == 0
+    said = capsys.readouterr().out
+    assert "a red ball" in said and "1 done; paused: lunch" in said
+    assert main(["jobs", folder, "--resume", "--json"]) == 0
+    (job,) = map(json.loads, capsys.readouterr().out.splitlines())
+    assert job["state"] == DONE and job["request"]["prompt"] == "a red ball"
+    assert main(["jobs", folder, "--retry", job["id"]]) == 2
+    assert "must have failed or been cancelled" in capsys.readouterr().err
+    assert main(["jobs", str(batch.folder.parent)]) == 2
+    assert main(["work", folder, "--until-empty"]) == 0
