@@ -17,8 +17,9 @@ export GLIBC_TUNABLES := glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=3355
 demo: $(VENV)/installed
 	$(BIN)/longtake generate "$(PROMPT)" -o demo.mp4 --sheet demo.png
 
+# Two processes of one thread do more than one of two; a file stays in one process, which makes what its tests share once.
 test: $(VENV)/installed
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(VENV)/installed
 	$(BIN)/ruff format --check .

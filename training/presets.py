@@ -220,18 +220,32 @@ def dit_first() -> DiTRun:
         vae=FIRST / "vae-decoder" / "vae",
         text=FIRST / "text" / "text",
         depth=4,
-        steps=9_600,
+        steps=21_950,
         rate=5e-3,
         ema_decay=0.998,
+        emphasis=4.0,
         shift=2.0,
         guidance=5.0,
         warmup_steps=100,
-        decay_steps=2_400,
+        decay_steps=3_000,
         formats=(SQUARE, WIDE, TALL, LONG, LARGE, STILL, LARGE_STILL),
         clips=(30, 2, 2, 2, 2, 24, 2),
         validate_every=250,
         show_every=1_000,
         save_minutes=5,
+    )
+
+
+def dit_first_deep() -> DiTRun:
+    """Go on from `dit_first` with half as many blocks again, and see clips in a mirror too."""
+    return replace(
+        dit_first(),
+        start=FIRST / "dit" / "model" / "transformer",
+        out=FIRST / "dit-deep",
+        depth=6,
+        mirror=True,
+        steps=3_100,
+        decay_steps=1_900,
     )
 
 
@@ -261,11 +275,12 @@ def judge_first() -> JudgeRun:
         data=Path("data/first"),
         held_out=Path("data/first-test"),
         out=FIRST / "judge",
-        steps=5_800,
+        coder=FIRST / "vae-decoder" / "vae",
+        steps=6_500,
         rate=2e-3,
         batch=16,
         warmup_steps=100,
-        decay_steps=1_100,
+        decay_steps=600,
         validate_every=300,
     )
 
@@ -282,7 +297,7 @@ PRESETS = {
     "text": {"tiny": text_tiny, "first": text_first},
     "captioner": {"tiny": captioner_tiny, "first": captioner_first},
     "upsampler": {"tiny": upsampler_tiny, "first": upsampler_first},
-    "dit": {"tiny": dit_tiny, "first": dit_first},
+    "dit": {"tiny": dit_tiny, "first": dit_first, "first-deep": dit_first_deep},
     "judge": {"first": judge_first},
     "recipe": {"tiny": Recipe, "first": lambda: Recipe("first")},
 }
