@@ -16,12 +16,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from app.names import CLIPS, parse_shard, shard_of
-from app.rows import STDIN, read_rows
+from app.rows import STDIN, Row, read_rows
 from app.sweeps import WAYS, Shot, expand
 from dit.request import RequestError, parse_size
 
@@ -166,21 +168,23 @@ def add_render(commands) -> None:
         help="processes (default: one a GPU, or one a CPU core); 0 works in this one",
     )
     render.add_argument("--most", type=int, default=1_000_000, help="refuse more clips than this")
-    render.add_argument("--dry-run", action="store_true", help="say how many clips, how long and how large, and stop")
+    render.add_argument(
+        "--dry-run", action="store_true", help="say how many clips, how long and how large, as far as it is known"
+    )
     render.add_argument("--json", action="store_true", help="print a JSON object for each clip")
     render.set_defaults(act=_render)
 
 
 def _render(chosen: argparse.Namespace) -> int:
     batch = _batch(chosen)
-    if chosen.dry_run:
-        return _dry_run(batch, chosen)
     devices = _devices()
     workers = len(devices) if devices != ("cpu",) else os.cpu_count() or 1
     if chosen.workers is not None:
         workers = chosen.workers
     if workers < 0:
         raise RequestError(f"workers must be a number from 0; got {workers}")
+    if chosen.dry_run:
+        return _dry_run(batch, workers, chosen.json)
     from tqdm import tqdm
 
     batch.folder.mkdir(parents=True, exist_ok=True)
@@ -233,9 +237,30 @@ def _batch(chosen: argparse.Namespace) -> Batch:
             defaults[name] = json.loads(value)
         except ValueError:
             defaults[name] = value
-    shots = expand(rows, sweeps, chosen.mode, chosen.draw, defaults, chosen.most, chosen.suffix)
+    shots = expand(
+        _with_weights(rows, defaults), sweeps, chosen.mode, chosen.draw, defaults, chosen.most, chosen.suffix
+    )
     shard = parse_shard(chosen.shard, os.environ) if chosen.shard else (1, 1)
     return Batch(chosen.output, shard_of(shots, *shard), shard)
+
+
+def _with_weights(rows: list[Row], defaults: dict[str, Any]) -> list[Row]:
+    """Say in each row which weights are meant, so that those of another model have other names."""
+    from app.render import model_folder
+    from dit.pipeline import hash_of_model
+
+    @cache
+    def weights(name: str | None) -> dict[str, str]:
+        try:
+            return {"model_hash": hash_of_model(model_folder(name))}
+        except (ValueError, OSError):
+            return {}  # which the clip's own job says
+
+    models = [row.fields.get("model", defaults.get("model")) for row in rows]
+    return [
+        replace(row, fields=weights(model) | row.fields) if model is None or isinstance(model, str) else row
+        for row, model in zip(rows, models, strict=True)
+    ]
 
 
 def _devices() -> tuple[str, ...]:
@@ -245,10 +270,31 @@ def _devices() -> tuple[str, ...]:
     return tuple(f"cuda:{n}" for n in range(torch.cuda.device_count())) or ("cpu",)
 
 
-def _dry_run(batch: Batch, chosen: argparse.Namespace) -> int:
-    """Print what a batch would make."""
+def _dry_run(batch: Batch, workers: int, as_json: bool) -> int:
+    """Print what a batch would make, and what that takes, as far as the clips in its folder can tell."""
     there = sum(not shot.wrong and not shot.twin for shot in batch.shots) - len(batch.missing)
     twins = sum(shot.twin is not None for shot in batch.shots)
     found = {"clips": len(batch.missing), "there": there, "twins": twins, "wrong": len(batch.wrong)}
-    print(json.dumps(found) if chosen.json else ", ".join(f"{count} {what}" for what, count in found.items()))
+    seconds, sizes = _history(batch.folder)
+    if seconds:
+        each, size = fmean(seconds), fmean(sizes)
+        found |= {"seconds": round(each * found["clips"] / max(1, workers)), "bytes": round(size * found["clips"])}
+        left = f"about {found['seconds']} s with {workers} workers and {found['bytes']:,} bytes"
+        told = f"{left}, since {len(seconds)} clips here took {each:.1f} s and {size:,.0f} bytes each"
+    else:
+        told = f"how long and how large is told once a clip was made in {batch.folder}"
+    counts = ", ".join(f"{found[name]} {name}" for name in ("clips", "there", "twins", "wrong"))
+    print(json.dumps(found) if as_json else f"{counts}; {told}")
     return 0
+
+
+def _history(folder: Path) -> tuple[list[float], list[int]]:
+    """Return how many seconds each clip of a folder took, by its manifest, and how many bytes it has."""
+    lines = (folder / MANIFEST).read_text("utf-8").splitlines() if (folder / MANIFEST).is_file() else []
+    found = {}
+    for line in lines:
+        with suppress(ValueError):  # of a line that was being written when the power failed
+            told = json.loads(line)
+            if told["state"] == "done" and (folder / told["output"]).is_file():
+                found[told["output"]] = told["seconds"]
+    return list(found.values()), [(folder / name).stat().st_size for name in found]

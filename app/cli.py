@@ -14,8 +14,9 @@ from app.batch import add_render
 from app.caption import add_caption
 from app.desk import add_desk
 from app.prepare import add_prepare
+from app.verify import add_sign, add_verify
 from dit.modes import MODES, Mode
-from dit.request import METHODS, NONE, SIDES, Request, RequestError, parse_size, read_board
+from dit.request import CORNERS, METHODS, NONE, SIDES, Request, RequestError, parse_size, read_board
 
 BAD_INPUT, FAILURE, INTERRUPTED = 2, 1, 130
 TRACEBACK = "LONGTAKE_TRACEBACK"  # set this variable to see where an unexpected failure came from
@@ -137,6 +138,8 @@ def parser() -> argparse.ArgumentParser:
 
     add_render(commands)
     add_desk(commands)
+    add_sign(commands)
+    add_verify(commands)
     add_caption(commands)
     add_prepare(commands)
     world = commands.add_parser("world", help="render captioned clips of the procedural world", add_help=False)
@@ -238,6 +241,7 @@ def _add_settings(command: argparse.ArgumentParser, mode: Mode | None = None) ->
     command.add_argument("--rescale", type=float, help="how much of guidance's added contrast to take back, 0 to 1")
     command.add_argument("--negative", metavar="WORDS", help="what to lead away from, instead of from no words at all")
     command.add_argument("--method", choices=METHODS, help="the sampler")
+    command.add_argument("--mark", choices=CORNERS, help="show a small badge, AI, in this corner")
     command.add_argument("--model", help="a shipped model or a model folder (default: the newest shipped one)")
     command.add_argument(
         "--keep-latents", action="store_true", help="also write each clip's latents, to extend or edit it"
@@ -262,6 +266,7 @@ SETTINGS = (
         "rescale",
         "negative",
         "method",
+        "mark",
         "model",
     ),
     *(how.get("dest", flag) for flag, how in FIELDS.items()),

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from app.badge import mark
 from captioning.text_encoder import within_limit
 from captioning.upsampler import FILES as UPSAMPLER_FILES
 from captioning.upsampler import load_upsampler
@@ -52,8 +53,8 @@ def render(
             raise RequestError(f"a {name} must be a .png of its own; got {str(path)!r}")
     for path in (*outputs, *filter(None, extras.values())):
         check_writable(path)
-    if latents and any(request.mode == "loop" for request in requests):
-        raise RequestError("latents of a loop cannot be kept: a circle has no beginning; leave out --keep-latents")
+    for request in requests:
+        check_latents(request, latents)
     names = {request.model for request in requests}
     if len(names) > 1:
         raise RequestError(f"clips made together must share one model; got {', '.join(sorted(map(str, names)))}")
@@ -85,6 +86,12 @@ def render(
         clips = [pipeline.pixels(dream).cpu() for dream in seen]
         write_picture(sheet, contact_sheet(clips, captions=[dream.request.prompt for dream in seen]))
         yield sheet
+
+
+def check_latents(request: Request, kept: bool) -> None:
+    """Raise RequestError where latents that have no beginning would be kept."""
+    if kept and request.mode == "loop":
+        raise RequestError("latents of a loop cannot be kept: a circle has no beginning; leave out --keep-latents")
 
 
 def upsampled(requests: list[Request], pipeline: Pipeline) -> list[Request]:
@@ -169,7 +176,7 @@ def write(pipeline: Pipeline, dream: Dream, output: Path, progress: Progress | N
             if progress:
                 progress(done, total)
 
-    frames = told()
+    frames = mark(told(), dream.request.mark) if dream.request.mark else told()
     if mode_of(dream.request).still:
         write_picture(output, next(frames), metadata=metadata)
     else:

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 import torch
 
 from app.jobs import CANCELLED, FAILED, QUEUED, RUNNING, WAITING, Job, Queue
-from app.render import load, upsampled, write
+from app.render import check_latents, load, upsampled, write
 from app.shift import Shift, Superseded, recover, staging
 from dit.material import keep_latents
 from dit.pipeline import Pipeline
@@ -140,10 +140,11 @@ def make(shift: Shift, job: Job, bench: Bench, leave: threading.Event) -> None:
     except DiskError as error:
         shift.queue.pause(f"the disk is full or fails: {error}", LEAST_FREE_BYTES)
         end(shift, job, QUEUED, str(error))
+    except (ValueError, OSError) as error:  # which say what is the matter
+        end(shift, job, FAILED, str(error))
     except Exception as error:
-        what = str(error) if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {error}"
         LOG.warning("%s failed", job.id, exc_info=error)
-        end(shift, job, FAILED, what.strip().splitlines()[0])
+        end(shift, job, FAILED, f"{type(error).__name__}: {error}".splitlines()[0])
     finally:
         shutil.rmtree(staging(job), ignore_errors=True)
 
@@ -158,6 +159,7 @@ def dream_job(job: Job, bench: Bench, obey: Callable[..., None], sparing: bool =
     folder = staging(job)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+    check_latents(job.request, job.latents)
     obey("loading the model")
     pipeline = bench.pipeline_for(job.request)
     pipeline.sparing = sparing

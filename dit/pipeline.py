@@ -26,11 +26,11 @@ from dit.request import METHODS, NONE, SIDES, Request, RequestError, check_value
 from dit.ring import Ring, cut_open
 from dit.sampler import Heading, Velocity, sample
 from dit.script import Look, Script, plan
+from dit.settings import SETTINGS, Settings, read_settings
 from dit.windows import dream_long, window_of
 from vae.model import VideoVAE
-from vae.weights import WeightsError, hash_of_file, load_strictly, read_json, weights_in
+from vae.weights import hash_of_file, load_strictly, read_json, weights_in
 
-SETTINGS = "longtake.json"
 Progress = Callable[[int, int], None]  # steps done, steps in all
 Watch = Callable[[int, Tensor], None]  # a request's number, and a rough view (3, F, Y, X) of where its clip is heading
 WATCHED = 5  # every so many steps
@@ -45,25 +45,6 @@ class Dream:
     request: Request
     latents: Tensor
     circle: bool = False
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a model was trained for, and what fills a request's gaps.
-
-    `formats` are the (columns, rows, frames) of training; `size` is (columns, rows) in pixels.
-    """
-
-    formats: tuple[tuple[int, int, int], ...] = ((64, 64, 17), (64, 64, 1))
-    fps: float = 8.0
-    size: tuple[int, int] = (64, 64)
-    seconds: float = 2.125
-    steps: int = 30
-    guidance: float = 4.0
-    frame_guidance: float = 1.0
-    interval: tuple[float, float] = (0.0, 1.0)
-    rescale: float = 0.0
-    method: str = "euler"
 
 
 class Pipeline(DiffusionPipeline):
@@ -93,8 +74,7 @@ class Pipeline(DiffusionPipeline):
             FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler"),
             read_settings(folder / SETTINGS),
         )
-        parts = (path for part in ("transformer", "vae", TEXT_FILES[0]) for path in weights_in(folder / part))
-        pipeline.hash = hash_of_file(folder / SETTINGS, *parts)
+        pipeline.hash = hash_of_model(folder)
         return pipeline
 
     def save_pretrained(self, folder: str | Path, **kwargs) -> None:
@@ -379,16 +359,10 @@ class Pipeline(DiffusionPipeline):
         return torch.cat(list(self.frames(dream)), dim=1)
 
 
-def read_settings(path: Path) -> Settings:
-    """Read a model's settings; raises WeightsError where they are absent, damaged or another model's."""
-    found = read_json(path)
-    try:
-        formats = tuple((int(columns), int(rows), int(frames)) for columns, rows, frames in found.pop("formats"))
-        columns, rows = found.pop("size")
-        low, high = found.pop("interval", Settings.interval)
-        return Settings(formats=formats, size=(int(columns), int(rows)), interval=(float(low), float(high)), **found)
-    except (KeyError, TypeError, ValueError) as error:
-        raise WeightsError(f"{path} does not say what the model was trained for: {error}") from error
+def hash_of_model(folder: Path) -> str:
+    """Return the hash of a model folder's weights and settings."""
+    parts = (path for part in ("transformer", "vae", TEXT_FILES[0]) for path in weights_in(folder / part))
+    return hash_of_file(folder / SETTINGS, *parts)
 
 
 def mode_of(request: Request) -> Mode:

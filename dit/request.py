@@ -14,6 +14,7 @@ from typing import Any
 
 KEY = "longtake"  # the metadata key under which a clip carries its request
 METHODS = ("euler", "heun", "dpm")
+CORNERS = ("bottom-right", "bottom-left", "top-right", "top-left")  # for a badge
 SIDES = ("after", "before", "both")  # of a clip to extend, the first by default
 LONGEST = 1e6  # seconds
 NONE = "none"  # an upsampler's name that stands for no upsampler
@@ -48,8 +49,9 @@ class Request:
     `size` is (columns, rows) in pixels, `seconds` the duration and `fps` the frame rate; each is unused where a
     mode does not read it. `guidance` pushes from `negative` (no words, unless given) to `prompt` where the noise level
     lies within `interval`, and the spread it adds is taken back in part, `rescale`; `frame_guidance` pushes on from
-    what would be without the frames that are given. `model` names a folder or a shipped
-    model, `model_hash` the weights that made the clip, and `made_with` what they ran on, which moves its last bits.
+    what would be without the frames that are given. `mark` is the corner of a badge that anybody can see. `model`
+    names a folder or a shipped model, `model_hash` the weights that made the clip, and `made_with` what they ran on,
+    which moves its last bits.
     """
 
     mode: str = "text-to-video"
@@ -78,6 +80,7 @@ class Request:
     negative: str | None = None
     method: str | None = None
     seed: int = 0
+    mark: str | None = None
     model: str | None = None
     model_hash: str | None = None
     made_with: str | None = None
@@ -141,6 +144,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "negative": (str,),
     "method": (str,),
     "seed": (int,),
+    "mark": (str,),
     "model": (str,),
     "model_hash": (str,),
     "made_with": (str,),
@@ -184,6 +188,8 @@ def check_values(request: Request) -> None:
         raise RequestError(f"strength must lie between 0 and 1; got {request.strength:g}")
     if request.side is not None and request.side not in SIDES:
         raise RequestError(f"side must be one of {', '.join(SIDES)}; got {request.side!r}")
+    if request.mark is not None and request.mark not in CORNERS:
+        raise RequestError(f"mark must be one of the corners {', '.join(CORNERS)}; got {request.mark!r}")
     if request.window is not None and not 0 <= request.window[0] < request.window[1] < LONGEST:
         raise RequestError("a window must go from a moment to a later one; got {:g} to {:g}".format(*request.window))
     if request.box is not None:

@@ -1,9 +1,11 @@
 """What the tests share: tiny real components, made once."""
 
 import os
+import tempfile
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("DIFFUSERS_DISABLE_REMOTE_CODE", "true")
+os.environ["LONGTAKE_HOME"] = tempfile.mkdtemp()  # where the certificate of this run is made
 
 import pytest
 import torch
@@ -28,7 +30,8 @@ def tiny_model(tmp_path_factory):
     """The folder of a whole model with fresh weights: two-block DiT, four-channel VAE, one-layer text tower."""
     from captioning.text_encoder import TextTower, train_tokenizer
     from dit.flow import scheduler_for
-    from dit.pipeline import Pipeline, Settings
+    from dit.pipeline import Pipeline
+    from dit.settings import Settings
     from vae.model import VideoVAE
 
     torch.manual_seed(0)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -45,6 +46,22 @@ def test_rows_become_files_and_again_only_what_is_missing_is_made(batch, capsys)
     assert [line["state"] for line in manifest(batch.folder)] == ["done"] * 4
 
 
+def test_other_weights_have_other_names(batch, tiny_model, tmp_path):
+    assert batch("a red ball\n", "--workers", "0") == 0
+    text = (tiny_model / "longtake.json").read_text()
+    other = shutil.copytree(tiny_model, tmp_path / "other")
+    (other / "longtake.json").write_text(json.dumps(json.loads(text) | {"guidance": 1.5}))
+    before = set(batch.folder.glob("*.png"))
+    assert batch("a red ball\n", "--workers", "0", "--set", f"model={other}") == 0
+    assert len(set(batch.folder.glob("*.png")) - before) == 1
+    shutil.copy(other / "longtake.json", tiny_model / "longtake.json")  # the same name, other weights
+    try:
+        assert batch("a red ball\n", "--workers", "0") == 0
+    finally:
+        (tiny_model / "longtake.json").write_text(text)
+    assert len(list(batch.folder.glob("*.png"))) == 3
+
+
 def test_a_row_that_is_wrong_or_fails_stops_no_other(batch, capsys):
     rows = '{"prompt": "a red ball"}\n{"prompt": "a ball", "sise": 3}\n{"prompt": "a ball", "size": "66x64"}\n'
     assert batch(rows, "--json", "--workers", "0", suffix=".jsonl") == 3
@@ -58,6 +75,12 @@ def test_a_dry_run_counts_and_makes_nothing(batch, capsys):
     assert batch("a ball\na ball\n{broken\n", "--dry-run", "--json", "--seed", "1", "2") == 0
     assert json.loads(capsys.readouterr().out) == {"clips": 2, "there": 0, "twins": 2, "wrong": 1}
     assert not batch.folder.exists()
+    assert batch("a ball\n", "--workers", "0") == 0
+    capsys.readouterr()
+    assert batch("a ball\na cube\na can\n", "--dry-run", "--workers", "1") == 0
+    said = capsys.readouterr().out
+    size = next(batch.folder.glob("*.png")).stat().st_size
+    assert "2 clips, 1 there" in said and f"{2 * size:,} bytes, since 1 clips here took" in said
 
 
 def test_bad_words_are_refused_before_anything_is_made(batch, capsys):

@@ -66,6 +66,11 @@ def test_help_imports_nothing_heavy():
         ["again"],
         ["modes"],
         ["caption"],
+        ["render"],
+        ["jobs"],
+        ["work"],
+        ["sign"],
+        ["verify"],
         ["evaluate"],
         ["bench"],
         ["world"],
@@ -184,6 +189,16 @@ def test_a_storyboard_needs_no_other_prompt(longtake, tiny_model, tmp_path):
     )
     assert code == 0, err
     assert [moment.prompt for moment in request_in(tmp_path / "story.mp4").moments] == ["a ball", "a cube"]
+
+
+def test_a_badge_is_seen_in_its_corner_and_kept_by_again(generate, longtake, tmp_path):
+    generate("a red ball", "-o", tmp_path / "plain.mkv")
+    generate("a red ball", "--mark", "top-left", "-o", tmp_path / "marked.mkv")
+    assert longtake("again", tmp_path / "marked.mkv", "-o", tmp_path / "again.mkv")[0] == 0
+    plain, marked, again = (read_video(tmp_path / f"{name}.mkv").video for name in ("plain", "marked", "again"))
+    changed = (plain != marked).any(0).any(0)
+    assert changed[:20, :30].any() and not changed[20:].any() and not changed[:, 30:].any()
+    assert torch.equal(marked, again)
 
 
 def test_a_clip_can_be_made_again_from_its_own_file(generate, longtake, tmp_path):

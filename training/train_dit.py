@@ -24,8 +24,9 @@ from dit.flops import forward_flops, parameters
 from dit.flow import interpolate, sample_times, scheduler_for, shift_for, velocity
 from dit.model import DiT, DiTConfig
 from dit.packing import Pack, grid_of, pack, patchify
-from dit.pipeline import Pipeline, Settings
+from dit.pipeline import Pipeline
 from dit.request import Request
+from dit.settings import Settings
 from training.canvases import draw_level
 from training.config import DiTRun, Format
 from training.dataset import PREPARED, Bucket, bucket_of, code, data_hash, order, share
