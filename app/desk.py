@@ -80,7 +80,8 @@ def _jobs(chosen: argparse.Namespace) -> None:
     if not chosen.json:
         counts = ", ".join(f"{count} {state}" for state, count in queue.counts().items() if count)
         paused = f"; paused: {queue.paused.reason}" if queue.paused else ""
-        print(f"{counts or 'no jobs'}{paused}")
+        crew = "".join(f"; at work: {device}, heard of {silent:.0f} s ago" for device, silent in queue.workers())
+        print(f"{counts or 'no jobs'}{paused}{crew}")
 
 
 def as_data(job: Job) -> dict:

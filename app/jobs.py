@@ -200,6 +200,11 @@ class Queue:
         )
         return [job_of(row) for row in found]
 
+    def workers(self) -> list[tuple[str, float]]:
+        """List the workers at this queue: the device of each, and for how many seconds nothing was heard of it."""
+        found = self.rows.execute("SELECT device, beat FROM workers ORDER BY id").fetchall()
+        return [(row["device"], time.time() - row["beat"]) for row in found]
+
     def counts(self) -> dict[str, int]:
         """Return how many jobs are in each state."""
         found = dict(self.rows.execute("SELECT state, count(*) FROM jobs GROUP BY state").fetchall())
@@ -250,14 +255,6 @@ class Queue:
             else:
                 rows.execute("UPDATE jobs SET place = ? WHERE id = ?", (middle, id))
         return self.job(id)
-
-    def remove(self, id: str) -> None:
-        """Forget a job that has ended, and its clip; raises JobError for one that has not."""
-        job = self.job(id)
-        with self.transaction() as rows:
-            if not rows.execute(f"DELETE FROM jobs WHERE id = ? AND state IN {ENDED}", (id,)).rowcount:
-                raise JobError(f"a job to remove must have ended; {id} is {job.state}, so cancel it first")
-        job.output.unlink(missing_ok=True)
 
     def pause(self, reason: str, least_bytes: int = 0) -> None:
         """Begin nothing more, and hold still what is being made, until `resume`."""

@@ -94,6 +94,9 @@ def test_what_a_dead_worker_was_at_waits_again_in_its_place(queue):
     with Shift(queue, "cpu") as shift:
         assert shift.claim().id == first.id
         assert recover(queue) == 0  # it lives
+        ((device, silent),) = queue.workers()
+        assert device == "cpu" and 0 <= silent < 5
+    assert queue.workers() == []
     assert queue.job(first.id).state == INTERRUPTED and queue.job(first.id).ahead == 0
     with Shift(queue, "cpu") as other:
         assert other.claim().id == first.id
