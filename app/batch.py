@@ -17,12 +17,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from app.names import CLIPS, parse_shard, shard_of
+from app.prepare import PARTLY
 from app.rows import STDIN, Row, read_rows
 from app.sweeps import WAYS, Shot, expand
 from dit.request import RequestError, parse_size
@@ -30,7 +30,6 @@ from dit.request import RequestError, parse_size
 if TYPE_CHECKING:
     from app.jobs import Job
 
-PARTLY = 3  # the exit code where a part of many failed
 MANIFEST = "manifest.jsonl"
 COMMAND = (sys.executable, "-m", "app.cli")
 LOOK_SECONDS = 0.1  # between two looks at the queue
@@ -59,9 +58,9 @@ class Batch:
         """The shots that cannot be made, whatever happens."""
         return [shot for shot in self.shots if shot.wrong]
 
-    @property
+    @cached_property
     def missing(self) -> list[Shot]:
-        """The shots that are still to be made, each file once."""
+        """The shots that were still to be made when first asked, each file once."""
         return [shot for shot in self.shots if not (shot.wrong or shot.twin or self.path(shot).exists())]
 
 
@@ -277,6 +276,8 @@ def _dry_run(batch: Batch, workers: int, as_json: bool) -> int:
     found = {"clips": len(batch.missing), "there": there, "twins": twins, "wrong": len(batch.wrong)}
     seconds, sizes = _history(batch.folder)
     if seconds:
+        from statistics import fmean
+
         each, size = fmean(seconds), fmean(sizes)
         found |= {"seconds": round(each * found["clips"] / max(1, workers)), "bytes": round(size * found["clips"])}
         left = f"about {found['seconds']} s with {workers} workers and {found['bytes']:,} bytes"

@@ -22,7 +22,7 @@ from dit.request import Request, RequestError
 if TYPE_CHECKING:
     from app.sweeps import Shot
 
-CLIPS, PICTURES = (".mp4", ".webm", ".gif", ".mkv"), (".png",)  # as app.render has them, which imports torch
+CLIPS, PICTURES = (".mp4", ".webm", ".gif", ".mkv"), (".png",)  # how files may end
 LATENTS = ".latents"  # added to a clip's name, as dit.material does, which imports torch
 FILMS = ("clip", "other")  # fields whose files may have latents beside them
 LETTERS, DIGITS = 40, 12  # of a name: of the prompt, and hexadecimal ones of the hash

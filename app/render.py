@@ -12,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from app.badge import mark
+from app.names import CLIPS, PICTURES
 from captioning.text_encoder import within_limit
 from captioning.upsampler import FILES as UPSAMPLER_FILES
 from captioning.upsampler import load_upsampler
@@ -25,7 +26,6 @@ from vae.recorder import check_writable, write_picture, write_video
 MODELS = Path(__file__).parent / "models"
 DEFAULT_MODEL, UPSAMPLER = "first", MODELS / "upsampler"
 AUTO = "auto"  # the name of the shipped upsampler
-CLIPS, PICTURES = (".mp4", ".webm", ".gif", ".mkv"), (".png",)
 
 
 def render(

@@ -57,11 +57,8 @@ def work(
     device: str | None = None,
     until_empty: bool = False,
     leave: threading.Event | None = None,
-    told: Callable[[Job], None] | None = None,
 ) -> None:
-    """Make the clips of a queue until asked to leave, or `until_empty` until none waits; `told` hears of each job when
-    it has ended.
-    """
+    """Make the clips of a queue until asked to leave, or `until_empty` until none waits."""
     leave, bench = leave or threading.Event(), Bench(device)
     with Shift(queue, device or "auto") as shift, beating(shift):
         while not leave.is_set():
@@ -70,8 +67,6 @@ def work(
             job = shift.claim()
             if job:
                 make(shift, job, bench, leave)
-                if told:
-                    told(queue.job(job.id))
             elif until_empty and not sum(queue.counts()[state] for state in (*WAITING, RUNNING)):
                 return
             else:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from app.names import CLIPS, LATENTS, PICTURES, hashes_of, name_of, parse_shard, shard_of, slug_of
+from app.names import LATENTS, hashes_of, name_of, parse_shard, shard_of, slug_of
 from app.rows import KINDS, Row, read_rows
 from app.sweeps import expand
 from dit.modes import MODES
@@ -27,11 +27,10 @@ def given(*found: dict) -> list[Row]:
     return [Row(number, one) for number, one in enumerate(found, 1)]
 
 
-def test_suffixes_are_those_that_are_rendered():
-    from app import render
+def test_latents_end_as_they_are_kept():
     from dit import material
 
-    assert (CLIPS, PICTURES, LATENTS) == (render.CLIPS, render.PICTURES, material.LATENTS)
+    assert LATENTS == material.LATENTS
 
 
 def plain(**changes) -> str:
