@@ -39,6 +39,12 @@ PREPARE_CLIPS: dict[str, dict] = {
     "--longest": {"type": float, "help": "seconds; longer shots are parted evenly (default 10)"},
     "--follow": {"action": "store_true", "default": None, "help": "follow links that lead out of the source"},
 }
+PREPARE_FILTER: dict[str, dict] = {
+    "--matcher": {
+        "metavar": "NAME",
+        "help": "who says how well captions fit: the folder of our own captioner, or ARCHITECTURE:WEIGHTS of open_clip",
+    },
+}
 PREPARE_CAPTIONS: dict[str, dict] = {
     "--captioner": {"metavar": "NAME", "help": "the folder of our own, or a vision-language model of transformers"},
     "--endpoint": {"help": "where a model answers as OpenAI's API does, such as http://localhost:8000/v1"},
@@ -63,12 +69,13 @@ PREPARE_ENGINE: dict[str, dict] = {
 }
 PREPARE: dict[str, tuple] = {
     "clips": ("Cut raw videos into clips of one shot each.", PREPARE_CLIPS),
-    "filter": ("Score all clips, and say how many each threshold would drop.",),
+    "filter": ("Score all clips, and say how many each threshold would drop.", PREPARE_FILTER),
     "captions": ("Let a captioner describe all clips: our own, or a vision-language model.", PREPARE_CAPTIONS),
     "latents": ("Code all clips for training, as WebDataset tars.", PREPARE_LATENTS),
     "all": (
         "All of these, one after the other; captions where there is a --captioner or an --endpoint.",
         PREPARE_CLIPS,
+        PREPARE_FILTER,
         PREPARE_CAPTIONS,
         PREPARE_LATENTS,
     ),

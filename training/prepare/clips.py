@@ -21,7 +21,7 @@ from av.video.frame import VideoFrame
 from torch import Tensor
 
 from training.prepare.engine import Where
-from training.prepare.manifest import Caption, Journal, PrepareError, Row, alone, write_manifest
+from training.prepare.manifest import Caption, Journal, PrepareError, Row, alone, digest_of, write_manifest
 from training.prepare.shots import DETECTORS, Look, check_of, look_at, parted
 from training.prepare.sources import Source, at_hand, sha256_of, sources
 from vae.media import DiskError, MediaError, opened, picture_stream, read_picture, readable, shown_frames, upright
@@ -147,10 +147,12 @@ def rows_of(folder: Path, begun: bool = False) -> list[Row]:
         if line["clip"] in rows and "error" not in line:
             said = {name: line[name] for name in ("text", "source", "version", "parts")}
             words[line["clip"]][line["source"]] = [said]  # the last of a source is what it says
-    return [
-        Row(**row | {"captions": [Caption(**one) for said in words[clip].values() for one in said]})
-        for clip, row in sorted(rows.items())
-    ]
+    captions = {clip: [Caption(**one) for said in words[clip].values() for one in said] for clip in rows}
+    for line in Journal(folder, "matches").lines():
+        row = rows.get(line["clip"])
+        if row and "error" not in line and line["texts"] == digest_of(captions[line["clip"]]):
+            row["scores"] = row.get("scores", {}) | line["scores"]
+    return [Row(**row | {"captions": captions[clip]}) for clip, row in sorted(rows.items())]
 
 
 def remake_manifest(folder: Path) -> list[Row]:

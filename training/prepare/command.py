@@ -42,7 +42,7 @@ def _filter(folder: Path, **given) -> tuple[str, Failures]:
 def _all(folder: Path, **given) -> tuple[str, Failures]:
     """Take one step after the other; captions where there is a captioner or an endpoint to ask."""
     reports, failures = [], []
-    runs = {"clips": ClipsRun, "filter": FilterRun, "captions": CaptionsRun, "latents": LatentsRun}
+    runs = {"clips": ClipsRun, "captions": CaptionsRun, "filter": FilterRun, "latents": LatentsRun}
     for step, kind in runs.items():
         if step == "captions" and not given.keys() & {"captioner", "endpoint"}:
             continue

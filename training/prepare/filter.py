@@ -9,6 +9,8 @@
 | letterbox | share of rows and columns at the borders that stay black | > 0.02 |
 | text | share of the frame under lines of letters that stay where they are | > 0.02 |
 | duplicate | 1 for a clip that looks like an earlier one of the set (perceptual hashes), else 0 | > 0.5 |
+
+Where a model is named that sees pictures and words, `match.py` adds how well captions fit and how clips look.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ import numpy as np
 from training.prepare.clips import remake_manifest, rows_of
 from training.prepare.engine import Where
 from training.prepare.manifest import Journal, Row, alone
+from training.prepare.match import MatchRun, failed_matches, match_clips, matcher_of
 from vae.media import opened, picture_stream, read_picture, shown_frames
 from vae.pixels import to_bytes
 
@@ -58,14 +61,23 @@ THRESHOLDS = {
     "letterbox": Threshold(most=0.02),
     "text": Threshold(most=0.02),
     "duplicate": Threshold(most=0.5),
+    "match": Threshold(least=0.2),
+    "aesthetics": Threshold(least=0.3),
 }
 
 
 @dataclass(frozen=True)
 class FilterRun(Where):
-    """Which prepared folder to score."""
+    """Which prepared folder to score; with a `matcher`, also by that model (`match.py`)."""
 
     folder: Path = Path("prepared")
+    matcher: str = ""
+
+    @property
+    def matching(self) -> MatchRun:
+        """The run of that model."""
+        where = {"engine": self.engine, "workers": self.workers, "limit": self.limit}
+        return MatchRun(folder=self.folder, matcher=self.matcher, **where)
 
 
 class Task(NamedTuple):
@@ -77,8 +89,10 @@ class Task(NamedTuple):
 
 def filter_clips(run: FilterRun) -> dict[str, dict]:
     """Score all clips that have no scores yet; returns for each score its spread, its threshold, and how many of all
-    clips that would drop.
+    clips that would drop. Raises CaptionError where there is no such matcher.
     """
+    if run.matcher:
+        matcher_of(run.matching)  # so that a wrong name is refused before anything is begun
     with alone(run.folder):
         rows = rows_of(run.folder, begun=True)
         journal = Journal(run.folder, "scores")
@@ -96,7 +110,9 @@ def filter_clips(run: FilterRun) -> dict[str, dict]:
                 again = float(clip in copies)
                 if line["scores"].get("duplicate") != again:
                     note(line | {"scores": line["scores"] | {"duplicate": again}})
-        return report(remake_manifest(run.folder))
+    if run.matcher:
+        match_clips(run.matching, rows)
+    return report(remake_manifest(run.folder))
 
 
 def is_scored(noted: dict | None, row: Row) -> bool:
@@ -108,8 +124,9 @@ def is_scored(noted: dict | None, row: Row) -> bool:
 
 def failed_scores(run: FilterRun) -> list[tuple[str, str]]:
     """List the clips that cannot be scored, and why."""
-    noted = {line["clip"]: line for line in Journal(run.folder, "scores").lines()}
-    return [(row.file, noted[row.clip]["error"]) for row in rows_of(run.folder) if "error" in noted.get(row.clip, {})]
+    noted, rows = {line["clip"]: line for line in Journal(run.folder, "scores").lines()}, rows_of(run.folder)
+    failed = [(row.file, noted[row.clip]["error"]) for row in rows if "error" in noted.get(row.clip, {})]
+    return failed + (failed_matches(run.matching, rows) if run.matcher else [])
 
 
 def report(rows: list[Row]) -> dict[str, dict]:

@@ -8,9 +8,10 @@ DST/clips/               the clips, named after what they hold
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -58,6 +59,11 @@ class Caption:
     source: str
     version: str
     parts: dict[str, str] = field(default_factory=dict)
+
+
+def digest_of(captions: Iterable[Caption]) -> str:
+    """Return a short name of what captions say, by which scores of other words are told."""
+    return hashlib.sha256(json.dumps([said.text for said in captions]).encode()).hexdigest()[:16]
 
 
 PARTS = ("parts", pa.map_(pa.string(), pa.string()))

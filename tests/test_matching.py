@@ -1,0 +1,89 @@
+"""How well captions fit clips, and how clips look, as scores of a prepared folder."""
+
+import pytest
+import torch
+
+from app.cli import main
+from captioning.captioner import CaptionError
+from captioning.matching import OpenClip, load_matcher
+from tests.test_captions import COLOURS, painted, painter, small  # noqa: F401
+from training.prepare.clips import ClipsRun, clips
+from training.prepare.filter import FilterRun, failed_scores, filter_clips
+from training.prepare.manifest import Journal, read_manifest
+from vae.recorder import write_video
+
+
+@pytest.fixture
+def prepared(tmp_path):
+    """Clips of one colour each, with words beside them: of the red one true, of the blue one not; of green none."""
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    for colour, words in (("Red.", "Red."), ("Blue.", "Green."), ("Green.", None)):
+        write_video(raw / f"{colour}mp4", painted(colour, 16, 64, 64), 8)
+        if words:
+            (raw / f"{colour}txt").write_text(words)
+    clips(ClipsRun(str(raw), tmp_path / "done", engine="here"))
+    return tmp_path / "done"
+
+
+def scores(folder):
+    return {row.source.split(".")[0]: row.scores for row in read_manifest(folder)}
+
+
+def test_a_caption_that_fits_scores_more_than_one_that_does_not(prepared, painter, tmp_path):  # noqa: F811
+    painter.save(tmp_path / "captioner")
+    report = filter_clips(FilterRun(prepared, matcher=str(tmp_path / "captioner"), engine="here"))
+    found = scores(prepared)
+    assert found["Red"]["match"] > found["Blue"]["match"] + 0.2
+    assert "match" not in found["Green"] and report["match"]["clips"] == 2 and "motion" in found["Green"]
+    assert "aesthetics" not in found["Red"]  # of which a captioner knows nothing
+
+
+def test_a_score_of_other_words_counts_no_more_and_is_made_anew(prepared, painter, tmp_path):  # noqa: F811
+    painter.save(tmp_path / "captioner")
+    run = FilterRun(prepared, matcher=str(tmp_path / "captioner"), engine="here")
+    filter_clips(run)
+    before = (prepared / "journal" / "matches.jsonl").read_text()
+    filter_clips(run)
+    assert (prepared / "journal" / "matches.jsonl").read_text() == before
+    (blue,) = (row for row in read_manifest(prepared) if row.source.startswith("Blue"))
+    with Journal(prepared, "captions").adding() as note:
+        note({"clip": blue.clip, "source": "someone", "version": "1", "text": "Red.", "parts": {}})
+    filter_clips(FilterRun(prepared, engine="here"))
+    assert "match" not in scores(prepared)["Blue"] and "match" in scores(prepared)["Red"]
+    filter_clips(run)
+    after = (prepared / "journal" / "matches.jsonl").read_text()
+    assert "match" in scores(prepared)["Blue"] and after.count("\n") == before.count("\n") + 1
+
+
+def test_a_model_of_open_clip_tells_looks_as_well(small, prepared):  # noqa: F811
+    name = ":".join(map(str, small))
+    matcher = load_matcher(name)
+    assert isinstance(matcher, OpenClip)
+    videos = torch.stack([painted(colour, 3, 20, 30) for colour in COLOURS])
+    cosines, looks = matcher.match(videos, ["one thing", "quite another"]), matcher.beauty(videos)
+    assert (
+        cosines.shape == (3, 2) and (cosines.abs() <= 1).all() and len({round(float(c), 6) for c in cosines[:, 0]}) > 1
+    )
+    assert looks.shape == (3,) and ((looks > 0) & (looks < 1)).all()
+    filter_clips(FilterRun(prepared, matcher=name, engine="here"))
+    assert scores(prepared)["Red"].keys() >= {"match", "aesthetics"}
+
+
+@pytest.mark.parametrize("name", ["nobody", "ViT-B-32:nowhere", "no-such-architecture:openai"])
+def test_a_matcher_that_is_none_is_refused_before_a_clip_is_looked_at(name, prepared, capsys):
+    with pytest.raises(CaptionError, match="must be a captioner's folder, or ARCHITECTURE:WEIGHTS"):
+        load_matcher(name)
+    assert main(["prepare", "filter", str(prepared), "--matcher", name, "--engine", "here"]) == 2
+    assert "ARCHITECTURE:WEIGHTS" in capsys.readouterr().err
+    assert not (prepared / "journal" / "scores.jsonl").exists()
+
+
+def test_a_clip_that_cannot_be_scored_is_told_of_and_stops_no_other(prepared, painter, tmp_path, capsys):  # noqa: F811
+    painter.save(tmp_path / "captioner")
+    run = FilterRun(prepared, matcher=str(tmp_path / "captioner"), engine="here")
+    filter_clips(FilterRun(prepared, engine="here"))
+    (red,) = (row for row in read_manifest(prepared) if row.source.startswith("Red"))
+    (prepared / red.file).write_bytes(b"broken")
+    filter_clips(run)
+    assert [file for file, _ in failed_scores(run)] == [red.file] and "match" in scores(prepared)["Blue"]

@@ -1,0 +1,88 @@
+"""Score how well the captions of clips fit them, and how clips look, by a model that is named.
+
+| score | what it is | its threshold would drop |
+|---|---|---|
+| match | the cosine between a clip and the caption of it that fits worst | < 0.2 |
+| aesthetics | how much likelier its frames are called beautiful than ugly (open_clip's models alone) | < 0.3 |
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from captioning.captioner import LONGEST_SIDE, MOST_FRAMES
+from captioning.matching import Matcher, OpenClip, load_matcher
+from training.prepare.engine import Where
+from training.prepare.manifest import Journal, Row, alone, digest_of
+from vae.media import read_glimpse
+
+JOURNAL = "matches"
+
+
+@dataclass(frozen=True)
+class MatchRun(Where):
+    """Which prepared folder to score, and by which model: our own captioner's folder, or open_clip's
+    ARCHITECTURE:WEIGHTS.
+    """
+
+    folder: Path = Path("prepared")
+    matcher: str = ""
+
+    @property
+    def memory(self) -> int | None:
+        """Bytes that a worker may take: a model may need any number."""
+        return None
+
+
+class Task(NamedTuple):
+    """A clip, and the run that it is scored for."""
+
+    row: Row
+    run: MatchRun
+
+
+def match_clips(run: MatchRun, rows: list[Row]) -> None:
+    """Score all captioned clips that this model has not scored with the captions that they have now.
+
+    Raises CaptionError where there is no such model.
+    """
+    asked = matcher_of(run)
+    with alone(run.folder):
+        journal = Journal(run.folder, JOURNAL)
+        noted = {line["clip"]: line for line in journal.lines() if "error" not in line}
+        by = {"by": asked.name, "version": asked.version}
+        abouts = [{"clip": row.clip, "sha256": row.sha256, "texts": digest_of(row.captions), **by} for row in rows]
+        todo = [
+            (row, about)
+            for row, about in zip(rows, abouts, strict=True)
+            if row.captions and not about.items() <= noted.get(row.clip, {}).items()
+        ]
+        with journal.adding() as note:
+            for outcome in run.each(fit, [Task(row, run) for row, _ in todo]):
+                note(todo[outcome.number][1] | outcome.told())
+
+
+def failed_matches(run: MatchRun, rows: list[Row]) -> list[tuple[str, str]]:
+    """List the clips that this model could not score, and why."""
+    noted = {line["clip"]: line for line in Journal(run.folder, JOURNAL).lines()}
+    return [(row.file, noted[row.clip]["error"]) for row in rows if "error" in noted.get(row.clip, {})]
+
+
+@cache
+def matcher_of(run: MatchRun) -> Matcher:
+    """Return the model that a run asks, loaded once in each process."""
+    return load_matcher(run.matcher)
+
+
+def fit(task: Task) -> dict:
+    """Return a clip's scores."""
+    row, run = task
+    matcher = matcher_of(run)
+    video = read_glimpse(run.folder / row.file, MOST_FRAMES, LONGEST_SIDE)[None]
+    scores = {"match": float(matcher.match(video, [said.text for said in row.captions]).min())}
+    if isinstance(matcher, OpenClip):
+        scores["aesthetics"] = float(matcher.beauty(video))
+    return {"scores": scores}
