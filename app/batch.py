@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from app.names import CLIPS, parse_shard, shard_of
 from app.prepare import PARTLY
+from app.provenance import UNSIGNED_HELP, ready_to_sign
 from app.rows import STDIN, Row, read_rows
 from app.sweeps import WAYS, Shot, expand
 from dit.request import RequestError, parse_size
@@ -170,6 +171,7 @@ def add_render(commands) -> None:
     render.add_argument(
         "--dry-run", action="store_true", help="say how many clips, how long and how large, as far as it is known"
     )
+    render.add_argument("--unsigned", action="store_true", help=UNSIGNED_HELP)
     render.add_argument("--json", action="store_true", help="print a JSON object for each clip")
     render.set_defaults(act=_render)
 
@@ -186,6 +188,7 @@ def _render(chosen: argparse.Namespace) -> int:
         return _dry_run(batch, workers, chosen.json)
     from tqdm import tqdm
 
+    ready_to_sign()
     batch.folder.mkdir(parents=True, exist_ok=True)
     failed = 0
     with open(batch.folder / MANIFEST, "a", encoding="utf-8") as manifest:

@@ -6,6 +6,7 @@ import argparse
 import importlib
 import os
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -14,6 +15,7 @@ from app.batch import add_render
 from app.caption import add_caption
 from app.desk import add_desk
 from app.prepare import add_prepare
+from app.provenance import UNSIGNED_HELP, unsigned
 from app.verify import add_sign, add_verify
 from dit.modes import MODES, Mode
 from dit.request import CORNERS, METHODS, NONE, SIDES, Request, RequestError, parse_size, read_board
@@ -46,7 +48,8 @@ def main(words: list[str] | None = None) -> int:
     elif rest:
         parser().error(f"{chosen.command} does not know {' '.join(rest)}; see longtake {chosen.command} --help")
     try:
-        return chosen.act(chosen) or 0
+        with unsigned() if getattr(chosen, "unsigned", False) else nullcontext():
+            return chosen.act(chosen) or 0
     except KeyboardInterrupt as stop:  # a training run says how to go on
         return _say(str(stop) or "interrupted", INTERRUPTED)
     except (ValueError, FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
@@ -242,6 +245,7 @@ def _add_settings(command: argparse.ArgumentParser, mode: Mode | None = None) ->
     command.add_argument("--negative", metavar="WORDS", help="what to lead away from, instead of from no words at all")
     command.add_argument("--method", choices=METHODS, help="the sampler")
     command.add_argument("--mark", choices=CORNERS, help="show a small badge, AI, in this corner")
+    command.add_argument("--unsigned", action="store_true", help=UNSIGNED_HELP)
     command.add_argument("--model", help="a shipped model or a model folder (default: the newest shipped one)")
     command.add_argument(
         "--keep-latents", action="store_true", help="also write each clip's latents, to extend or edit it"

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from app.rows import FILES
 from dit.modes import MODES
 from dit.request import Request, RequestError
+from vae.credentials import hash_of_contents
 
 if TYPE_CHECKING:
     from app.sweeps import Shot
@@ -120,12 +121,13 @@ def _files(request: Request) -> Iterator[tuple[str, str]]:
 
 
 def hash_file(path: str) -> str:
-    """Return the SHA-256 of a file's contents; raises RequestError for what is not there or is no file."""
+    """Return the SHA-256 of a file's contents, which who signed it is no part of; raises RequestError for what is not
+    there or is no file.
+    """
     try:
         if not Path(path).is_file():  # a pipe or a device might never end
             raise RequestError(f"{path!r} {'is none' if Path(path).exists() else 'is not there'}")
-        with open(path, "rb") as stored:
-            return hashlib.file_digest(stored, "sha256").hexdigest()
+        return hash_of_contents(path)
     except OSError as error:
         raise RequestError(f"{path!r} cannot be read: {error.strerror or error}") from error
 

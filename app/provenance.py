@@ -6,21 +6,23 @@ MP4, GIF, PNG and WebP hold their credentials; of WebM and Matroska, which canno
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
 import secrets
-from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import BinaryIO
 
 from app.certificate import OWN_CERTIFICATE, Certificate, ProvenanceError, anchors, certificate, home
+from app.salt import label_for, settled
 from app.seal import holds_traces, is_as_written, rest_of
 from dit.modes import MODES
 from dit.request import Request
+from vae.credentials import framed, hash_of_contents, place_in
 
 TRUSTED, VALID, TAMPERED, UNSIGNED = STATES = ("trusted", "valid", "tampered", "unsigned")
 BESIDE = {".webm": "video/webm", ".mkv": "video/x-matroska"}
@@ -30,12 +32,15 @@ KINDS |= {".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".tif": "image/tiff", ".t
 OTHER = "application/octet-stream"
 CREDENTIALS = ".c2pa"  # added to the name of a file that cannot hold them
 MATROSKA = b"\x1a\x45\xdf\xa3"  # RFC 8794: how WebM and Matroska begin
+SIGN, ON, OFF = "LONGTAKE_SIGN", "on", "off"  # a variable, and what it may say
 PROGRAM, REQUEST, REST = "longtake", "longtake.request", "longtake.rest"
 BY_MODEL = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 WITH_MODEL = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
 
 GONE = "gone"  # of an ingredient: it was replaced or removed before the clip was signed
 DAMAGED = "its credentials are damaged"
+
+UNSIGNED_HELP = "write no Content Credentials, as LONGTAKE_SIGN=off does"
 
 # Nothing is fetched: an address in a stranger's file is not to be called.
 SETTINGS = {
@@ -82,6 +87,42 @@ class Verdict:
         return "; ".join(part for part in parts if part)
 
 
+def signs() -> bool:
+    """Say whether files are signed as they are written, which they are unless LONGTAKE_SIGN is off.
+
+    Raises ProvenanceError where it says anything but on or off.
+    """
+    said = os.environ.get(SIGN) or ON
+    if said not in (ON, OFF):
+        raise ProvenanceError(f"{SIGN} must be {ON} or {OFF}; got {said!r}; correct it")
+    return said == ON
+
+
+@contextmanager
+def unsigned() -> Iterator[None]:
+    """Have no file signed meanwhile, in this process and those that it starts."""
+    before, os.environ[SIGN] = os.environ.get(SIGN), OFF
+    try:
+        yield
+    finally:
+        os.environ.pop(SIGN)
+        if before is not None:
+            os.environ[SIGN] = before
+
+
+def ready_to_sign() -> None:
+    """Make sure, before any expensive work, that files can be signed as they are written; say so on stderr where they
+    will not be. Raises ProvenanceError as `check_signing` does.
+    """
+    if not signs():
+        print("longtake: nothing here is signed, as was asked; longtake sign does so later", file=sys.stderr)
+        return
+    try:
+        check_signing()
+    except ProvenanceError as error:
+        raise ProvenanceError(f"{error}, or give --unsigned") from error
+
+
 def check_signing() -> None:
     """Make sure, before any expensive work, that files can be signed: sign a picture of one pixel in memory.
 
@@ -104,11 +145,13 @@ def check_signing() -> None:
         ) from None
 
 
-def sign(path: str | Path, request: Request) -> Path:
+def sign(path: str | Path, request: Request, clips: Sequence[Path] | None = None) -> Path:
     """Sign a file that longtake just wrote; return the path of its credentials, the file itself or one beside it.
 
     The file is replaced when the signed one is whole, and stays as it was after any error. What the request names is
-    recorded as ingredients, with its credentials; as these are strangers' files, that is done in a child.
+    recorded as ingredients, with its credentials; as these are strangers' files, that is done in a child. Of a picture
+    that shows `clips` these are the ingredients, and of the request only its model is told.
+    The same file, request and ingredients give the same bytes with the same certificate, unless its key is of RSA.
     Raises ProvenanceError where the certificate or a file cannot be used, MediaError where an ingredient crashes the
     child, DiskError when the disk fails.
     """
@@ -117,12 +160,12 @@ def sign(path: str | Path, request: Request) -> Path:
         known = ", ".join((*INSIDE, *BESIDE))
         raise ProvenanceError(f"what is signed must end in one of {known}; got {path}; rename it")
     by, trusted = certificate(), anchors()
-    if next(_sources(request), None) is None:
-        sign_here(path, request, by, trusted)
+    if next(_sources(request, clips), None) is None:
+        sign_here(path, request, by, trusted, clips)
     else:
         from vae.guard import guarded
 
-        guarded(sign_here, path, request, by, trusted)
+        guarded(sign_here, path, request, by, trusted, clips)
     return credentials_of(path)
 
 
@@ -142,7 +185,7 @@ def credentials_of(path: Path) -> Path:
     return path.with_name(path.name + CREDENTIALS) if path.suffix.lower() in BESIDE else path
 
 
-def sign_here(path: Path, request: Request, by: Certificate, trusted: str) -> dict:
+def sign_here(path: Path, request: Request, by: Certificate, trusted: str, clips: Sequence[Path] | None = None) -> dict:
     """Do `sign` in this process."""
     import c2pa
 
@@ -152,14 +195,16 @@ def sign_here(path: Path, request: Request, by: Certificate, trusted: str) -> di
         with ExitStack() as stack:
             context = stack.enter_context(_context(trusted))
             signer = stack.enter_context(_signer(by))
-            builder = stack.enter_context(_builder(path, request, context, trusted))
+            builder = stack.enter_context(_builder(path, request, clips, by, context, trusted))
             source = stack.enter_context(path.open("rb"))
             if target == path:
                 with draft.open("x+b") as signed:
                     builder.sign(signer, kind, source, signed)
+                    _settle(signed, by)
             else:
                 builder.set_no_embed()
-                draft.write_bytes(builder.sign(signer, kind, source, stack.enter_context(open(os.devnull, "w+b"))))
+                store = builder.sign(signer, kind, source, stack.enter_context(open(os.devnull, "w+b")))
+                draft.write_bytes(settled(store, by))
         with draft.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(draft, target)
@@ -174,6 +219,16 @@ def sign_here(path: Path, request: Request, by: Certificate, trusted: str) -> di
     return {}
 
 
+def _settle(signed: BinaryIO, by: Certificate) -> None:
+    """Leave nothing random in the credentials that a file was just given."""
+    signed.seek(0)
+    place = place_in(signed.read())
+    if place is not None:
+        signed.seek(place.begin)
+        signed.write(framed(place.kind, settled(place.store, by)))
+        signed.flush()
+
+
 def _context(trusted: str):
     import c2pa
 
@@ -186,24 +241,29 @@ def _signer(by: Certificate):
     return c2pa.Signer.from_info(c2pa.C2paSignerInfo(by.algorithm, by.chain.encode(), by.key.encode(), None))
 
 
-def _builder(path: Path, request: Request, context, trusted: str):
+def _builder(path: Path, request: Request, clips: Sequence[Path] | None, by: Certificate, context, trusted: str):
     """Write down what is claimed of a file: an AI model made it, on this request, from these files."""
     import c2pa
 
     agent = {"name": PROGRAM, "version": _own_version()}
     actions = [{"action": "c2pa.created", "digitalSourceType": BY_MODEL, "softwareAgent": agent}]
-    sources = list(_sources(request))
+    sources = list(_sources(request, clips))
     if sources:
         names = {"ingredientIds": [name for _, name, _ in sources]}
         edited = {"action": "c2pa.edited", "digitalSourceType": WITH_MODEL, "softwareAgent": agent}
         actions.append(edited | {"parameters": names})
     claims = [
         {"label": "c2pa.actions.v2", "data": {"actions": actions}},
-        {"label": REQUEST, "data": json.loads(request.to_json())},
+        {"label": REQUEST, "data": _told(request, clips)},
         {"label": REST, "data": {"sha256": rest_of(path)}},
     ]
     told = [_ingredient(file, name) | {"description": GONE} for file, name, is_here in sources if not is_here]
-    manifest = {"claim_generator_info": [agent], "title": path.name, "assertions": claims, "ingredients": told}
+    manifest = {"claim_generator_info": [agent], "assertions": claims, "ingredients": told}
+    manifest["instance_id"] = f"sha256:{hash_of_contents(path)}"
+    given = [file.read_bytes() for source, _, is_here in sources if is_here for file in _with_credentials(source)]
+    if given:  # whom one believes is noted of them
+        given.append(trusted.encode())
+    manifest["label"] = label_for(json.dumps(manifest).encode(), by.chain.encode(), *given)
     builder = c2pa.Builder(manifest, context=context)
     for file, name, is_here in sources:
         if is_here:
@@ -212,16 +272,31 @@ def _builder(path: Path, request: Request, context, trusted: str):
 
 
 def _own_version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
         return version(PROGRAM)
     except PackageNotFoundError:  # a copy that was never installed
         return "unknown"
 
 
-def _sources(request: Request) -> Iterator[tuple[Path, str, bool]]:
-    """Yield each file that a request's mode reads, a name for its contents, and whether it still has them: a clip may
-    be replaced by what was made from it.
+def _told(request: Request, clips: Sequence[Path] | None) -> dict:
+    """Return what is claimed of a request: all of it, or of a picture of several clips only the model."""
+    found = json.loads(request.to_json())
+    return found if clips is None else {name: found[name] for name in ("model", "model_hash") if name in found}
+
+
+def _with_credentials(path: Path) -> list[Path]:
+    return [path, *(beside for beside in {credentials_of(path)} - {path} if beside.is_file())]
+
+
+def _sources(request: Request, clips: Sequence[Path] | None = None) -> Iterator[tuple[Path, str, bool]]:
+    """Yield each file that a request's mode reads, or that a picture shows, a name for its contents, and whether it
+    still has them: a clip may be replaced by what was made from it.
     """
+    if clips is not None:
+        yield from ((path, f"sha256:{hash_of_contents(path)}", True) for path in clips)
+        return
     reads = MODES[request.mode].reads if request.mode in MODES else ()
     named = [getattr(request, field) for field in ("image", "clip", "other", "mask") if field in reads]
     named += [file for _, file in (request.pictures or ()) if "pictures" in reads]
@@ -230,10 +305,7 @@ def _sources(request: Request) -> Iterator[tuple[Path, str, bool]]:
     digests, seen = dict(request.hashes or ()), set()
     for file in dict.fromkeys(filter(None, named)):
         path = Path(file)
-        now = None
-        if path.is_file():
-            with path.open("rb") as stream:
-                now = hashlib.file_digest(stream, "sha256").hexdigest()
+        now = hash_of_contents(path) if path.is_file() else None
         digest = digests.get(file, now)
         if digest is None or digest not in seen:  # a copy under another name is the same ingredient
             seen.add(digest)

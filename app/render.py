@@ -1,10 +1,13 @@
-"""From requests to files: load the model once, dream, decode as it is written, and put the request inside."""
+"""From requests to files: load the model once, dream, decode as it is written, put the request inside, and sign."""
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from tqdm import tqdm
 
 from app.badge import mark
 from app.names import CLIPS, PICTURES
+from app.provenance import BESIDE, CREDENTIALS, ready_to_sign, sign, signs
 from captioning.text_encoder import within_limit
 from captioning.upsampler import FILES as UPSAMPLER_FILES
 from captioning.upsampler import load_upsampler
@@ -20,7 +24,7 @@ from dit.material import keep_latents
 from dit.pipeline import Dream, Pipeline, Progress, mode_of
 from dit.request import KEY, NONE, Request, RequestError
 from vae.guard import read_metadata
-from vae.pixels import contact_sheet
+from vae.pixels import DiskError, contact_sheet
 from vae.recorder import check_writable, write_picture, write_video
 
 MODELS = Path(__file__).parent / "models"
@@ -40,7 +44,8 @@ def render(
     `preview` is written over and over with a rough picture of what is being dreamed.
 
     All requests share one model. Everything that can be refused is refused before the first is made: raises
-    RequestError, MediaError or WeightsError, and what `upsampled` raises; DiskError when the disk fills up.
+    RequestError, MediaError or WeightsError, ProvenanceError where files cannot be signed, and what `upsampled` raises;
+    DiskError when the disk fills up.
     """
     for request, output in zip(requests, outputs, strict=True):
         allowed = PICTURES if mode_of(request).still else CLIPS
@@ -53,6 +58,7 @@ def render(
             raise RequestError(f"a {name} must be a .png of its own; got {str(path)!r}")
     for path in (*outputs, *filter(None, extras.values())):
         check_writable(path)
+    ready_to_sign()
     for request in requests:
         check_latents(request, latents)
     names = {request.model for request in requests}
@@ -71,7 +77,7 @@ def render(
 
         def watch(number: int, view: torch.Tensor) -> None:
             if preview:
-                write_picture(preview, contact_sheet([view.cpu()], captions=[requests[number].prompt]))
+                write_sheet(preview, [view.cpu()], [replace(requests[number], model_hash=pipeline.hash)])
 
         for dream, output in zip(
             pipeline.generate(requests, progress, watch if preview else None), outputs, strict=True
@@ -84,7 +90,7 @@ def render(
                 yield keep_latents(output, dream.latents, pipeline.vae)
     if sheet:
         clips = [pipeline.pixels(dream).cpu() for dream in seen]
-        write_picture(sheet, contact_sheet(clips, captions=[dream.request.prompt for dream in seen]))
+        write_sheet(sheet, clips, [dream.request for dream in seen], outputs)
         yield sheet
 
 
@@ -165,7 +171,9 @@ def load(request: Request) -> Pipeline:
 
 
 def write(pipeline: Pipeline, dream: Dream, output: Path, progress: Progress | None = None) -> None:
-    """Decode a dream piece by piece into a file that carries its request; `progress` hears of latents decoded."""
+    """Decode a dream piece by piece into a file that carries its request and is signed, and appears when it is whole;
+    `progress` hears of latents decoded.
+    """
     metadata = {KEY: dream.request.to_json()}
 
     def told() -> Iterator[torch.Tensor]:
@@ -177,10 +185,49 @@ def write(pipeline: Pipeline, dream: Dream, output: Path, progress: Progress | N
                 progress(done, total)
 
     frames = mark(told(), dream.request.mark) if dream.request.mark else told()
-    if mode_of(dream.request).still:
-        write_picture(output, next(frames), metadata=metadata)
-    else:
-        write_video(output, frames, dream.request.fps or pipeline.settings.fps, metadata=metadata)
+    with signed(output, dream.request) as draft:
+        if mode_of(dream.request).still:
+            write_picture(draft, next(frames), metadata=metadata)
+        else:
+            write_video(draft, frames, dream.request.fps or pipeline.settings.fps, metadata=metadata)
+
+
+def write_sheet(path: Path, views: list[torch.Tensor], requests: list[Request], clips: Sequence[Path] = ()) -> None:
+    """Write a signed picture of clips (3, F, Y, X), with their prompts; `clips` are the files where these are shown."""
+    with signed(path, requests[0], clips) as draft:
+        write_picture(draft, contact_sheet(views, captions=[request.prompt for request in requests]))
+
+
+@contextmanager
+def signed(output: Path, request: Request, clips: Sequence[Path] | None = None) -> Iterator[Path]:
+    """Yield where to write a file; afterwards it is signed, unless nothing is, and moved to its place with what lies
+    beside it. Until then, and after any error, its place is as it was.
+    """
+    target, signing = Path(os.path.realpath(output)), signs()
+    with _disk_errors(target):
+        folder = Path(tempfile.mkdtemp(".part", ".", target.parent))
+    try:
+        try:
+            yield folder / target.name
+            if signing:
+                sign(folder / target.name, replace(request, model=request.model or DEFAULT_MODEL), clips)
+        except DiskError as error:
+            raise DiskError(str(error).replace(str(folder), str(target.parent))) from error
+        with _disk_errors(target):
+            if target.suffix.lower() in BESIDE and not signing:  # what an earlier file left
+                target.with_name(target.name + CREDENTIALS).unlink(missing_ok=True)
+            for path in sorted(folder.iterdir(), key=lambda path: path.name == target.name):  # itself last
+                os.replace(path, target.parent / path.name)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _disk_errors(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DiskError(f"{target} could not be written: {error.strerror or error}; make room") from error
 
 
 def request_in(path: Path) -> Request:

@@ -2,42 +2,23 @@
 
 A validator of C2PA overlooks padding, the names and sizes of some boxes, checksums, and an MP4's boxes ftyp, free, skip
 and mfra. So the latter are hashed here and their hash is signed with the rest, and the former are compared with what
-they must be. Sources: C2PA specification 2.2 (boxes, embedding, padding), ISO/IEC 19566-5 (JUMBF), RFC 8949
-(CBOR).
+they must be. Sources: C2PA specification 2.2 (boxes, padding), ISO/IEC 19566-5 (JUMBF), RFC 8949 (CBOR).
 """
 
 from __future__ import annotations
 
 import hashlib
 import mmap
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from vae.credentials import STORE, boxes_of, description, kind_of, place_in
+
 OVERLOOKED = (b"ftyp", b"free", b"skip", b"mfra")
-OURS = bytes.fromhex("d8fec3d61b0e483c92975828877ec481")  # the type of the MP4 box that holds credentials
-PLAIN, SALTED = 0x03, 0x13  # flags of a JUMBF box: it may be asked for by its label; and it holds a random number
+SALTED = 0x13  # flags of a JUMBF box: it may be asked for by its label, and it holds a random number
 SALT = (24).to_bytes(4, "big") + b"c2sh"  # how the box of that number begins
 KINDS = {"c2pa.assertions": b"c2as", "c2pa.claim.v2": b"c2cl", "c2pa.signature": b"c2cs"}
-
-
-def _description(kind: bytes, label: str, flags: int = PLAIN) -> bytes:
-    """Return the content of a JUMBF description box: a type, flags, a label."""
-    return kind + bytes.fromhex("00110010800000aa00389b71") + bytes([flags]) + label.encode() + b"\0"
-
-
-def _box(kind: bytes, content: bytes) -> bytes:
-    return (8 + len(content)).to_bytes(4, "big") + kind + content
-
-
-STORE = b"jumb" + _box(b"jumd", _description(b"c2pa", "c2pa"))  # how credentials begin, behind their size
 TRACES = (STORE[8:32], b"\x03c2pa.assertions\0", b"\x03c2pa.signature\0")  # of which one changed byte leaves two
-
-
-def _kind(head: bytes) -> str:
-    """Name a kind of file by how it begins, since files are renamed."""
-    begins = {b"\x89PNG": "png", b"GIF8": "gif", b"RIFF": "webp"}
-    return "mp4" if head[4:8] == b"ftyp" else begins.get(head[:4], "other")
 
 
 def holds_traces(path: Path) -> bool:
@@ -50,28 +31,17 @@ def rest_of(path: Path) -> str | None:
     """Return the SHA-256 of what belongs to a file but is not hashed by C2PA: some boxes of an MP4, and the words of a
     GIF, which are beside it; None where there is nothing.
     """
-    digest, place, end = hashlib.sha256(), 0, path.stat().st_size
-    with path.open("rb") as file:
-        kind = _kind(file.read(8))
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        kind = kind_of(data[:8])
         if kind == "gif":
             words = path.with_name(path.name + ".json")
             return hashlib.sha256(words.read_bytes()).hexdigest() if words.is_file() else None
         if kind != "mp4":
             return None
-        while place < end:
-            file.seek(place)
-            head = file.read(16)
-            size = int.from_bytes(head[:4], "big")
-            if size == 1:  # too long for four bytes
-                size = int.from_bytes(head[8:], "big")
-            if size == 0:  # to the end
-                size = end - place
-            if size < 8:
-                break
-            if head[4:8] in OVERLOOKED:
-                file.seek(place)
-                digest.update(file.read(size))
-            place += size
+        digest = hashlib.sha256()
+        for kind, begin, _, end in boxes_of(data, 0, len(data)):
+            if kind in OVERLOOKED:
+                digest.update(data[begin:end])
     return digest.hexdigest()
 
 
@@ -83,37 +53,13 @@ def is_as_written(path: Path, credentials: Path, ours: set[str]) -> bool:
         if credentials != path:
             return _store_as_written(credentials.read_bytes(), ours)
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            begin = data.find(STORE) - 4
-            return begin >= 0 and _store_as_written(_unframed(_kind(data[:8]), data, begin), ours)
+            place = place_in(data)
+        return place is not None and _store_as_written(place.store, ours)
     except (ValueError, IndexError):  # what is no box, or ends too early
         return False
 
 
-def _unframed(kind: str, data: mmap.mmap, begin: int) -> bytes:
-    """Return credentials that begin somewhere in a file; raises ValueError where what frames them is not as written."""
-    size = int.from_bytes(data[begin : begin + 4], "big")
-    end = begin + size
-    store, before, after = data[begin:end], b"", b""
-    if kind == "mp4":
-        before = (size + 45).to_bytes(4, "big") + b"uuid" + OURS + bytes(4) + b"manifest\0" + bytes(8)
-    elif kind == "png":
-        before, after = size.to_bytes(4, "big") + b"caBX", zlib.crc32(b"caBX" + store).to_bytes(4, "big")
-    elif kind == "webp":
-        before, after = b"C2PA" + size.to_bytes(4, "little"), bytes(size % 2)
-    elif kind == "gif":  # in pieces of at most 255 bytes, each behind its size
-        end = begin + size + (size - 1) // 255
-        pieces = data[begin - 1 : end]
-        store = b"".join(pieces[at + 1 : at + 256] for at in range(0, len(pieces), 256))
-        sizes = bytes(min(255, size - done) for done in range(0, size, 255))
-        if pieces[::256] != sizes:
-            raise ValueError("the pieces of a GIF's credentials have other sizes")
-        begin, before, after = begin - 1, b"\x21\xff\x0bC2PA_GIF\x01\0\0", b"\0"
-    if data[begin - len(before) : begin] != before or data[end : end + len(after)] != after:
-        raise ValueError("credentials are framed in another way")
-    return store
-
-
-def _boxes(data: bytes, begin: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+def boxes(data: bytes, begin: int, end: int) -> Iterator[tuple[bytes, int, int]]:
     """Walk through boxes that lie side by side: the type of each, and where its content begins and ends."""
     while begin < end:
         size = int.from_bytes(data[begin : begin + 4], "big")
@@ -125,22 +71,22 @@ def _boxes(data: bytes, begin: int, end: int) -> Iterator[tuple[bytes, int, int]
 
 def _store_as_written(store: bytes, ours: set[str]) -> bool:
     """Compare the boxes that hold boxes, and the padding, with what they must be."""
-    ((kind, begin, end),) = _boxes(store, 0, len(store))
-    (_, *described), *manifests = _boxes(store, begin, end)
-    if kind != b"jumb" or store[slice(*described)] != _description(b"c2pa", "c2pa") or not manifests:
+    ((kind, begin, end),) = boxes(store, 0, len(store))
+    (_, *described), *manifests = boxes(store, begin, end)
+    if kind != b"jumb" or store[slice(*described)] != description(b"c2pa", "c2pa") or not manifests:
         return False
     for number, (kind, begin, end) in enumerate(manifests, start=1):
-        (_, *described), *parts = _boxes(store, begin, end)
-        label = _label(store, *described)
+        (_, *described), *parts = boxes(store, begin, end)
+        label = label_of(store, *described)
         if label not in ours:
             continue
-        if kind != b"jumb" or store[slice(*described)] != _description(b"c2ma", label):
+        if kind != b"jumb" or store[slice(*described)] != description(b"c2ma", label):
             return False
         labels = []
         for kind, begin, end in parts:
-            (_, *described), *contents = _boxes(store, begin, end)
-            labels.append(_label(store, *described))
-            is_known = store[slice(*described)] == _description(KINDS.get(labels[-1], b""), labels[-1])
+            (_, *described), *contents = boxes(store, begin, end)
+            labels.append(label_of(store, *described))
+            is_known = store[slice(*described)] == description(KINDS.get(labels[-1], b""), labels[-1])
             if kind != b"jumb" or not is_known:
                 return False
             if labels[-1] == "c2pa.assertions" and not all(_is_salted(store, *content) for content in contents):
@@ -154,19 +100,19 @@ def _store_as_written(store: bytes, ours: set[str]) -> bool:
     return label in ours
 
 
-def _label(store: bytes, begin: int, end: int) -> str:
+def label_of(store: bytes, begin: int, end: int) -> str:
     return store[begin + 17 : end - 1].decode("ascii", "replace")
 
 
 def _is_salted(store: bytes, kind: bytes, begin: int, end: int) -> bool:
     """Say whether an assertion is described as ours are: as CBOR, with a label and a random number."""
-    (_, begin, end), *_ = _boxes(store, begin, end)
+    (_, begin, end), *_ = boxes(store, begin, end)
     salt = end - 24
-    described = _description(b"cbor", _label(store, begin, salt), SALTED)
+    described = description(b"cbor", label_of(store, begin, salt), SALTED)
     return kind == b"jumb" and store[begin:salt] == described and store[salt : salt + 8] == SALT
 
 
-def _head(major: int, number: int) -> bytes:
+def head_of(major: int, number: int) -> bytes:
     """Write the first bytes of a value in CBOR: its major type, and its size in as few bytes as it takes."""
     if number < 24:
         return bytes([major << 5 | number])
@@ -174,11 +120,11 @@ def _head(major: int, number: int) -> bytes:
     return bytes([major << 5 | 23 + width.bit_length()]) + number.to_bytes(width, "big")
 
 
-def _string(data: bytes, at: int, major: int) -> tuple[bytes, int]:
+def string(data: bytes, at: int, major: int) -> tuple[bytes, int]:
     """Read a string (major type 2 of bytes, 3 of text) and where it ends; raises ValueError for anything else."""
     short = data[at] & 31
     number = short if short < 24 else int.from_bytes(data[at + 1 : at + 1 + 2 ** (short - 24)], "big")
-    head = _head(major, number)
+    head = head_of(major, number)
     end = at + len(head) + number
     if data[at : at + len(head)] != head or end > len(data):
         raise ValueError("a string must begin with its type and size")
@@ -189,16 +135,16 @@ def _is_padded_with_nothing(signature: bytes) -> bool:
     """Say whether a COSE_Sign1 (RFC 9052) has nothing but zeros in its unprotected header, which nothing protects."""
     if signature[:2] != b"\xd2\x84":  # tag 18, an array of four
         return False
-    _, at = _string(signature, 2, 2)
-    entries, at = signature[at] - _head(5, 0)[0], at + 1
+    _, at = string(signature, 2, 2)
+    entries, at = signature[at] - head_of(5, 0)[0], at + 1
     if entries not in (1, 2):
         return False
     for name in (b"pad", b"pad2")[:entries]:
-        key, at = _string(signature, at, 3)
-        zeros, at = _string(signature, at, 2)
+        key, at = string(signature, at, 3)
+        zeros, at = string(signature, at, 2)
         if key != name or zeros.strip(b"\0"):
             return False
     if signature[at : at + 1] != b"\xf6":  # the payload is elsewhere
         return False
-    _, at = _string(signature, at + 1, 2)
+    _, at = string(signature, at + 1, 2)
     return at == len(signature)

@@ -24,8 +24,8 @@ def add_sign(commands) -> None:
         "sign",
         help="give files Content Credentials: made by an AI model, which, from what",
         description="Sign clips and pictures that longtake made, with the certificate that LONGTAKE_CERTIFICATE and "
-        "LONGTAKE_KEY name, or else one that is made once for this user. A signed file is another file: what was made "
-        "from the unsigned one no longer finds it.",
+        "LONGTAKE_KEY name, or else one that is made once for this user. What longtake writes is signed already, "
+        "unless it was made with --unsigned.",
     )
     sign.add_argument("files", nargs="+", metavar="FILE", help="a clip or picture that carries its request")
     sign.set_defaults(act=_sign)

@@ -5,7 +5,6 @@ A clip of ours may have its latents in a file beside it: then these are given, a
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from torch import Tensor, cat
 
 from dit.modes import Ask, Mode
 from dit.request import Request, RequestError
+from vae.credentials import hash_of_contents
 from vae.guard import read_picture, read_video
 from vae.media import readable
 from vae.model import VideoVAE
@@ -112,7 +112,7 @@ def _maker(vae: VideoVAE) -> dict[str, str]:
 
 
 def _sha256(path: str | Path) -> str:
-    return hashlib.sha256(readable(path).read_bytes()).hexdigest()
+    return hash_of_contents(readable(path))
 
 
 def whole(video: Tensor, time: int) -> Tensor:
@@ -137,8 +137,8 @@ def mask_levels(video: Tensor, steps: int, stride: tuple[int, int, int]) -> Tens
 
 
 def hashed(request: Request, mode: Mode, vae: VideoVAE) -> tuple[tuple[str, str], ...] | None:
-    """Return each file that a request names, with the SHA-256 of its contents; and the latents beside a film, where
-    these will be taken.
+    """Return each file that a request names, with the SHA-256 of its contents, credentials aside; and the latents
+    beside a film, where these will be taken.
 
     Raises RequestError for a file whose contents are not those that the request was made with, MediaError for one that
     is gone.

@@ -41,7 +41,7 @@ class Request:
     What a mode reads beside the prompt: `image`, `clip` and `other`, files; `pictures`, (seconds, file) of each;
     `side` of the clip to extend, after, before or both; `strength` of an edit, 0 to 1; `window`, from and to in
     seconds; `box`, left, top, right and bottom in pixels; `mask`, a file, white where to make anew; `moments` of a
-    storyboard. `hashes` are the files and the SHA-256 of their contents.
+    storyboard. `hashes` are the files and the SHA-256 of their contents, who signed them aside.
 
     `prompt` is what somebody typed. `written` is what the model reads in its place, if anything: what the upsampler
     named in `upsample` made of it, or what was written by hand.

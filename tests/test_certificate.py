@@ -1,0 +1,191 @@
+"""Who signs is known: by a certificate that is made here once, or by one's own."""
+
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from app.certificate import AUTHORITY, CHAIN, FOLDER, KEY, ProvenanceError, anchors, certificate
+from app.provenance import TRUSTED, VALID, check_signing, sign, sign_here
+from tests.test_provenance import REQUEST, flipped, judged, overlooked, signed, written
+
+
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory):
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(autouse=True)
+def at_home(monkeypatch, ours):
+    """Keep the certificate of whoever runs the tests out of them, and them out of their folders."""
+    for name in ("CERTIFICATE", "KEY", "TRUST"):
+        monkeypatch.delenv(f"LONGTAKE_{name}", raising=False)
+    monkeypatch.setenv("LONGTAKE_HOME", str(ours))
+
+
+def test_who_does_not_know_the_signer_finds_a_file_valid_and_who_trusts_its_authority_trusted(
+    tmp_path, monkeypatch, ours
+):
+    path = signed(tmp_path / "clip.mp4")
+    monkeypatch.setenv("LONGTAKE_HOME", str(tmp_path / "elsewhere"))
+    assert judged(path).state == VALID and not (tmp_path / "elsewhere").exists()
+    monkeypatch.setenv("LONGTAKE_TRUST", str(ours / FOLDER / AUTHORITY))
+    assert judged(path).state == TRUSTED
+    (tmp_path / "none.pem").write_text("none")
+    monkeypatch.setenv("LONGTAKE_TRUST", str(tmp_path / "none.pem"))
+    with pytest.raises(ProvenanceError, match=r"none.pem must hold certificates as PEM: .*; correct LONGTAKE_TRUST"):
+        anchors()
+
+
+def test_a_certificate_is_made_once_and_privately_also_by_many_at_once(tmp_path, monkeypatch):
+    home = tmp_path / "deep" / "home"
+    monkeypatch.setenv("LONGTAKE_HOME", str(home))
+    code = "from app.certificate import certificate; print(certificate())"
+    many = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(6)]
+    assert len({one.communicate()[0] for one in many} | {f"{certificate()}\n"}) == 1
+    assert [path.name for path in home.iterdir()] == [FOLDER]
+    assert (home / FOLDER).stat().st_mode & 0o777 == home.stat().st_mode & 0o777 == 0o700
+    assert (home / FOLDER / KEY).stat().st_mode & 0o777 == 0o600
+    before = {path.name: path.read_bytes() for path in (home / FOLDER).iterdir()}
+    assert set(before) == {CHAIN, KEY, AUTHORITY} and certificate() == certificate()
+    assert before == {path.name: path.read_bytes() for path in (home / FOLDER).iterdir()}
+    (home / FOLDER / KEY).unlink()
+    with pytest.raises(ProvenanceError, match=r"remove .*certificate, and another is made"):
+        certificate()
+
+
+def test_a_certificate_lies_in_the_data_folder_where_no_home_is_named(tmp_path, monkeypatch):
+    monkeypatch.delenv("LONGTAKE_HOME")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    certificate()
+    assert (tmp_path / "longtake" / FOLDER / KEY).is_file()
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("LONGTAKE_HOME", str(tmp_path / "file" / "home"))
+    with pytest.raises(ProvenanceError, match="set LONGTAKE_HOME to a folder of yours"):
+        certificate()
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """Write a certificate of one's own, as an authority would give it, and configure it."""
+
+    def write(key=None, ends=timedelta(days=9), begins=timedelta(days=-1), usage="EMAIL_PROTECTION", alone=False):
+        now, key, above = datetime.now(UTC), key or ec.generate_private_key(ec.SECP256R1()), None
+        chain = []
+        for name, secret in (("Root", ec.generate_private_key(ec.SECP256R1())), ("Jane Roe", key)):
+            top = name == "Root"
+            signer, issuer = (secret, name) if top or alone else above
+            builder = (
+                x509.CertificateBuilder(
+                    *(
+                        x509.Name(
+                            [
+                                x509.NameAttribute(NameOID.ORGANIZATION_NAME, "ACME"),
+                                x509.NameAttribute(NameOID.COMMON_NAME, who),
+                            ]
+                        )
+                        for who in (issuer, name)
+                    )
+                )
+                .public_key(secret.public_key())
+                .serial_number(x509.random_serial_number())
+                .not_valid_before(now + begins)
+                .not_valid_after(now + (timedelta(days=99) if top else ends))
+                .add_extension(x509.BasicConstraints(top, None), True)
+                .add_extension(x509.SubjectKeyIdentifier.from_public_key(secret.public_key()), False)
+                .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), False)
+                .add_extension(x509.KeyUsage(not top, *(False,) * 4, top, *(False,) * 3), True)
+            )
+            if not top:
+                builder = builder.add_extension(x509.ExtendedKeyUsage([getattr(ExtendedKeyUsageOID, usage)]), False)
+            chain.insert(0, builder.sign(signer, hashes.SHA256()))
+            above = secret, name
+        pem = serialization.Encoding.PEM
+        (tmp_path / "own.pem").write_bytes(b"".join(one.public_bytes(pem) for one in chain))
+        (tmp_path / "root.pem").write_bytes(chain[-1].public_bytes(pem))
+        plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        (tmp_path / "own.key").write_bytes(key.private_bytes(pem, *plain))
+        monkeypatch.setenv("LONGTAKE_CERTIFICATE", str(tmp_path / "own.pem"))
+        monkeypatch.setenv("LONGTAKE_KEY", str(tmp_path / "own.key"))
+
+    return write
+
+
+def test_ones_own_certificate_signs_and_is_trusted_where_its_authority_is(tmp_path, monkeypatch, own):
+    keys = (
+        ec.generate_private_key(ec.SECP256R1()),
+        ec.generate_private_key(ec.SECP384R1()),
+        rsa.generate_private_key(65537, 2048),
+        ed25519.Ed25519PrivateKey.generate(),
+    )
+    for key in keys:
+        own(key)
+        monkeypatch.delenv("LONGTAKE_TRUST", raising=False)
+        check_signing()
+        path = signed(tmp_path / "clip.png")
+        assert (judged(path).state, judged(path).signer) == (VALID, "Jane Roe (ACME)")
+        monkeypatch.setenv("LONGTAKE_TRUST", str(tmp_path / "root.pem"))
+        assert judged(path).state == TRUSTED
+        flipped(path, overlooked(path.read_bytes()).values())
+
+
+def test_a_certificate_that_cannot_sign_is_refused_in_one_sentence(tmp_path, monkeypatch, own):
+    def refused(sentence: str) -> None:
+        with pytest.raises(ProvenanceError, match=sentence) as raised:
+            check_signing()
+        assert "\n" not in str(raised.value)
+
+    own(ends=timedelta(seconds=-1))
+    refused(rf"valid today; .*own.pem expired on {datetime.now(UTC):%Y}.*; set LONGTAKE_CERTIFICATE")
+    own(begins=timedelta(hours=1))
+    refused("valid today; .*own.pem is valid from")
+    own(alone=True)
+    refused("must be signed by an authority; .*own.pem is signed by itself")
+    own()
+    leaf = (tmp_path / "own.pem").read_text().split("-----BEGIN")[1]
+    key = (tmp_path / "own.key").read_bytes()
+    own()
+    (tmp_path / "own.pem").write_text(f"-----BEGIN{leaf}" + (tmp_path / "root.pem").read_text())
+    (tmp_path / "own.key").write_bytes(key)
+    refused("must be signed by the next, one's own first; those in .*own.pem are not")
+    own(usage="SERVER_AUTH")
+    refused("emailProtection; got .*own.pem: ")
+    own()
+    key = (tmp_path / "own.key").read_bytes()
+    own()
+    (tmp_path / "own.key").write_bytes(key)
+    refused("a certificate must fit its key; .*own.pem and .*own.key are not a pair")
+    (tmp_path / "own.key").write_text("none")
+    refused("own.key must hold a private key as PEM")
+    (tmp_path / "own.pem").unlink()
+    refused("own.pem must hold certificates as PEM: No such file")
+    monkeypatch.delenv("LONGTAKE_KEY")
+    refused("LONGTAKE_CERTIFICATE without LONGTAKE_KEY; set both")
+
+
+def test_a_signature_outlives_its_certificate_as_valid_only(tmp_path, monkeypatch, own):
+    own(ends=timedelta(seconds=4))
+    end = time.monotonic() + 4
+    monkeypatch.setenv("LONGTAKE_TRUST", str(tmp_path / "root.pem"))
+    path = signed(tmp_path / "clip.png")
+    time.sleep(max(0, end - time.monotonic()) + 1)
+    assert (judged(path).state, judged(path).why) == (VALID, "its certificate has expired")
+    flipped(path, (20, path.stat().st_size - 20))
+
+
+def test_a_file_that_cannot_be_signed_stays_as_it_was(tmp_path, own):
+    path = written(tmp_path / "clip.mp4")
+    before = path.read_bytes()
+    own(usage="SERVER_AUTH")
+    left = sorted(tmp_path.iterdir())
+    with pytest.raises(ProvenanceError, match=r"clip.mp4 cannot be signed: .*; it stays as it was"):
+        sign_here(path, REQUEST, certificate(), anchors())
+    assert path.read_bytes() == before and sorted(tmp_path.iterdir()) == left
+    with pytest.raises(ProvenanceError, match="must end in one of"):
+        sign(tmp_path / "clip.avi", REQUEST)
