@@ -167,6 +167,9 @@ def add_render(commands) -> None:
         metavar="N",
         help="processes (default: one a GPU, or one a CPU core); 0 works in this one",
     )
+    render.add_argument(
+        "--engine", choices=("queue", "ray"), default="queue", help="where: this machine's queue, or a Ray cluster"
+    )
     render.add_argument("--most", type=int, default=1_000_000, help="refuse more clips than this")
     render.add_argument(
         "--dry-run", action="store_true", help="say how many clips, how long and how large, as far as it is known"
@@ -213,7 +216,12 @@ def _render(chosen: argparse.Namespace) -> int:
             if not shot.wrong and not shot.twin and (shot.row, shot.part) not in missing:
                 tell(shot, "there")
         if missing:
-            made = render_batch(batch, workers, chosen.keep_latents, devices)
+            if chosen.engine == "ray":
+                from app.cluster import render_on_cluster
+
+                made = render_on_cluster(batch, chosen.workers, chosen.keep_latents)
+            else:
+                made = render_batch(batch, workers, chosen.keep_latents, devices)
             for shot, job in tqdm(made, "rendering", len(missing), unit="clip", file=sys.stderr):
                 took = round((job.ended or 0) - (job.began or 0), 2)
                 tell(shot, job.state, seconds=took, **({"sentence": job.sentence} if job.sentence else {}))
