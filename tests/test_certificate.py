@@ -189,3 +189,12 @@ def test_a_file_that_cannot_be_signed_stays_as_it_was(tmp_path, own):
     assert path.read_bytes() == before and sorted(tmp_path.iterdir()) == left
     with pytest.raises(ProvenanceError, match="must end in one of"):
         sign(tmp_path / "clip.avi", REQUEST)
+
+
+def test_a_key_signs_the_same_file_the_same_each_time_unless_it_is_of_rsa(tmp_path, own):
+    curves = (ec.SECP256R1(), ec.SECP384R1(), ec.SECP521R1())
+    keys = [*map(ec.generate_private_key, curves), ed25519.Ed25519PrivateKey.generate()]
+    for key in (*keys, rsa.generate_private_key(65537, 2048)):
+        own(key)
+        one, another = signed(tmp_path / "clip.png").read_bytes(), signed(tmp_path / "clip.png").read_bytes()
+        assert (one == another) == (key in keys) and judged(tmp_path / "clip.png").state == VALID
