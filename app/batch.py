@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 from app.names import CLIPS, parse_shard, shard_of
 from app.prepare import PARTLY
-from app.provenance import UNSIGNED_HELP, ready_to_sign
 from app.rows import STDIN, Row, read_rows
+from app.signing import UNSIGNED_HELP, ready_to_sign
 from app.sweeps import WAYS, Shot, expand
 from dit.request import RequestError, parse_size
 

@@ -15,7 +15,7 @@ from app.batch import add_render
 from app.caption import add_caption
 from app.desk import add_desk
 from app.prepare import add_prepare
-from app.provenance import UNSIGNED_HELP, unsigned
+from app.signing import UNSIGNED_HELP, unsigned
 from app.verify import add_sign, add_verify
 from dit.modes import MODES, Mode
 from dit.request import CORNERS, METHODS, NONE, SIDES, Request, RequestError, parse_size, read_board

@@ -10,19 +10,17 @@ import io
 import json
 import os
 import secrets
-import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from app.certificate import OWN_CERTIFICATE, Certificate, ProvenanceError, anchors, certificate, home
-from app.salt import label_for, settled
+from app.salt import label_for, settle, settled
 from app.seal import holds_traces, is_as_written, rest_of
 from dit.modes import MODES
 from dit.request import Request
-from vae.credentials import framed, hash_of_contents, place_in
+from vae.credentials import hash_of_contents
 
 TRUSTED, VALID, TAMPERED, UNSIGNED = STATES = ("trusted", "valid", "tampered", "unsigned")
 BESIDE = {".webm": "video/webm", ".mkv": "video/x-matroska"}
@@ -32,15 +30,12 @@ KINDS |= {".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".tif": "image/tiff", ".t
 OTHER = "application/octet-stream"
 CREDENTIALS = ".c2pa"  # added to the name of a file that cannot hold them
 MATROSKA = b"\x1a\x45\xdf\xa3"  # RFC 8794: how WebM and Matroska begin
-SIGN, ON, OFF = "LONGTAKE_SIGN", "on", "off"  # a variable, and what it may say
 PROGRAM, REQUEST, REST = "longtake", "longtake.request", "longtake.rest"
 BY_MODEL = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 WITH_MODEL = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
 
 GONE = "gone"  # of an ingredient: it was replaced or removed before the clip was signed
 DAMAGED = "its credentials are damaged"
-
-UNSIGNED_HELP = "write no Content Credentials, as LONGTAKE_SIGN=off does"
 
 # Nothing is fetched: an address in a stranger's file is not to be called.
 SETTINGS = {
@@ -85,42 +80,6 @@ class Verdict:
             sources and f"from {sources}",
         )
         return "; ".join(part for part in parts if part)
-
-
-def signs() -> bool:
-    """Say whether files are signed as they are written, which they are unless LONGTAKE_SIGN is off.
-
-    Raises ProvenanceError where it says anything but on or off.
-    """
-    said = os.environ.get(SIGN) or ON
-    if said not in (ON, OFF):
-        raise ProvenanceError(f"{SIGN} must be {ON} or {OFF}; got {said!r}; correct it")
-    return said == ON
-
-
-@contextmanager
-def unsigned() -> Iterator[None]:
-    """Have no file signed meanwhile, in this process and those that it starts."""
-    before, os.environ[SIGN] = os.environ.get(SIGN), OFF
-    try:
-        yield
-    finally:
-        os.environ.pop(SIGN)
-        if before is not None:
-            os.environ[SIGN] = before
-
-
-def ready_to_sign() -> None:
-    """Make sure, before any expensive work, that files can be signed as they are written; say so on stderr where they
-    will not be. Raises ProvenanceError as `check_signing` does.
-    """
-    if not signs():
-        print("longtake: nothing here is signed, as was asked; longtake sign does so later", file=sys.stderr)
-        return
-    try:
-        check_signing()
-    except ProvenanceError as error:
-        raise ProvenanceError(f"{error}, or give --unsigned") from error
 
 
 def check_signing() -> None:
@@ -200,7 +159,7 @@ def sign_here(path: Path, request: Request, by: Certificate, trusted: str, clips
             if target == path:
                 with draft.open("x+b") as signed:
                     builder.sign(signer, kind, source, signed)
-                    _settle(signed, by)
+                    settle(signed, by)
             else:
                 builder.set_no_embed()
                 store = builder.sign(signer, kind, source, stack.enter_context(open(os.devnull, "w+b")))
@@ -217,16 +176,6 @@ def sign_here(path: Path, request: Request, by: Certificate, trusted: str, clips
     finally:
         draft.unlink(missing_ok=True)
     return {}
-
-
-def _settle(signed: BinaryIO, by: Certificate) -> None:
-    """Leave nothing random in the credentials that a file was just given."""
-    signed.seek(0)
-    place = place_in(signed.read())
-    if place is not None:
-        signed.seek(place.begin)
-        signed.write(framed(place.kind, settled(place.store, by)))
-        signed.flush()
 
 
 def _context(trusted: str):

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +13,7 @@ from tqdm import tqdm
 
 from app.badge import mark
 from app.names import CLIPS, PICTURES
-from app.provenance import BESIDE, CREDENTIALS, ready_to_sign, sign, signs
+from app.signing import ready_to_sign, signed
 from captioning.text_encoder import within_limit
 from captioning.upsampler import FILES as UPSAMPLER_FILES
 from captioning.upsampler import load_upsampler
@@ -24,7 +21,7 @@ from dit.material import keep_latents
 from dit.pipeline import Dream, Pipeline, Progress, mode_of
 from dit.request import KEY, NONE, Request, RequestError
 from vae.guard import read_metadata
-from vae.pixels import DiskError, contact_sheet
+from vae.pixels import contact_sheet
 from vae.recorder import check_writable, write_picture, write_video
 
 MODELS = Path(__file__).parent / "models"
@@ -185,7 +182,7 @@ def write(pipeline: Pipeline, dream: Dream, output: Path, progress: Progress | N
                 progress(done, total)
 
     frames = mark(told(), dream.request.mark) if dream.request.mark else told()
-    with signed(output, dream.request) as draft:
+    with signed(output, _named(dream.request)) as draft:
         if mode_of(dream.request).still:
             write_picture(draft, next(frames), metadata=metadata)
         else:
@@ -194,40 +191,13 @@ def write(pipeline: Pipeline, dream: Dream, output: Path, progress: Progress | N
 
 def write_sheet(path: Path, views: list[torch.Tensor], requests: list[Request], clips: Sequence[Path] = ()) -> None:
     """Write a signed picture of clips (3, F, Y, X), with their prompts; `clips` are the files where these are shown."""
-    with signed(path, requests[0], clips) as draft:
+    with signed(path, _named(requests[0]), clips) as draft:
         write_picture(draft, contact_sheet(views, captions=[request.prompt for request in requests]))
 
 
-@contextmanager
-def signed(output: Path, request: Request, clips: Sequence[Path] | None = None) -> Iterator[Path]:
-    """Yield where to write a file; afterwards it is signed, unless nothing is, and moved to its place with what lies
-    beside it. Until then, and after any error, its place is as it was.
-    """
-    target, signing = Path(os.path.realpath(output)), signs()
-    with _disk_errors(target):
-        folder = Path(tempfile.mkdtemp(".part", ".", target.parent))
-    try:
-        try:
-            yield folder / target.name
-            if signing:
-                sign(folder / target.name, replace(request, model=request.model or DEFAULT_MODEL), clips)
-        except DiskError as error:
-            raise DiskError(str(error).replace(str(folder), str(target.parent))) from error
-        with _disk_errors(target):
-            if target.suffix.lower() in BESIDE and not signing:  # what an earlier file left
-                target.with_name(target.name + CREDENTIALS).unlink(missing_ok=True)
-            for path in sorted(folder.iterdir(), key=lambda path: path.name == target.name):  # itself last
-                os.replace(path, target.parent / path.name)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def _disk_errors(target: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise DiskError(f"{target} could not be written: {error.strerror or error}; make room") from error
+def _named(request: Request) -> Request:
+    """Return a request that names its model also where it is the default."""
+    return replace(request, model=request.model or DEFAULT_MODEL)
 
 
 def request_in(path: Path) -> Request:

@@ -12,9 +12,11 @@ from __future__ import annotations
 import hashlib
 import hmac
 import uuid
+from typing import BinaryIO
 
 from app.certificate import Certificate
 from app.seal import SALT, boxes, head_of, label_of, string
+from vae.credentials import framed, place_in
 
 RANDOM = ("ps256",)  # ways of signing that are never the same twice
 HASHES = {"es256": "SHA256", "es384": "SHA384", "es512": "SHA512"}
@@ -26,6 +28,16 @@ def label_for(*parts: bytes) -> str:
     for part in parts:
         drawn.update(len(part).to_bytes(8, "big") + part)
     return f"urn:c2pa:{uuid.UUID(bytes=drawn.digest()[:16], version=4)}"
+
+
+def settle(signed: BinaryIO, by: Certificate) -> None:
+    """Leave nothing random in the credentials that a file was just given, as `settled` does."""
+    signed.seek(0)
+    place = place_in(signed.read())
+    if place is not None:
+        signed.seek(place.begin)
+        signed.write(framed(place.kind, settled(place.store, by)))
+        signed.flush()
 
 
 def settled(store: bytes, by: Certificate) -> bytes:

@@ -12,7 +12,8 @@ from app.certificate import anchors, certificate
 from app.cli import main
 from app.names import hash_file
 from app.provenance import TRUSTED, UNSIGNED, credentials_of, sign_here
-from app.render import request_in, signed
+from app.render import request_in
+from app.signing import signed
 from dit.material import keep_latents, kept_latents
 from tests.test_provenance import REQUEST, SUFFIXES, judged, written
 from vae.credentials import hash_of_contents, place_in
