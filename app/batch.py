@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from app.names import CLIPS, parse_shard, shard_of
+from app.policy import add_policy, refused, watch_of, words_of
 from app.prepare import PARTLY
 from app.rows import STDIN, Row, read_rows
 from app.signing import UNSIGNED_HELP, ready_to_sign
@@ -66,12 +67,17 @@ class Batch:
 
 
 def render_batch(
-    batch: Batch, workers: int = 1, latents: bool = False, devices: tuple[str, ...] = ("cpu",)
+    batch: Batch,
+    workers: int = 1,
+    latents: bool = False,
+    devices: tuple[str, ...] = ("cpu",),
+    policy: argparse.Namespace | None = None,
 ) -> Iterator[tuple[Shot, Job]]:
     """Make what is missing of a batch, with so many worker processes; yields each shot with its job once that ended.
 
     Killed at any moment, it goes on where it was. Shots that another run of the same batch is making are waited for,
-    and not made twice. Raises OSError where all workers left before the end.
+    and not made twice. `policy` has the flags of a policy, for the workers. Raises OSError where all of these left
+    before the end.
     """
     from app.jobs import Queue
     from app.shift import recover
@@ -86,7 +92,7 @@ def render_batch(
     jobs = queue.submit_missing(requests, [Path(path) for path in shots], latents=latents)
     waited = {job.id: shots[str(job.output)] for job in jobs}
     paused = None
-    with crew(batch.queue, min(workers, len(waited)), devices) as alive:
+    with crew(batch.queue, min(workers, len(waited)), devices, policy) as alive:
         while waited:
             there, pause = alive(), queue.paused
             if pause != paused and (paused := pause):
@@ -101,7 +107,9 @@ def render_batch(
 
 
 @contextmanager
-def crew(queue: Path, workers: int, devices: tuple[str, ...]) -> Iterator[Callable[[], bool]]:
+def crew(
+    queue: Path, workers: int, devices: tuple[str, ...], policy: argparse.Namespace | None = None
+) -> Iterator[Callable[[], bool]]:
     """Have worker processes at a queue, in turn on each device, or with none this process itself; yields what says
     whether any is there. They are let finish nothing on leaving: what they are at waits for the next run.
     """
@@ -110,7 +118,8 @@ def crew(queue: Path, workers: int, devices: tuple[str, ...]) -> Iterator[Callab
         from app.worker import work
 
         leave = threading.Event()
-        thread = threading.Thread(target=work, args=(Queue(queue), devices[0], True, leave))
+        watch = (watch_of(policy),) if policy else ()
+        thread = threading.Thread(target=work, args=(Queue(queue), devices[0], True, leave, *watch))
         thread.start()
         try:
             yield thread.is_alive
@@ -122,7 +131,8 @@ def crew(queue: Path, workers: int, devices: tuple[str, ...]) -> Iterator[Callab
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     processes = [
         subprocess.Popen(
-            [*COMMAND, "work", str(queue), "--device", devices[n % len(devices)], "--until-empty", "--with-parent"],
+            [*COMMAND, "work", str(queue), "--device", devices[n % len(devices)], "--until-empty", "--with-parent"]
+            + (words_of(policy) if policy else []),
             env=environment,
             start_new_session=True,  # Ctrl+C is for this process, which tells them
         )
@@ -176,6 +186,7 @@ def add_render(commands) -> None:
     )
     render.add_argument("--unsigned", action="store_true", help=UNSIGNED_HELP)
     render.add_argument("--json", action="store_true", help="print a JSON object for each clip")
+    add_policy(render)
     render.set_defaults(act=_render)
 
 
@@ -219,9 +230,9 @@ def _render(chosen: argparse.Namespace) -> int:
             if chosen.engine == "ray":
                 from app.cluster import render_on_cluster
 
-                made = render_on_cluster(batch, chosen.workers, chosen.keep_latents)
+                made = render_on_cluster(batch, chosen.workers, chosen.keep_latents, chosen)
             else:
-                made = render_batch(batch, workers, chosen.keep_latents, devices)
+                made = render_batch(batch, workers, chosen.keep_latents, devices, chosen)
             for shot, job in tqdm(made, "rendering", len(missing), unit="clip", file=sys.stderr):
                 took = round((job.ended or 0) - (job.began or 0), 2)
                 tell(shot, job.state, seconds=took, **({"sentence": job.sentence} if job.sentence else {}))
@@ -250,6 +261,7 @@ def _batch(chosen: argparse.Namespace) -> Batch:
     shots = expand(
         _with_weights(rows, defaults), sweeps, chosen.mode, chosen.draw, defaults, chosen.most, chosen.suffix
     )
+    shots = [replace(shot, wrong=shot.wrong or refused(shot.request, chosen.policy)) for shot in shots]
     shard = parse_shard(chosen.shard, os.environ) if chosen.shard else (1, 1)
     return Batch(chosen.output, shard_of(shots, *shard), shard)
 

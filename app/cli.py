@@ -14,6 +14,7 @@ from pathlib import Path
 from app.batch import add_render
 from app.caption import add_caption
 from app.desk import add_desk
+from app.policy import add_policy, watch_of
 from app.prepare import add_prepare
 from app.signing import UNSIGNED_HELP, unsigned
 from app.verify import add_sign, add_verify
@@ -254,6 +255,7 @@ def _add_settings(command: argparse.ArgumentParser, mode: Mode | None = None) ->
         "--preview", type=Path, metavar="FILE", help="a png that shows, every few steps, where the clip is heading"
     )
     command.add_argument("--sheet", type=Path, metavar="FILE", help="also write a contact sheet of all clips, a png")
+    add_policy(command)
 
 
 SETTINGS = (
@@ -338,7 +340,7 @@ def _rewritten(request: Request, before: Request, chosen: argparse.Namespace) ->
 def _render(requests: list[Request], outputs: list[Path], chosen: argparse.Namespace) -> None:
     from app.render import render
 
-    for path in render(requests, outputs, chosen.sheet, chosen.keep_latents, chosen.preview):
+    for path in render(requests, outputs, chosen.sheet, chosen.keep_latents, chosen.preview, watch_of(chosen)):
         print(path)
 
 

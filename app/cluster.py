@@ -7,6 +7,7 @@ of the batch, the model and what requests name must lie on a disk that all machi
 
 from __future__ import annotations
 
+import argparse
 import os
 import secrets
 import shutil
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING
 
 from app.certificate import HOME, home
 from app.jobs import DONE, FAILED, RUNNING, Job, new_ids
+from app.policy import add_policy, watch_of, words_of
 from app.shift import TRIES, deliver, staging
 from dit.request import RequestError
 
@@ -35,9 +37,12 @@ GONE_SECONDS = 10.0  # how long tasks may take to end that were cancelled
 OURS = "LONGTAKE_"  # how the names of the variables begin that every machine is to have
 
 
-def render_on_cluster(batch: Batch, workers: int | None = None, latents: bool = False) -> Iterator[tuple[Shot, Job]]:
+def render_on_cluster(
+    batch: Batch, workers: int | None = None, latents: bool = False, policy: argparse.Namespace | None = None
+) -> Iterator[tuple[Shot, Job]]:
     """Make what is missing of a batch on the cluster of RAY_ADDRESS, or on this machine where there is none, with so
-    many tasks at a time, by default as many as it has room for; yields each shot with its job once that ended.
+    many tasks at a time, by default as many as it has room for; yields each shot with its job once that ended. `policy`
+    are the flags of one, which holds in every process.
 
     Raises RequestError where Ray is not installed, or for no workers.
     """
@@ -47,7 +52,7 @@ def render_on_cluster(batch: Batch, workers: int | None = None, latents: bool = 
     # Ray ends a process with a GPU after each task, and its warm model with it, unless max_calls is 0.
     task = ray.remote(num_cpus=1, num_gpus=int(gpus > 0), max_retries=TRIES - 1, max_calls=0)(make)
     settings = {name: value for name, value in os.environ.items() if name.startswith(OURS)} | {HOME: str(home())}
-    running = {}
+    running, watched = {}, tuple(words_of(policy)) if policy else ()
     with ExitStack() as ending:
         ending.enter_context(redirect_stdout(_Own(sys.stdout)))
         ending.callback(_stop, ray, running)
@@ -55,7 +60,7 @@ def render_on_cluster(batch: Batch, workers: int | None = None, latents: bool = 
             for shot in islice(shots, workers - len(running)):
                 output = Path(os.path.abspath(batch.path(shot)))
                 job = Job(new_ids(1)[0], shot.request, output, RUNNING, latents=latents, began=time.time())
-                running[task.remote(job, os.getcwd(), settings)] = shot, job
+                running[task.remote(job, os.getcwd(), settings, watched)] = shot, job
             if not running:
                 return
             (reference,), _ = ray.wait(list(running), num_returns=1)
@@ -114,16 +119,20 @@ def _connected(workers: int | None):
 
 
 @cache
-def _bench() -> Bench:
-    """Return the bench of this process, on the GPU that Ray gives it or else the CPU."""
+def _bench(watched: tuple[str, ...]) -> Bench:
+    """Return the bench of this process, on the GPU that Ray gives it or else the CPU, under the policy of some
+    flags.
+    """
     from app.worker import Bench
 
-    return Bench()
+    words = argparse.ArgumentParser()
+    add_policy(words)
+    return Bench(watch=watch_of(words.parse_args(watched)))
 
 
-def make(job: Job, folder: str, settings: dict[str, str]) -> Job:
-    """Make a job's clip in a process of the cluster, as seen from `folder` and with these variables; returns the job as
-    it ended. Where memory runs out, it is tried once more in smaller portions.
+def make(job: Job, folder: str, settings: dict[str, str], watched: tuple[str, ...] = ()) -> Job:
+    """Make a job's clip in a process of the cluster, as seen from `folder`, with these variables and under this policy;
+    returns the job as it ended. Where memory runs out, it is tried once more in smaller portions.
     """
     import torch
 
@@ -135,13 +144,13 @@ def make(job: Job, folder: str, settings: dict[str, str]) -> Job:
     mine, sentence = replace(job, id=f"{job.id}-{secrets.token_hex(4)}"), ""  # not the folder of one who died at it
     try:
         try:
-            dream_job(mine, _bench(), lambda *_: None)
+            dream_job(mine, _bench(watched), lambda *_: None)
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise
             sentence = "made in smaller portions, because memory ran out"
             error.__traceback__ = None  # which holds on to what filled the memory
-            dream_job(mine, _bench(), lambda *_: None, sparing=True)
+            dream_job(mine, _bench(watched), lambda *_: None, sparing=True)
         deliver(mine)
         return replace(job, state=DONE, sentence=sentence, ended=time.time())
     except (ValueError, OSError) as error:  # which say what is the matter

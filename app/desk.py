@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from app.policy import add_policy, watch_of
+
 if TYPE_CHECKING:
     from app.jobs import Job, Queue
 
@@ -40,6 +42,7 @@ def add_desk(commands) -> None:
     work.add_argument("--device", help="such as cuda:0 (default: a GPU where there is one, else the CPU)")
     work.add_argument("--until-empty", action="store_true", help="leave when no job waits")
     work.add_argument("--with-parent", action="store_true", help="leave when the process that began it is gone")
+    add_policy(work)
     work.set_defaults(act=_work)
 
 
@@ -108,4 +111,5 @@ def _line(job: Job) -> str:
 def _work(chosen: argparse.Namespace) -> None:
     from app.worker import serve_queue
 
-    serve_queue(open_queue(chosen.folder), chosen.device, chosen.until_empty, chosen.with_parent)
+    queue, watch = open_queue(chosen.folder), watch_of(chosen)
+    serve_queue(queue, chosen.device, chosen.until_empty, chosen.with_parent, watch)

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from app.badge import mark
 from app.names import CLIPS, PICTURES
+from app.policy import Watch
 from app.signing import ready_to_sign, signed
 from captioning.text_encoder import within_limit
 from captioning.upsampler import FILES as UPSAMPLER_FILES
@@ -27,6 +28,7 @@ from vae.recorder import check_writable, write_picture, write_video
 MODELS = Path(__file__).parent / "models"
 DEFAULT_MODEL, UPSAMPLER = "first", MODELS / "upsampler"
 AUTO = "auto"  # the name of the shipped upsampler
+UNWATCHED = Watch()
 
 
 def render(
@@ -35,14 +37,16 @@ def render(
     sheet: Path | None = None,
     latents: bool = False,
     preview: Path | None = None,
+    watch: Watch = UNWATCHED,
 ) -> Iterator[Path]:
     """Make clips and write each to its file as soon as it is done, with `latents` these too; yields the paths written.
 
     `preview` is written over and over with a rough picture of what is being dreamed.
 
     All requests share one model. Everything that can be refused is refused before the first is made: raises
-    RequestError, MediaError or WeightsError, ProvenanceError where files cannot be signed, and what `upsampled` raises;
-    DiskError when the disk fills up.
+    RequestError, PolicyError, MediaError or WeightsError, ProvenanceError where files cannot be signed, and what
+    `upsampled` raises; DiskError when the disk fills up. What is written of a prompt is held to the policy as well, and
+    what is made to the classifier.
     """
     for request, output in zip(requests, outputs, strict=True):
         allowed = PICTURES if mode_of(request).still else CLIPS
@@ -58,11 +62,13 @@ def render(
     ready_to_sign()
     for request in requests:
         check_latents(request, latents)
+    watch.read(*requests)
     names = {request.model for request in requests}
     if len(names) > 1:
         raise RequestError(f"clips made together must share one model; got {', '.join(sorted(map(str, names)))}")
     pipeline = load(requests[0])
     requests = upsampled(requests, pipeline)
+    watch.read(*requests)
     seen = []
     with ExitStack() as stack:
         bars: list[tqdm] = []
@@ -72,14 +78,14 @@ def render(
                 bars.append(stack.enter_context(tqdm(desc="dreaming", total=total, unit="step", file=sys.stderr)))
             bars[0].update(done - bars[0].n)
 
-        def watch(number: int, view: torch.Tensor) -> None:
+        def show(number: int, view: torch.Tensor) -> None:
             if preview:
                 write_sheet(preview, [view.cpu()], [replace(requests[number], model_hash=pipeline.hash)])
 
         for dream, output in zip(
-            pipeline.generate(requests, progress, watch if preview else None), outputs, strict=True
+            pipeline.generate(requests, progress, show if preview else None), outputs, strict=True
         ):
-            write(pipeline, dream, output)
+            write(pipeline, dream, output, watch=watch)
             if sheet:
                 seen.append(dream)
             yield output
@@ -167,9 +173,13 @@ def load(request: Request) -> Pipeline:
     return pipeline
 
 
-def write(pipeline: Pipeline, dream: Dream, output: Path, progress: Progress | None = None) -> None:
+def write(
+    pipeline: Pipeline, dream: Dream, output: Path, progress: Progress | None = None, watch: Watch = UNWATCHED
+) -> None:
     """Decode a dream piece by piece into a file that carries its request and is signed, and appears when it is whole;
     `progress` hears of latents decoded.
+
+    Raises PolicyError, and leaves no file, where the watch sees what may not be kept.
     """
     metadata = {KEY: dream.request.to_json()}
 
@@ -181,7 +191,8 @@ def write(pipeline: Pipeline, dream: Dream, output: Path, progress: Progress | N
             if progress:
                 progress(done, total)
 
-    frames = mark(told(), dream.request.mark) if dream.request.mark else told()
+    looked = watch.look(told(), dream.request.fps or pipeline.settings.fps)
+    frames = mark(looked, dream.request.mark) if dream.request.mark else looked
     with signed(output, _named(dream.request)) as draft:
         if mode_of(dream.request).still:
             write_picture(draft, next(frames), metadata=metadata)

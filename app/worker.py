@@ -14,7 +14,8 @@ from contextlib import contextmanager, suppress
 import torch
 
 from app.jobs import CANCELLED, FAILED, QUEUED, RUNNING, WAITING, Job, Queue
-from app.render import check_latents, load, upsampled, write
+from app.policy import Watch
+from app.render import UNWATCHED, check_latents, load, upsampled, write
 from app.shift import Shift, Superseded, recover, staging
 from dit.material import keep_latents
 from dit.pipeline import Pipeline
@@ -36,10 +37,10 @@ class Leaving(Exception):
 
 
 class Bench:
-    """Where models stay warm: the last one used, until another is asked for."""
+    """Where models stay warm: the last one used, until another is asked for. `watch` says what may be made here."""
 
-    def __init__(self, device: str | None = None):
-        self.device, self.name = device, None
+    def __init__(self, device: str | None = None, watch: Watch = UNWATCHED):
+        self.device, self.name, self.watch = device, None, watch
         self.pipeline: Pipeline | None = None
 
     def pipeline_for(self, request: Request) -> Pipeline:
@@ -57,9 +58,12 @@ def work(
     device: str | None = None,
     until_empty: bool = False,
     leave: threading.Event | None = None,
+    watch: Watch = UNWATCHED,
 ) -> None:
-    """Make the clips of a queue until asked to leave, or `until_empty` until none waits."""
-    leave, bench = leave or threading.Event(), Bench(device)
+    """Make the clips of a queue until asked to leave, or `until_empty` until none waits; jobs that the watch refuses
+    fail, whoever queued them.
+    """
+    leave, bench = leave or threading.Event(), Bench(device, watch)
     with Shift(queue, device or "auto") as shift, beating(shift):
         while not leave.is_set():
             recover(queue)
@@ -155,15 +159,17 @@ def dream_job(job: Job, bench: Bench, obey: Callable[..., None], sparing: bool =
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     check_latents(job.request, job.latents)
+    bench.watch.read(job.request)
     obey("loading the model")
     pipeline = bench.pipeline_for(job.request)
     pipeline.sparing = sparing
     obey("reading the prompt")
     (request,) = upsampled([job.request], pipeline)
+    bench.watch.read(request)
     obey("dreaming")
     (dream,) = pipeline.generate([request], lambda done, total: obey("dreaming", done, total))
     output = folder / job.output.name
-    write(pipeline, dream, output, lambda done, total: obey("writing", done, total))
+    write(pipeline, dream, output, lambda done, total: obey("writing", done, total), bench.watch)
     if job.latents:
         keep_latents(output, dream.latents, pipeline.vae)
 
@@ -173,7 +179,13 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
 
 
-def serve_queue(queue: Queue, device: str | None = None, until_empty: bool = False, with_parent: bool = False) -> None:
+def serve_queue(
+    queue: Queue,
+    device: str | None = None,
+    until_empty: bool = False,
+    with_parent: bool = False,
+    watch: Watch = UNWATCHED,
+) -> None:
     """Work at a queue until told to leave by SIGTERM or SIGINT, or, if asked, until the parent process is gone."""
     logging.basicConfig(format="longtake worker: %(message)s")
     leave = threading.Event()
@@ -181,7 +193,7 @@ def serve_queue(queue: Queue, device: str | None = None, until_empty: bool = Fal
         signal.signal(number, lambda *_: leave.set())
     if with_parent:
         threading.Thread(target=follow, args=(os.getppid(), leave), daemon=True).start()
-    work(queue, device, until_empty, leave)
+    work(queue, device, until_empty, leave, watch)
 
 
 def follow(parent: int, leave: threading.Event) -> None:
