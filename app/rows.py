@@ -29,7 +29,7 @@ from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
-from dit.request import Request, RequestError, read_board
+from dit.request import Request, RequestError, read_board, read_yaml
 
 # Each field's type as it is declared: str, int, float, or a tuple of something.
 KINDS = {each.name: str(each.type).removesuffix(" | None") for each in fields(Request)}
@@ -114,13 +114,10 @@ def _object(line: str) -> Any:
 
 def _read_list(text: str, path: Path) -> list[Row]:
     """Read YAML or JSON: a storyboard, one object, or a list of objects and prompts."""
-    import yaml  # type: ignore[import-untyped]
-
     try:
-        found = json.loads(text) if path.suffix.lower() == ".json" else yaml.safe_load(text)
-    # PyYAML lets all of these out of its constructors.
-    except (ValueError, LookupError, AttributeError, TypeError, RecursionError, yaml.YAMLError) as error:
-        reason = (str(error).splitlines() or ["nested too deep"])[0]
+        found = json.loads(text) if path.suffix.lower() == ".json" else read_yaml(text)
+    except (ValueError, RecursionError) as error:
+        reason = "it is nested too deep" if isinstance(error, RecursionError) else error
         raise RequestError(f"JOBS must be YAML or JSON; {path} is neither: {reason}") from error
     listed = found if isinstance(found, list) else [] if found is None else [found]
     moments = isinstance(found, list) and any(isinstance(one, dict) and "at" in one for one in listed)
@@ -266,10 +263,7 @@ def _fields(found: Any, folder: Path) -> dict[str, Any]:
 def _board(name: Any, folder: Path) -> dict[str, Any]:
     if not isinstance(name, str):
         raise RequestError(f"storyboard must be a file's name; got {name!r}")
-    try:
-        found = read_board(str(folder / name))
-    except (LookupError, AttributeError, TypeError, RecursionError) as error:  # PyYAML lets these out
-        raise RequestError(f"{folder / name} cannot be read as a storyboard: {error}") from error
+    found = read_board(str(folder / name))
     check_names(found, f"the storyboard {folder / name}")
     return {key: value for key, value in found.items() if value is not None and key != BOARD}
 

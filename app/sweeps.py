@@ -232,8 +232,6 @@ def _shot(shot: Shot, found: dict[str, Any], output: Any, hash_of: Callable[[str
         return replace(shot, request=request, name=name, digest=digest_of(request, hashes))
     except RequestError as error:
         return replace(shot, wrong=str(error))
-    except OverflowError:
-        return replace(shot, wrong="a number must be below 1e308; got a larger one")
 
 
 def _check_mode(mode: str) -> None:

@@ -7,7 +7,13 @@ heavy.
 from __future__ import annotations
 
 import json
+import os
+import reprlib
+import stat
+import sys
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,10 +24,18 @@ CORNERS = ("bottom-right", "bottom-left", "top-right", "top-left")  # for a badg
 SIDES = ("after", "before", "both")  # of a clip to extend, the first by default
 LONGEST = 1e6  # seconds
 NONE = "none"  # an upsampler's name that stands for no upsampler
+LARGEST = 2**63  # whole numbers lie below it
+BOARD_BYTES = 2**18  # the most that a storyboard may have; PyYAML takes seconds for it
+SENTENCE = 1000  # letters that a refusal may have
 
 
 class RequestError(ValueError):
-    """A request that cannot be fulfilled: the rule, what was given, the remedy."""
+    """A request that cannot be fulfilled: the rule, what was given, the remedy; on one line, whatever was given."""
+
+    def __init__(self, sentence: str):
+        line = " ".join(sentence.splitlines()).encode(errors="backslashreplace").decode()
+        cut = f"{line[: SENTENCE // 2]} ... {line[-SENTENCE // 2 :]}"
+        super().__init__(line if len(line) <= SENTENCE else cut)
 
 
 @dataclass(frozen=True)
@@ -99,8 +113,10 @@ class Request:
         """Read a request back; raises RequestError for what is not one."""
         try:
             found = json.loads(text)
-        except json.JSONDecodeError as error:
+        except ValueError as error:  # of JSON, or of a number of thousands of digits
             raise RequestError(f"a request must be JSON; {error}") from error
+        except RecursionError:
+            raise RequestError("a request must be a plain object of fields; this one is nested too deep") from None
         if not isinstance(found, dict):
             raise RequestError(f"a request must be a JSON object; got a {type(found).__name__}")
         return cls.from_dict(found)
@@ -157,7 +173,9 @@ def _all_checked(found: dict[str, Any]) -> dict[str, Any]:
     """Return values by field, each in its own type; raises RequestError for an unknown field or a value of another."""
     unknown = found.keys() - _TYPES.keys()
     if unknown:
-        raise RequestError(f"a request has the fields {', '.join(_TYPES)}; got {', '.join(sorted(map(repr, unknown)))}")
+        raise RequestError(
+            f"a request has the fields {', '.join(_TYPES)}; got {_shown(sorted(unknown, key=str))[1:-1]}"
+        )
     return {name: _checked(name, value) for name, value in found.items()}
 
 
@@ -166,19 +184,47 @@ def _checked(name: str, value: Any) -> Any:
     if value is None and name in _OPTIONAL:
         return None
     if not isinstance(value, _TYPES[name]) or isinstance(value, bool):
-        raise RequestError(f"{name} must be {' or '.join(kind.__name__ for kind in _TYPES[name])}; got {value!r}")
+        raise RequestError(f"{name} must be {' or '.join(kind.__name__ for kind in _TYPES[name])}; got {_shown(value)}")
     if (name, value) == ("upsample", NONE):
         return None
     known: Any = value
     if name in _TUPLES:
         kinds, rule = _TUPLES[name]
-        return _tuple(known, kinds, f"{name} must be {rule}; got {value!r}")
+        return _tuple(known, kinds, f"{name} must be {rule}; got {_shown(value)}")
     if name in ("pictures", "hashes"):
         kinds = (float, str) if name == "pictures" else (str, str)
-        return tuple(_tuple(pair, kinds, f"{name} must be pairs, each with a file; got {pair!r}") for pair in known)
+        return tuple(
+            _tuple(pair, kinds, f"{name} must be pairs, each with a file; got {_shown(pair)}") for pair in known
+        )
     if name == "moments":
         return tuple(moment if isinstance(moment, Moment) else _moment(moment) for moment in known)
-    return float(known) if float in _TYPES[name] else known
+    return _plain(known, float if float in _TYPES[name] else _TYPES[name][0], name)
+
+
+def _plain(value: Any, kind: type, name: str) -> Any:
+    """Return a text or number as its kind; raises RequestError where it cannot be written, or is too large."""
+    if kind is str and not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise RequestError(f"{name} must be text in UTF-8; got half a letter in {_shown(value)}") from None
+    if kind is int and abs(value) >= LARGEST:
+        raise RequestError(f"{name} must be a whole number below 2^63; got {_shown(value)}")
+    if kind is float and not abs(value) <= sys.float_info.max:
+        raise RequestError(f"{name} must be a finite number; got {_shown(value)}")
+    return kind(value)
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong, _SHORT.maxlevel = 200, 200, 40, 4
+
+
+def _shown(value: Any) -> str:
+    """Return how a value is told to whoever gave it: as it is written, and the middle left out where it is long."""
+    try:
+        return _SHORT.repr(value)
+    except ValueError:  # Python writes no number of more than 4,300 digits
+        return f"one that is too long to write, of type {type(value).__name__}"
 
 
 def check_values(request: Request) -> None:
@@ -223,23 +269,25 @@ def _tuple(value: Any, kinds: tuple[type, ...], sentence: str) -> tuple:
     for part, kind in zip(value, kinds, strict=True):
         if isinstance(part, bool) or not isinstance(part, (int, float) if kind is float else kind):
             raise RequestError(sentence)
-    return tuple(kind(part) for part, kind in zip(value, kinds, strict=True))
+    name = sentence.partition(" ")[0]
+    return tuple(_plain(part, kind, f"each of {name}") for part, kind in zip(value, kinds, strict=True))
 
 
 def _moment(found: Any) -> Moment:
     """Make a moment of named values; raises RequestError for what is none."""
     names = {field.name for field in fields(Moment)}
     if not isinstance(found, dict) or not {"at", "prompt"} <= found.keys() <= names:
-        raise RequestError(f"a moment has at and prompt, and may have image and clip; got {found!r}")
+        raise RequestError(f"a moment has at and prompt, and may have image and clip; got {_shown(found)}")
     at, prompt = found["at"], found["prompt"]
     if isinstance(at, bool) or not isinstance(at, (int, float)) or not 0 <= at < LONGEST:
-        raise RequestError(f"a moment has seconds from 0 on; got at {at!r}")
+        raise RequestError(f"a moment has seconds from 0 on; got at {_shown(at)}")
     if not isinstance(prompt, str) or not prompt.strip():
-        raise RequestError(f"a moment has words; got prompt {prompt!r}")
+        raise RequestError(f"a moment has words; got prompt {_shown(prompt)}")
     for name in ("image", "clip"):
         if found.get(name) is not None and not (isinstance(found[name], str) and found[name]):
-            raise RequestError(f"a moment's {name} is a file's name; got {found[name]!r}")
-    return Moment(float(at), prompt, found.get("image"), found.get("clip"))
+            raise RequestError(f"a moment's {name} is a file's name; got {_shown(found[name])}")
+    texts = (found.get(name) and _plain(found[name], str, f"a moment's {name}") for name in ("prompt", "image", "clip"))
+    return Moment(float(at), *texts)
 
 
 def read_board(path: str) -> dict[str, Any]:
@@ -247,12 +295,10 @@ def read_board(path: str) -> dict[str, Any]:
 
     Files that it names lie where they are as seen from its folder. Raises RequestError for what is no storyboard.
     """
-    import yaml  # type: ignore[import-untyped]
-
     try:
-        found = yaml.safe_load(Path(path).read_text("utf-8"))  # JSON is YAML
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        found = read_yaml(_board_text(path))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise RequestError(f"{path} cannot be read as a storyboard: {reason}") from error
     found: Any = {"moments": found} if isinstance(found, list) else found
     if not isinstance(found, dict) or not isinstance(found.get("moments"), list):
@@ -268,9 +314,51 @@ def read_board(path: str) -> dict[str, Any]:
     return found
 
 
+def _board_text(path: str) -> str:
+    with open(path, "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # a device might never end
+            raise ValueError("it is no file")
+        content = file.read(BOARD_BYTES + 1)
+    if len(content) > BOARD_BYTES:
+        raise ValueError(f"it has more than {BOARD_BYTES:,} bytes")
+    return content.decode()
+
+
+def read_yaml(text: str) -> Any:
+    """Read JSON, or YAML without aliases, by which a few lines could stand for terabytes.
+
+    Raises ValueError for what is no such YAML, or is nested too deep.
+    """
+    import yaml  # type: ignore[import-untyped]
+
+    try:
+        with suppress(json.JSONDecodeError):  # a hundred times as fast
+            return json.loads(text)
+        return yaml.load(text, _loader())
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+    # PyYAML lets the others out of its constructors.
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, ArithmeticError) as error:
+        raise ValueError((str(error).splitlines() or ["it is damaged"])[0]) from error
+
+
+@cache
+def _loader() -> type:
+    """Return PyYAML's loader of plain values that refuses aliases."""
+    import yaml  # type: ignore[import-untyped]
+
+    class Plain(yaml.SafeLoader):
+        def compose_node(self, parent, index):
+            if self.check_event(yaml.AliasEvent):
+                raise yaml.YAMLError("it has an alias, such as *name, so write out what that stands for")
+            return super().compose_node(parent, index)
+
+    return Plain
+
+
 def parse_size(text: str) -> tuple[int, int]:
     """Read "128x96" as (columns, rows); raises RequestError for anything else."""
     sides = text.lower().split("x")
-    if len(sides) != 2 or not all(side.isdecimal() for side in sides):
+    if len(sides) != 2 or not all(side.isdecimal() and len(side) < 10 for side in sides):
         raise RequestError(f"size must be COLUMNSxROWS, such as 64x64; got {text!r}")
     return int(sides[0]), int(sides[1])

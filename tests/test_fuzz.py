@@ -1,0 +1,107 @@
+"""Whatever strangers send, it is taken or refused in one sentence, and nothing lies where nothing may."""
+
+import json
+from random import Random
+
+import pytest
+import yaml
+
+from app.feeds import Broken, check_sentence, goes_on
+from app.fuzz import SHARES, campaign
+from app.mutation import LAUGHS, MERGES, altered, torn
+from app.rows import read_rows
+from dit.request import BOARD_BYTES, Request, RequestError, read_board
+
+
+def test_some_hundred_hostile_inputs_break_nothing():
+    found = campaign(260, seed=5)
+    assert {kind: tally.broken for kind, tally in found.items()} == {kind: {} for kind in SHARES}
+    assert sum(sum(tally.counts.values()) for tally in found.values()) == 260
+
+
+def test_the_same_seed_spoils_the_same_way():
+    tree, content = {"prompt": "a", "size": [1, 2]}, bytes(range(256))
+    for n in range(20):
+        assert repr(altered(tree, Random(n))) == repr(altered(tree, Random(n)))
+        assert torn(content, Random(n)) == torn(content, Random(n))
+    assert tree == {"prompt": "a", "size": [1, 2]}
+
+
+def test_what_must_not_happen_is_noticed():
+    for sentence in ("", "two\nlines", "x" * 9999, "Traceback (most recent call last)", "see /secret/place"):
+        with pytest.raises(Broken):
+            check_sentence(sentence, "/secret")
+    for broken in (Request(guidance=float("nan")), Request(prompt="\ud800")):
+        with pytest.raises((Broken, ValueError)):
+            goes_on(broken)
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"prompt": "\ud800"}, r"prompt must be text in UTF-8; got half a letter in '\ud800'"),
+        ({"guidance": float("nan")}, "guidance must be a finite number; got nan"),
+        ({"seconds": 10**400}, "seconds must be a finite number; got 1000"),
+        ({"seed": 2**63}, "seed must be a whole number below 2^63"),
+        ({"seed": 16**9999}, "seed must be a whole number below 2^63; got one that is too long to write"),
+        ({"size": [1, 10**30]}, "each of size must be a whole number below 2^63"),
+        ({"window": [0, float("inf")]}, "each of window must be a finite number; got inf"),
+        ({"pictures": [[0, "\udfff"]]}, "each of pictures must be text in UTF-8"),
+        ({"moments": [{"at": 0, "prompt": "\ud800"}]}, "a moment's prompt must be text in UTF-8"),
+        ({"prompt": ["x" * 9999] * 99}, "prompt must be str; got "),
+        ({"x" * 9999: 1}, "a request has the fields"),
+        ({"a\nb": 1}, "a request has the fields"),
+    ],
+)
+def test_values_that_could_not_be_kept_are_refused_in_one_line(fields, sentence):
+    with pytest.raises(RequestError) as raised:
+        Request.from_dict(fields)
+    assert sentence in str(raised.value)
+    check_sentence(str(raised.value))
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, '{"seed": ' + "9" * 5000 + "}", '{"a":' * 100_000, "NaN", '{"rescale": NaN}']
+)
+def test_json_that_is_deep_or_holds_no_number_is_refused(text):
+    with pytest.raises(RequestError) as raised:
+        Request.from_json(text)
+    check_sentence(str(raised.value))
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (f"a0: &a0 [lol]\n{LAUGHS}\nmoments: [*a11]", "it has an alias"),
+        (f"a0: &a0 {{at: 0}}\n{MERGES}\nmoments: [*a11]", "it has an alias"),
+        ("&a [*a]", "it has an alias"),
+        ("[" * 20_000, "nested too deep"),
+        ("- " * 20_000, "nested too deep"),
+        ("!!python/object/apply:os.system ['true']", "could not determine a constructor"),
+        ("moments: !!timestamp x", "cannot be read as a storyboard"),
+        ("moments: [{at: 0, prompt: x}]\n#" + "x" * BOARD_BYTES, "more than 262,144 bytes"),
+    ],
+)
+def test_a_storyboard_that_means_harm_is_refused_at_once(tmp_path, text, sentence):
+    path = tmp_path / "board.yaml"
+    path.write_text(text)
+    with pytest.raises(RequestError, match=sentence) as raised:
+        read_board(str(path))
+    check_sentence(str(raised.value))
+    if "bytes" not in sentence:
+        with pytest.raises(RequestError):
+            (row,) = read_rows(path)
+            raise RequestError(row.wrong or "")
+
+
+def test_a_storyboard_that_is_a_device_is_not_read():
+    with pytest.raises(RequestError, match="/dev/zero cannot be read as a storyboard: it is no file"):
+        read_board("/dev/zero")
+
+
+def test_a_storyboard_means_the_same_in_json_and_yaml(tmp_path):
+    board = {"seconds": 4, "size": "64x64", "moments": [{"at": 0, "prompt": "球", "image": "a.png"}]}
+    for name, text in (("board.json", json.dumps(board)), ("board.yaml", yaml.safe_dump(board))):
+        (tmp_path / name).write_text(text)
+    first, second = (read_board(str(tmp_path / name)) for name in ("board.json", "board.yaml"))
+    assert first == second and first["moments"][0]["image"] == str(tmp_path / "a.png")
