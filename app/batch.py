@@ -106,12 +106,29 @@ def render_batch(
             time.sleep(LOOK_SECONDS)
 
 
+def crew_for(workers: int | None) -> tuple[int, tuple[str, ...]]:
+    """Return how many workers there are to be, by default one a GPU or one a CPU core, and on which devices; raises
+    RequestError for fewer than none.
+    """
+    if workers is not None and workers < 0:
+        raise RequestError(f"workers must be a number from 0; got {workers}")
+    devices = _devices()
+    ours = len(devices) if devices != ("cpu",) else os.cpu_count() or 1
+    return ours if workers is None else workers, devices
+
+
 @contextmanager
 def crew(
-    queue: Path, workers: int, devices: tuple[str, ...], policy: argparse.Namespace | None = None
+    queue: Path,
+    workers: int,
+    devices: tuple[str, ...],
+    policy: argparse.Namespace | None = None,
+    lasting: bool = False,
 ) -> Iterator[Callable[[], bool]]:
     """Have worker processes at a queue, in turn on each device, or with none this process itself; yields what says
     whether any is there. They are let finish nothing on leaving: what they are at waits for the next run.
+
+    They leave when no job waits, or, if `lasting`, never, and whoever died is replaced when asked who is there.
     """
     if not workers:
         from app.jobs import Queue
@@ -129,17 +146,26 @@ def crew(
         return
     # One thread each, so that a clip is the same to the last bit however many workers there are.
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    processes = [
-        subprocess.Popen(
-            [*COMMAND, "work", str(queue), "--device", devices[n % len(devices)], "--until-empty", "--with-parent"]
-            + (words_of(policy) if policy else []),
+
+    def start(n: int) -> subprocess.Popen:
+        words = [*COMMAND, "work", str(queue), "--device", devices[n % len(devices)], "--with-parent"]
+        words += words_of(policy) if policy else []
+        return subprocess.Popen(
+            words if lasting else [*words, "--until-empty"],
             env=environment,
             start_new_session=True,  # Ctrl+C is for this process, which tells them
         )
-        for n in range(workers)
-    ]
+
+    def alive() -> bool:
+        for n, process in enumerate(processes if lasting else ()):
+            if process.poll() is not None:
+                print(f"longtake: worker {n} left with {process.returncode}; another comes", file=sys.stderr)
+                processes[n] = start(n)
+        return any(process.poll() is None for process in processes)
+
+    processes = [start(n) for n in range(workers)]
     try:
-        yield lambda: any(process.poll() is None for process in processes)
+        yield alive
     finally:
         for process in processes:
             with suppress(ProcessLookupError):
@@ -192,12 +218,7 @@ def add_render(commands) -> None:
 
 def _render(chosen: argparse.Namespace) -> int:
     batch = _batch(chosen)
-    devices = _devices()
-    workers = len(devices) if devices != ("cpu",) else os.cpu_count() or 1
-    if chosen.workers is not None:
-        workers = chosen.workers
-    if workers < 0:
-        raise RequestError(f"workers must be a number from 0; got {workers}")
+    workers, devices = crew_for(chosen.workers)
     if chosen.dry_run:
         return _dry_run(batch, workers, chosen.json)
     from tqdm import tqdm

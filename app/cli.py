@@ -16,6 +16,7 @@ from app.caption import add_caption
 from app.desk import add_desk
 from app.policy import add_policy, watch_of
 from app.prepare import add_prepare
+from app.serve import add_serve
 from app.signing import UNSIGNED_HELP, unsigned
 from app.verify import add_sign, add_verify
 from dit.modes import MODES, Mode
@@ -142,6 +143,7 @@ def parser() -> argparse.ArgumentParser:
 
     add_render(commands)
     add_desk(commands)
+    add_serve(commands)
     add_sign(commands)
     add_verify(commands)
     add_caption(commands)

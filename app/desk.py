@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from app.policy import add_policy, watch_of
+from app.signing import ready_to_sign, signs
 
 if TYPE_CHECKING:
     from app.jobs import Job, Queue
@@ -52,7 +53,7 @@ def open_queue(folder: Path) -> Queue:
 
     for path in (folder, folder / INSIDE):
         if (path / DATABASE).is_file():
-            return Queue(path)
+            return Queue(path.resolve())
     raise ValueError(f"a queue's folder has a {DATABASE}; {folder} has none, so name the one given to render or serve")
 
 
@@ -112,4 +113,6 @@ def _work(chosen: argparse.Namespace) -> None:
     from app.worker import serve_queue
 
     queue, watch = open_queue(chosen.folder), watch_of(chosen)
+    if signs():
+        ready_to_sign()
     serve_queue(queue, chosen.device, chosen.until_empty, chosen.with_parent, watch)

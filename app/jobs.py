@@ -25,6 +25,7 @@ QUEUED, RUNNING, DONE, FAILED, CANCELLED, INTERRUPTED = STATES = (
 WAITING = (QUEUED, INTERRUPTED)  # an interrupted job is taken up again in its place
 ENDED = (DONE, FAILED, CANCELLED)
 VERSION = 1  # of the tables
+UPLOADS = "uploads"  # the folder, in a queue's, of what clients of its server sent
 BUSY_SECONDS = 60.0  # how long a process waits for the others' transactions
 
 TABLES = """
@@ -182,12 +183,21 @@ class Queue:
         return job_of(row)
 
     def jobs(
-        self, states: Sequence[str] = STATES, owner: str | None = None, most: int = 100, after: str | None = None
+        self,
+        states: Sequence[str] = STATES,
+        owner: str | None = None,
+        most: int = 100,
+        after: str | None = None,
+        earliest: bool = False,
     ) -> list[Job]:
-        """List jobs, the latest submitted first, at most `most`, only those submitted before the one named `after`."""
+        """List jobs, the latest submitted first, or the `earliest`; at most `most`, only those that are listed behind
+        the one named `after`.
+        """
+        behind, order = (">", "ASC") if earliest else ("<", "DESC")
         found = self.rows.execute(
             f"SELECT *, {AHEAD} FROM jobs WHERE state IN (SELECT value FROM json_each(:states)) "
-            "AND (:owner IS NULL OR owner = :owner) AND (:after IS NULL OR id < :after) ORDER BY id DESC LIMIT :most",
+            "AND (:owner IS NULL OR owner = :owner) "
+            f"AND (:after IS NULL OR id {behind} :after) ORDER BY id {order} LIMIT :most",
             {"states": json.dumps(states), "owner": owner, "after": after, "most": most},
         )
         return [job_of(row) for row in found]
@@ -221,6 +231,13 @@ class Queue:
             )
             rows.execute("UPDATE jobs SET cancelling = 1 WHERE id = ? AND state = ?", (id, RUNNING))
         return self.job(id)
+
+    def forget(self, id: str) -> Job:
+        """Strike out a job that has ended, whose files are the caller's; raises JobError for one that has not."""
+        job = self.job(id)
+        if not self.rows.execute(f"DELETE FROM jobs WHERE id = ? AND state IN {ENDED}", (id,)).rowcount:
+            raise JobError(f"a job to forget must have ended; {id} is {job.state}, so cancel it first")
+        return job
 
     def retry(self, id: str) -> Job:
         """Put a job that failed or was cancelled at the end of the line again; raises JobError for any other."""

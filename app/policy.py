@@ -193,10 +193,11 @@ def refused(request: Request | None, policy: str) -> str | None:
         return str(error)
 
 
-def add_policy(command: argparse.ArgumentParser) -> None:
+def add_policy(command: argparse.ArgumentParser, default: str = OFF) -> None:
     """Add the flags of a policy to a command."""
+    whose = "this is your machine" if default == OFF else "others ask here"
     command.add_argument(
-        "--policy", choices=POLICIES, default=OFF, help="what may not be asked for (default off: this is your machine)"
+        "--policy", choices=POLICIES, default=default, help=f"what may not be asked for (default {default}: {whose})"
     )
     command.add_argument(
         "--classifier", metavar="NAME", help="an image classifier of transformers, by name or folder, to look at clips"

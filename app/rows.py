@@ -189,12 +189,12 @@ def _cells(names: list[str], cells: list[str]) -> dict[str, Any]:
         raise RequestError(
             f"a row must have a cell for each of {len(names)} columns; got {len(cells)}, so quote what holds a comma"
         )
-    return {name: _typed(name, cell) for name, cell in zip(names, cells, strict=False)}
+    return {name: typed(name, cell) for name, cell in zip(names, cells, strict=False)}
 
 
 def _from_columns(found: dict[str, Any]) -> dict[str, Any]:
     """Return a table's values by field. Columns with holes hold whole numbers as fractions, and holes as nan."""
-    read = {name: _typed(name, value) if isinstance(value, str) else value for name, value in found.items()}
+    read = {name: typed(name, value) if isinstance(value, str) else value for name, value in found.items()}
     for name, value in read.items():
         if isinstance(value, float) and math.isnan(value):
             read[name] = None
@@ -203,7 +203,7 @@ def _from_columns(found: dict[str, Any]) -> dict[str, Any]:
     return read
 
 
-def _typed(name: str, cell: str) -> Any:
+def typed(name: str, cell: str) -> Any:
     """Read a cell into its field's own type; None for an empty one. Lists are JSON, a list of values included."""
     cell, kind = cell.strip(), KINDS.get(name, "str")
     if not cell:

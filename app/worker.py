@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 
 import torch
 
-from app.jobs import CANCELLED, FAILED, QUEUED, RUNNING, WAITING, Job, Queue
+from app.jobs import CANCELLED, FAILED, QUEUED, RUNNING, UPLOADS, WAITING, Job, Queue
 from app.policy import Watch
 from app.render import UNWATCHED, check_latents, load, upsampled, write
 from app.shift import Shift, Superseded, recover, staging
@@ -193,6 +193,8 @@ def serve_queue(
         signal.signal(number, lambda *_: leave.set())
     if with_parent:
         threading.Thread(target=follow, args=(os.getppid(), leave), daemon=True).start()
+    if (queue.folder / UPLOADS).is_dir():  # a server's, whose requests name files as they are seen from there
+        os.chdir(queue.folder)
     work(queue, device, until_empty, leave, watch)
 
 

@@ -1,0 +1,133 @@
+"""`longtake serve`: an HTTP server and its workers, on a durable queue."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from app.batch import crew, crew_for
+from app.policy import STANDARD, add_policy, check_prompt
+from app.signing import ready_to_sign
+
+TOKEN = "LONGTAKE_TOKEN"  # a variable: tokens, with commas between them
+HOST, PORT = "127.0.0.1", 8000
+LOOK_SECONDS = 1.0  # between two looks whether workers live
+LEAVE_SECONDS = 5  # for requests that are being answered when the server is told to stop
+
+
+def add_serve(commands) -> None:
+    """Add the command that serves a queue."""
+    serve = commands.add_parser(
+        "serve",
+        help="serve the video API, for openai's client, gradio_client and tools",
+        description="Serve the video API on a queue that outlives the server. Its page is at /docs.",
+        epilog=f"Tokens are better given in {TOKEN}, with commas between them, where no list of processes shows them.",
+    )
+    serve.add_argument(
+        "folder", type=Path, nargs="?", metavar="QUEUE_FOLDER", help="for jobs and clips (default: the user's own)"
+    )
+    serve.add_argument("--host", default=HOST, help=f"the interface (default {HOST}, which only this machine reaches)")
+    serve.add_argument("--port", type=int, default=PORT, help=f"default {PORT}; 0 takes a free one")
+    serve.add_argument(
+        "--token", action="append", default=[], help="who has it may come in; several, whose jobs are kept apart"
+    )
+    serve.add_argument(
+        "--model", action="append", default=[], metavar="NAME", help="a shipped model or a model folder to offer"
+    )
+    serve.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes (default: one a GPU, or one a CPU core); with 0 others join by longtake work",
+    )
+    add_policy(serve, STANDARD)
+    serve.set_defaults(act=_serve)
+
+
+def _serve(chosen: argparse.Namespace) -> None:
+    from app.gate import check_host
+
+    tokens = [*chosen.token, *filter(None, (one.strip() for one in os.environ.get(TOKEN, "").split(",")))]
+    check_host(chosen.host, tokens)
+    if not 0 <= chosen.port < 2**16:
+        raise ValueError(f"port must lie between 0 and 65535; got {chosen.port}")
+    serve(chosen.folder, chosen.host, chosen.port, tokens, chosen.model, chosen.workers, chosen)
+
+
+def serve(
+    folder: Path | None = None,
+    host: str = HOST,
+    port: int = PORT,
+    tokens: list[str] | None = None,
+    models: list[str] | None = None,
+    workers: int | None = None,
+    policy: argparse.Namespace | None = None,
+) -> None:
+    """Serve a queue with so many workers until told to stop; prints the address on stdout once it is bound. `policy`
+    has the flags of a policy, for prompts before they are queued and for workers.
+
+    Raises ValueError for what cannot be served, OSError where the address is not to be had.
+    """
+    from app.certificate import home
+    from app.jobs import Queue
+    from app.service import Service, offers_of
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # the workers are told on the way out
+    workers, devices = crew_for(workers)
+    ready_to_sign()
+    queue = Queue((folder or home() / "queue").resolve())
+    check = partial(check_prompt, policy=policy.policy if policy else STANDARD)
+    service = Service(queue, offers_of(queue, models or []), check)
+    with bound(host, port) as listening, lasting(queue.folder, workers, devices, policy):
+        import uvicorn
+
+        from app.api import server
+
+        address = f"[{host}]" if ":" in host else host
+        print(f"http://{address}:{listening.getsockname()[1]}", flush=True)
+        print(f"longtake: serving {queue.folder}; see /docs there; Ctrl+C stops it", file=sys.stderr)
+        settings = {"log_level": "warning", "server_header": False, "timeout_graceful_shutdown": LEAVE_SECONDS}
+        uvicorn.Server(uvicorn.Config(server(service, tokens or []), **settings)).run([listening])
+
+
+@contextmanager
+def bound(host: str, port: int) -> Iterator[socket.socket]:
+    """Have a socket at an address; raises OSError, naming it, where it is not to be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listening = socket.create_server((host, port), family=family)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OSError(f"a server must have an address of its own; {host}:{port} is not to be had: {reason}") from error
+    with listening:
+        yield listening
+
+
+@contextmanager
+def lasting(queue: Path, workers: int, devices: tuple[str, ...], policy: argparse.Namespace | None) -> Iterator[None]:
+    """Have worker processes at a queue, each replaced when it dies."""
+    if not workers:
+        yield
+        return
+    done = threading.Event()
+    with crew(queue, workers, devices, policy, lasting=True) as alive:
+        thread = threading.Thread(target=_watch, args=(alive, done))
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+
+def _watch(alive: Callable[[], bool], done: threading.Event) -> None:
+    while not done.wait(LOOK_SECONDS):
+        alive()
