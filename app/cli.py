@@ -14,6 +14,7 @@ from pathlib import Path
 from app.batch import add_render
 from app.caption import add_caption
 from app.desk import add_desk
+from app.measure import UPSAMPLE_HELP, add_measure
 from app.policy import add_policy, watch_of
 from app.prepare import add_prepare
 from app.serve import add_serve
@@ -114,33 +115,7 @@ def parser() -> argparse.ArgumentParser:
     modes = commands.add_parser("modes", help="list every way to make a clip")
     modes.set_defaults(act=_modes)
 
-    evaluate = commands.add_parser("evaluate", help="measure how well a model follows prompts")
-    evaluate.add_argument(
-        "model", nargs="?", help="a shipped model or a model folder (default: the one that generate uses)"
-    )
-    evaluate.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        default=Path("evaluation"),
-        metavar="FOLDER",
-        help="for the report and the picture (default evaluation)",
-    )
-    evaluate.add_argument("--prompts", type=int, default=200, help="how many prompts of each set (default 200)")
-    evaluate.add_argument("--seed", type=int, default=0)
-    evaluate.add_argument(
-        "--words", default="plain", help="how prompts are said: plain (default), reserved, chinese, label or dense"
-    )
-    evaluate.add_argument("--upsample", metavar="NAME", help=UPSAMPLE_HELP)
-    evaluate.set_defaults(act=_evaluate)
-
-    bench = commands.add_parser("bench", help="measure what long clips cost, and how far they drift")
-    bench.add_argument("what", choices=("long", "drift"))
-    bench.add_argument(
-        "model", nargs="?", help="a shipped model or a model folder (default: the one that generate uses)"
-    )
-    bench.set_defaults(act=_bench)
-
+    add_measure(commands)
     add_render(commands)
     add_desk(commands)
     add_serve(commands)
@@ -182,11 +157,6 @@ def _add_output(command: argparse.ArgumentParser) -> None:
         "--size", nargs="+", metavar="COLUMNSxROWS", help="pixels, such as 64x64; several make several clips"
     )
 
-
-UPSAMPLE_HELP = (
-    "who writes a short prompt out: none (default), auto, the folder of an upsampler, a language model of "
-    "transformers, or ADDRESS#MODEL of an OpenAI-compatible endpoint"
-)
 
 # The flags of the fields that only some modes read.
 FIELDS: dict[str, dict] = {
@@ -360,32 +330,6 @@ def _modes(chosen: argparse.Namespace) -> None:
         print(f"{name:{width}}  {mode.line}\n{'':{width}}  {mode.example}")
     print(f"{'variations':{width}}  Any of these some times over, each with another seed.")
     print(f"{'':{width}}  {MODES['loop'].example.replace('-o', '--variations 4 -o')}")
-
-
-def _evaluate(chosen: argparse.Namespace) -> None:
-    from app.render import MODELS, model_folder, upsampler_named
-
-    evaluate = importlib.import_module("training.evaluate").evaluate
-    evaluate(
-        model_folder(chosen.model),
-        MODELS / "judge",
-        chosen.output,
-        prompts=chosen.prompts,
-        seed=chosen.seed,
-        words=chosen.words,
-        upsample=upsampler_named(chosen.upsample),
-    )
-    print(chosen.output)
-
-
-def _bench(chosen: argparse.Namespace) -> None:
-    from app.render import MODELS, model_folder
-
-    folder, bench = model_folder(chosen.model), importlib.import_module("training.bench")
-    if chosen.what == "long":
-        bench.long(folder)
-    else:
-        bench.drift(folder, MODELS / "judge")
 
 
 def _train(chosen: argparse.Namespace) -> None:
