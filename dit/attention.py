@@ -29,6 +29,10 @@ def attend(
     `backend` is a key of BACKENDS, or "auto": varlen for half precision on CUDA, else grouped.
     Raises ValueError for an unknown backend.
     """
+    if len(parts := spans.apart()) > 1:
+        tokens, words = spans.sums
+        pieces = (*(x.split(tokens) for x in (q, k, v)), *(x.split(words) for x in (word_k, word_v)), parts)
+        return torch.cat([attend(*piece, backend) for piece in zip(*pieces, strict=True)])
     if backend == "auto":
         backend = "varlen" if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) else "grouped"
     if backend not in BACKENDS:

@@ -8,6 +8,7 @@ QK-norm: arXiv 2302.05442. ReLU^2: Primer (arXiv 2109.08668). Rotary positions o
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
 import torch
@@ -18,7 +19,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from dit.attention import attend
-from dit.packing import Pack, Spans, grid_of
+from dit.packing import Pack, Spans, apart, grid_of
 
 
 @dataclass(frozen=True)
@@ -97,24 +98,28 @@ class DiT(ModelMixin, ConfigMixin):
         """Return the velocity (N, P) of a pack's tokens.
 
         words (L, words_width), all clips' words end to end; pooled (B, words_width), one vector a clip; word_counts,
-        how many words each clip has (at least one).
+        how many words each clip has (at least one). Each part of the pack comes out the same to the last bit as alone,
+        where one thread works.
         """
-        spans = Spans(pack.lengths, tuple(word_counts))
+        spans = Spans(pack.lengths, tuple(word_counts), pack.parts)
         clip = spans.clip_of_token(pack.tokens.device)
         rows, row = distinct(clip, pack.level)  # a pack holds few distinct (clip, level): modulate those, then gather
-        condition = self.condition(rows, pooled, pack)
-        modulation = rearrange(self.modulation(F.silu(condition)), "R (four D) -> R four D", four=4)
+        counts, (sizes, _) = rows_apart(rows, pack.parts), spans.sums
+        condition = self.condition(rows, pooled, pack, counts)
+        modulation = apart(lambda some: self.modulation(F.silu(some)), condition, counts)
+        modulation = rearrange(modulation, "R (four D) -> R four D", four=4)
         turn = rotations(pack.place, self.shape.head_width, self.shape.theta)
         beside = neighbours(pack)
 
         x = (
-            self.embed(pack.tokens)
-            + self.whereabouts(relative_places(pack))
-            + self.entry(condition).index_select(0, row)
+            apart(self.embed, pack.tokens, sizes)
+            + apart(self.whereabouts, relative_places(pack), sizes)
+            + apart(self.entry, condition, counts).index_select(0, row)
         )
         for block in self.blocks:
             x = block(x, modulation, row, words, turn, beside, spans, self.attention_backend)
-        return self.exit(normalise(x) * (1 + self.exit_scale(F.silu(condition)).index_select(0, row)))
+        scale = apart(lambda some: self.exit_scale(F.silu(some)), condition, counts)
+        return apart(self.exit, normalise(x) * (1 + scale.index_select(0, row)), sizes)
 
     def hidden(self) -> list[tuple[nn.Linear, int]]:
         """List the linear layers of all blocks, each with how many matrices its weight is: what Muon steps on."""
@@ -166,14 +171,16 @@ class Condition(nn.Module):
         self.caption = nn.Sequential(nn.LayerNorm(words_width), nn.Linear(words_width, width))
         self.format = nn.Sequential(nn.Linear(4, width), nn.SiLU(), nn.Linear(width, width))
 
-    def forward(self, rows: Tensor, pooled: Tensor, pack: Pack) -> Tensor:
-        """rows (R, 2): a clip's number and a noise level; returns (R, width)."""
+    def forward(self, rows: Tensor, pooled: Tensor, pack: Pack, counts: Sequence[int] = ()) -> Tensor:
+        """rows (R, 2): a clip's number and a noise level; counts, how many of them each part of the pack has; returns
+        (R, width).
+        """
         clip, level = rows[:, 0].long(), rows[:, 1]
         formats = [(*shape, fps) for shape, fps in zip(pack.shapes, pack.fps, strict=True)]
-        formats = torch.tensor(formats, device=pooled.device, dtype=torch.float32).log2().to(pooled.dtype)
-        return self.level(waves(level).to(pooled.dtype)) + (self.caption(pooled) + self.format(formats)).index_select(
-            0, clip
-        )
+        formats = torch.tensor(formats, device=pooled.device, dtype=torch.float32)
+        format = apart(lambda some: self.format(some.log2().to(pooled.dtype)), formats, pack.parts)
+        level = apart(lambda some: self.level(waves(some).to(pooled.dtype)), level, counts)
+        return level + (apart(self.caption, pooled, pack.parts) + format).index_select(0, clip)
 
 
 class Block(nn.Module):
@@ -197,16 +204,18 @@ class Block(nn.Module):
         scale, gate, wide_scale, wide_gate = (modulation + self.modulation).index_select(0, row).unbind(1)
         near, wide_near = self.near
         x = x + gate * self.attention(mix(normalise(x) * (1 + scale), near, beside), words, turn, spans, backend)
-        wide = self.widen(mix(normalise(x) * (1 + wide_scale), wide_near, beside))
-        return x + wide_gate * self.narrow(F.relu(wide).square())
+        wide = apart(self.widen, mix(normalise(x) * (1 + wide_scale), wide_near, beside), spans.sums[0])
+        return x + wide_gate * apart(self.narrow, F.relu(wide).square(), spans.sums[0])
 
     def attention(self, x, words, turn, spans: Spans, backend: str) -> Tensor:
-        q, k, v = rearrange(self.qkv(x), "N (three K E) -> three N K E", three=3, K=self.heads)
-        word_k, word_v = rearrange(self.words(self.words_norm(words)), "L (two K E) -> two L K E", two=2, K=self.heads)
+        tokens, count = spans.sums
+        q, k, v = rearrange(apart(self.qkv, x, tokens), "N (three K E) -> three N K E", three=3, K=self.heads)
+        words = apart(self.words, self.words_norm(words), count)
+        word_k, word_v = rearrange(words, "L (two K E) -> two L K E", two=2, K=self.heads)
         q, k = (rotate(normalise(y) * scale, turn) for y, scale in ((q, self.query_scale), (k, self.key_scale)))
         q, k, word_k = (y.to(v.dtype) for y in (q, k, normalise(word_k) * self.key_scale))  # under autocast: v's
         found = attend(q, k, v, word_k, word_v, spans, backend)
-        return self.out(rearrange(found, "N K E -> N (K E)"))
+        return apart(self.out, rearrange(found, "N K E -> N (K E)"), tokens)
 
 
 FREQUENCIES = 64
@@ -250,6 +259,14 @@ def neighbours(pack: Pack) -> Tensor:
         beside.append(torch.where(place > 0, number - step, N))
         beside.append(torch.where(place < grids[:, axis] - 1, number + step, N))
     return torch.stack(beside)
+
+
+def rows_apart(rows: Tensor, parts: Sequence[int]) -> list[int]:
+    """Return how many of the distinct (clip, level), (R, 2), each part of a pack has."""
+    if len(parts) < 2:
+        return [len(rows)]
+    owner = torch.arange(len(parts), device=rows.device).repeat_interleave(torch.tensor(parts, device=rows.device))
+    return owner[rows[:, 0].long()].bincount(minlength=len(parts)).tolist()
 
 
 class Mix(torch.autograd.Function):

@@ -6,9 +6,10 @@ A token is a spacetime patch of a clip's latents. Clips are packed in the order 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from functools import cached_property
+from itertools import accumulate, groupby, pairwise
 
 import torch
 from einops import rearrange
@@ -44,10 +45,25 @@ def unpatchify(tokens: Tensor, shape: Sequence[int], patch: Patch) -> Tensor:
 
 @dataclass(frozen=True)
 class Spans:
-    """Where each clip of a pack begins and ends: `tokens[i]` tokens and `words[i]` words belong to clip i."""
+    """Where each clip of a pack begins and ends: `tokens[i]` tokens and `words[i]` words belong to clip i.
+
+    `parts` are how many neighbouring clips are summed up together, apart from the rest; none stands for all.
+    """
 
     tokens: tuple[int, ...]
     words: tuple[int, ...]
+    parts: tuple[int, ...] = ()
+
+    def apart(self) -> list[Spans]:
+        """Return the spans of each part."""
+        ends = list(accumulate(self.parts, initial=0))
+        return [Spans(self.tokens[a:b], self.words[a:b]) for a, b in pairwise(ends)] or [self]
+
+    @cached_property
+    def sums(self) -> tuple[list[int], list[int]]:
+        """How many tokens and how many words each part has."""
+        parts = self.apart()
+        return [sum(part.tokens) for part in parts], [sum(part.words) for part in parts]
 
     def groups(self) -> list[tuple[slice, slice, slice]]:
         """List the runs of neighbouring clips with equally many tokens, as slices of clips, of tokens and of words."""
@@ -69,6 +85,11 @@ class Spans:
         return _counted(self.words, device)
 
 
+def apart(layer: Callable[[Tensor], Tensor], x: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Apply a layer to so many rows at a time: how a sum is rounded may depend on how many are made at once."""
+    return layer(x) if len(sizes) < 2 else torch.cat([layer(some) for some in x.split(list(sizes))])
+
+
 def _counted(lengths: tuple[int, ...], device) -> Tensor:
     return torch.arange(len(lengths), device=device).repeat_interleave(torch.tensor(lengths, device=device))
 
@@ -78,7 +99,7 @@ class Pack:
     """Clips laid end to end: all a model needs to know of them but the words.
 
     tokens (N, P); place (N, 3), each token's patch coordinates in its own clip; level (N,), each token's noise level in
-    [0, 1]; shapes, each clip's (T, H, W) in latents; fps, each clip's frames a second.
+    [0, 1]; shapes, each clip's (T, H, W) in latents; fps, each clip's frames a second; parts, as in `Spans`.
     """
 
     tokens: Tensor
@@ -87,6 +108,7 @@ class Pack:
     shapes: tuple[tuple[int, int, int], ...]
     fps: tuple[float, ...]
     patch: Patch
+    parts: tuple[int, ...] = ()
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -99,7 +121,9 @@ def places(shape: Sequence[int], patch: Patch, device=None) -> Tensor:
     return torch.cartesian_prod(*axes).reshape(-1, 3)
 
 
-def pack(latents: list[Tensor], levels: list[Tensor], fps: list[float], patch: Patch) -> Pack:
+def pack(
+    latents: list[Tensor], levels: list[Tensor], fps: list[float], patch: Patch, parts: Sequence[int] = ()
+) -> Pack:
     """Lay clips end to end. `latents[i]` is (C, T, H, W); `levels[i]` is (T, H, W), a noise level for each latent.
 
     A token's level is the highest in its patch: a patch that is partly dreamed is not yet known.
@@ -109,7 +133,7 @@ def pack(latents: list[Tensor], levels: list[Tensor], fps: list[float], patch: P
     level = torch.cat([patchify(level[None], patch).amax(1) for level in levels])
     shapes = [(T, H, W) for _, T, H, W in (clip.shape for clip in latents)]
     place = torch.cat([places(shape, patch, tokens.device) for shape in shapes])
-    return Pack(tokens, place, level, tuple(shapes), tuple(fps), patch)
+    return Pack(tokens, place, level, tuple(shapes), tuple(fps), patch, tuple(parts))
 
 
 def unpack(tokens: Tensor, shapes: tuple[tuple[int, int, int], ...], patch: Patch) -> list[Tensor]:

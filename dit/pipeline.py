@@ -6,6 +6,8 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 import torch
@@ -194,8 +196,8 @@ class Pipeline(DiffusionPipeline):
         watch: Watch | None = None,
         together: int = 1,
     ) -> Iterator[Dream]:
-        """Make the clips of some requests. Alone, each is the same to the last bit in any company; up to `together`
-        neighbours of any size are dreamed as one pack, which a GPU likes better and where sums round differently.
+        """Make the clips of some requests; up to `together` neighbours of any size are dreamed as one pack, which is
+        faster. On one thread each is the same to the last bit in any company.
 
         `watch` is shown, every few steps, what is being dreamed. Yields a Dream a request, in order; decode it with
         `frames` or `pixels`. Raises RequestError before anything is made.
@@ -305,18 +307,22 @@ class Pipeline(DiffusionPipeline):
         """Return the guided velocity of what stands on canvases: `dream` says what its arguments are."""
         patch = self.transformer.shape.patch
         scripts = [Script.of(*one) for one in zip(requests, canvases, starts, strict=True)]
-        prompts = sorted({prompt for script in scripts for prompt in (*script.prompts, script.negative)})
-        words = encode(prompts, self.tokenizer, self.text_encoder)
+        prompts = [sorted({*script.prompts, script.negative}) for script in scripts]
+        words = [encode(own, self.tokenizer, self.text_encoder) for own in prompts]  # each clip's as if it were alone
 
         def seen(looks: list[tuple[int, Look]]) -> Iterator[Tensor]:
+            clips = [(clip, [look.prompt for _, look in own]) for clip, own in groupby(looks, itemgetter(0))]
             batch = pack(
                 [look.x for _, look in looks],
                 [look.level for _, look in looks],
                 [canvases[clip].fps for clip, _ in looks],
                 patch,
+                [len(own) for _, own in clips],
             )
-            said = words.repeat([prompts.index(look.prompt) for _, look in looks])
-            yield from unpack(self.transformer(batch, said.features, said.pooled, said.counts), batch.shapes, patch)
+            said = [words[clip].repeat([prompts[clip].index(prompt) for prompt in own]) for clip, own in clips]
+            features, pooled = torch.cat([own.features for own in said]), torch.cat([own.pooled for own in said])
+            counts = tuple(count for own in said for count in own.counts)
+            yield from unpack(self.transformer(batch, features, pooled, counts), batch.shapes, patch)
 
         def velocity(xs: list[Tensor], levels: list[Tensor]) -> list[Tensor]:
             plans = [plan(*one) for one in zip(scripts, requests, canvases, noise, xs, levels, strict=True)]

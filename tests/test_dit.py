@@ -66,6 +66,26 @@ def test_a_clip_is_denoised_the_same_alone_or_in_company(tiny_dit):
             assert torch.allclose(found, together[n], atol=1e-5)
 
 
+def test_parts_of_a_pack_are_the_same_to_the_last_bit_as_alone(tiny_dit):
+    shapes, counts, parts = (
+        [(3, 4, 6), (3, 4, 6), (2, 4, 4), (3, 4, 6), (1, 8, 8), (1, 8, 8)],
+        (5, 2, 3, 7, 4, 9),
+        (2, 1, 3),
+    )
+    latents, levels, words, pooled = inputs(shapes, counts)
+    with torch.no_grad():
+        batch = pack(latents, levels, [8.0] * 6, (1, 2, 2), parts)
+        together = tiny_dit(batch, words, pooled, counts).split(
+            [sum(batch.lengths[a:b]) for a, b in ((0, 2), (2, 3), (3, 6))]
+        )
+        for (a, b), found in zip(((0, 2), (2, 3), (3, 6)), together, strict=True):
+            alone, (first, last) = (
+                pack(latents[a:b], levels[a:b], [8.0] * (b - a), (1, 2, 2)),
+                (sum(counts[:a]), sum(counts[:b])),
+            )
+            assert torch.equal(tiny_dit(alone, words[first:last], pooled[a:b], counts[a:b]), found)
+
+
 def test_every_input_matters(tiny_dit):
     latents, levels, words, pooled = inputs([(3, 4, 6)], (5,))
 
