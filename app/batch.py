@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from app.names import CLIPS, parse_shard, shard_of
-from app.policy import add_policy, refused, watch_of, words_of
+from app.policy import Watch, add_policy, refused, watch_of, words_of
 from app.prepare import PARTLY
 from app.rows import STDIN, Row, read_rows
 from app.signing import UNSIGNED_HELP, ready_to_sign
@@ -30,11 +30,13 @@ from app.sweeps import WAYS, Shot, expand
 from dit.request import RequestError, parse_size
 
 if TYPE_CHECKING:
+    from app.estimate import Estimate
     from app.jobs import Job
 
 MANIFEST = "manifest.jsonl"
 COMMAND = (sys.executable, "-m", "app.cli")
 LOOK_SECONDS = 0.1  # between two looks at the queue
+TOGETHER = 4  # clips of like cost that are made as one pack
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,10 @@ def render_batch(
     latents: bool = False,
     devices: tuple[str, ...] = ("cpu",),
     policy: argparse.Namespace | None = None,
+    together: int = TOGETHER,
 ) -> Iterator[tuple[Shot, Job]]:
-    """Make what is missing of a batch, with so many worker processes; yields each shot with its job once that ended.
+    """Make what is missing of a batch, with so many worker processes, up to `together` clips of like cost as one pack;
+    yields each shot with its job once that ended.
 
     Killed at any moment, it goes on where it was. Shots that another run of the same batch is making are waited for,
     and not made twice. `policy` has the flags of a policy, for the workers. Raises OSError where all of these left
@@ -92,7 +96,7 @@ def render_batch(
     jobs = queue.submit_missing(requests, [Path(path) for path in shots], latents=latents)
     waited = {job.id: shots[str(job.output)] for job in jobs}
     paused = None
-    with crew(batch.queue, min(workers, len(waited)), devices, policy) as alive:
+    with crew(batch.queue, min(workers, len(waited)), devices, policy, together) as alive:
         while waited:
             there, pause = alive(), queue.paused
             if pause != paused and (paused := pause):
@@ -123,6 +127,7 @@ def crew(
     workers: int,
     devices: tuple[str, ...],
     policy: argparse.Namespace | None = None,
+    together: int = 1,
     lasting: bool = False,
 ) -> Iterator[Callable[[], bool]]:
     """Have worker processes at a queue, in turn on each device, or with none this process itself; yields what says
@@ -135,8 +140,8 @@ def crew(
         from app.worker import work
 
         leave = threading.Event()
-        watch = (watch_of(policy),) if policy else ()
-        thread = threading.Thread(target=work, args=(Queue(queue), devices[0], True, leave, *watch))
+        watch = watch_of(policy) if policy else Watch()
+        thread = threading.Thread(target=work, args=(Queue(queue), devices[0], True, leave, watch, together))
         thread.start()
         try:
             yield thread.is_alive
@@ -149,7 +154,7 @@ def crew(
 
     def start(n: int) -> subprocess.Popen:
         words = [*COMMAND, "work", str(queue), "--device", devices[n % len(devices)], "--with-parent"]
-        words += words_of(policy) if policy else []
+        words += ["--together", str(together), *(words_of(policy) if policy else ())]
         return subprocess.Popen(
             words if lasting else [*words, "--until-empty"],
             env=environment,
@@ -206,9 +211,16 @@ def add_render(commands) -> None:
     render.add_argument(
         "--engine", choices=("queue", "ray"), default="queue", help="where: this machine's queue, or a Ray cluster"
     )
+    render.add_argument(
+        "--together",
+        type=int,
+        default=TOGETHER,
+        metavar="N",
+        help=f"clips of like cost that may be made as one pack, the same bytes as alone (default {TOGETHER})",
+    )
     render.add_argument("--most", type=int, default=1_000_000, help="refuse more clips than this")
     render.add_argument(
-        "--dry-run", action="store_true", help="say how many clips, how long and how large, as far as it is known"
+        "--dry-run", action="store_true", help="say how many clips, how long, how large and how much memory"
     )
     render.add_argument("--unsigned", action="store_true", help=UNSIGNED_HELP)
     render.add_argument("--json", action="store_true", help="print a JSON object for each clip")
@@ -219,8 +231,13 @@ def add_render(commands) -> None:
 def _render(chosen: argparse.Namespace) -> int:
     batch = _batch(chosen)
     workers, devices = crew_for(chosen.workers)
+    if chosen.together < 1:
+        raise RequestError(f"together must be a number from 1; got {chosen.together}")
+    batch, estimates = _fitting(batch, devices[0])
     if chosen.dry_run:
-        return _dry_run(batch, workers, chosen.json)
+        return _dry_run(batch, estimates, workers, chosen.json)
+    if estimates:
+        workers, chosen.together = _that_fit(estimates, workers, chosen.together)
     from tqdm import tqdm
 
     ready_to_sign()
@@ -253,7 +270,7 @@ def _render(chosen: argparse.Namespace) -> int:
 
                 made = render_on_cluster(batch, chosen.workers, chosen.keep_latents, chosen)
             else:
-                made = render_batch(batch, workers, chosen.keep_latents, devices, chosen)
+                made = render_batch(batch, workers, chosen.keep_latents, devices, chosen, chosen.together)
             for shot, job in tqdm(made, "rendering", len(missing), unit="clip", file=sys.stderr):
                 took = round((job.ended or 0) - (job.began or 0), 2)
                 tell(shot, job.state, seconds=took, **({"sentence": job.sentence} if job.sentence else {}))
@@ -313,33 +330,52 @@ def _devices() -> tuple[str, ...]:
     return tuple(f"cuda:{n}" for n in range(torch.cuda.device_count())) or ("cpu",)
 
 
-def _dry_run(batch: Batch, workers: int, as_json: bool) -> int:
-    """Print what a batch would make, and what that takes, as far as the clips in its folder can tell."""
+def _fitting(batch: Batch, device: str) -> tuple[Batch, list[Estimate]]:
+    """Return a batch in which shots that do not fit in memory are wrong, and what each of the missing will take. What
+    else is the matter with a shot its job will say.
+    """
+    from app.estimate import Estimator, Unfit
+
+    estimator, found, unfit = Estimator(device), [], {}
+    for shot in batch.missing:
+        assert shot.request, "a shot that is not wrong has a request"
+        try:
+            found.append(estimator.check_fits(shot.request))
+        except Unfit as error:
+            unfit[shot.row, shot.part] = str(error)
+        except (ValueError, OSError):
+            pass
+    shots = [replace(shot, wrong=unfit.get((shot.row, shot.part), shot.wrong)) for shot in batch.shots]
+    return replace(batch, shots=shots), found
+
+
+def _that_fit(estimates: list[Estimate], workers: int, together: int) -> tuple[int, int]:
+    """Return how many workers, and clips as one pack, fit in memory of those asked for: workers matter more."""
+    room = estimates[0].room
+    fits = lambda many, packed: many * max(one.peak(packed) for one in set(estimates)) <= room
+    while together > 1 and not fits(max(1, workers), together):
+        together //= 2
+    while workers > 1 and not fits(workers, together):
+        workers -= 1
+        print(f"longtake: {workers} workers are what fits in {room / 2**20:,.0f} MiB", file=sys.stderr)
+    return workers, together
+
+
+def _dry_run(batch: Batch, estimates: list[Estimate], workers: int, as_json: bool) -> int:
+    """Print what a batch would make, and what that takes."""
     there = sum(not shot.wrong and not shot.twin for shot in batch.shots) - len(batch.missing)
     twins = sum(shot.twin is not None for shot in batch.shots)
     found = {"clips": len(batch.missing), "there": there, "twins": twins, "wrong": len(batch.wrong)}
-    seconds, sizes = _history(batch.folder)
-    if seconds:
-        from statistics import fmean
-
-        each, size = fmean(seconds), fmean(sizes)
-        found |= {"seconds": round(each * found["clips"] / max(1, workers)), "bytes": round(size * found["clips"])}
-        left = f"about {found['seconds']} s with {workers} workers and {found['bytes']:,} bytes"
-        told = f"{left}, since {len(seconds)} clips here took {each:.1f} s and {size:,.0f} bytes each"
-    else:
-        told = f"how long and how large is told once a clip was made in {batch.folder}"
-    counts = ", ".join(f"{found[name]} {name}" for name in ("clips", "there", "twins", "wrong"))
+    counts = ", ".join(f"{found[name]} {name}" for name in found)
+    told = "nothing to estimate"
+    if estimates:
+        flops, seconds = (sum(values) for values in zip(*((e.cost.flops, e.seconds) for e in estimates), strict=True))
+        peak, size, pace = max(e.peak() for e in estimates), sum(e.file_bytes for e in estimates), estimates[0].pace
+        found |= {"seconds": round(seconds / max(1, workers)), "bytes": size, "peak": peak, "flops": flops}
+        since = f"the pace of {pace.clips} clips made here" if pace.clips else "a guess, since none was made here yet"
+        told = (
+            f"{flops / 1e9:,.0f} GFLOP at {pace.rate / 1e9:.3g} GFLOP/s ({since}) on {workers} workers: about "
+            f"{found['seconds']} s and the loading; {peak / 2**20:,.0f} MiB of memory each, {size:,} bytes on the disk"
+        )
     print(json.dumps(found) if as_json else f"{counts}; {told}")
     return 0
-
-
-def _history(folder: Path) -> tuple[list[float], list[int]]:
-    """Return how many seconds each clip of a folder took, by its manifest, and how many bytes it has."""
-    lines = (folder / MANIFEST).read_text("utf-8").splitlines() if (folder / MANIFEST).is_file() else []
-    found = {}
-    for line in lines:
-        with suppress(ValueError):  # of a line that was being written when the power failed
-            told = json.loads(line)
-            if told["state"] == "done" and (folder / told["output"]).is_file():
-                found[told["output"]] = told["seconds"]
-    return list(found.values()), [(folder / name).stat().st_size for name in found]

@@ -8,12 +8,14 @@ import os
 import sys
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 
 from app.batch import add_render
 from app.caption import add_caption
 from app.desk import add_desk
+from app.estimate import add_estimate
 from app.measure import UPSAMPLE_HELP, add_measure
 from app.policy import add_policy, watch_of
 from app.prepare import add_prepare
@@ -116,6 +118,7 @@ def parser() -> argparse.ArgumentParser:
     modes.set_defaults(act=_modes)
 
     add_measure(commands)
+    add_estimate(commands, _asked, partial(_add_output, needed=False), _add_settings)
     add_render(commands)
     add_desk(commands)
     add_serve(commands)
@@ -141,9 +144,9 @@ OUTPUT_HELP = (
 )
 
 
-def _add_output(command: argparse.ArgumentParser) -> None:
+def _add_output(command: argparse.ArgumentParser, needed: bool = True) -> None:
     """Add what one call can ask for several times: the files, seeds and sizes."""
-    command.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help=OUTPUT_HELP)
+    command.add_argument("-o", "--output", type=Path, required=needed, metavar="FILE", help=OUTPUT_HELP)
     command.add_argument(
         "--seed",
         type=int,
@@ -231,22 +234,8 @@ def _add_settings(command: argparse.ArgumentParser, mode: Mode | None = None) ->
 
 
 SETTINGS = (
-    *(
-        "mode",
-        "upsample",
-        "written",
-        "seconds",
-        "fps",
-        "steps",
-        "guidance",
-        "frame_guidance",
-        "interval",
-        "rescale",
-        "negative",
-        "method",
-        "mark",
-        "model",
-    ),
+    *("mode", "upsample", "written", "seconds", "fps", "steps", "guidance", "frame_guidance"),
+    *("interval", "rescale", "negative", "method", "mark", "model"),
     *(how.get("dest", flag) for flag, how in FIELDS.items()),
 )
 
@@ -275,16 +264,19 @@ def _seconds(text: str) -> float:
         raise RequestError(f"a picture has seconds and a file; got {text!r} for the seconds") from None
 
 
-def _generate(chosen: argparse.Namespace) -> None:
+def _asked(chosen: argparse.Namespace) -> list[Request]:
+    """Return the requests of a command: each prompt with each seed in each size."""
     settings = _settings(chosen)
     board = Request().altered(**settings)
     prompts, sizes = chosen.prompt or [board.prompt], [parse_size(size) for size in chosen.size or ()] or [board.size]
     if chosen.variations < 1:
         raise RequestError(f"variations must be at least 1; got {chosen.variations}")
     seeds = [seed + more for seed in chosen.seed or [board.seed] for more in range(chosen.variations)]
-    requests = [
-        board.altered(prompt=prompt, seed=seed, size=size) for prompt, seed, size in product(prompts, seeds, sizes)
-    ]
+    return [board.altered(prompt=prompt, seed=seed, size=size) for prompt, seed, size in product(prompts, seeds, sizes)]
+
+
+def _generate(chosen: argparse.Namespace) -> None:
+    requests = _asked(chosen)
     _render(requests, _numbered(chosen.output, len(requests)), chosen)
 
 

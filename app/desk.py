@@ -41,6 +41,13 @@ def add_desk(commands) -> None:
     )
     work.add_argument("folder", type=Path, help="the queue's folder, or that of a batch")
     work.add_argument("--device", help="such as cuda:0 (default: a GPU where there is one, else the CPU)")
+    work.add_argument(
+        "--together",
+        type=int,
+        default=1,
+        metavar="N",
+        help="clips of like cost that may be made as one pack (default 1)",
+    )
     work.add_argument("--until-empty", action="store_true", help="leave when no job waits")
     work.add_argument("--with-parent", action="store_true", help="leave when the process that began it is gone")
     add_policy(work)
@@ -115,4 +122,4 @@ def _work(chosen: argparse.Namespace) -> None:
     queue, watch = open_queue(chosen.folder), watch_of(chosen)
     if signs():
         ready_to_sign()
-    serve_queue(queue, chosen.device, chosen.until_empty, chosen.with_parent, watch)
+    serve_queue(queue, chosen.device, chosen.until_empty, chosen.with_parent, watch, chosen.together)

@@ -17,9 +17,12 @@ from pathlib import Path
 from typing import Literal
 
 from app.jobs import CANCELLED, DONE, ENDED, FAILED, INTERRUPTED, QUEUED, RUNNING, WAITING, Job, Queue, job_of, new_ids
+from dit.modes import MODES
+from dit.request import Request
 
 TRIES = 3  # times that a job may bring its worker down
 NOTED_SECONDS = 0.2  # between two notes of the same phase on the disk
+LOOKED_AT = 64  # how many of the line are looked at for company
 
 Wish = Literal["go", "hold", "stop"]  # what a worker is to do after its step
 
@@ -29,12 +32,12 @@ class Superseded(Exception):
 
 
 class Shift:
-    """A worker at a queue, one job at a time. On leaving, what it was at waits again."""
+    """A worker at a queue, one job at a time or several of like cost. On leaving, what it was at waits again."""
 
     def __init__(self, queue: Queue, device: str):
         self.queue, self.device = queue, device
         (self.name,) = new_ids(1)
-        self.noted = 0.0, ""  # when, and which phase
+        self.noted: dict[str, tuple[float, str]] = {}  # of each job at work, when and which phase
 
     def __enter__(self) -> Shift:
         self.lock = open(self.queue.locks / self.name, "w")
@@ -60,8 +63,36 @@ class Shift:
                 f"NOT EXISTS (SELECT * FROM pause) ORDER BY place LIMIT 1) RETURNING *, NULL AS ahead",
                 (RUNNING, self.name, time.time()),
             ).fetchall()
-        self.noted = 0.0, ""
+        self.noted = {}
         return job_of(found[0]) if found else None
+
+    def claim_company(self, job: Job, most: int) -> list[Job]:
+        """Take further waiting jobs that can be made in one pack with a job just claimed, `most` with it, but no more
+        than leaves the other workers theirs; returns all.
+
+        A job that was begun before is made alone: it may be what brought its worker down.
+        """
+        if most < 2 or job.tries > 1 or company_of(job.request) is None:
+            return [job]
+        with self.queue.transaction() as rows:
+            line = rows.execute(
+                f"SELECT *, NULL AS ahead FROM jobs WHERE state IN {WAITING} AND NOT EXISTS (SELECT * FROM pause) "
+                "ORDER BY place LIMIT ?",
+                (LOOKED_AT,),
+            ).fetchall()
+            (workers,) = rows.execute("SELECT max(1, count(*)) FROM workers").fetchone()
+            share = min(most, -(-(len(line) + 1) // workers))
+            alike = [
+                job_of(row)
+                for row in line
+                if not row["tries"] and company_of(Request.from_json(row["request"])) == company_of(job.request)
+            ][: share - 1]
+            rows.executemany(
+                "UPDATE jobs SET state = ?, worker = ?, tries = tries + 1, began = ?, ended = NULL, whole = 0, "
+                "phase = 'starting', step = 0, steps = 0 WHERE id = ?",
+                [(RUNNING, self.name, time.time(), other.id) for other in alike],
+            )
+        return [job, *alike]
 
     def note(self, job: Job, phase: str, step: int = 0, steps: int = 0) -> Wish:
         """Note how far a job is; returns what is wished: "stop" it, "hold" still, or "go" on.
@@ -75,14 +106,14 @@ class Shift:
         ).fetchone()
         if found is None:
             raise Superseded(job.id)
-        now, (last, before) = time.time(), self.noted
+        now, (last, before) = time.time(), self.noted.get(job.id, (0.0, ""))
         if phase != before or not step or now - last >= NOTED_SECONDS or found["held"]:
             self.queue.rows.execute(
                 "UPDATE jobs SET phase_began = CASE WHEN phase = :phase AND :step THEN phase_began ELSE :now END, "
                 f"phase = :phase, step = :step, steps = :steps WHERE {mine}",
                 names | {"phase": phase, "step": step, "steps": steps, "now": now},
             )
-            self.noted = now, phase
+            self.noted[job.id] = now, phase
         return "stop" if found["cancelling"] else "hold" if found["held"] else "go"
 
     def keep(self, job: Job, sentence: str = "") -> None:
@@ -117,6 +148,14 @@ class Shift:
         ).rowcount
         if not changed:
             raise Superseded(job.id)
+
+
+def company_of(request: Request) -> tuple | None:
+    """Return what requests share that can be made in one pack at like cost; None where one is made alone."""
+    if request.mode not in MODES or MODES[request.mode].free:  # of any length, and so perhaps in many windows
+        return None
+    names = ("model", "model_hash", "mode", "size", "seconds", "fps", "steps", "method")
+    return tuple(getattr(request, name) for name in names)
 
 
 def recover(queue: Queue) -> int:

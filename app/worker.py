@@ -10,15 +10,20 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
 
 import torch
 
-from app.jobs import CANCELLED, FAILED, QUEUED, RUNNING, UPLOADS, WAITING, Job, Queue
+from app.estimate import likeness
+from app.history import History, Stopwatch, device_name
+from app.jobs import CANCELLED, FAILED, INTERRUPTED, QUEUED, RUNNING, UPLOADS, WAITING, Job, Queue
 from app.policy import Watch
 from app.render import UNWATCHED, check_latents, load, upsampled, write
 from app.shift import Shift, Superseded, recover, staging
+from dit.estimate import Cost, Outline
 from dit.material import keep_latents
-from dit.pipeline import Pipeline
+from dit.pipeline import Dream, Pipeline
 from dit.request import Request
 from vae.pixels import DiskError
 
@@ -37,11 +42,15 @@ class Leaving(Exception):
 
 
 class Bench:
-    """Where models stay warm: the last one used, until another is asked for. `watch` says what may be made here."""
+    """Where models stay warm: the last one used, until another is asked for. Makes `together` clips as a pack; `watch`
+    says what may be made here.
+    """
 
-    def __init__(self, device: str | None = None, watch: Watch = UNWATCHED):
-        self.device, self.name, self.watch = device, None, watch
+    def __init__(self, device: str | None = None, watch: Watch = UNWATCHED, together: int = 1):
+        self.device, self.watch, self.together, self.name = device, watch, together, None
         self.pipeline: Pipeline | None = None
+        self.outline: Outline | None = None
+        self.costs: dict[Request, Cost] = {}
 
     def pipeline_for(self, request: Request) -> Pipeline:
         """Return the model that a request names, loaded."""
@@ -50,7 +59,18 @@ class Bench:
             self.pipeline, self.name = load(request), request.model
             if self.device:
                 self.pipeline.to(self.device)
+            self.outline, self.costs = Outline.of(self.pipeline), {}
         return self.pipeline
+
+    def remember(self, dream: Dream, output: Path, clock: Stopwatch, seconds: float, together: int = 1) -> None:
+        """Note for later estimates what a clip took that was made here, one of some as a pack."""
+        assert self.outline, "a clip was made"
+        like = likeness(dream.request)
+        with suppress(ValueError, OSError):
+            if like not in self.costs:
+                self.costs[like] = self.outline.cost(dream.request)
+            device = device_name(clock.device, torch.get_num_threads())
+            History().note(self.costs[like], device, seconds, clock.peak, output, together)
 
 
 def work(
@@ -59,18 +79,19 @@ def work(
     until_empty: bool = False,
     leave: threading.Event | None = None,
     watch: Watch = UNWATCHED,
+    together: int = 1,
 ) -> None:
-    """Make the clips of a queue until asked to leave, or `until_empty` until none waits; jobs that the watch refuses
-    fail, whoever queued them.
+    """Make the clips of a queue until asked to leave, or `until_empty` until none waits; up to `together` of like cost
+    as one pack. Jobs that the watch refuses fail, whoever queued them.
     """
-    leave, bench = leave or threading.Event(), Bench(device, watch)
+    leave, bench = leave or threading.Event(), Bench(device, watch, together)
     with Shift(queue, device or "auto") as shift, beating(shift):
         while not leave.is_set():
             recover(queue)
             make_room(queue)
             job = shift.claim()
             if job:
-                make(shift, job, bench, leave)
+                make_together(shift, shift.claim_company(job, bench.together), bench, leave)
             elif until_empty and not sum(queue.counts()[state] for state in (*WAITING, RUNNING)):
                 return
             else:
@@ -148,6 +169,78 @@ def make(shift: Shift, job: Job, bench: Bench, leave: threading.Event) -> None:
         shutil.rmtree(staging(job), ignore_errors=True)
 
 
+def make_together(shift: Shift, jobs: list[Job], bench: Bench, leave: threading.Event) -> None:
+    """Make several jobs' clips as one pack, and note how each ended. One that is cancelled leaves the others at work.
+
+    Where anything goes wrong, they wait again, to be made alone; where memory ran out, later packs are half as large.
+    """
+    if len(jobs) == 1:
+        return make(shift, jobs[0], bench, leave)
+    at_work = {job.id: job for job in jobs}
+
+    def obey(phase: str, step: int = 0, steps: int = 0, only: Job | None = None) -> None:
+        held = True
+        while held and not leave.is_set():
+            held = False
+            for job in [only] if only else list(at_work.values()):
+                try:
+                    wish = shift.note(job, phase, step, steps)
+                except Superseded:
+                    wish = "stop"
+                if wish == "stop":
+                    del at_work[job.id]
+                    end(shift, job, CANCELLED)
+                held = held or wish == "hold"
+            if not at_work or (only and only.id not in at_work):
+                raise Stopped
+            if held:
+                make_room(shift.queue)
+                leave.wait(POLL_SECONDS)
+        if leave.is_set():
+            raise Leaving
+
+    try:
+        bench.watch.read(*(job.request for job in jobs))
+        obey("loading the model")
+        pipeline = bench.pipeline_for(jobs[0].request)
+        pipeline.sparing = False
+        obey("reading the prompt")
+        requests = upsampled([job.request for job in jobs], pipeline)
+        bench.watch.read(*requests)
+        obey("dreaming")
+        clock, packed = Stopwatch(str(pipeline.device)), len(jobs)
+        dreams = list(pipeline.generate(requests, lambda done, total: obey("dreaming", done, total), together=packed))
+        share = clock.seconds / packed
+        for job, dream in zip(jobs, dreams, strict=True):
+            if job.id in at_work:
+                begun, folder = clock.seconds, fresh(job)
+                with suppress(Stopped, Superseded):
+                    check_latents(job.request, job.latents)
+                    finish(job, bench, dream, folder, partial(obey, only=job))
+                    took = share + clock.seconds - begun
+                    bench.remember(dream, folder / job.output.name, clock, took, packed)
+                    shift.keep(job)
+                at_work.pop(job.id, None)
+    except Stopped:
+        pass
+    except Leaving:
+        for job in at_work.values():
+            end(shift, job, QUEUED)
+    except DiskError as error:
+        shift.queue.pause(f"the disk is full or fails: {error}", LEAST_FREE_BYTES)
+        for job in at_work.values():
+            end(shift, job, QUEUED, str(error))
+    except Exception as error:
+        LOG.warning("%d jobs are made one at a time: %s", len(at_work), error)
+        if out_of_memory(error):
+            bench.together = max(1, len(jobs) // 2)
+        for job in at_work.values():
+            end(shift, job, INTERRUPTED)
+    finally:
+        for job in jobs:
+            shutil.rmtree(staging(job), ignore_errors=True)
+
+
 def end(shift: Shift, job: Job, state: str, sentence: str = "") -> None:
     with suppress(Superseded):
         shift.end(job, state, sentence)
@@ -155,9 +248,7 @@ def end(shift: Shift, job: Job, state: str, sentence: str = "") -> None:
 
 def dream_job(job: Job, bench: Bench, obey: Callable[..., None], sparing: bool = False) -> None:
     """Make a job's files in its staging folder, obeying between any two steps."""
-    folder = staging(job)
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    folder = fresh(job)
     check_latents(job.request, job.latents)
     bench.watch.read(job.request)
     obey("loading the model")
@@ -167,8 +258,23 @@ def dream_job(job: Job, bench: Bench, obey: Callable[..., None], sparing: bool =
     (request,) = upsampled([job.request], pipeline)
     bench.watch.read(request)
     obey("dreaming")
+    clock = Stopwatch(str(pipeline.device))
     (dream,) = pipeline.generate([request], lambda done, total: obey("dreaming", done, total))
-    output = folder / job.output.name
+    finish(job, bench, dream, folder, obey)
+    bench.remember(dream, folder / job.output.name, clock, clock.seconds)
+
+
+def fresh(job: Job) -> Path:
+    """Return a job's staging folder, empty."""
+    folder = staging(job)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def finish(job: Job, bench: Bench, dream: Dream, folder: Path, obey: Callable[..., None]) -> None:
+    """Write what was dreamed for a job to its staging folder."""
+    pipeline, output = bench.pipeline_for(job.request), folder / job.output.name
     write(pipeline, dream, output, lambda done, total: obey("writing", done, total), bench.watch)
     if job.latents:
         keep_latents(output, dream.latents, pipeline.vae)
@@ -185,6 +291,7 @@ def serve_queue(
     until_empty: bool = False,
     with_parent: bool = False,
     watch: Watch = UNWATCHED,
+    together: int = 1,
 ) -> None:
     """Work at a queue until told to leave by SIGTERM or SIGINT, or, if asked, until the parent process is gone."""
     logging.basicConfig(format="longtake worker: %(message)s")
@@ -195,7 +302,7 @@ def serve_queue(
         threading.Thread(target=follow, args=(os.getppid(), leave), daemon=True).start()
     if (queue.folder / UPLOADS).is_dir():  # a server's, whose requests name files as they are seen from there
         os.chdir(queue.folder)
-    work(queue, device, until_empty, leave, watch)
+    work(queue, device, until_empty, leave, watch, together)
 
 
 def follow(parent: int, leave: threading.Event) -> None:

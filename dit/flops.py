@@ -4,7 +4,10 @@ products count.
 
 from __future__ import annotations
 
+import math
+
 from dit.model import FREQUENCIES, SIDES, DiTConfig
+from vae.model import VideoVAE
 
 
 def parameters(shape: DiTConfig) -> int:
@@ -19,13 +22,14 @@ def parameters(shape: DiTConfig) -> int:
     return condition + outside + shape.depth * block
 
 
-def forward_flops(shape: DiTConfig, tokens: int, words: int, rows: int = 1) -> int:
+def forward_flops(shape: DiTConfig, tokens: int, words: int, rows: int = 1, longest: int = 0) -> int:
     """Return the floating-point operations of one forward pass over one clip; training costs three times as much.
 
-    `rows` is the number of distinct noise levels among the clip's tokens. For several clips, add them up.
+    `rows` is the number of distinct noise levels among the clip's tokens, `longest` how many words they are padded to
+    in company. For several clips, add them up.
     """
-    D, P, text = shape.width, shape.patch_values, shape.words_width
-    block = tokens * (4 + 2 * shape.expansion) * D * D + words * 2 * text * D + 2 * tokens * (tokens + words) * D
+    D, P, text, keys = shape.width, shape.patch_values, shape.words_width, tokens + max(words, longest)
+    block = tokens * (4 + 2 * shape.expansion) * D * D + words * 2 * text * D + 2 * tokens * keys * D
     condition = rows * (2 * FREQUENCIES * D + D * D) + text * D + 4 * D + D * D
     per_row = rows * (D * D + 4 * D * D + D * D)
     per_token = tokens * (P * D + 4 * FREQUENCIES * D + D * P)
@@ -38,3 +42,61 @@ def training_bytes(shape: DiTConfig, tokens: int) -> int:
     """
     activations = tokens * shape.depth * (20 + 3 * shape.expansion) * shape.width
     return 4 * (5 * parameters(shape) + activations)
+
+
+def dreaming_bytes(shape: DiTConfig, tokens: int) -> int:
+    """Estimate the memory that a forward pass fills beside the weights, in fp32: in a block's feed-forward net."""
+    return 4 * tokens * ((6 + 3 * shape.expansion) * shape.width + shape.head_width + shape.patch_values)
+
+
+def grids(vae: VideoVAE, T: int, H: int, W: int) -> list[int]:
+    """Return how many positions each stage of a VAE has for latents (T, H, W), the finest first."""
+    found = [T * H * W]
+    for time, down, across in reversed(list(vae.config["downs"])):
+        T, H, W = T * time - (time - 1), H * down, W * across
+        found.append(T * H * W)
+    return found[::-1]
+
+
+def encode_flops(vae: VideoVAE, T: int, H: int, W: int) -> int:
+    """Return the floating-point operations of coding a clip as latents (T, H, W)."""
+    config, at = vae.config, grids(vae, T, H, W)
+    widths, downs = config["widths"], config["downs"]
+    work = at[0] * 9 * 3 * math.prod(config["patch"]) * widths[0]
+    work += sum(
+        n * blocks * 12 * width**2 for n, blocks, width in zip(at, config["encoder_blocks"], widths, strict=True)
+    )
+    for n, before, after, down in zip(at[1:], widths, widths[1:], downs, strict=False):
+        work += n * before * math.prod(down) * after
+    return 2 * (work + at[-1] * vae.channels * (2 * widths[-1] + 3 * math.prod(vae.stride)))
+
+
+def decode_flops(vae: VideoVAE, T: int, H: int, W: int) -> int:
+    """Return the floating-point operations of showing latents (T, H, W), in pieces or as a whole."""
+    config, at = vae.config, grids(vae, T, H, W)
+    widths, downs = config["widths"], config["downs"]
+    work = at[-1] * 9 * vae.channels * widths[-1] + at[0] * 9 * widths[0] * 3 * math.prod(config["patch"])
+    work += sum(
+        n * blocks * 12 * width**2 for n, blocks, width in zip(at, config["decoder_blocks"], widths, strict=True)
+    )
+    for n, after, before, down in zip(at[1:], widths, widths[1:], downs, strict=False):
+        work += n * before * math.prod(down) * after
+    return 2 * work + sketch_flops(vae, T, H, W)
+
+
+def sketch_flops(vae: VideoVAE, T: int, H: int, W: int) -> int:
+    """Return the floating-point operations of showing latents (T, H, W) by the linear code alone."""
+    return 2 * T * H * W * vae.channels * 3 * math.prod(vae.stride)
+
+
+def decoding_bytes(vae: VideoVAE, steps: int, H: int, W: int) -> int:
+    """Estimate the memory that showing a piece of so many latent time steps fills beside the weights, at most, in fp32:
+    what each block knows of this piece and of the one before, and the finest stage's mix of time steps or the pixels.
+    """
+    config, pixels = vae.config, 3 * math.prod(vae.stride) * steps * H * W
+    levels = [n * width for n, width in zip(grids(vae, steps, H, W), config["widths"], strict=True)]
+    past = sum(
+        2 * blocks * level * (steps + 2) // steps
+        for blocks, level in zip(config["decoder_blocks"], levels, strict=True)
+    )
+    return 4 * (past + max(9 * levels[0] + 2 * pixels, 5 * pixels))

@@ -334,16 +334,18 @@ class Pipeline(DiffusionPipeline):
 
     def paint(self, request: Request) -> Canvas:
         """Return the canvas of a resolved request. Raises RequestError and MediaError."""
-        mode = MODES[request.mode]
+        shape, fps = self.shape_of(request)
+        ask = ask_of(request, self.vae, self.transformer.shape.patch, shape, fps)
+        return MODES[request.mode].paint(ask).to(self.device)
+
+    def shape_of(self, request: Request) -> tuple[tuple[int, int, int, int], float]:
+        """Return (C, T, H, W) of the latents that a resolved request asks for, and their frames a second."""
         columns, rows = request.size or self.settings.size
         fps = request.fps or self.settings.fps
         seconds = self.settings.seconds if request.seconds is None else request.seconds
         time = self.vae.stride[0]
-        frames = 1 if mode.still else 1 + time * max(1, round((seconds * fps - 1) / time))
-        shape = (self.vae.channels, *self.vae.latent_shape(frames, rows, columns))
-
-        ask = ask_of(request, self.vae, self.transformer.shape.patch, shape, fps)
-        return mode.paint(ask).to(self.device)
+        frames = 1 if MODES[request.mode].still else 1 + time * max(1, round((seconds * fps - 1) / time))
+        return (self.vae.channels, *self.vae.latent_shape(frames, rows, columns)), fps
 
     @torch.no_grad()
     def frames(self, dream: Dream, steps: int | None = None) -> Iterator[Tensor]:

@@ -14,6 +14,7 @@ from app.batch import MANIFEST
 from app.cli import main
 from app.jobs import CANCELLED, DONE, QUEUED, Queue
 from app.render import request_in
+from dit.request import Request
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def batch(tmp_path, tiny_model):
         common = ("--set", f"model={tiny_model}", "--set", "steps=2", "--set", "mode=text-to-image")
         return main(["render", str(path), "-o", str(tmp_path / "out"), *common, *words])
 
-    render.folder = tmp_path / "out"
+    render.folder, render.model = tmp_path / "out", str(tiny_model)
     return render
 
 
@@ -73,19 +74,21 @@ def test_a_row_that_is_wrong_or_fails_stops_no_other(batch, capsys):
 
 def test_a_dry_run_counts_and_makes_nothing(batch, capsys):
     assert batch("a ball\na ball\n{broken\n", "--dry-run", "--json", "--seed", "1", "2") == 0
-    assert json.loads(capsys.readouterr().out) == {"clips": 2, "there": 0, "twins": 2, "wrong": 1}
+    found = json.loads(capsys.readouterr().out)
+    assert [found[name] for name in ("clips", "there", "twins", "wrong")] == [2, 0, 2, 1]
+    assert found["seconds"] >= 0 and found["bytes"] > 0 and 2**28 < found["peak"] < 2**30
     assert not batch.folder.exists()
     assert batch("a ball\n", "--workers", "0") == 0
     capsys.readouterr()
     assert batch("a ball\na cube\na can\n", "--dry-run", "--workers", "1") == 0
     said = capsys.readouterr().out
-    size = next(batch.folder.glob("*.png")).stat().st_size
-    assert "2 clips, 1 there" in said and f"{2 * size:,} bytes, since 1 clips here took" in said
+    assert "2 clips, 1 there" in said and "clips made here) on 1 workers: about" in said
 
 
 def test_bad_words_are_refused_before_anything_is_made(batch, capsys):
     for words, sentence in {
         ("--workers", "-1"): "workers must be a number from 0",
+        ("--together", "0"): "together must be a number from 1",
         ("--shard", "3/2"): "a shard must be one of some",
         ("--set", "seed"): "a setting must be FIELD=VALUE",
         ("--most", "1"): "a batch may make 1 clips",
@@ -94,6 +97,17 @@ def test_bad_words_are_refused_before_anything_is_made(batch, capsys):
         assert sentence in capsys.readouterr().err
     assert batch("") == 2
     assert not batch.folder.exists()
+
+
+def test_a_row_that_does_not_fit_in_memory_is_refused_and_the_others_are_made(batch, capsys, monkeypatch):
+    from app import estimate
+
+    most = estimate.Estimator().estimate(Request(mode="text-to-image", prompt="a", model=batch.model)).peak()
+    monkeypatch.setattr(estimate, "room_on", lambda device, holders=(): most + 2**18)
+    rows = '{"prompt": "a red ball"}\n{"prompt": "a ball", "mode": "text-to-video"}\n'
+    assert batch(rows, "--workers", "0", "--json", suffix=".jsonl") == 3
+    found = {line["row"]: line for line in map(json.loads, capsys.readouterr().out.splitlines())}
+    assert found[1]["state"] == "done" and "must fit in memory" in found[2]["sentence"]
 
 
 def test_shards_part_the_work_and_make_the_same_bytes(batch, tmp_path):

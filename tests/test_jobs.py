@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from itertools import count
 
 import pytest
@@ -15,7 +16,7 @@ import torch
 from app.jobs import CANCELLED, DONE, FAILED, INTERRUPTED, QUEUED, RUNNING, JobError, Queue
 from app.render import request_in
 from app.shift import Shift, Superseded, recover, staging
-from app.worker import Bench, make, make_room, work
+from app.worker import Bench, make, make_room, make_together, work
 from dit.request import Request
 
 
@@ -241,6 +242,69 @@ def test_a_cancelled_job_stops_after_the_step_it_is_at(queue, tiny_model):
     assert not list(queue.clips.iterdir())
 
 
+def test_jobs_of_like_cost_are_taken_together_and_the_others_stay_in_line(queue):
+    asks = [
+        asked(seeds=1, **fields)[0] for fields in ({}, {"size": (80, 48)}, {}, {"mode": "loop"}, {}, {"fps": 8.0}, {})
+    ]
+    jobs = queue.submit(asks)
+    with Shift(queue, "cpu") as shift:
+        taken = shift.claim_company(shift.claim(), 3)
+        assert [job.id for job in taken] == [jobs[n].id for n in (0, 2, 4)]
+        assert all(queue.job(job.id).state == RUNNING and queue.job(job.id).tries == 1 for job in taken)
+        assert [queue.job(jobs[n].id).ahead for n in (1, 3, 5, 6)] == [0, 1, 2, 3]
+    with Shift(queue, "cpu") as shift, Shift(queue, "cpu"):  # what a worker died at is taken alone
+        assert shift.claim_company(shift.claim(), 3) == [queue.job(jobs[0].id)]
+    fresh = queue.submit(asked(seeds=4))
+    for job in jobs:
+        queue.cancel(job.id)
+    with Shift(queue, "cpu") as shift, Shift(queue, "cpu"):  # and another worker is left its half
+        assert [job.id for job in shift.claim_company(shift.claim(), 8)] == [job.id for job in fresh[:2]]
+
+
+def test_clips_made_together_are_the_same_bytes_as_alone(queue, tiny_model):
+    jobs = [queue.submit(asked(tiny_model, seeds=3)) for _ in range(2)]
+    bench, leave = Bench(), threading.Event()
+    with Shift(queue, "cpu") as shift:
+        make_together(shift, shift.claim_company(shift.claim(), 3), bench, leave)
+        for _ in range(3):
+            make(shift, shift.claim(), bench, leave)
+    for one, other in zip(*jobs, strict=True):
+        assert queue.job(one.id).state == queue.job(other.id).state == DONE
+        assert one.output.read_bytes() == other.output.read_bytes()
+
+
+def test_one_that_is_cancelled_or_wrong_leaves_the_others_of_its_pack_at_work(queue, tiny_model):
+    jobs = queue.submit(asked(tiny_model, seeds=3))
+
+    def cancel(call):
+        if call == 1:
+            queue.cancel(jobs[1].id)
+        assert call < 2 or queue.job(jobs[1].id).state == CANCELLED  # within a step
+
+    with Shift(queue, "cpu") as shift:
+        make_together(shift, shift.claim_company(shift.claim(), 3), Counting(at=cancel), threading.Event())
+    assert [queue.job(job.id).state for job in jobs] == [DONE, CANCELLED, DONE]
+    requests = asked(tiny_model, seeds=3)
+    requests[1] = replace(requests[1], prompt="red " * 200)
+    jobs = queue.submit(requests)
+    work(queue, until_empty=True, together=3)
+    assert [queue.job(job.id).state for job in jobs] == [DONE, FAILED, DONE]
+    assert "tokens for this text encoder" in queue.job(jobs[1].id).sentence
+    assert len(list(queue.clips.iterdir())) == 4
+
+
+def test_where_memory_runs_out_packs_become_smaller(queue, tiny_model):
+    jobs = queue.submit(asked(tiny_model, seeds=3))
+    bench = Counting(looks_that_fit=2)
+    bench.together = 3
+    with Shift(queue, "cpu") as shift:
+        make_together(shift, shift.claim_company(shift.claim(), 3), bench, threading.Event())
+        assert bench.together == 1 and {queue.job(job.id).state for job in jobs} == {INTERRUPTED}
+        while job := shift.claim():
+            make_together(shift, shift.claim_company(job, 3), bench, threading.Event())
+    assert {queue.job(job.id).state for job in jobs} == {DONE}
+
+
 def test_a_worker_that_is_asked_to_leave_puts_its_job_back(queue, tiny_model):
     (job,) = queue.submit(asked(tiny_model))
     leave = threading.Event()
@@ -283,7 +347,7 @@ import sys
 from pathlib import Path
 from app.jobs import Queue
 from app.worker import work
-work(Queue(Path(sys.argv[1])), until_empty=True)
+work(Queue(Path(sys.argv[1])), until_empty=True, together=3)
 """
 
 

@@ -54,6 +54,11 @@ def read_metadata(path: str | Path) -> dict[str, str]:
     return guarded(media.read_metadata, path)
 
 
+def read_seconds(path: str | Path) -> float:
+    """Do `media.read_duration` in a child; raises MediaError also where the file takes too much time or memory."""
+    return guarded(media.read_duration, path)["seconds"]
+
+
 def guarded(read: Callable, path: str | Path, *args, memory: int = MEMORY, seconds: float = SECONDS, **settings) -> Any:
     """Return what a reader, a function of some module, returns for a file, read in a child of at most `memory` bytes
     more than it begins with and `seconds`.

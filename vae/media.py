@@ -205,6 +205,17 @@ def read_metadata(path: str | Path) -> dict[str, str]:
     return {key.lower(): str(text) for key, text in found.items() if key.lower() not in CONTAINER_KEYS}
 
 
+def read_duration(path: str | Path) -> dict[str, float]:
+    """Read how many seconds a film says that it lasts; raises MediaError for one that does not say."""
+    with opened(path) as container:
+        stream = picture_stream(container, path)
+        if stream.duration and stream.time_base:
+            return {"seconds": float(stream.duration * stream.time_base)}
+        if container.duration:
+            return {"seconds": container.duration / 1e6}  # FFmpeg counts microseconds
+    raise MediaError(f"{path} must say how long it lasts; it does not; export it again as mp4 with H.264")
+
+
 def readable(path: str | Path) -> Path:
     """Return the path of a file that is there and holds something; raises MediaError with the reason otherwise."""
     refuse_addresses(path)
