@@ -114,12 +114,17 @@ class Estimator:
         rule = f"a request must fit in memory, {_mib(self.room)} MiB on {self.device}"
         got = f"it would take {_mib(found.peak())} MiB, {_mib(found.cost.weights)} of them weights"
         for other in shorter(outline_of(request.model).pipeline, found.cost.request):
-            with suppress(RequestError):
-                if self.estimate(replace(other, hashes=None)).peak() <= self.room:
-                    columns, rows = other.size or (0, 0)
-                    duration = f" --seconds {other.seconds:.4g}" if other.seconds else ""
-                    raise Unfit(f"{rule}; {got}; the nearest that fits is --size {columns}x{rows}{duration}")
+            if self._fits(other):
+                columns, rows = other.size or (0, 0)
+                duration = f" --seconds {other.seconds:.4g}" if other.seconds else ""
+                raise Unfit(f"{rule}; {got}; the nearest that fits is --size {columns}x{rows}{duration}")
         raise Unfit(f"{rule}; {got}; no clip of this model fits, so name a smaller --model or free memory")
+
+    def _fits(self, request: Request) -> bool:
+        try:
+            return self.estimate(replace(request, hashes=None)).peak() <= self.room
+        except RequestError:  # a mode may need more than what is left
+            return False
 
 
 class Unfit(RequestError):
