@@ -233,11 +233,11 @@ def _render(chosen: argparse.Namespace) -> int:
     workers, devices = crew_for(chosen.workers)
     if chosen.together < 1:
         raise RequestError(f"together must be a number from 1; got {chosen.together}")
-    batch, estimates = _fitting(batch, devices[0])
+    batch, estimates = _fitting(batch, devices[0], workers)
     if chosen.dry_run:
         return _dry_run(batch, estimates, workers, chosen.json)
     if estimates:
-        workers, chosen.together = _that_fit(estimates, workers, chosen.together)
+        workers, chosen.together = _that_fit(estimates, workers, len(devices), chosen.together)
     from tqdm import tqdm
 
     ready_to_sign()
@@ -330,13 +330,15 @@ def _devices() -> tuple[str, ...]:
     return tuple(f"cuda:{n}" for n in range(torch.cuda.device_count())) or ("cpu",)
 
 
-def _fitting(batch: Batch, device: str) -> tuple[Batch, list[Estimate]]:
+def _fitting(batch: Batch, device: str, workers: int) -> tuple[Batch, list[Estimate]]:
     """Return a batch in which shots that do not fit in memory are wrong, and what each of the missing will take. What
     else is the matter with a shot its job will say.
     """
+    import torch
+
     from app.estimate import Estimator, Unfit
 
-    estimator, found, unfit = Estimator(device), [], {}
+    estimator, found, unfit = Estimator(device, 1 if workers else torch.get_num_threads()), [], {}
     for shot in batch.missing:
         assert shot.request, "a shot that is not wrong has a request"
         try:
@@ -349,10 +351,10 @@ def _fitting(batch: Batch, device: str) -> tuple[Batch, list[Estimate]]:
     return replace(batch, shots=shots), found
 
 
-def _that_fit(estimates: list[Estimate], workers: int, together: int) -> tuple[int, int]:
+def _that_fit(estimates: list[Estimate], workers: int, devices: int, together: int) -> tuple[int, int]:
     """Return how many workers, and clips as one pack, fit in memory of those asked for: workers matter more."""
-    room = estimates[0].room
-    fits = lambda many, packed: many * max(one.peak(packed) for one in set(estimates)) <= room
+    room, kinds = estimates[0].room, set(estimates)
+    fits = lambda many, packed: -(-many // devices) * max(one.peak(packed) for one in kinds) <= room
     while together > 1 and not fits(max(1, workers), together):
         together //= 2
     while workers > 1 and not fits(workers, together):
@@ -371,10 +373,10 @@ def _dry_run(batch: Batch, estimates: list[Estimate], workers: int, as_json: boo
     if estimates:
         flops, seconds = (sum(values) for values in zip(*((e.cost.flops, e.seconds) for e in estimates), strict=True))
         peak, size, pace = max(e.peak() for e in estimates), sum(e.file_bytes for e in estimates), estimates[0].pace
-        found |= {"seconds": round(seconds / max(1, workers)), "bytes": size, "peak": peak, "flops": flops}
+        found |= {"seconds": round(seconds / max(1, workers), 1), "bytes": size, "peak": peak, "flops": flops}
         since = f"the pace of {pace.clips} clips made here" if pace.clips else "a guess, since none was made here yet"
         told = (
-            f"{flops / 1e9:,.0f} GFLOP at {pace.rate / 1e9:.3g} GFLOP/s ({since}) on {workers} workers: about "
+            f"{flops / 1e9:,.0f} GFLOP at {pace.rate / 1e9:.3g} GFLOP/s ({since}) by {max(1, workers)} at once: about "
             f"{found['seconds']} s and the loading; {peak / 2**20:,.0f} MiB of memory each, {size:,} bytes on the disk"
         )
     print(json.dumps(found) if as_json else f"{counts}; {told}")

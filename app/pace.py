@@ -25,8 +25,8 @@ def pace(folder: Path, rows: int, sample: int, shards: int, settings: list[str],
     """Return clips an hour of a batch, and of one process after another that makes a clip with all cores, and the ratio
     of the two; and how many files have other bytes where the batch was made in shards.
 
-    `settings` are FIELD=VALUE of all clips, `words` further ones of `longtake render`. A batch's time is all of it, from
-    the command to its end.
+    `settings` are FIELD=VALUE of all clips, `words` further ones of `longtake render`. A batch's time is all of it,
+    from the command to its end.
     """
     jobs = folder / "jobs.txt"
     jobs.write_text("".join(f"a red {THINGS[n % len(THINGS)]} bounces {n}\n" for n in range(rows)))
