@@ -233,7 +233,8 @@ def _render(chosen: argparse.Namespace) -> int:
     workers, devices = crew_for(chosen.workers)
     if chosen.together < 1:
         raise RequestError(f"together must be a number from 1; got {chosen.together}")
-    batch, estimates = _fitting(batch, devices[0], workers)
+    here = chosen.engine == "queue"  # else nobody knows the machines
+    batch, estimates = _fitting(batch, devices[0], workers) if here or chosen.dry_run else (batch, [])
     if chosen.dry_run:
         return _dry_run(batch, estimates, workers, chosen.json)
     if estimates:

@@ -10,12 +10,15 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from app.batch import crew, crew_for
 from app.policy import STANDARD, add_policy, check_prompt
 from app.signing import ready_to_sign
+
+if TYPE_CHECKING:
+    from dit.request import Request
 
 TOKEN = "LONGTAKE_TOKEN"  # a variable: tokens, with commas between them
 HOST, PORT = "127.0.0.1", 8000
@@ -84,8 +87,10 @@ def serve(
     workers, devices = crew_for(workers)
     ready_to_sign()
     queue = Queue((folder or home() / "queue").resolve())
-    check = partial(check_prompt, policy=policy.policy if policy else STANDARD)
-    service = Service(queue, offers_of(queue, models or []), check)
+    service = Service(
+        queue, offers_of(queue, models or []), check_for(policy.policy if policy else STANDARD, devices[0])
+    )
+    os.chdir(queue.folder)  # as workers do, since requests name files as they are seen from there
     with bound(host, port) as listening, lasting(queue.folder, workers, devices, policy):
         import uvicorn
 
@@ -96,6 +101,26 @@ def serve(
         print(f"longtake: serving {queue.folder}; see /docs there; Ctrl+C stops it", file=sys.stderr)
         settings = {"log_level": "warning", "server_header": False, "timeout_graceful_shutdown": LEAVE_SECONDS}
         uvicorn.Server(uvicorn.Config(server(service, tokens or []), **settings)).run([listening])
+
+
+def check_for(policy: str, device: str) -> Callable[[Request], None]:
+    """Return what refuses a request before it is queued: the policy, and the memory of a device."""
+    from app.estimate import Estimator
+    from dit.request import RequestError
+    from vae.pixels import MediaError
+
+    estimator = Estimator(device)
+
+    def check(request: Request) -> None:
+        check_prompt(request, policy)
+        try:
+            estimator.check_fits(request)
+        except (RequestError, MediaError):
+            raise
+        except ValueError as error:  # of a tokenizer, whose sentence it is
+            raise RequestError(str(error)) from error
+
+    return check
 
 
 @contextmanager
