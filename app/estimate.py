@@ -116,7 +116,7 @@ class Estimator:
         for other in shorter(outline_of(request.model).pipeline, found.cost.request):
             if self._fits(other):
                 columns, rows = other.size or (0, 0)
-                duration = f" --seconds {other.seconds:.4g}" if other.seconds else ""
+                duration = f" --seconds {other.seconds:.6g}" if other.seconds else ""
                 raise Unfit(f"{rule}; {got}; the nearest that fits is --size {columns}x{rows}{duration}")
         raise Unfit(f"{rule}; {got}; no clip of this model fits, so name a smaller --model or free memory")
 

@@ -31,8 +31,10 @@ def attend(
     """
     if len(parts := spans.apart()) > 1:
         tokens, words = spans.sums
-        pieces = (*(x.split(tokens) for x in (q, k, v)), *(x.split(words) for x in (word_k, word_v)), parts)
-        return torch.cat([attend(*piece, backend) for piece in zip(*pieces, strict=True)])
+        pieces = zip(
+            *(x.split(tokens) for x in (q, k, v)), *(x.split(words) for x in (word_k, word_v)), parts, strict=True
+        )
+        return torch.cat([attend(*own, spans=part, backend=backend) for *own, part in pieces])
     if backend == "auto":
         backend = "varlen" if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) else "grouped"
     if backend not in BACKENDS:

@@ -35,6 +35,7 @@ from vae.model import VideoVAE
 from vae.weights import CONFIG, load_strictly, read_json, weights_in
 
 LATENT_COPIES = 6  # noise, canvas, what is found, and a step's own
+MOST_STEPS = 1024  # time steps of latents that are followed one by one
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,8 @@ class Outline:
         pipeline, vae = self.pipeline, self.pipeline.vae
         request = pipeline.resolve(request)
         shape, fps = pipeline.shape_of(request)
+        if shape[1] > MOST_STEPS and not request.moments:
+            return self.longer(request, shape[1] / MOST_STEPS, (MOST_STEPS - 1) * vae.stride[0] / fps)
         ask = Empty.of(request, pipeline, shape, fps)
         canvas = MODES[request.mode].paint(ask)
         window = pipeline.window_for(request, canvas)
@@ -137,6 +140,12 @@ class Outline:
             showing=decoding_bytes(vae, min(T, pipeline.portion), H, W),
             latents=4 * LATENT_COPIES * canvas.given.numel(),
         )
+
+    def longer(self, request: Request, times: float, seconds: float) -> Cost:
+        """Return what a clip costs that is so many times as long as one of some seconds: nearly in proportion."""
+        found = self.cost(replace(request, seconds=seconds))
+        grows = ("looks", "frames", "pixels", "text", "dream", "joins", "show", "latents")
+        return replace(found, request=request, **{name: round(times * getattr(found, name)) for name in grows})
 
     def words_flops(self, counts: list[int]) -> int:
         """Return the floating-point operations of reading prompts of so many words, padded to the longest."""

@@ -140,6 +140,18 @@ def test_what_does_not_fit_is_refused_with_the_nearest_that_does(tiny_model):
         estimator.check_fits(ask())
 
 
+def test_an_endless_clip_is_estimated_at_once_and_refused(outline, tiny_model):
+    ask = lambda seconds: Request(prompt="a red ball", mode="long", seconds=seconds, steps=1, model=str(tiny_model))
+    day, minutes = (outline.cost(ask(seconds)) for seconds in (86400.0, 480.0))
+    assert day.flops == pytest.approx(180 * minutes.flops, rel=0.02) and day.frames == pytest.approx(
+        8 * 86400, rel=0.01
+    )
+    estimator = Estimator()
+    estimator.room = estimator.estimate(ask(43200.0)).peak()
+    with pytest.raises(Unfit, match="the nearest that fits is --size 64x64 --seconds 43200"):
+        estimator.check_fits(ask(86400.0))
+
+
 def test_what_was_made_here_says_how_fast_the_next_will_be(tiny_model, tmp_path, monkeypatch):
     monkeypatch.setenv("LONGTAKE_HOME", str(tmp_path / "home"))
     ask = Request(prompt="a red ball", model=str(tiny_model))
