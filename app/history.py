@@ -10,7 +10,6 @@ import time
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median, quantiles
 from typing import TYPE_CHECKING
 
 from app.certificate import home
@@ -78,6 +77,8 @@ class History:
 
     def pace(self, model: str | None, device: str, threads: int, suffix: str) -> Pace:
         """Return how fast a model, by its hash, was on a device: medians, which one slow clip does not move."""
+        from statistics import median, quantiles  # slow to import
+
         kind = device.partition(":")[0]
         guess = GUESSED_RATE.get(kind, GUESSED_RATE["cpu"]) * (threads if kind == "cpu" else 1)
         found: list[tuple] = []
