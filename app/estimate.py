@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from dit.estimate import Cost, Outline
 
 LIMIT = Path("/sys/fs/cgroup")  # where a container's limit of memory is
-GIB, GFLOP = 2**30, 1e9
+MOST_KNOWN = 1000  # kinds of requests of which an estimate is kept
+GFLOP = 1e9
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,8 @@ class Estimator:
         """
         like = request if exact else likeness(request)
         if like not in self.known:
+            if len(self.known) >= MOST_KNOWN:
+                self.known.clear()
             cost = outline_of(request.model).cost(replace(request, upsample=None))
             suffix = PICTURES[0] if MODES[request.mode].still else suffix
             pace = self.history.pace(cost.request.model_hash, self.device, self.threads, suffix)
