@@ -286,8 +286,8 @@ def _moment(found: Any) -> Moment:
     for name in ("image", "clip"):
         if found.get(name) is not None and not (isinstance(found[name], str) and found[name]):
             raise RequestError(f"a moment's {name} is a file's name; got {_shown(found[name])}")
-    texts = (found.get(name) and _plain(found[name], str, f"a moment's {name}") for name in ("prompt", "image", "clip"))
-    return Moment(float(at), *texts)
+    image, clip = (found.get(name) and _plain(found[name], str, f"a moment's {name}") for name in ("image", "clip"))
+    return Moment(float(at), _plain(prompt, str, "a moment's prompt"), image, clip)
 
 
 def read_board(path: str) -> dict[str, Any]:
