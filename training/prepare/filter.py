@@ -175,6 +175,7 @@ def look(path: Path, row: Row) -> tuple[list[np.ndarray], float]:
     with opened(path) as container:
         stream = picture_stream(container, path)
         stream.codec_context.flags2 |= av.codec.context.Flags2.export_mvs
+        stream.codec_context.thread_count = 1  # several threads leave out vectors, other ones each time
         for number, (_, _, frame) in enumerate(shown_frames(container, stream)):
             vectors = frame.side_data.get("MOTION_VECTORS")
             if vectors is not None:
