@@ -135,6 +135,7 @@ FAILURES: dict[int | str, dict[str, Any]] = {
         (400, "It cannot be done as asked; the message says what can."),
         (401, "The token is missing or not known."),
         (404, "There is none of yours with this id."),
+        (429, "As many of yours as may are in line; ask again later."),
     )
 }
 CREATE = ("prompt", "model", "seconds", "size", "seed", "steps", "guidance", "negative", "mode", "image", "clip")

@@ -21,6 +21,7 @@ from starlette.requests import ClientDisconnect
 from app.answers import ABOUT, EXAMPLES, FAILURES, Model, Models, Removed, Upload, Video, Videos, body
 from app.asked import CLIP, SENDABLE, read_form, read_json, shown
 from app.gate import Gate, answer
+from app.jobs import Crowded
 from app.policy import PolicyError
 from app.service import LONGEST_SENTENCE, REFUSALS, NotFound, Service
 from app.tools import Screen, add_tools
@@ -64,6 +65,10 @@ def add_answers_to_errors(app: FastAPI) -> None:
 
     for kind in REFUSALS:
         app.add_exception_handler(kind, refused)
+
+    @app.exception_handler(Crowded)
+    def crowded(request: Request, error: Crowded) -> Response:
+        return answer(429, shown(error, LONGEST_SENTENCE), "rate_limit_exceeded")
 
     @app.exception_handler(NotFound)
     def missing(request: Request, error: NotFound) -> Response:

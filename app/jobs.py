@@ -46,6 +46,10 @@ class JobError(ValueError):
     """What cannot be done with a job: the rule, the job, the remedy."""
 
 
+class Crowded(JobError):
+    """More jobs than one owner may have in line."""
+
+
 @dataclass(frozen=True)
 class Job:
     """A request on its way to a file. Times are seconds since 1970; `eta` is in seconds from now, None where nobody can
@@ -142,13 +146,19 @@ class Queue:
         outputs: Sequence[Path] | None = None,
         owner: str = "",
         latents: bool = False,
+        most: int | None = None,
     ) -> list[Job]:
         """Put requests at the end of the line, all or none; each gets a file in `clips/` unless `outputs` names
-        others.
+        others. Raises Crowded where the owner would have more than `most` in line.
         """
         ids = new_ids(len(requests))
         paths = outputs or [self.clips / f"{id}{suffix}" for id in ids]
         with self.transaction() as rows:
+            (in_line,) = rows.execute(
+                f"SELECT count(*) FROM jobs WHERE owner = ? AND state IN {(*WAITING, RUNNING)}", (owner,)
+            ).fetchone()
+            if most is not None and in_line + len(ids) > most:
+                raise Crowded(f"at most {most} videos of yours may wait here; there are {in_line}, so ask again later")
             _insert(rows, ids, requests, paths, owner, latents)
         return [self.job(id) for id in ids]
 

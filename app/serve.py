@@ -8,8 +8,9 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 TOKEN = "LONGTAKE_TOKEN"  # a variable: tokens, with commas between them
 HOST, PORT = "127.0.0.1", 8000
+MOST_JOBS, MOST_SECONDS = 1000, 600.0  # that a client may have in line, and of a clip
 LOOK_SECONDS = 1.0  # between two looks whether workers live
 LEAVE_SECONDS = 5  # for requests that are being answered when the server is told to stop
 
@@ -51,6 +53,16 @@ def add_serve(commands) -> None:
         metavar="N",
         help="processes (default: one a GPU, or one a CPU core); with 0 others join by longtake work",
     )
+    serve.add_argument(
+        "--most-jobs",
+        type=int,
+        default=MOST_JOBS,
+        metavar="N",
+        help=f"that one token has in line (default {MOST_JOBS})",
+    )
+    serve.add_argument(
+        "--most-seconds", type=float, default=MOST_SECONDS, metavar="S", help=f"of a clip (default {MOST_SECONDS:g})"
+    )
     add_policy(serve, STANDARD)
     serve.set_defaults(act=_serve)
 
@@ -62,7 +74,10 @@ def _serve(chosen: argparse.Namespace) -> None:
     check_host(chosen.host, tokens)
     if not 0 <= chosen.port < 2**16:
         raise ValueError(f"port must lie between 0 and 65535; got {chosen.port}")
-    serve(chosen.folder, chosen.host, chosen.port, tokens, chosen.model, chosen.workers, chosen)
+    most = chosen.most_jobs, chosen.most_seconds
+    if not all(number > 0 for number in most):
+        raise ValueError(f"a client must be allowed something; got --most-jobs {most[0]} --most-seconds {most[1]:g}")
+    serve(chosen.folder, chosen.host, chosen.port, tokens, chosen.model, chosen.workers, chosen, *most)
 
 
 def serve(
@@ -73,9 +88,12 @@ def serve(
     models: list[str] | None = None,
     workers: int | None = None,
     policy: argparse.Namespace | None = None,
+    most_jobs: int = MOST_JOBS,
+    most_seconds: float = MOST_SECONDS,
 ) -> None:
     """Serve a queue with so many workers until told to stop; prints the address on stdout once it is bound. `policy`
-    has the flags of a policy, for prompts before they are queued and for workers.
+    has the flags of a policy, for prompts before they are queued and for workers. A client has at most `most_jobs` in
+    line, each of `most_seconds` at most.
 
     Raises ValueError for what cannot be served, OSError where the address is not to be had.
     """
@@ -87,10 +105,11 @@ def serve(
     workers, devices = crew_for(workers)
     ready_to_sign()
     queue = Queue((folder or home() / "queue").resolve())
-    service = Service(
-        queue, offers_of(queue, models or []), check_for(policy.policy if policy else STANDARD, devices[0])
-    )
+    offers = offers_of(queue, models or [])
     os.chdir(queue.folder)  # as workers do, since requests name files as they are seen from there
+    named = [offer.model for offer in offers.values()]
+    check = check_for(policy.policy if policy else STANDARD, devices[0], named, most_seconds)
+    service = Service(queue, offers, check, most_jobs=most_jobs)
     with bound(host, port) as listening, lasting(queue.folder, workers, devices, policy):
         import uvicorn
 
@@ -103,22 +122,33 @@ def serve(
         uvicorn.Server(uvicorn.Config(server(service, tokens or []), **settings)).run([listening])
 
 
-def check_for(policy: str, device: str) -> Callable[[Request], None]:
-    """Return what refuses a request before it is queued: the policy, and the memory of a device."""
-    from app.estimate import Estimator
+def check_for(
+    policy: str, device: str, models: Iterable[str], most_seconds: float = MOST_SECONDS
+) -> Callable[[Request], None]:
+    """Return what refuses a request for one of some models, which are read here, before it is queued: the policy, the
+    model, the memory of a device, and how long a clip may be.
+    """
+    from app.estimate import Estimator, outline_of
     from dit.request import RequestError
     from vae.pixels import MediaError
 
-    estimator = Estimator(device)
+    estimator, at_estimate = Estimator(device), threading.Lock()  # requests come in many threads
+    for model in models:
+        outline_of(model)
 
     def check(request: Request) -> None:
         check_prompt(request, policy)
-        try:
-            estimator.check_fits(request)
+        try:  # of an estimate words are no part, so the model is asked whether it can read them
+            outline_of(request.model).pipeline.resolve(replace(request, upsample=None))
+            with at_estimate:
+                cost = estimator.check_fits(request).cost
         except (RequestError, MediaError):
             raise
         except ValueError as error:  # of a tokenizer, whose sentence it is
             raise RequestError(str(error)) from error
+        seconds = cost.frames / (cost.request.fps or 1.0)
+        if seconds > most_seconds and cost.frames > 1:
+            raise RequestError(f"a clip must last at most {most_seconds:g} s here; got {seconds:g}, so ask for less")
 
     return check
 

@@ -59,21 +59,23 @@ class Offer:
 class Service:
     """A queue, the models on offer by the names that clients use, the first being the default, and the rules.
 
-    `check` is asked of every request before it is queued, and raises PolicyError where it breaks a rule.
+    `check` is asked of every request before it is queued, and raises PolicyError where it breaks a rule. `most_jobs`
+    is how many an owner may have in line.
     """
 
     queue: Queue
     offers: dict[str, Offer]
     check: Callable[[Request], None] = lambda request: None
     caps: Caps = field(default_factory=Caps)
+    most_jobs: int | None = None
 
     def submit(self, found: dict[str, Any], owner: str) -> Job:
-        """Queue what a client asks for, by its names for the fields; raises RequestError, UploadError, NotFound, or
-        what `check` does.
+        """Queue what a client asks for, by its names for the fields; raises RequestError, UploadError, NotFound,
+        Crowded, or what `check` does.
         """
         request = self.request(found, owner)
         still = mode_of(request).still
-        return self.queue.submit([request], PICTURES[0] if still else ".mp4", owner=owner)[0]
+        return self.queue.submit([request], PICTURES[0] if still else ".mp4", owner=owner, most=self.most_jobs)[0]
 
     def request(self, found: dict[str, Any], owner: str) -> Request:
         """Return the request that a client means, checked as far as that can be done without its model."""

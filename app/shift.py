@@ -22,6 +22,10 @@ from dit.request import Request
 
 TRIES = 3  # times that a job may bring its worker down
 NOTED_SECONDS = 0.2  # between two notes of the same phase on the disk
+BEGIN = (  # of a row that a worker takes
+    "UPDATE jobs SET state = ?, worker = ?, tries = tries + 1, began = ?, ended = NULL, whole = 0, "
+    "phase = 'starting', step = 0, steps = 0"
+)
 LOOKED_AT = 64  # how many of the line are looked at for company
 
 Wish = Literal["go", "hold", "stop"]  # what a worker is to do after its step
@@ -58,9 +62,8 @@ class Shift:
         """Take the first waiting job; None where there is none, or while the queue is paused."""
         with self.queue.transaction() as rows:
             found = rows.execute(
-                f"UPDATE jobs SET state = ?, worker = ?, tries = tries + 1, began = ?, ended = NULL, whole = 0, "
-                f"phase = 'starting', step = 0, steps = 0 WHERE id = (SELECT id FROM jobs WHERE state IN {WAITING} AND "
-                f"NOT EXISTS (SELECT * FROM pause) ORDER BY place LIMIT 1) RETURNING *, NULL AS ahead",
+                f"{BEGIN} WHERE id = (SELECT id FROM jobs WHERE state IN {WAITING} AND "
+                "NOT EXISTS (SELECT * FROM pause) ORDER BY place LIMIT 1) RETURNING *, NULL AS ahead",
                 (RUNNING, self.name, time.time()),
             ).fetchall()
         self.noted = {}
@@ -88,8 +91,7 @@ class Shift:
                 if not row["tries"] and company_of(Request.from_json(row["request"])) == company_of(job.request)
             ][: share - 1]
             rows.executemany(
-                "UPDATE jobs SET state = ?, worker = ?, tries = tries + 1, began = ?, ended = NULL, whole = 0, "
-                "phase = 'starting', step = 0, steps = 0 WHERE id = ?",
+                f"{BEGIN} WHERE id = ?",
                 [(RUNNING, self.name, time.time(), other.id) for other in alike],
             )
         return [job, *alike]

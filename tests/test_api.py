@@ -163,13 +163,37 @@ def test_a_video_that_is_being_made_is_stopped_and_one_that_waits_says_how_many_
     [
         ({"prompt": "ball " * 400}, "a prompt must be at most 96 tokens"),
         ({"prompt": "a ball", "seconds": "3.7"}, "seconds must be one this model was trained for"),
+        (
+            {"prompt": "a ball", "extra_body": {"mode": "long", "seconds": 700}},
+            "a clip must last at most 600 s here; got 70",
+        ),
     ],
 )
 def test_what_the_model_cannot_make_is_not_queued(client, found, told):
+    alike = client.videos.create_and_poll(prompt="a ball", poll_interval_ms=SOON_MS)  # whose estimate is kept
+    assert alike.status == "completed"
     before = len(client.videos.list().data)
     with pytest.raises(openai.BadRequestError, match=told):
         client.videos.create(**found)
     assert len(client.videos.list().data) == before
+
+
+def test_who_has_as_many_in_line_as_may_is_told_to_come_again_and_others_are_served(tmp_path, tiny_model):
+    from app.api import server
+
+    queue = Queue(tmp_path)
+    asking = TestClient(server(Service(queue, offers_of(queue, [str(tiny_model)]), most_jobs=2), [ONE, OTHER]))
+    ask = lambda token: asking.post(
+        "/v1/videos", json={"prompt": "a ball"}, headers={"Authorization": f"Bearer {token}"}
+    )
+    first, second, third = [ask(ONE) for _ in range(3)]
+    assert (first.status_code, second.status_code, third.status_code) == (200, 200, 429)
+    assert third.json()["error"]["message"] == (
+        "at most 2 videos of yours may wait here; there are 2, so ask again later"
+    )
+    assert ask(OTHER).status_code == 200
+    queue.cancel(first.json()["id"])
+    assert ask(ONE).status_code == 200
 
 
 def test_what_fails_says_why_without_a_path_of_the_server(client, served):
