@@ -22,9 +22,10 @@ from dit.request import Request
 WORK = (sys.executable, "-m", "app.cli", "work")
 
 
-def siege(folder: Path, jobs: int, kills: int, workers: int, seed: int = 0) -> dict[str, int]:
-    """Queue pictures and kill one of the workers at so many random moments; returns how many jobs are in each state,
-    how many files there are of how many jobs, how many hold another job's picture, and the seconds it took.
+def siege(folder: Path, jobs: int, kills: int, workers: int, together: int = 1, seed: int = 0) -> dict[str, int]:
+    """Queue pictures and kill one of the workers, which make up to `together` as a pack, at so many random moments;
+    returns how many jobs are in each state, how many files there are of how many jobs, how many hold another job's
+    picture, and the seconds it took.
 
     The kills are spread over the whole queue. A worker that is killed is replaced.
     """
@@ -32,7 +33,8 @@ def siege(folder: Path, jobs: int, kills: int, workers: int, seed: int = 0) -> d
     asked = [Request(mode="text-to-image", prompt=f"a red ball {n}", seed=n, steps=1) for n in range(jobs)]
     made = queue.submit(asked, suffix=".png")
     begun = time.monotonic()
-    crew = [subprocess.Popen([*WORK, str(folder), "--until-empty"]) for _ in range(workers)]
+    work = [*WORK, str(folder), "--until-empty", "--together", str(together)]
+    crew = [subprocess.Popen(work) for _ in range(workers)]
     killed = 0
     while (done := queue.counts()[DONE]) < jobs:
         due = killed < kills and done >= jobs * killed / (kills + 1)
@@ -43,7 +45,7 @@ def siege(folder: Path, jobs: int, kills: int, workers: int, seed: int = 0) -> d
                 worker.wait()
                 killed, due = killed + 1, False
             if worker.poll() is not None:
-                crew[n] = subprocess.Popen([*WORK, str(folder), "--until-empty"])
+                crew[n] = subprocess.Popen(work)
         time.sleep(0.05)
     for worker in crew:
         worker.wait()
@@ -59,6 +61,7 @@ if __name__ == "__main__":
     words.add_argument("--jobs", type=int, default=1000)
     words.add_argument("--kills", type=int, default=50)
     words.add_argument("--workers", type=int, default=2)
+    words.add_argument("--together", type=int, default=4, metavar="N", help="up to N as one pack (default 4)")
     chosen = words.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        print(siege(Path(folder), chosen.jobs, chosen.kills, chosen.workers))
+        print(siege(Path(folder), chosen.jobs, chosen.kills, chosen.workers, chosen.together))
