@@ -101,7 +101,7 @@ def test_training_a_captioner_resumes_exactly_and_leaves_the_text_tower_as_it_is
         out=tmp_path / "whole",
         text=world / "text" / "text",
         steps=4,
-        label_steps=2,
+        short_steps=2,
         warmup_steps=1,
         decay_steps=2,
         batch=4,

@@ -103,15 +103,15 @@ class TextRun(Run):
 
 @dataclass(frozen=True)
 class CaptionerRun(Run):
-    """A captioner around the text tower in `text`, trained on `batch` clips a step: for `label_steps` on short labels,
-    then on dense captions. `still_share` of the clips are one frame of theirs.
+    """A captioner around the text tower in `text`, trained on `batch` clips a step: for `short_steps` on labels and
+    single sentences, then on dense captions. `still_share` of the clips are one frame of theirs.
 
     With `start`, "ARCHITECTURE:WEIGHTS" of an open_clip CoCa, that one is trained further, its own tower included.
     """
 
     text: Path = Path("runs/tiny/text/text")
     start: str = ""
-    label_steps: int = 200
+    short_steps: int = 200
     watcher_width: int = 48
     watcher_layers: int = 2
     decoder_layers: int = 3

@@ -4,7 +4,8 @@
 
 The caption loss and the contrastive loss are open_clip's CoCaLoss. The text tower that the diffusion transformer reads
 with stays as it is (locked, as in LiT, arXiv 2111.07991), so that the captioner learns to speak to that reader. As
-DALL-E 3's report describes, short labels come first and long descriptions after.
+DALL-E 3's report describes, short texts come first (labels, and sentences such as people write) and long descriptions
+after.
 """
 
 from __future__ import annotations
@@ -133,8 +134,8 @@ def batch(run: CaptionerRun, bucket: Bucket, step: int, accelerator) -> tuple[Te
         still = bool(rng.random() < run.still_share)
         if still:
             clip = clip[:, int(rng.integers(clip.shape[1]))][:, None].expand_as(clip)
-        kind = "label" if step < run.label_steps else "dense"
-        captions = texts_of(bucket.captions[own], kind, still=still)
+        kinds = ("label", "plain") if step < run.short_steps else ("dense",)
+        captions = [text for kind in kinds for text in texts_of(bucket.captions[own], kind, still=still)]
         text = captions[int(rng.integers(len(captions)))]
         mirrored = bool(rng.random() < 0.5)
         clips.append(clip.flip(-1) if mirrored else clip)
