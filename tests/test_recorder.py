@@ -7,6 +7,7 @@ import resource
 from pathlib import Path
 
 import av
+import numpy as np
 import pytest
 import torch
 
@@ -130,6 +131,17 @@ def test_the_same_frames_give_the_same_bytes_whole_or_in_pieces(tmp_path, suffix
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system cannot hide cores")
+@pytest.mark.parametrize("suffix", [".mp4", ".webm"])
+def test_what_lay_in_memory_before_changes_no_byte_of_a_film_of_odd_sides(tmp_path, suffix):
+    found, chance = set(), np.random.default_rng(0)
+    for _ in range(20):
+        for count in chance.integers(1_000, 200_000, 20):  # what the encoder's memory may be made of
+            chance.integers(0, 255, count, dtype=np.uint8)
+        write_video(tmp_path / f"a{suffix}", smooth_clip(17, 50, 38), 10)
+        found.add((tmp_path / f"a{suffix}").read_bytes())
+    assert len(found) == 1
+
+
 def test_a_machine_with_fewer_cores_writes_the_same_bytes(tmp_path):
     clip, cores = noise_clip(5, 128, 128), os.sched_getaffinity(0)
     for name, allowed in (("many.mp4", cores), ("one.mp4", {min(cores)})):
