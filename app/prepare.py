@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import sys
 from pathlib import Path
@@ -96,7 +97,14 @@ def _prepare(chosen: argparse.Namespace) -> int:
         given.setdefault("vae", model_folder(None) / "vae")
     if "formats" in given:
         given["formats"] = tuple(given["formats"])
-    report, failures = prepare(chosen.step, **given)
+    try:
+        report, failures = prepare(chosen.step, **given)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        sentence = f"the disk of {chosen.folder} is full; what is done is kept, so make room and run this again"
+        print(f"longtake: {sentence}", file=sys.stderr)
+        return PARTLY
     print(report)
     for name, error in failures:
         print(f"longtake: {name}: {error}", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 
+from app.cli import main
 from training.prepare.clips import ClipsRun, clips, failed_clips, rows_of
 from training.prepare.engine import TRIES, each
 from training.prepare.manifest import PrepareError, alone, read_manifest
@@ -309,3 +311,25 @@ def test_a_run_that_is_killed_is_completed_by_another(raw, tmp_path):
     assert found["failed"] == 0 and found["done before"] >= 2 and found["clips"] == 11
     assert all(json.loads(line) for line in journal.read_text().splitlines())
     assert not list((tmp_path / "done" / "clips").rglob(".*"))
+
+
+def test_a_disk_that_fills_up_is_told_and_once_there_is_room_the_rest_is_done(raw, tmp_path, capsys):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if not shutil.which("mount") or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24k", "full", disk]).returncode:
+        pytest.skip("file systems cannot be mounted here")
+    try:
+        words = ["prepare", "clips", str(raw), str(disk / "done"), "--engine", "here"]
+        assert main(words) == 3
+        assert (
+            capsys.readouterr()
+            .err.rstrip()
+            .endswith(f"the disk of {disk / 'done'} is full; what is done is kept, so make room and run this again")
+        )
+        subprocess.run(["mount", "-o", "remount,size=4m", disk], check=True)
+        assert main(words) == 0
+        whole = run_of(raw, tmp_path)
+        clips(whole)
+        assert read_manifest(disk / "done") == read_manifest(whole.folder)
+    finally:
+        subprocess.run(["umount", "--lazy", disk], check=True)
