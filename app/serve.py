@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +18,12 @@ from app.policy import STANDARD, add_policy, check_prompt
 from app.signing import ready_to_sign
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from app.service import Service
     from dit.request import Request
+
+    AppFor = Callable[[Service, Sequence[str], str], FastAPI]  # for tokens, on a device
 
 TOKEN = "LONGTAKE_TOKEN"  # a variable: tokens, with commas between them
 HOST, PORT = "127.0.0.1", 8000
@@ -28,10 +33,20 @@ LEAVE_SECONDS = 5  # for requests that are being answered when the server is tol
 
 def add_serve(commands) -> None:
     """Add the command that serves a queue."""
-    serve = commands.add_parser(
+    add_server(
+        commands,
         "serve",
-        help="serve the video API, for openai's client, gradio_client and tools",
-        description="Serve the video API on a queue that outlives the server. Its page is at /docs.",
+        "serve the video API, for openai's client, gradio_client and tools",
+        "Serve the video API on a queue that outlives the server. Its page is at /docs.",
+    )
+
+
+def add_server(commands, name: str, line: str, about: str, app_for: AppFor | None = None, page: str = "/docs") -> None:
+    """Add a command that serves a queue by an app of its own, whose page lies at `page`."""
+    serve = commands.add_parser(
+        name,
+        help=line,
+        description=about,
         epilog=f"Tokens are better given in {TOKEN}, with commas between them, where no list of processes shows them.",
     )
     serve.add_argument(
@@ -52,7 +67,7 @@ def add_serve(commands) -> None:
         help="processes (default: one a GPU, or one a CPU core); with 0 others join by longtake work",
     )
     add_policy(serve, STANDARD)
-    serve.set_defaults(act=_serve)
+    serve.set_defaults(act=_serve, app_for=app_for, page=page)
 
 
 def _serve(chosen: argparse.Namespace) -> None:
@@ -62,7 +77,8 @@ def _serve(chosen: argparse.Namespace) -> None:
     check_host(chosen.host, tokens)
     if not 0 <= chosen.port < 2**16:
         raise ValueError(f"port must lie between 0 and 65535; got {chosen.port}")
-    serve(chosen.folder, chosen.host, chosen.port, tokens, chosen.model, chosen.workers, chosen)
+    ways = {"app_for": chosen.app_for, "page": chosen.page}
+    serve(chosen.folder, chosen.host, chosen.port, tokens, chosen.model, chosen.workers, chosen, **ways)
 
 
 def serve(
@@ -73,9 +89,12 @@ def serve(
     models: list[str] | None = None,
     workers: int | None = None,
     policy: argparse.Namespace | None = None,
+    app_for: AppFor | None = None,
+    page: str = "/docs",
 ) -> None:
     """Serve a queue with so many workers until told to stop; prints the address on stdout once it is bound. `policy`
-    has the flags of a policy, for prompts before they are queued and for workers.
+    has the flags of a policy, for prompts before they are queued and for workers; `app_for` returns the app, by default
+    the video API's.
 
     Raises ValueError for what cannot be served, OSError where the address is not to be had.
     """
@@ -96,11 +115,12 @@ def serve(
 
         from app.api import server
 
+        app = app_for(service, tokens or [], devices[0]) if app_for else server(service, tokens or [])
         address = f"[{host}]" if ":" in host else host
         print(f"http://{address}:{listening.getsockname()[1]}", flush=True)
-        print(f"longtake: serving {queue.folder}; see /docs there; Ctrl+C stops it", file=sys.stderr)
+        print(f"longtake: serving {queue.folder}; see {page} there; Ctrl+C stops it", file=sys.stderr)
         settings = {"log_level": "warning", "server_header": False, "timeout_graceful_shutdown": LEAVE_SECONDS}
-        uvicorn.Server(uvicorn.Config(server(service, tokens or []), **settings)).run([listening])
+        uvicorn.Server(uvicorn.Config(app, **settings)).run([listening])
 
 
 def check_for(policy: str, device: str) -> Callable[[Request], None]:
