@@ -6,7 +6,8 @@ Only a queue that has the folder has previews, so that a batch which nobody watc
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,8 +17,9 @@ if TYPE_CHECKING:
 
 PREVIEWS = "previews"  # the folder, in a queue's
 SIDE, FRAMES = 192, 24  # the most pixels of a preview's longer side, and frames
-LEAST_SIDE = 64
 QUALITY = 60  # of WebP
+SHARE = 0.03  # of the time that dreaming takes
+FIRST_SECONDS = 0.015  # that a preview takes, before one was written: 17 frames of 64 x 64 took 14 to 18 ms
 
 
 def path_of(folder: Path, id: str) -> Path:
@@ -32,11 +34,32 @@ def preview_of(folder: Path, id: str) -> int | None:
     return None
 
 
-def viewer(folder: Path, fps: float) -> Callable[[str, Tensor], None] | None:
-    """Return what shows a job's view (3, F, Y, X) to those who watch a queue; None where nobody does."""
-    if not (folder / PREVIEWS).is_dir():
-        return None
-    return lambda id, view: show(path_of(folder, id), view, fps)
+def viewer(folder: Path, ids: Sequence[str], fps: float) -> Viewer | None:
+    """Return what shows some jobs, by their numbers, to those who watch a queue; None where nobody does."""
+    return Viewer(folder, ids, fps) if (folder / PREVIEWS).is_dir() else None
+
+
+class Viewer:
+    """Shows views (3, F, Y, X) of jobs that are dreamed, as often as a small share of the time allows: all that are
+    dreamed together, or none of them.
+    """
+
+    def __init__(self, folder: Path, ids: Sequence[str], fps: float):
+        self.folder, self.ids, self.fps = folder, ids, fps
+        self.begun, self.spent, self.takes = time.monotonic(), 0.0, FIRST_SECONDS
+        self.seen: set[int] = set()  # jobs of which a view came since it was last asked whether there is time
+        self.showing = False
+
+    def __call__(self, number: int, view: Tensor) -> None:
+        now = time.monotonic()
+        if not self.seen or number in self.seen:
+            self.seen = set()
+            self.showing = self.spent + len(self.ids) * self.takes <= SHARE * (now - self.begun)
+        self.seen.add(number)
+        if self.showing:
+            show(path_of(self.folder, self.ids[number]), view, self.fps)
+            self.takes = time.monotonic() - now
+            self.spent += self.takes
 
 
 def show(path: Path, view: Tensor, fps: float) -> None:
