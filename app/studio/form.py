@@ -1,4 +1,4 @@
-"""The form in which a clip is asked for. Its values are a Request's fields; what only some modes read is shown with them.
+"""The form in which a clip is asked for: the fields of a Request. What only some modes read is shown with them.
 
 Labels are put in by the scripts, in the language of the page; sizes and durations are those of the offer.
 """
