@@ -34,7 +34,7 @@ def studio(service: Service, tokens: Sequence[str] = (), device: str = "cpu") ->
 
 
 def _add_rooms(app: FastAPI, service: Service, tokens: Sequence[str], device: str) -> None:
-    from fastapi.responses import RedirectResponse
+    from fastapi.responses import FileResponse, RedirectResponse
 
     from app.previews import PREVIEWS
     from app.studio.cards import Cards
@@ -50,6 +50,10 @@ def _add_rooms(app: FastAPI, service: Service, tokens: Sequence[str], device: st
     @app.get("/", include_in_schema=False)
     def page():
         return RedirectResponse("/studio/")
+
+    @app.get("/favicon.ico", include_in_schema=False)
+    def mark():
+        return FileResponse(LOOK / "mark.svg", media_type="image/svg+xml")
 
     add_door(app, tokens)
     app.include_router(routes(cards, alone=not tokens))
