@@ -10,6 +10,7 @@ import asyncio
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Set
 from functools import partial
@@ -142,7 +143,7 @@ class Screen:
         if scope["type"] != "http" or not (scope["path"] + "/").startswith(f"{self.at}/"):
             return await self.app(scope, receive, send)
         method, path = scope["method"], scope["path"].removeprefix(self.at)
-        in_folder = method == "GET" and path.startswith(self.folders) and ".." not in path
+        in_folder = method == "GET" and path.startswith(self.folders) and not re.search(r"\.\.|//", path)
         if (method, path) not in self.doors and not in_folder:
             refusal = answer(404, f"there is nothing of that name at {self.at}; see /docs", "not_found")
             return await refusal(scope, receive, send)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -31,13 +34,27 @@ def submit(service: Service, found: dict[str, Any], owner: str) -> list[Job]:
 
     Raises what `Service.request` does.
     """
-    many = _many(found.get(VARIATIONS, 1))
-    request = service.request({name: value for name, value in found.items() if name != VARIATIONS}, owner)
+    request, many = _asked(service, found, owner)
     if request.seed + many > LARGEST:
         raise RequestError(f"seeds must lie below 2^63; got {request.seed} and {many - 1} after it")
     requests = [replace(request, seed=request.seed + more) for more in range(many)]
     still = mode_of(request).still
     return service.queue.submit(requests, PICTURES[0] if still else ".mp4", owner=owner)
+
+
+def _asked(service: Service, found: dict[str, Any], owner: str) -> tuple[Request, int]:
+    many = _many(found.get(VARIATIONS, 1))
+    with plainly():
+        return service.request({name: value for name, value in found.items() if name != VARIATIONS}, owner), many
+
+
+@contextmanager
+def plainly() -> Iterator[None]:
+    """Say what is refused without the flags of the command line, which a page does not have."""
+    try:
+        yield
+    except RequestError as error:
+        raise RequestError(re.sub(r"(?<![\w-])--(?=[a-z])", "", str(error))) from error
 
 
 def _many(told: Any) -> int:
@@ -49,9 +66,9 @@ def _many(told: Any) -> int:
 
 def estimate(service: Service, forecast: Forecast, found: dict[str, Any], owner: str) -> dict[str, Any]:
     """Say how long what a client would ask for takes and how large its files will be; raises what `submit` does."""
-    many = _many(found.get(VARIATIONS, 1))
-    request = service.request({name: value for name, value in found.items() if name != VARIATIONS}, owner)
-    each = forecast.estimate(request)
+    request, many = _asked(service, found, owner)
+    with plainly():
+        each = forecast.estimate(request)
     seconds, size = many * each.seconds, many * each.file_bytes
     since = f"as fast as {each.pace.clips} clips made here" if each.pace.clips else "a guess until one was made here"
     sentence = f"about {lasting(seconds)}, {since}; {size / 1000:,.0f} kB"
