@@ -189,6 +189,16 @@ def test_a_changed_file_is_known_as_tampered_with(visitor):
     assert visitor.details(clip["id"])["credentials"] == "tampered"
 
 
+def test_a_file_that_is_broken_says_so_and_the_gallery_stays(visitor):
+    clip, *_ = visitor.gets(variations=2)
+    path = visitor.queue.job(clip["id"]).output
+    path.write_bytes(path.read_bytes()[:2000])
+    sentence = visitor.refused(f"/studio/clips/{clip['id']}", None, "GET")
+    assert f"clips/{clip['id']}.mp4" in sentence and f"/clips/{clip['id']}.mp4" not in sentence
+    assert visitor.get(f"/studio/clips/{clip['id']}/poster").status_code == 400
+    assert len(visitor.shelf()) == 2
+
+
 def test_clips_are_starred_noted_and_found_by_their_words(visitor):
     ball, cube, loop = (
         visitor.asks(prompt=prompt, **more)[0]["id"]
@@ -254,13 +264,37 @@ def test_nothing_is_offered_that_a_model_was_not_trained_for(visitor, tiny_model
     assert offer["upsamplers"] == ["none"]
 
 
-def test_how_long_it_will_take_is_told_before_and_learned_from_what_was_made(visitor):
+def test_how_long_it_will_take_is_told_before_and_learned_from_what_was_made(tmp_path, tiny_model, monkeypatch):
+    monkeypatch.setenv("LONGTAKE_HOME", str(tmp_path / "home"))  # where nothing was made yet
+    visitor = Visitor(tmp_path / "queue", tiny_model)
+    monkeypatch.chdir(visitor.queue.folder)
     found = {"prompt": "a ball", "steps": 2}
     guess = visitor.post("/studio/estimate", json=found).json()
-    assert guess["seconds"] >= 0 and guess["bytes"] > 0 and "kB" in guess["sentence"]
+    assert guess["seconds"] >= 0 and guess["bytes"] > 0 and "a guess until one was made here" in guess["sentence"]
     four = visitor.post("/studio/estimate", json=found | {"variations": 4, "steps": 200}).json()
-    assert four["bytes"] == pytest.approx(4 * guess["bytes"], abs=4)
+    assert four["bytes"] == pytest.approx(4 * guess["bytes"], abs=4) and four["seconds"] > 4 * guess["seconds"]
+    visitor.gets(**found)
+    monkeypatch.setattr("app.studio.forecast.LEARN_SECONDS", 0.0)
+    assert "as fast as 1 clips made here" in visitor.post("/studio/estimate", json=found).json()["sentence"]
     assert "needs clip" in visitor.refused("/studio/estimate", {"prompt": "a ball", "mode": "edit"})
+
+
+def test_those_who_wait_are_told_when_their_clips_will_be_there(visitor, monkeypatch):
+    monkeypatch.setattr("app.studio.forecast.FRESH_SECONDS", 0.0)
+    visitor.asks(variations=4, steps=300)
+    look = lambda: [card["eta"] for card in visitor.get("/studio/clips").json()["cards"]][::-1]
+    assert look() == [None] * 4  # nobody is at work
+    with Shift(visitor.queue, "cpu") as shift:
+        job = shift.claim()
+        waits = look()
+        assert None not in waits and waits[1] > 0 and waits[1] < waits[2] < waits[3]
+        assert waits[3] - waits[2] == pytest.approx(waits[2] - waits[1], abs=1)
+        shift.note(job, "dreaming", 0, 300)
+        time.sleep(0.3)  # longer than notes lie apart
+        shift.note(job, "dreaming", 3, 300)
+        assert 25 < look()[0] < 300  # at its own pace: 0.3 s for 3 steps
+        visitor.queue.pause("lunch")
+        assert look()[1:] == [None] * 3
 
 
 def test_where_a_clip_does_not_fit_the_nearest_that_does_is_named(visitor, monkeypatch):
@@ -411,24 +445,26 @@ def test_a_prompt_is_written_out_by_the_shipped_upsampler_where_there_is_one(vis
     assert "policy standard" in visitor.refused("/studio/upsample", {"prompt": "a nude person"})
 
 
-def test_who_watches_sees_a_clip_move_while_it_is_dreamed_and_not_after(visitor, monkeypatch):
+@pytest.mark.parametrize("together", [1, 3])
+def test_who_watches_sees_a_clip_move_while_it_is_dreamed_and_not_after(visitor, together, monkeypatch):
     monkeypatch.setattr("app.previews.SHARE", 1.0)
     monkeypatch.setattr("app.previews.FIRST_SECONDS", 0.0)
-    (card,) = visitor.asks(steps=40)
-    seen, note = [], Shift.note
+    cards = visitor.asks(steps=40, variations=together)
+    seen, note = {card["id"]: {} for card in cards}, Shift.note
 
     def looking(shift, job, phase, step=0, steps=0):
-        told = visitor.get("/studio/clips").json()["cards"][0]
-        if told["preview"] and told["preview"] not in dict(seen):
-            seen.append((told["preview"], visitor.get(told["preview"]).content))
+        for card in visitor.get("/studio/clips").json()["cards"]:
+            if card["preview"] and card["preview"] not in seen[card["id"]]:
+                seen[card["id"]][card["preview"]] = visitor.get(card["preview"]).content
         return note(shift, job, phase, step, steps)
 
     monkeypatch.setattr(Shift, "note", looking)
-    work(visitor.queue, "cpu", until_empty=True)
-    assert len(seen) >= 3 and len({content for _, content in seen}) >= 3
-    with Image.open(io.BytesIO(seen[-1][1])) as moving:
-        assert (moving.format, moving.n_frames, moving.size) == ("WEBP", 17, (64, 64))
-    assert visitor.get(f"/studio/clips/{card['id']}/preview").status_code == 404
+    work(visitor.queue, "cpu", until_empty=True, together=together)
+    for id, previews in seen.items():
+        assert len(set(previews.values())) >= 3
+        with Image.open(io.BytesIO(list(previews.values())[-1])) as moving:
+            assert (moving.format, moving.n_frames, moving.size) == ("WEBP", 17, (64, 64))
+        assert visitor.get(f"/studio/clips/{id}/preview").status_code == 404
     assert not list((visitor.queue.folder / PREVIEWS).iterdir())
 
 

@@ -18,6 +18,7 @@ from app.cli import main
 from app.gate import COOKIE
 from app.jobs import Queue
 from app.service import Service, offers_of
+from app.studio.crowd import crowd
 from app.studio.serve import studio
 from app.worker import work
 
@@ -358,6 +359,12 @@ def test_a_job_whose_worker_was_killed_is_made_all_the_same(served):
     made = until(lambda: (told := look())["status"] == "completed" and told)
     assert made["tries"] == 2 and made["credentials"] == "trusted" and made["request"]["steps"] == 400
     assert one.get(made["content"]).content[4:8] == b"ftyp"
+
+
+def test_many_visitors_at_once_come_anew_in_the_middle_and_find_their_clips(tmp_path, tiny_model):
+    found = crowd(tmp_path, 6, model=str(tiny_model), workers=1, steps=150)
+    assert (found["served"], found["wrong"], found["strangers"], found["troubles"]) == (6, 0, 0, [])
+    assert found["while_waiting"] >= 3 and found["while_made"] >= 3
 
 
 def test_the_page_is_served_with_all_that_it_is_made_of_and_asks_nobody_else(served):

@@ -54,7 +54,12 @@ def plainly() -> Iterator[None]:
     try:
         yield
     except RequestError as error:
-        raise RequestError(re.sub(r"(?<![\w-])--(?=[a-z])", "", str(error))) from error
+        raise RequestError(without_flags(str(error))) from error
+
+
+def without_flags(sentence: str) -> str:
+    """Name fields as a page does: --seconds is seconds."""
+    return re.sub(r"(?<![\w-])--(?=[a-z])", "", sentence)
 
 
 def _many(told: Any) -> int:

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from app.jobs import CANCELLED, DONE, RUNNING, Job
+from app.jobs import CANCELLED, DONE, FAILED, RUNNING, Job
 from app.previews import preview_of
 from app.provenance import verify
 from app.service import Service
 from app.studio.again import again, parents_of
+from app.studio.ask import without_flags
 from app.studio.forecast import Forecast
 from app.studio.shelf import UPLOADED, Item, Shelf, Upload
 from app.uploads import PICTURES
@@ -65,7 +66,7 @@ class Cards:
             "still": job.request.mode in MODES and MODES[job.request.mode].still,
             "model": video["model"],
             "created_at": video["created_at"],
-            "error": video["error"]["message"] if video["error"] and job.state != CANCELLED else None,
+            "error": without_flags(video["error"]["message"]) if job.state == FAILED else None,
             "said": video["note"],
             "poster": f"{at}/poster" if there else None,
             "preview": f"{at}/preview?step={preview}" if preview else None,

@@ -28,7 +28,13 @@ def glance(path: Path) -> dict[str, Any]:
 
     Raises MediaError for what cannot be read.
     """
-    found = _picture(path) if path.suffix in PICTURES else _film(path)
+    try:
+        found = _picture(path) if path.suffix in PICTURES else _film(path)
+    except (MediaError, MemoryError):
+        raise
+    except Exception as error:  # readers raise nearly anything on a broken file
+        what = (str(error).splitlines() or [type(error).__name__])[0]
+        raise MediaError(f"{path} cannot be read: {what}; make it again") from None
     try:
         return found | {"request": media.read_metadata(path).get(KEY)}
     except MediaError:  # pictures that are no PNG have no words of ours

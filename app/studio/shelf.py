@@ -26,6 +26,7 @@ from app.uploads import HALF
 from dit.request import Request, RequestError
 from vae.credentials import hash_of_contents
 from vae.guard import guarded
+from vae.pixels import MediaError
 
 POSTERS = "posters"  # the folder, in a queue's, of first frames
 LONGEST_NOTE = 2000  # letters
@@ -258,8 +259,8 @@ class Shelf:
         if row is None or row["stamp"] != stamp or not self.poster_of(id).is_file():
             try:
                 found = guarded(glance, path, memory=MEMORY, seconds=SECONDS)
-            except ValueError as error:
-                raise type(error)(self.service.told(str(error))) from None
+            except MediaError as error:
+                raise MediaError(self.service.told(str(error))) from None
             _write_whole(self.poster_of(id), found["poster"])
             told = found["request"] if found["request"] and _request_in(found["request"]) else None
             values = {name: found[name] for name in READ} | {"id": id, "stamp": stamp, "told": told}
