@@ -267,6 +267,7 @@ def test_a_request_in_a_strangers_file_opens_nothing(shared, tmp_path):
     import torch
 
     from dit.request import KEY
+    from vae.credentials import hash_of_contents
     from vae.recorder import write_video
 
     visitor = browser(shared, ONE)
@@ -279,6 +280,14 @@ def test_a_request_in_a_strangers_file_opens_nothing(shared, tmp_path):
         told = visitor.post("/studio/read", files={"file": (tmp_path / "x.mp4").read_bytes()}).json()
         assert "clip" not in told["request"] and "model" not in told["request"] and len(told["missing"]) == 2
         assert "root:" not in json.dumps(told)
+    mine = asks(visitor)[0]["id"]
+    work(shared.state.service.queue, "cpu", until_empty=True)
+    path = f"clips/{mine}.mp4"  # which is another's on the machine that the file came from
+    for digest, found in (("0" * 64, None), (hash_of_contents(path), mine)):
+        request = {"mode": "remix", "prompt": "a cube", "clip": path, "hashes": [[path, digest]]}
+        write_video(tmp_path / "x.mp4", torch.ones(3, 9, 64, 64), 8, metadata={KEY: json.dumps(request)})
+        told = visitor.post("/studio/read", files={"file": (tmp_path / "x.mp4").read_bytes()}).json()
+        assert told["request"].get("clip") == found and len(told["missing"]) == (found is None)
     for wrong in ('{"mode": 5}', "[" * 9999, "null", '{"seed": 1e999}', '"x"', '{"moments": [5]}'):
         write_video(tmp_path / "x.mp4", torch.zeros(3, 9, 64, 64), 8, metadata={KEY: wrong})
         told = visitor.post("/studio/read", files={"file": (tmp_path / "x.mp4").read_bytes()}).json()
