@@ -25,13 +25,13 @@ FONTS = (
     "Noto Sans CJK SC",
     "sans-serif",
 )
-HEAD = f"""
-<meta name="color-scheme" content="dark light">
-<link rel="icon" type="image/svg+xml" href="{AT}/look/mark.svg">
-<link rel="stylesheet" href="{AT}/look/base.css">
-<link rel="stylesheet" href="{AT}/look/gallery.css">
-<link rel="stylesheet" href="{AT}/look/sheets.css">
-"""
+STYLES = ("base", "compose", "tools", "timeline", "gallery", "sheets", "compare")
+HEAD = "\n".join(
+    [
+        '<meta name="color-scheme" content="dark light">',
+        *(f'<link rel="stylesheet" href="{AT}/look/{name}.css">' for name in STYLES),
+    ]
+)
 START = f"""
 import("{AT}/look/main.js").then((studio) => studio.open(props.value, () => trigger("fill")));
 """

@@ -5,6 +5,7 @@ import { blank, change, draft, drafted, sizeFor } from "./draft.js";
 import { set } from "./form.js";
 import { get, send } from "./net.js";
 import { openMenu, say, trying } from "./sheet.js";
+import { middle } from "./span.js";
 import { modeOf, studio } from "./studio.js";
 import { t } from "./words.js";
 
@@ -40,7 +41,7 @@ const emptied = () => ({ clip: null, other: null, image: null, mask: null, windo
 
 function slotted(mode, card) {
   const { reads } = modeOf(mode);
-  if (reads.includes("clip")) return { clip: card.id };
+  if (reads.includes("clip")) return { clip: card.id, window: card.seconds ? middle(card.seconds) : null };
   if (reads.includes("image")) return { image: card.id };
   if (reads.includes("pictures"))
     return {
@@ -63,8 +64,10 @@ export function changing(sentence, act) {
   const before = structuredClone(draft);
   act();
   set({});
-  say(sentence, { act: () => set(before), label: t("actions.undo") });
-  document.getElementById("compose")?.scrollIntoView({ behavior: "smooth", block: "nearest" });
+  say(sentence, { act: () => changing(t("actions.undone"), () => change(before)), label: t("actions.undo") });
+  const stage = document.getElementById("stage");
+  if (innerWidth >= 900) scrollTo({ top: 0, behavior: "smooth" });
+  else (stage.hidden ? document.getElementById("compose") : stage).scrollIntoView({ behavior: "smooth" });
 }
 
 /** Fill the form with what a clip was made of, from its own file; `fresh` leaves the seed to chance. */
@@ -83,7 +86,7 @@ async function stillOf(card) {
 }
 
 /** Return a frame of a clip as a PNG, by default its last. */
-export async function frameOf(address, at = Infinity) {
+async function frameOf(address, at = Infinity) {
   const film = make("video", { muted: true, playsInline: true, preload: "auto", src: address });
   await new Promise((ready, fail) => {
     film.onloadeddata = ready;

@@ -27,7 +27,7 @@ export function openBoard(place) {
       list.map((one) => [one.at, one.image, one.clip, one.picture]),
       end(),
     ]);
-    if (now === shown) return;
+    if (now === shown) return reword(place);
     shown = now;
     place.hidden = !kind;
     if (kind)
@@ -56,6 +56,13 @@ export function openBoard(place) {
   when("mode", started);
   when("draft language", draw);
   started();
+}
+
+/** Show words that changed elsewhere, but not over what is being typed. */
+function reword(place) {
+  place.querySelectorAll(".card textarea").forEach((field, number) => {
+    if (field !== document.activeElement) field.value = draft.moments[number].prompt;
+  });
 }
 
 const kindOf = (mode) => ["moments", "pictures"].find((name) => modeOf(mode).reads.includes(name)) ?? null;

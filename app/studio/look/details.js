@@ -98,7 +98,7 @@ function view(card) {
 function words(card) {
   const part = (name, text) =>
     text ? make("div", { class: "quote" }, make("h3", {}, t(`details.${name}`)), make("p", {}, text)) : null;
-  const moments = card.request?.moments?.map((one) => `${clipSeconds(one.at)}  ${one.prompt}`).join("\n");
+  const moments = card.request?.moments?.map((one) => `${clipSeconds(one.at)}: ${one.prompt}`).join("\n");
   return make(
     "div",
     { class: "words" },

@@ -18,8 +18,8 @@ const OWN = {
   more: {},
 };
 const PLAIN = ["steps", "guidance", "frame_guidance", "rescale", "method"];
-export const FILES = ["image", "clip", "other", "mask"];
-export const MOST_SEED = 2 ** 31;
+const LENGTHS = { storyboard: 4, long: 10 }; // seconds, of modes that must be told
+const MOST_SEED = 2 ** 31;
 
 export const draft = {};
 
@@ -30,7 +30,6 @@ export function blank(name) {
   return {
     ...structuredClone(OWN),
     ...{
-      preset: null,
       prompt: "",
       negative: "",
       upsample: studio.offer.upsamplers[0],
@@ -62,6 +61,7 @@ export function recall() {
 export function change(values) {
   const before = draft.mode;
   Object.assign(draft, values);
+  if (draft.mode !== before && !("length" in values)) draft.length = LENGTHS[draft.mode] ?? null;
   if (draft.mode !== before && !("strength" in values) && modeOf(draft.mode).strength)
     draft.strength = modeOf(draft.mode).strength;
   within();
@@ -88,7 +88,7 @@ export function sizesFor(mode, model) {
   return modelOf(model).sizes.filter((one) => (still ? one.stills : one.clips));
 }
 
-/** Return the size for a clip of some size in a mode: its own, or, around it, the largest; another where it is not trained for. */
+/** Return the size to make of a clip of some size: its own, around it the largest, or that of the form. */
 export function sizeFor(mode, size) {
   const sizes = sizesFor(mode, draft.model).map((one) => one.size);
   const area = (one) => one.split("x").reduce((columns, rows) => columns * rows);

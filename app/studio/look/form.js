@@ -2,7 +2,7 @@
 
 import { change, dice, draft, durationsFor, isTold, sizesFor } from "./draft.js";
 import { later } from "./dom.js";
-import { modeOf, studio, tell, when } from "./studio.js";
+import { modeOf, studio, when } from "./studio.js";
 import { clipSeconds, has, t } from "./words.js";
 
 const seen = {}; // what the form said last, so that what it has not heard yet does not undo what was changed
@@ -43,7 +43,6 @@ function heard(values) {
   if ("written" in found && !("prompt" in found)) found.writtenOf = null; // by hand
   const size = draft.size;
   change(found);
-  if ("preset" in found) tell("preset", found.preset);
   if ("model" in found || "size" in found || size !== draft.size) show();
 }
 
@@ -58,10 +57,15 @@ function pressed(name, values) {
 function filling() {
   const update = (values) => ({ __type__: "update", ...values });
   return [
-    ...studio.fields.map((name) => update({ ...told(name), value: draft[name] ?? null })),
+    ...studio.fields.map((name) => update({ ...told(name), ...changed(name) })),
     ...studio.buttons.map((name) => update({ value: t(`form.${name}`) })),
     ...studio.folds.map((name) => update({ label: t(`form.${name}`) })),
   ];
+}
+
+/** Return the value of a field that says something else; others are left alone, since somebody may be typing there. */
+function changed(name) {
+  return same(draft[name], seen[name]) ? {} : { value: draft[name] ?? null };
 }
 
 function told(name) {
@@ -76,7 +80,6 @@ const named = (values, group) =>
   values.map((value) => [has(`${group}.${value || "none"}`) ? t(`${group}.${value || "none"}`) : String(value), value]);
 
 const CHOICES = {
-  preset: () => [...presets().map((one) => [one.title, one.name])],
   size: () => sizesFor(draft.mode, draft.model).map(({ size }) => [size.replace("x", " × "), size]),
   seconds: () => durationsFor(draft.size, draft.model).map((seconds) => [clipSeconds(seconds), seconds]),
   upsample: () => named(studio.offer.upsamplers, "upsample"),
@@ -85,13 +88,6 @@ const CHOICES = {
   mark: () => named(["", ...studio.offer.corners], "mark"),
   model: () => studio.offer.models.map(({ name }) => [name, name]),
 };
-
-let presets = () => [];
-
-/** Take what lists the presets. */
-export function listing(list) {
-  presets = list;
-}
 
 /** Leave word for the style sheets of what the mode reads. */
 function mark() {

@@ -2,7 +2,7 @@
 
 import { openBoard } from "./board.js";
 import { later, present, put, make } from "./dom.js";
-import { body, dice, draft, missing, recall } from "./draft.js";
+import { body, dice, draft, isWritten, missing, recall } from "./draft.js";
 import { openDrop } from "./drop.js";
 import { join, roll, set, show } from "./form.js";
 import { openGallery } from "./gallery.js";
@@ -88,15 +88,10 @@ async function estimated(place) {
   if (need) return void put(place, make("span", { class: "hint" }, t(`needs.${need}`)));
   try {
     const found = await post("/studio/estimate", { ...body(), variations: Number(draft.variations) || 1 });
-    if (asked !== JSON.stringify(body())) return;
-    put(
-      place,
-      make(
-        "span",
-        { title: found.sentence },
-        t(found.learned === false ? "compose.guessed" : "compose.estimate", { time: duration(found.seconds) }),
-      ),
-    );
+    const sentence = t(found.learned ? "compose.estimate" : "compose.guessed", { time: duration(found.seconds) });
+    const reads = draft.written.trim() && t(isWritten() ? "compose.written" : "compose.stale");
+    if (asked === JSON.stringify(body()))
+      put(place, make("span", { title: found.sentence }, sentence), reads && make("p", { class: "hint" }, reads));
   } catch (error) {
     if (asked === JSON.stringify(body())) put(place, make("span", { class: "why" }, error.message));
   }

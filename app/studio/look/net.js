@@ -3,7 +3,7 @@
 import { t } from "./words.js";
 
 /** A sentence that says why something was refused. */
-export class Refusal extends Error {
+class Refusal extends Error {
   constructor(sentence, status) {
     super(sentence);
     this.status = status;

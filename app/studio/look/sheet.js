@@ -13,6 +13,8 @@ export function openSheet(title, { kind = "", closed = () => {} } = {}) {
   const sheet = make("dialog", { class: `sheet ${kind}`, "aria-labelledby": name.id }, head, body);
   sheet.addEventListener("click", (event) => event.target === sheet && close());
   sheet.addEventListener("close", () => {
+    const layer = sheet.querySelector("#toasts"); // what was just said stays
+    if (layer) document.body.append(layer);
     sheet.remove();
     closed();
   });

@@ -8,7 +8,7 @@ import { painter } from "./mask.js";
 import { placer } from "./place.js";
 import { screen, thumbnail } from "./screen.js";
 import { openSheet, say, trying } from "./sheet.js";
-import { span } from "./span.js";
+import { middle, span } from "./span.js";
 import { modeOf, tell, when } from "./studio.js";
 import { t } from "./words.js";
 
@@ -44,9 +44,9 @@ export function openSlots(place) {
 const fits = (still) => (card) => card.still === still;
 
 function slotOf(name) {
-  const marks = { mask: null, window: null, box: null };
+  const marks = ({ seconds }) => ({ mask: null, box: null, window: seconds ? middle(seconds) : null });
   const take = (card) =>
-    set({ [name]: card.id, ...(name === "clip" ? { ...marks, size: sizeFor(draft.mode, card.size) } : {}) });
+    set({ [name]: card.id, ...(name === "clip" ? { ...marks(card), size: sizeFor(draft.mode, card.size) } : {}) });
   const clear = () => change({ [name]: null });
   return slot({ label: t(`slots.${name}`), id: draft[name], still: name === "image", take, clear });
 }
@@ -91,7 +91,7 @@ export function slot({ label, id, still, take, clear }) {
 }
 
 /** Return the card of what is dragged: a clip of the gallery, or a file, which is sent. */
-export async function cardIn(data) {
+async function cardIn(data) {
   const id = data.getData("application/x-longtake");
   if (id) return get(`/studio/clips/${encodeURIComponent(id)}`);
   const [file] = data.files;
@@ -102,7 +102,7 @@ export async function cardIn(data) {
 }
 
 /** Open a choice among finished clips or pictures (still: true), or a file of one's own. */
-export function openChoice(label, still, take) {
+function openChoice(label, still, take) {
   const sheet = openSheet(label, { kind: "choice" });
   const chosen = (card) => (sheet.close(), take(card));
   const file = make("input", {

@@ -9,6 +9,9 @@ import { t } from "./words.js";
 
 const STEP = 0.125; // seconds: a frame at 8 frames a second
 
+/** Return the middle of a clip, from a quarter of it to three. */
+export const middle = (seconds) => [seconds / 4, (3 * seconds) / 4].map((at) => Math.round(at / STEP) * STEP);
+
 /** Make the chooser of a stretch of a clip. */
 export function span(id) {
   const place = make("div", { class: "tool span" });
@@ -22,7 +25,7 @@ export function span(id) {
 function draw(place, card, seconds) {
   const film = screen(card, { eager: true });
   film.loop = false;
-  let [from, to] = draft.window ?? [seconds / 4, (3 * seconds) / 4].map((at) => Math.round(at / STEP) * STEP);
+  let [from, to] = draft.window ?? middle(seconds);
   to = Math.min(to, seconds);
   const told = make("p", { class: "span-told", role: "status" });
   const chosen = make("span", { class: "span-chosen" });

@@ -13,7 +13,7 @@ export function learn(all) {
 }
 
 /** Speak another language from now on. */
-export function speak(chosen) {
+function speak(chosen) {
   language = chosen;
   document.documentElement.lang = chosen === "zh" ? "zh-CN" : chosen;
 }
