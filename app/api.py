@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -35,8 +35,13 @@ POLL_MS, MOST_POLL_MS = 500, 5000  # how soon to ask again: the later the more a
 SAFE = {"X-Content-Type-Options": "nosniff"}
 
 
-def server(service: Service, tokens: Sequence[str] = ()) -> FastAPI:
-    """Return the ASGI app that serves a queue to whoever has one of the tokens, or, with none, to this machine."""
+def server(
+    service: Service, tokens: Sequence[str] = (), add_rooms: Callable[[FastAPI], None] | None = None, sign_in: str = ""
+) -> FastAPI:
+    """Return the ASGI app that serves a queue to whoever has one of the tokens, or, with none, to this machine.
+
+    `add_rooms` adds routes before those that all servers have; `sign_in` is the page where browsers bring a token.
+    """
     app = FastAPIOffline(
         redoc_url=None,
         title="Longtake",
@@ -47,12 +52,14 @@ def server(service: Service, tokens: Sequence[str] = ()) -> FastAPI:
     )
     app.state.service = service
     add_answers_to_errors(app)
+    if add_rooms:
+        add_rooms(app)
     add_videos(app)
     add_uploads(app)
     add_models(app)
     add_tools(app, service)
     app.add_middleware(Screen)
-    app.add_middleware(Gate, tokens=tokens)  # the outermost
+    app.add_middleware(Gate, tokens=tokens, sign_in=sign_in)  # the outermost
     return app
 
 
@@ -251,6 +258,17 @@ def add_uploads(app: FastAPI) -> None:
     def sent(file_id: str, service: Here, owner: Owner):
         """Describe a file that you sent."""
         return described(service.file(file_id, owner))
+
+    @app.get(
+        "/v1/files/{file_id}/content",
+        tags=["files"],
+        response_class=Response,
+        responses={200: {"description": "The file.", "content": {"video/mp4": {}, "image/png": {}}}},
+    )
+    def sent_content(file_id: str, service: Here, owner: Owner):
+        """Take a file that you sent."""
+        path = service.file(file_id, owner)
+        return FileResponse(path, filename=path.name, headers=SAFE)
 
     @app.delete("/v1/files/{file_id}", response_model=Removed, tags=["files"])
     def remove(file_id: str, service: Here, owner: Owner):

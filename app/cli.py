@@ -21,6 +21,7 @@ from app.policy import add_policy, watch_of
 from app.prepare import add_prepare
 from app.serve import add_serve
 from app.signing import UNSIGNED_HELP, unsigned
+from app.studio.serve import add_studio
 from app.verify import add_sign, add_verify
 from dit.modes import MODES, Mode
 from dit.request import CORNERS, METHODS, NONE, SIDES, Request, RequestError, parse_size, read_board
@@ -122,6 +123,7 @@ def parser() -> argparse.ArgumentParser:
     add_render(commands)
     add_desk(commands)
     add_serve(commands)
+    add_studio(commands)
     add_sign(commands)
     add_verify(commands)
     add_caption(commands)

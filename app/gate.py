@@ -1,7 +1,8 @@
 """The gate of a server: who may come in, for whom, and with how much.
 
-Where tokens are asked for, whoever has one comes in, and what is made for one token no other sees. Without tokens a
-server is for this machine alone: it is called by a name of this machine, by its programs and not by pages of the web.
+Where tokens are asked for, whoever has one comes in, and what is made for one token no other sees. A program brings it
+in a header; a browser in a cookie, with which no page of another site can change anything. Without tokens a server is
+for this machine alone: it is called by a name of this machine, by its programs and not by pages of the web.
 """
 
 from __future__ import annotations
@@ -13,13 +14,16 @@ from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse
+from starlette.requests import cookie_parser
+from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 OPEN = ("/", "/docs", "/openapi.json")  # pages that tell nothing of anybody
 OPEN_FOLDER = "/static-offline-docs/"  # where their scripts lie
 FORM_BYTES, JSON_BYTES = 600 * 2**20, 32 * 2**20  # the most that a body may have, with uploads and without
 LEAST_LETTERS = 16  # of a token
+COOKIE = "longtake_token"
+SAFE_METHODS = ("GET", "HEAD", "OPTIONS")  # which change nothing
 
 
 def owner_of(token: str) -> str:
@@ -60,10 +64,12 @@ def answer(status: int, sentence: str, code: str | None = None, field: str | Non
 
 
 class Gate:
-    """Let a request in, its owner noted in the request's state, or answer it with one sentence."""
+    """Let a request in, its owner noted in the request's state, or answer it with one sentence. A browser that asks for
+    a page without a token is shown where to `sign_in`, if that is anywhere.
+    """
 
-    def __init__(self, app: ASGIApp, tokens: Sequence[str] = ()):
-        self.app, self.owners = app, {owner_of(token) for token in tokens}
+    def __init__(self, app: ASGIApp, tokens: Sequence[str] = (), sign_in: str = ""):
+        self.app, self.owners, self.sign_in = app, {owner_of(token) for token in tokens}, sign_in
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -71,13 +77,13 @@ class Gate:
         if scope["type"] != "http":
             return await send({"type": "websocket.close", "code": 1008})
         headers = Headers(scope=scope)
-        owner = self.known(headers) if self.owners else ""
-        refused = None
+        owner, refused = "", None
         if not self.owners:
             refused = self.stranger(headers)
-        elif owner is None and not (scope["path"] in OPEN or scope["path"].startswith(OPEN_FOLDER)):
-            rule = "a request must bring its token, as in Authorization: Bearer TOKEN"
-            refused = answer(401, f"{rule}; got none that is known; ask whoever runs this server", "invalid_api_key")
+        elif (owner := self.known(headers)) is None:
+            refused = self.unknown(scope, headers)
+        elif self.by_cookie(headers) and scope["method"] not in SAFE_METHODS and is_foreign(headers):
+            refused = answer(403, "a cookie is taken from pages of this server only; bring a token", "wrong_origin")
         most = FORM_BYTES if headers.get("content-type", "").startswith("multipart/") else JSON_BYTES
         if not refused and headers.get("content-length", "").isdecimal() and int(headers["content-length"]) > most:
             refused = answer(413, too_large(most), "too_large")
@@ -88,17 +94,46 @@ class Gate:
     def known(self, headers: Headers) -> str | None:
         """Return the owner whose token a request brings, if any."""
         scheme, _, token = headers.get("authorization", "").partition(" ")
+        if self.by_cookie(headers):
+            scheme, token = "bearer", cookie_parser(headers.get("cookie", "")).get(COOKIE, "")
         owner = owner_of(token.strip())
         return owner if scheme.lower() == "bearer" and owner in self.owners else None
+
+    def by_cookie(self, headers: Headers) -> bool:
+        """Say whether it is a cookie, and no header, that a request would come in with."""
+        return "authorization" not in headers and COOKIE in headers.get("cookie", "")
+
+    def unknown(self, scope: Scope, headers: Headers) -> Response | None:
+        """Return the answer for whoever brings no token; None where all may go."""
+        path = scope["path"]
+        if path in OPEN or path.startswith(OPEN_FOLDER):
+            return None
+        if self.sign_in and path == self.sign_in:
+            foreign = scope["method"] not in SAFE_METHODS and is_foreign(headers)
+            return (
+                answer(403, "a token is taken from the page of this server only", "wrong_origin") if foreign else None
+            )
+        if self.sign_in and scope["method"] == "GET" and "text/html" in headers.get("accept", ""):
+            return RedirectResponse(self.sign_in, 303)
+        rule = "a request must bring its token, as in Authorization: Bearer TOKEN"
+        return answer(401, f"{rule}; got none that is known; ask whoever runs this server", "invalid_api_key")
 
     def stranger(self, headers: Headers) -> JSONResponse | None:
         """Return the answer for a page of the web that calls this machine by another name, or from another site."""
         here, origin = headers.get("host", ""), headers.get("origin")
         if not is_loopback(host_in(here)):
             return answer(403, "a server without tokens must be called as localhost; got another name", "wrong_host")
-        if origin is not None and origin.partition("://")[2] != here:
+        if origin is not None and is_foreign(headers):
             return answer(403, "a server without tokens serves no pages of other sites; use a token", "wrong_origin")
         return None
+
+
+def is_foreign(headers: Headers) -> bool:
+    """Say whether it is a page of another site that sends a request, by what browsers tell and pages cannot change."""
+    origin, site = headers.get("origin"), headers.get("sec-fetch-site")
+    if origin is not None:
+        return origin.partition("://")[2] != headers.get("host", "")
+    return site not in (None, "none", "same-origin")
 
 
 def host_in(header: str) -> str:

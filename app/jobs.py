@@ -263,24 +263,24 @@ class Queue:
             raise JobError(f"a job to try again must have failed or been cancelled; {id} is {job.state}")
         return job
 
-    def move(self, id: str, ahead: int) -> Job:
-        """Move a waiting job to where `ahead` others come before it, 0 being the front; raises JobError for one that
-        does not wait.
+    def move(self, id: str, ahead: int, among: str | None = None) -> Job:
+        """Move a waiting job to where `ahead` others come before it, 0 being the front; `among` an owner's jobs, only
+        these change their places with each other, and it comes as near to that as they allow. Raises JobError for one
+        that does not wait.
         """
         with self.transaction() as rows:
-            line = rows.execute(f"SELECT id, place FROM jobs WHERE state IN {WAITING} ORDER BY place").fetchall()
-            others = [row["place"] for row in line if row["id"] != id]
-            if len(others) == len(line):
+            line = rows.execute(f"SELECT id, place, owner FROM jobs WHERE state IN {WAITING} ORDER BY place").fetchall()
+            if id not in [row["id"] for row in line]:
                 raise JobError(f"a job to move must be waiting; {id} is {self.job(id).state}")
-            ahead = max(0, min(ahead, len(others)))
-            low = others[ahead - 1] if ahead else others[0] - 2 if others else 0.0
-            high = others[ahead] if ahead < len(others) else low + 2
-            if not low < (middle := (low + high) / 2) < high:  # no number is left between the two
-                order = [row["id"] for row in line if row["id"] != id]
-                order.insert(ahead, id)
-                rows.executemany("UPDATE jobs SET place = ? WHERE id = ?", [(n, one) for n, one in enumerate(order)])
-            else:
-                rows.execute("UPDATE jobs SET place = ? WHERE id = ?", (middle, id))
+            own = [(n, row) for n, row in enumerate(line) if among in (None, row["owner"])]
+            spot = next((spot for spot, (n, _) in enumerate(own) if n >= ahead), len(own) - 1)
+            order = [row["id"] for _, row in own if row["id"] != id]
+            order.insert(spot, id)
+            places = [row["place"] for _, row in own]
+            changed = [
+                (place, one) for place, one, (_, row) in zip(places, order, own, strict=True) if row["id"] != one
+            ]
+            rows.executemany("UPDATE jobs SET place = ? WHERE id = ?", changed)
         return self.job(id)
 
     def pause(self, reason: str, least_bytes: int = 0) -> None:

@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,12 @@ from app.policy import STANDARD, add_policy, check_prompt
 from app.signing import ready_to_sign
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from app.service import Service
     from dit.request import Request
+
+    AppFor = Callable[[Service, Sequence[str], str], FastAPI]  # for tokens, on a device
 
 TOKEN = "LONGTAKE_TOKEN"  # a variable: tokens, with commas between them
 HOST, PORT = "127.0.0.1", 8000
@@ -30,10 +35,20 @@ LEAVE_SECONDS = 5  # for requests that are being answered when the server is tol
 
 def add_serve(commands) -> None:
     """Add the command that serves a queue."""
-    serve = commands.add_parser(
+    add_server(
+        commands,
         "serve",
-        help="serve the video API, for openai's client, gradio_client and tools",
-        description="Serve the video API on a queue that outlives the server. Its page is at /docs.",
+        "serve the video API, for openai's client, gradio_client and tools",
+        "Serve the video API on a queue that outlives the server. Its page is at /docs.",
+    )
+
+
+def add_server(commands, name: str, line: str, about: str, app_for: AppFor | None = None, page: str = "/docs") -> None:
+    """Add a command that serves a queue by an app of its own, whose page lies at `page`."""
+    serve = commands.add_parser(
+        name,
+        help=line,
+        description=about,
         epilog=f"Tokens are better given in {TOKEN}, with commas between them, where no list of processes shows them.",
     )
     serve.add_argument(
@@ -64,7 +79,7 @@ def add_serve(commands) -> None:
         "--most-seconds", type=float, default=MOST_SECONDS, metavar="S", help=f"of a clip (default {MOST_SECONDS:g})"
     )
     add_policy(serve, STANDARD)
-    serve.set_defaults(act=_serve)
+    serve.set_defaults(act=_serve, app_for=app_for, page=page)
 
 
 def _serve(chosen: argparse.Namespace) -> None:
@@ -74,10 +89,12 @@ def _serve(chosen: argparse.Namespace) -> None:
     check_host(chosen.host, tokens)
     if not 0 <= chosen.port < 2**16:
         raise ValueError(f"port must lie between 0 and 65535; got {chosen.port}")
-    most = chosen.most_jobs, chosen.most_seconds
-    if not all(number > 0 for number in most):
-        raise ValueError(f"a client must be allowed something; got --most-jobs {most[0]} --most-seconds {most[1]:g}")
-    serve(chosen.folder, chosen.host, chosen.port, tokens, chosen.model, chosen.workers, chosen, *most)
+    most = {"most_jobs": chosen.most_jobs, "most_seconds": chosen.most_seconds}
+    if not all(number > 0 for number in most.values()):
+        got = f"--most-jobs {chosen.most_jobs} --most-seconds {chosen.most_seconds:g}"
+        raise ValueError(f"a client must be allowed something; got {got}")
+    ways = {"app_for": chosen.app_for, "page": chosen.page} | most
+    serve(chosen.folder, chosen.host, chosen.port, tokens, chosen.model, chosen.workers, chosen, **ways)
 
 
 def serve(
@@ -90,10 +107,12 @@ def serve(
     policy: argparse.Namespace | None = None,
     most_jobs: int = MOST_JOBS,
     most_seconds: float = MOST_SECONDS,
+    app_for: AppFor | None = None,
+    page: str = "/docs",
 ) -> None:
     """Serve a queue with so many workers until told to stop; prints the address on stdout once it is bound. `policy`
     has the flags of a policy, for prompts before they are queued and for workers. A client has at most `most_jobs` in
-    line, each of `most_seconds` at most.
+    line, each of `most_seconds` at most. `app_for` returns the app, by default the video API's.
 
     Raises ValueError for what cannot be served, OSError where the address is not to be had.
     """
@@ -115,11 +134,12 @@ def serve(
 
         from app.api import server
 
+        app = app_for(service, tokens or [], devices[0]) if app_for else server(service, tokens or [])
         address = f"[{host}]" if ":" in host else host
         print(f"http://{address}:{listening.getsockname()[1]}", flush=True)
-        print(f"longtake: serving {queue.folder}; see /docs there; Ctrl+C stops it", file=sys.stderr)
+        print(f"longtake: serving {queue.folder}; see {page} there; Ctrl+C stops it", file=sys.stderr)
         settings = {"log_level": "warning", "server_header": False, "timeout_graceful_shutdown": LEAVE_SECONDS}
-        uvicorn.Server(uvicorn.Config(server(service, tokens or []), **settings)).run([listening])
+        uvicorn.Server(uvicorn.Config(app, **settings)).run([listening])
 
 
 def check_for(

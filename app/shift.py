@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from app.jobs import CANCELLED, DONE, ENDED, FAILED, INTERRUPTED, QUEUED, RUNNING, WAITING, Job, Queue, job_of, new_ids
+from app.previews import clear
 from dit.modes import MODES
 from dit.request import Request
 
@@ -204,6 +205,8 @@ def _bury(queue: Queue, worker: str) -> None:
                 (state, sentence, time.time() if state in ENDED else None, row["id"]),
             )
         rows.execute("DELETE FROM workers WHERE id = ?", (worker,))
+    for row in found:
+        clear(queue.folder, row["id"])
     (queue.locks / worker).unlink(missing_ok=True)
 
 

@@ -10,8 +10,9 @@ import asyncio
 import json
 import logging
 import os
+import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from functools import partial
 from typing import Any
 
@@ -129,18 +130,26 @@ def told(found: Any, request: Any) -> Any:
 
 
 class Screen:
-    """Let nothing through to gradio but its few doors, and nothing in a body that it would take for a file."""
+    """Let nothing through to what is `at` some path but its few doors, and files of its folders, and nothing in a body
+    that gradio would take for a file; nor a query, unless it is `asked`.
+    """
 
-    def __init__(self, app: ASGIApp):
-        self.app = app
+    def __init__(
+        self, app: ASGIApp, at: str = AT, doors: Set[tuple[str, str]] = DOORS, folders: tuple[str, ...] = (), asked=True
+    ):
+        self.app, self.at, self.doors, self.folders, self.asked = app, at, doors, folders, asked
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not (scope["path"] + "/").startswith(f"{AT}/"):
+        if scope["type"] != "http" or not (scope["path"] + "/").startswith(f"{self.at}/"):
             return await self.app(scope, receive, send)
-        if (scope["method"], scope["path"].removeprefix(AT)) not in DOORS:
-            refusal = answer(404, f"there is nothing of that name at {AT}; see /docs", "not_found")
+        method, path = scope["method"], scope["path"].removeprefix(self.at)
+        in_folder = method == "GET" and path.startswith(self.folders) and not re.search(r"\.\.|//", path)
+        if (method, path) not in self.doors and not in_folder:
+            refusal = answer(404, f"there is nothing of that name at {self.at}; see /docs", "not_found")
             return await refusal(scope, receive, send)
-        if scope["method"] == "GET":
+        if not self.asked:
+            scope = scope | {"query_string": b""}
+        if method in ("GET", "HEAD"):
             return await self.app(scope, receive, send)
         try:
             body = await whole(receive)

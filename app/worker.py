@@ -19,6 +19,7 @@ from app.estimate import likeness
 from app.history import History, Stopwatch, device_name
 from app.jobs import CANCELLED, FAILED, INTERRUPTED, QUEUED, RUNNING, UPLOADS, WAITING, Job, Queue
 from app.policy import Watch
+from app.previews import clear, viewer
 from app.render import UNWATCHED, check_latents, load, upsampled, write
 from app.shift import Shift, Superseded, recover, staging
 from dit.estimate import Cost, Outline
@@ -142,14 +143,14 @@ def make(shift: Shift, job: Job, bench: Bench, leave: threading.Event) -> None:
     sentence = ""
     try:
         try:
-            dream_job(job, bench, obey)
+            dream_job(job, bench, obey, shift.queue.folder)
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise
             sentence = "made in smaller portions, because memory ran out"
             LOG.warning("%s is %s", job.id, sentence)
             error.__traceback__ = None  # which holds on to what filled the memory
-            dream_job(job, bench, obey, sparing=True)
+            dream_job(job, bench, obey, shift.queue.folder, sparing=True)
         shift.keep(job, sentence)
     except Superseded:
         LOG.warning("%s is another worker's by now", job.id)
@@ -167,6 +168,7 @@ def make(shift: Shift, job: Job, bench: Bench, leave: threading.Event) -> None:
         end(shift, job, FAILED, f"{type(error).__name__}: {error}".splitlines()[0])
     finally:
         shutil.rmtree(staging(job), ignore_errors=True)
+        clear(shift.queue.folder, job.id)
 
 
 def make_together(shift: Shift, jobs: list[Job], bench: Bench, leave: threading.Event) -> None:
@@ -209,7 +211,9 @@ def make_together(shift: Shift, jobs: list[Job], bench: Bench, leave: threading.
         bench.watch.read(*requests)
         obey("dreaming")
         clock, packed = Stopwatch(str(pipeline.device)), len(jobs)
-        dreams = list(pipeline.generate(requests, lambda done, total: obey("dreaming", done, total), together=packed))
+        show = viewer(shift.queue.folder, [job.id for job in jobs], pipeline.settings.fps)
+        dreaming = partial(obey, "dreaming")
+        dreams = list(pipeline.generate(requests, dreaming, show, together=packed))
         share = clock.seconds / packed
         for job, dream in zip(jobs, dreams, strict=True):
             if job.id in at_work:
@@ -239,6 +243,7 @@ def make_together(shift: Shift, jobs: list[Job], bench: Bench, leave: threading.
     finally:
         for job in jobs:
             shutil.rmtree(staging(job), ignore_errors=True)
+            clear(shift.queue.folder, job.id)
 
 
 def end(shift: Shift, job: Job, state: str, sentence: str = "") -> None:
@@ -246,8 +251,10 @@ def end(shift: Shift, job: Job, state: str, sentence: str = "") -> None:
         shift.end(job, state, sentence)
 
 
-def dream_job(job: Job, bench: Bench, obey: Callable[..., None], sparing: bool = False) -> None:
-    """Make a job's files in its staging folder, obeying between any two steps."""
+def dream_job(job: Job, bench: Bench, obey: Callable[..., None], queue: Path, sparing: bool = False) -> None:
+    """Make a job's files in its staging folder, obeying between any two steps; who watches the queue's folder is shown
+    what is dreamed.
+    """
     folder = fresh(job)
     check_latents(job.request, job.latents)
     bench.watch.read(job.request)
@@ -259,7 +266,8 @@ def dream_job(job: Job, bench: Bench, obey: Callable[..., None], sparing: bool =
     bench.watch.read(request)
     obey("dreaming")
     clock = Stopwatch(str(pipeline.device))
-    (dream,) = pipeline.generate([request], lambda done, total: obey("dreaming", done, total))
+    show = viewer(queue, [job.id], pipeline.settings.fps)
+    (dream,) = pipeline.generate([request], partial(obey, "dreaming"), show)
     finish(job, bench, dream, folder, obey)
     bench.remember(dream, folder / job.output.name, clock, clock.seconds)
 

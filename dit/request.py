@@ -296,19 +296,31 @@ def read_board(path: str) -> dict[str, Any]:
     Files that it names lie where they are as seen from its folder. Raises RequestError for what is no storyboard.
     """
     try:
-        found = read_yaml(_board_text(path))
+        text = _board_text(path)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise RequestError(f"{path} cannot be read as a storyboard: {reason}") from error
+    found = parse_board(text, path)
+    for holder in (found, *found["moments"]):
+        for name in ("image", "clip", "other", "mask"):
+            if isinstance(holder, dict) and isinstance(holder.get(name), str) and holder[name]:
+                holder[name] = str(Path(path).parent / holder[name])
+    return found
+
+
+def parse_board(text: str, path: str = "the text") -> dict[str, Any]:
+    """Read a storyboard's text, from a file that lies at `path`; files that it names are left as they are told. Raises
+    RequestError for what is no storyboard.
+    """
+    try:
+        found = read_yaml(text)
+    except ValueError as error:
+        raise RequestError(f"{path} cannot be read as a storyboard: {error}") from error
     found: Any = {"moments": found} if isinstance(found, list) else found
     if not isinstance(found, dict) or not isinstance(found.get("moments"), list):
         raise RequestError(f"a storyboard must be moments, each with at and prompt; {path} holds none")
     if not all(isinstance(name, str) for name in found):
         raise RequestError(f"a storyboard's fields have names; {path} has one that is none")
-    for holder in (found, *found["moments"]):
-        for name in ("image", "clip", "other", "mask"):
-            if isinstance(holder, dict) and isinstance(holder.get(name), str) and holder[name]:
-                holder[name] = str(Path(path).parent / holder[name])
     if isinstance(found.get("size"), str):
         found["size"] = parse_size(found["size"])
     return found

@@ -1,0 +1,1 @@
+"""The studio: a page for people on the durable queue, its gallery, votes and routes."""

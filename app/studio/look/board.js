@@ -1,0 +1,285 @@
+// The timeline: a storyboard's moments as cards on one clip, words that change in a long clip, or pictures at their seconds.
+
+import { changing } from "./actions.js";
+import { button, make, put } from "./dom.js";
+import { body, change, draft, drafted } from "./draft.js";
+import { set } from "./form.js";
+import { post } from "./net.js";
+import { say, trying } from "./sheet.js";
+import { slot } from "./slots.js";
+import { modeOf, when } from "./studio.js";
+import { t } from "./words.js";
+
+const STEP = 0.5; // seconds: a time step of the model's latents
+const APART = 2; // seconds between a card and the next one that is added
+const LONGEST_TAIL = 2;
+
+/** Show the timeline in its place, where the mode has one. */
+export function openBoard(place) {
+  let shown = "";
+  const draw = () => {
+    const kind = kindOf(draft.mode);
+    const list = kind ? draft[kind] : [];
+    const now = JSON.stringify([
+      kind,
+      draft.mode,
+      document.documentElement.lang,
+      list.map((one) => [one.at, one.image, one.clip, one.picture]),
+      end(),
+    ]);
+    if (now === shown) return reword(place);
+    shown = now;
+    place.hidden = !kind;
+    if (kind)
+      put(
+        place,
+        head(kind),
+        ruler(kind),
+        make(
+          "div",
+          { class: "cards" },
+          list.map((one, number) => cardOf(kind, one, number)),
+          adding(kind),
+        ),
+      );
+    else put(place);
+  };
+  const started = () => {
+    if (draft.mode === "storyboard" && !draft.moments.length) {
+      change({
+        moments: [0, APART].map((at, number) => ({ at, prompt: number ? "" : draft.prompt, image: null, clip: null })),
+        length: draft.length ?? 2 * APART,
+      });
+    }
+    draw();
+  };
+  when("mode", started);
+  when("draft language", draw);
+  started();
+}
+
+/** Show words that changed elsewhere, but not over what is being typed. */
+function reword(place) {
+  place.querySelectorAll(".card textarea").forEach((field, number) => {
+    if (field !== document.activeElement) field.value = draft.moments[number].prompt;
+  });
+}
+
+const kindOf = (mode) => ["moments", "pictures"].find((name) => modeOf(mode).reads.includes(name)) ?? null;
+
+/** Return when the clip ends, in seconds. */
+function end() {
+  const last = Math.max(0, ...[...draft.moments, ...draft.pictures].map((one) => Number(one.at) || 0));
+  return Math.max(Number(draft.length) || 0, Number(draft.length) ? 0 : last + LONGEST_TAIL);
+}
+
+function head(kind) {
+  const files =
+    draft.mode === "storyboard"
+      ? [
+          button("upload", t("board.import"), read, { words: t("board.import") }),
+          button("download", t("board.export"), write, { words: t("board.export") }),
+        ]
+      : [];
+  return make(
+    "div",
+    { class: "board-head" },
+    make("h2", {}, t(`modes.${draft.mode}`)),
+    make("p", {}, t(`board.${kind === "pictures" ? "pictures" : draft.mode}`)),
+    make("div", { class: "board-files" }, files),
+  );
+}
+
+/** A line of the clip's seconds, with a handle where each card begins. */
+function ruler(kind) {
+  const whole = end();
+  const line = make("div", { class: "ruler", role: "group", "aria-label": t("board.ruler", { seconds: whole }) });
+  for (let at = 0; at <= whole; at += whole > 20 ? 5 : 1) line.append(mark(at, whole));
+  draft[kind].forEach((one, number) => {
+    const next = draft[kind][number + 1]?.at ?? whole;
+    const stretch = make("span", { class: "stretch", data: { tone: String(number % 4) } });
+    stretch.style.left = `${(100 * one.at) / whole}%`;
+    stretch.style.width = `${Math.max(0, (100 * (next - one.at)) / whole)}%`;
+    line.append(stretch);
+    if (number || kind === "pictures") line.append(handleOf(kind, number, one, whole, line));
+  });
+  return line;
+}
+
+function mark(at, whole) {
+  const tick = make("span", { class: "tick" }, String(at));
+  tick.style.left = `${(100 * at) / whole}%`;
+  return tick;
+}
+
+function handleOf(kind, number, one, whole, line) {
+  const handle = make(
+    "button",
+    { type: "button", class: "handle", "aria-label": t("board.begins", { number: number + 1, at: one.at }) },
+    String(number + 1),
+  );
+  handle.style.left = `${(100 * one.at) / whole}%`;
+  handle.addEventListener("keydown", (event) => {
+    const way = { ArrowLeft: -STEP, ArrowRight: STEP }[event.key];
+    if (!way) return;
+    event.preventDefault();
+    move(kind, number, one.at + way);
+    document.querySelectorAll(".ruler .handle")[kind === "pictures" ? number : number - 1]?.focus();
+  });
+  handle.addEventListener("pointerdown", (event) => {
+    event.preventDefault();
+    const { left, width } = line.getBoundingClientRect();
+    const slide = ({ clientX }) => move(kind, number, ((clientX - left) / width) * whole);
+    const done = () => (
+      document.removeEventListener("pointermove", slide),
+      document.removeEventListener("pointerup", done)
+    );
+    document.addEventListener("pointermove", slide);
+    document.addEventListener("pointerup", done);
+  });
+  return handle;
+}
+
+/** Let a card begin at another moment, behind the one before it and before the one after it. */
+function move(kind, number, wanted) {
+  const list = draft[kind];
+  const least = number ? list[number - 1].at + STEP : 0;
+  const most = list[number + 1] ? list[number + 1].at - STEP : end() - (kind === "pictures" ? 0 : STEP);
+  const at = Math.max(least, Math.min(most, Math.round(wanted / STEP) * STEP));
+  if (at !== list[number].at) edit(kind, number, { at });
+}
+
+function edit(kind, number, values) {
+  change({ [kind]: draft[kind].map((one, place) => (place === number ? { ...one, ...values } : one)) });
+}
+
+function cardOf(kind, one, number) {
+  const from = make("input", {
+    type: "number",
+    min: 0,
+    step: STEP,
+    value: one.at,
+    disabled: kind === "moments" && !number,
+    "aria-label": t("board.at"),
+    on: { change: () => move(kind, number, Number(from.value) || 0) },
+  });
+  const remove = button("trash", t("board.remove", { number: number + 1 }), () => drop(kind, number), {
+    disabled: draft[kind].length < 2 && kind === "moments" && draft.mode === "storyboard",
+  });
+  const [earlier, after] = [-1, 1].map((way) =>
+    button(
+      way < 0 ? "left" : "right",
+      t(way < 0 ? "board.earlier" : "board.later", { number: number + 1 }),
+      () => swap(kind, number, way),
+      { disabled: !draft[kind][number + way] },
+    ),
+  );
+  const top = make(
+    "div",
+    { class: "card-head" },
+    make("span", { class: "number" }, String(number + 1)),
+    from,
+    make("span", { class: "unit" }, t("board.seconds")),
+    make("span", { class: "grow" }),
+    earlier,
+    after,
+    remove,
+  );
+  return make(
+    "article",
+    { class: "card", data: { tone: String(number % 4) } },
+    top,
+    shownIn(kind, one, number),
+    kind === "pictures" ? null : wordsOf(one, number),
+  );
+}
+
+function wordsOf(one, number) {
+  const field = make("textarea", {
+    rows: 3,
+    placeholder: t("board.words"),
+    "aria-label": t("board.words_of", { number: number + 1 }),
+    value: one.prompt,
+  });
+  field.addEventListener("input", () => edit("moments", number, { prompt: field.value }));
+  return field;
+}
+
+function shownIn(kind, one, number) {
+  if (draft.mode === "long") return null;
+  if (kind === "pictures")
+    return slot({
+      label: t("slots.image"),
+      id: one.picture,
+      still: true,
+      take: (card) => edit(kind, number, { picture: card.id }),
+      clear: () => edit(kind, number, { picture: null }),
+    });
+  const take = (card) =>
+    edit(kind, number, card.still ? { image: card.id, clip: null } : { clip: card.id, image: null });
+  return slot({
+    label: t("board.shown"),
+    id: one.image ?? one.clip,
+    still: null,
+    take,
+    clear: () => edit(kind, number, { image: null, clip: null }),
+  });
+}
+
+function adding(kind) {
+  const add = () => {
+    const list = draft[kind];
+    const at = list.length ? list.at(-1).at + APART : 0;
+    const length = Number(draft.length) && at >= Number(draft.length) ? { length: at + APART } : {};
+    set({
+      [kind]: [...list, kind === "pictures" ? { at, picture: null } : { at, prompt: "", image: null, clip: null }],
+      ...length,
+    });
+  };
+  return button("add", t("board.add"), add, { words: t("board.add"), kind: "add" });
+}
+
+function drop(kind, number) {
+  const list = draft[kind].filter((_, place) => place !== number);
+  if (kind === "moments" && list.length) list[0] = { ...list[0], at: 0 };
+  change({ [kind]: list });
+}
+
+/** Let two neighbours change places; the moments stay where they are. */
+function swap(kind, number, way) {
+  const list = [...draft[kind]];
+  const [one, other] = [list[number], list[number + way]];
+  [list[number], list[number + way]] = [
+    { ...other, at: one.at },
+    { ...one, at: other.at },
+  ];
+  change({ [kind]: list });
+}
+
+/** Take up a storyboard's file. */
+function read() {
+  const file = make("input", {
+    type: "file",
+    accept: ".yaml,.yml,.json",
+    on: { change: () => file.files[0] && readBoard(file.files[0]) },
+  });
+  file.click();
+}
+
+/** Fill the form with a storyboard's file. */
+export async function readBoard(file) {
+  const found = await trying(async () => post("/studio/storyboard", { text: await file.text() }));
+  if (!found) return;
+  changing(t("board.imported", { count: found.request.moments.length }), () =>
+    change(drafted({ ...found.request, mode: "storyboard" })),
+  );
+  for (const line of [found.missing ?? []].flat().filter(Boolean)) say(line, { wrong: true });
+}
+
+async function write() {
+  const found = await trying(() => post("/studio/storyboard/text", { request: body() }));
+  if (!found) return;
+  const address = URL.createObjectURL(new Blob([found.text], { type: "application/yaml" }));
+  make("a", { href: address, download: "storyboard.yaml" }).click();
+  setTimeout(() => URL.revokeObjectURL(address), 1000);
+}

@@ -1,0 +1,274 @@
+// Everything about one clip. Looking changes nothing in the form; only what is pressed there does.
+
+import { makeAgain, openActions } from "./actions.js";
+import { button, icon, later, make, put } from "./dom.js";
+import { dice } from "./draft.js";
+import { set } from "./form.js";
+import { get, patch, post, remove } from "./net.js";
+import { darken, screen, thumbnail } from "./screen.js";
+import { openSheet, refuse, trying } from "./sheet.js";
+import { shownCards, pick } from "./gallery.js";
+import { tell, when } from "./studio.js";
+import { facts, RUNNING, state } from "./tile.js";
+import { clipSeconds, duration, has, moment, t } from "./words.js";
+
+let open = null;
+
+/** Open the details of a clip; arrows go to its neighbours in the gallery. */
+export async function openDetails(id) {
+  if (open) return turnTo(id);
+  const sheet = openSheet(t("details.title"), {
+    kind: "wide details",
+    closed: () => ((open = null), darken(sheet.body)),
+  });
+  const [stage, told] = [make("div", { class: "stage" }), make("div", { class: "told" })];
+  put(sheet.body, stage, told);
+  open = { ...sheet, stage, told, id, card: null };
+  put(
+    sheet.tools,
+    button("left", t("details.newer"), () => step(-1)),
+    button("right", t("details.older"), () => step(1)),
+  );
+  sheet.sheet.addEventListener("keydown", (event) => {
+    if (event.target.closest("textarea, input, video") || event.altKey || event.ctrlKey || event.metaKey) return;
+    const way = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    if (way) step(way);
+  });
+  await turnTo(id);
+}
+
+when("seen", (found) => {
+  const card = open && found.cards.find(({ id }) => id === open.id);
+  if (!card || !open.card) return;
+  if (card.status !== open.card.status) turnTo(card.id);
+  else if (open.phase) open.phase.textContent = state(card);
+});
+
+function step(way) {
+  const cards = shownCards();
+  const next = cards[cards.findIndex(({ id }) => id === open.id) + way];
+  if (next) turnTo(next.id);
+}
+
+/** Show a clip: at once what the gallery knows of it, and the rest when its file has been read. */
+async function turnTo(id) {
+  open.id = id;
+  const known = shownCards().find((card) => card.id === id);
+  if (known) show(known, false);
+  let card = null;
+  try {
+    card = await get(`/studio/clips/${encodeURIComponent(id)}`);
+  } catch (error) {
+    if (open?.id === id) (open.close(), refuse(error));
+    return;
+  }
+  if (open?.id === id) show(card, true); // not gone on, nor closed
+}
+
+function show(card, whole) {
+  const before = open.card;
+  open.card = card;
+  open.name.textContent = card.mode && has(`modes.${card.mode}`) ? t(`modes.${card.mode}`) : t("gallery.upload");
+  if (before?.id !== card.id || before.status !== card.status || before.content !== card.content) {
+    darken(open.stage);
+    put(open.stage, view(card));
+  }
+  const rest = whole ? [doing(card), noteOf(card), table(card), credentials(card), parents(card)] : [table(card)];
+  put(open.told, words(card), rest);
+}
+
+function view(card) {
+  if (card.status !== "completed") {
+    open.phase = make("p", { class: "phase" }, state(card));
+    return make("div", { class: "pending" }, open.phase, card.error ? make("p", { class: "why" }, card.error) : null);
+  }
+  open.phase = null;
+  const film = screen(card, { eager: true });
+  if (!card.still) film.controls = true;
+  const frame = make("div", { class: "cinema" }, film);
+  const sharp = (event) => event.currentTarget.setAttribute("aria-pressed", String(frame.classList.toggle("pixels")));
+  const pixels = make(
+    "button",
+    { type: "button", class: "chip", "aria-pressed": "false", on: { click: sharp } },
+    t("details.pixels"),
+  );
+  return [frame, make("div", { class: "under" }, pixels, make("span", { class: "facts" }, facts(card)))];
+}
+
+function words(card) {
+  const part = (name, text) =>
+    text ? make("div", { class: "quote" }, make("h3", {}, t(`details.${name}`)), make("p", {}, text)) : null;
+  const moments = card.request?.moments?.map((one) => `${clipSeconds(one.at)}: ${one.prompt}`).join("\n");
+  return make(
+    "div",
+    { class: "words" },
+    part("prompt", moments || card.prompt),
+    part("written", card.written),
+    part("negative", card.negative),
+  );
+}
+
+function doing(card) {
+  const done = card.status === "completed";
+  const line = make("div", { class: "doing" });
+  const path = `/studio/clips/${encodeURIComponent(card.id)}`;
+  const away = (act) => () => (open.close(), act());
+  if (card.request)
+    line.append(
+      button(
+        "again",
+        t("actions.make_again"),
+        away(() => makeAgain(card)),
+        { words: t("actions.make_again"), kind: "accent" },
+      ),
+    );
+  if (card.request)
+    line.append(
+      button(
+        "dice",
+        t("actions.another"),
+        away(() => another(card)),
+        { words: t("actions.another") },
+      ),
+    );
+  if (done) {
+    const menu = button("edit", t("actions.menu"), () => openActions(menu, card), {
+      words: t("actions.menu"),
+      "aria-haspopup": "menu",
+    });
+    menu.addEventListener("click", () =>
+      document.querySelector(".menu")?.addEventListener("click", () => open?.close()),
+    );
+    line.append(menu);
+    line.append(
+      button(
+        "compare",
+        t("gallery.pick"),
+        away(() => pick(card)),
+        { words: t("gallery.pick") },
+      ),
+    );
+    line.append(
+      make(
+        "a",
+        { class: "knob", href: card.content, download: "", "aria-label": t("details.download") },
+        icon("download"),
+        make("span", {}, t("details.download")),
+      ),
+    );
+    const star = button(
+      "star",
+      t("gallery.favourite"),
+      async () => {
+        const found = await trying(() => patch(path, { favourite: star.getAttribute("aria-pressed") !== "true" }));
+        if (found) (star.setAttribute("aria-pressed", String(found.favourite)), tell("clips"));
+      },
+      { kind: "star", "aria-pressed": String(Boolean(card.favourite)) },
+    );
+    line.append(star);
+  }
+  if (RUNNING.includes(card.status))
+    line.append(
+      button("stop", t("gallery.cancel"), () => trying(() => post(`${path}/cancel`)).then(() => tell("clips")), {
+        words: t("gallery.cancel"),
+      }),
+    );
+  else line.append(removal(path));
+  return line;
+}
+
+/** A button that removes a clip when it is pressed twice. */
+function removal(path) {
+  const knob = button("trash", t("gallery.delete"), async () => {
+    if (knob.dataset.sure) {
+      const gone = await trying(() => remove(path));
+      if (gone) (open?.close(), tell("clips"));
+      return;
+    }
+    knob.dataset.sure = "yes";
+    knob.append(make("span", {}, t("details.sure")));
+    setTimeout(() => (delete knob.dataset.sure, knob.querySelector("span")?.remove()), 3000);
+  });
+  return knob;
+}
+
+/** Put the request into the form with another seed. */
+async function another(card) {
+  await makeAgain(card);
+  set({ lock: false, seed: dice() });
+}
+
+function noteOf(card) {
+  const field = make("textarea", {
+    rows: 2,
+    maxlength: 2000,
+    placeholder: t("details.note_hint"),
+    "aria-label": t("details.note"),
+    value: card.note || "",
+  });
+  const saved = make("span", { class: "saved", role: "status" });
+  const save = later(600, async () => {
+    const note = field.value;
+    const found = await trying(() => patch(`/studio/clips/${encodeURIComponent(card.id)}`, { note }));
+    if (found) ((saved.textContent = t("details.saved")), tell("clips"));
+  });
+  field.addEventListener("input", () => ((saved.textContent = ""), save()));
+  return make("label", { class: "note" }, make("h3", {}, t("details.note"), saved), field);
+}
+
+function table(card) {
+  const asked = card.request ?? {};
+  const rows = {
+    status: state(card),
+    mode: asked.mode && has(`modes.${asked.mode}`) ? t(`modes.${asked.mode}`) : asked.mode,
+    size: card.size?.replace("x", "×"),
+    duration: card.still ? null : (card.duration ?? card.seconds) && clipSeconds(card.duration ?? card.seconds),
+    frames: card.frames && (card.fps ? t("details.frames_at", { frames: card.frames, fps: card.fps }) : card.frames),
+    seed: asked.seed,
+    steps: asked.steps,
+    guidance: asked.guidance,
+    method: asked.method,
+    strength: asked.strength,
+    side: asked.side && t(`side.${asked.side}`),
+    window: asked.window && t("details.from_to", { from: asked.window[0], to: asked.window[1] }),
+    model: card.model,
+    weights: card.model_hash?.slice(0, 12),
+    made_with: card.made_with,
+    took: card.took && duration(card.took),
+    bytes: card.bytes && t("details.kilobytes", { kilobytes: Math.ceil(card.bytes / 1024) }),
+    created: card.created_at && moment(card.created_at),
+    id: card.id,
+  };
+  const shown = Object.entries(rows).filter(([, value]) => value !== null && value !== undefined && value !== "");
+  return make(
+    "dl",
+    { class: "table" },
+    shown.map(([name, value]) => [make("dt", {}, t(`details.${name}`)), make("dd", {}, String(value))]),
+  );
+}
+
+function credentials(card) {
+  const missing = [card.missing ?? []].flat().filter(Boolean);
+  const lines = missing.map((line) => make("p", { class: "why" }, line));
+  if (!card.credentials) return lines;
+  return [
+    make(
+      "div",
+      { class: `credentials ${card.credentials}` },
+      icon("shield"),
+      make("div", {}, make("strong", {}, t(`credentials.${card.credentials}`)), make("p", {}, card.verdict || "")),
+    ),
+    ...lines,
+  ];
+}
+
+function parents(card) {
+  if (!card.parents?.length) return null;
+  const one = (id) =>
+    make(
+      "button",
+      { type: "button", class: "parent", "aria-label": t("details.parent"), on: { click: () => turnTo(id) } },
+      thumbnail(id),
+    );
+  return make("div", { class: "parents" }, make("h3", {}, t("details.made_from")), card.parents.map(one));
+}

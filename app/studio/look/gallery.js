@@ -1,0 +1,194 @@
+// The gallery: what was made, what is being made and what was sent, the newest first, looked at about once a second.
+
+import { openCompare } from "./compare.js";
+import { openDetails } from "./details.js";
+import { button, icon, later, make, put } from "./dom.js";
+import { greet } from "./greeting.js";
+import { get, getChanged } from "./net.js";
+import { darken } from "./screen.js";
+import { trying } from "./sheet.js";
+import { isMask } from "./slots.js";
+import { tell, when } from "./studio.js";
+import { makeTile, RUNNING, updateTile } from "./tile.js";
+import { t } from "./words.js";
+
+const PAGE = 48; // cards of a look
+const SOON_MS = 900;
+const LATER_MS = 4000; // between two looks, while something is being made and while nothing is
+
+const tiles = new Map();
+const sought = { search: "", favourites: "", kind: "" };
+let newest = []; // cards of the first page
+let older = []; // cards of those that were asked for since
+let more = false;
+let looked = false;
+let etag = null;
+let timer = 0;
+let picked = [];
+let parts = {};
+
+/** Show the gallery in its place, and keep it up to date. */
+export function openGallery(place) {
+  parts = {
+    grid: make("div", { id: "grid" }),
+    none: make("div", { id: "none" }),
+    tray: make("div", { id: "tray", hidden: true }),
+  };
+  parts.more = make("button", { type: "button", class: "knob", id: "older", hidden: true, on: { click: fetchOlder } });
+  const head = make("div", { id: "gallery-head" });
+  put(place, head, parts.none, parts.grid, parts.more);
+  document.body.append(parts.tray);
+  const draw = () => {
+    put(head, searching());
+    parts.more.textContent = t("gallery.older");
+    lay();
+  };
+  when("language", draw);
+  when("clips", () => look(true));
+  document.addEventListener("visibilitychange", () => !document.hidden && look());
+  draw();
+  look(true);
+}
+
+function searching() {
+  const seek = later(250, () => look(true, true));
+  const field = make("input", {
+    type: "search",
+    id: "search",
+    placeholder: t("gallery.search"),
+    "aria-label": t("gallery.search"),
+    value: sought.search,
+  });
+  field.addEventListener("input", () => ((sought.search = field.value), seek()));
+  const box = make("label", { class: "search" }, icon("search"), field);
+  const kinds = ["", "job", "upload"].map((kind) =>
+    chip(t(`gallery.kind_${kind || "all"}`), sought.kind === kind, () => (sought.kind = kind)),
+  );
+  const stars = chip(
+    t("gallery.favourites"),
+    Boolean(sought.favourites),
+    (on) => (sought.favourites = on ? "true" : ""),
+    "star",
+  );
+  return [box, make("div", { class: "chips", role: "group", "aria-label": t("gallery.filter") }, kinds, stars)];
+}
+
+function chip(words, on, act, name = "") {
+  const press = (event) => {
+    act(event.currentTarget.getAttribute("aria-pressed") !== "true");
+    put(document.getElementById("gallery-head"), searching());
+    look(true, true);
+  };
+  return make(
+    "button",
+    { type: "button", class: "chip", "aria-pressed": String(on), on: { click: press } },
+    name ? icon(name) : null,
+    words,
+  );
+}
+
+/** Look what there is; `now` even if nothing has changed, `other` for another search. */
+async function look(now = false, other = false) {
+  clearTimeout(timer);
+  if (document.hidden) return;
+  if (now) etag = null;
+  if (other) older = [];
+  const asked = query();
+  let answer = null;
+  try {
+    answer = await getChanged(asked, etag);
+    tell("reached", true);
+  } catch (error) {
+    tell("reached", error);
+  }
+  if (asked === query() && answer) take(answer);
+  clearTimeout(timer);
+  timer = setTimeout(look, newest.some((card) => RUNNING.includes(card.status)) ? SOON_MS : LATER_MS);
+}
+
+const query = (after = "") =>
+  `/studio/clips?${new URLSearchParams(Object.entries({ ...sought, after, limit: PAGE }).filter(([, value]) => value))}`;
+
+function take({ found, etag: tag }) {
+  etag = tag;
+  looked = true;
+  const ids = new Set(found.cards.map(({ id }) => id));
+  const pushed = newest.filter(({ id }) => !ids.has(id)); // by newer ones, off the first page
+  if (older.length) older = [...pushed, ...older].filter(({ id }) => !ids.has(id));
+  newest = found.cards;
+  if (!older.length) more = found.more;
+  tell("seen", found);
+  lay();
+}
+
+async function fetchOlder() {
+  const last = [...newest, ...older].at(-1);
+  const found = last && (await trying(() => get(query(last.id))));
+  if (!found) return;
+  older.push(...found.cards);
+  more = found.more;
+  lay();
+}
+
+/** Return the cards that are shown, the newest first. */
+export function shownCards() {
+  return [...newest, ...older].filter((card) => !isMask(card));
+}
+
+/** Lay the tiles out, each that stays in its place. */
+function lay() {
+  const cards = shownCards();
+  const wanted = new Set(cards.map(({ id }) => id));
+  for (const [id, tile] of tiles) {
+    if (wanted.has(id)) continue;
+    darken(tile.element);
+    tile.element.remove();
+    tiles.delete(id);
+  }
+  cards.forEach((card, place) => {
+    if (tiles.has(card.id)) updateTile(tiles.get(card.id), card);
+    else tiles.set(card.id, makeTile(card, deeds));
+    const { element } = tiles.get(card.id);
+    if (parts.grid.children[place] !== element) parts.grid.insertBefore(element, parts.grid.children[place] ?? null);
+  });
+  parts.more.hidden = !more;
+  const searched = sought.search || sought.kind || sought.favourites;
+  if (cards.length) put(parts.none);
+  else if (searched) put(parts.none, make("p", { class: "nothing" }, t("gallery.nothing")));
+  else if (looked) greet(parts.none);
+  drawTray();
+}
+
+const deeds = {
+  open: (card) => openDetails(card.id),
+  pick,
+  isPicked: (id) => picked.includes(id),
+  changed: (card) => {
+    if (card?.status)
+      [newest, older] = [newest, older].map((list) =>
+        list.map((one) => (one.id === card.id ? { ...one, ...card } : one)),
+      );
+    lay();
+    look(true);
+  },
+};
+
+/** Pick a clip for a comparison, or leave it; two are enough. */
+export function pick(card) {
+  picked = picked.includes(card.id) ? picked.filter((id) => id !== card.id) : [...picked, card.id].slice(-2);
+  lay();
+}
+
+function drawTray() {
+  const there = picked.map((id) => shownCards().find((card) => card.id === id)).filter((card) => card?.content);
+  picked = there.map(({ id }) => id);
+  parts.tray.hidden = !there.length;
+  const compare = button("compare", t("compare.open"), () => openCompare(there[0].id, there[1].id), {
+    words: t("compare.open"),
+    kind: "accent",
+    disabled: there.length < 2,
+  });
+  const clear = button("close", t("compare.clear"), () => ((picked = []), lay()));
+  const shown = there.map((card) => make("img", { class: "thumb", src: card.poster, alt: card.prompt }));
+  put(parts.tray, shown, there.length < 2 ? make("span", {}, t("compare.another")) : null, compare, clear);
+}

@@ -1,0 +1,55 @@
+// The keyboard: Ctrl+Enter makes, / searches, ? explains; Esc closes what is open, as browsers do.
+
+import { make, put } from "./dom.js";
+import { roll } from "./form.js";
+import { openSheet } from "./sheet.js";
+import { t } from "./words.js";
+
+const KEYS = { make: "Ctrl + Enter", search: "/", prompt: "P", dice: "D", details: "← →", close: "Esc", help: "?" };
+
+/** Listen to the keyboard; `making` asks for the clip. */
+export function openKeys(making) {
+  addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !document.querySelector("dialog[open]")) {
+      event.preventDefault();
+      making();
+      return;
+    }
+    if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
+    if (event.target.closest("input, textarea, select, [contenteditable]")) {
+      if (event.key === "Escape" && event.target.id === "search") clear(event.target);
+      return;
+    }
+    const act = ACTS[event.key];
+    if (act) (event.preventDefault(), act());
+  });
+}
+
+const ACTS = {
+  "/": () => document.getElementById("search")?.focus(),
+  p: () => document.querySelector("#f-prompt textarea")?.focus(),
+  d: () => roll(true),
+  "?": () => openHelp(),
+};
+
+function clear(field) {
+  field.value = "";
+  field.dispatchEvent(new Event("input"));
+  field.blur();
+}
+
+/** Show which keys there are. */
+export function openHelp() {
+  const sheet = openSheet(t("keys.title"), { kind: "narrow" });
+  put(
+    sheet.body,
+    make(
+      "dl",
+      { class: "table keys" },
+      Object.entries(KEYS).map(([name, key]) => [
+        make("dt", {}, make("kbd", {}, key)),
+        make("dd", {}, t(`keys.${name}`)),
+      ]),
+    ),
+  );
+}

@@ -1,0 +1,154 @@
+// A mask that is painted over a clip: white where it is to be made anew. It is sent as a picture when the hand rests.
+
+import { button, later, make, put } from "./dom.js";
+import { change, draft } from "./draft.js";
+import { get } from "./net.js";
+import { sendMask } from "./slots.js";
+import { trying } from "./sheet.js";
+import { screen } from "./screen.js";
+import { t } from "./words.js";
+
+const SCALE = 8; // points of the canvas a pixel, so that strokes are smooth
+const INK = "#ffb454";
+
+/** Make the painter of a mask over a clip. */
+export function painter(id) {
+  const place = make("div", { class: "tool painter" });
+  trying(async () => {
+    const card = await get(`/studio/clips/${encodeURIComponent(id)}`);
+    const [columns, rows] = (card.size ?? "64x64").split("x").map(Number);
+    draw(place, card, columns, rows);
+  });
+  return place;
+}
+
+function draw(place, card, columns, rows) {
+  const canvas = make("canvas", {
+    width: columns * SCALE,
+    height: rows * SCALE,
+    class: "paint",
+    "aria-label": t("mask.canvas"),
+    tabindex: 0,
+  });
+  const ink = canvas.getContext("2d", { willReadFrequently: true });
+  const state = { tool: "brush", size: 0.16, from: null, before: null };
+  ink.lineCap = ink.lineJoin = "round";
+  const told = make("p", { class: "hint", role: "status" });
+  const settle = later(400, async () => {
+    const mask = maskOf(canvas, columns, rows);
+    if (!mask.some) return (change({ mask: null }), (told.textContent = t("mask.empty")));
+    const sent = await sendMask(await mask.blob());
+    if (sent)
+      (change({ mask: sent }),
+        (told.textContent = t("mask.share", { percent: Math.max(1, Math.round(100 * mask.share)) })));
+  });
+  const at = (event) => {
+    const { left, top, width, height } = canvas.getBoundingClientRect();
+    return [((event.clientX - left) / width) * canvas.width, ((event.clientY - top) / height) * canvas.height];
+  };
+  canvas.addEventListener("pointerdown", (event) => {
+    canvas.setPointerCapture(event.pointerId);
+    state.from = at(event);
+    state.before = ink.getImageData(0, 0, canvas.width, canvas.height);
+    stroke(state, ink, state.from);
+  });
+  canvas.addEventListener("pointermove", (event) => state.from && stroke(state, ink, at(event)));
+  for (const end of ["pointerup", "pointercancel"])
+    canvas.addEventListener(end, () => state.from && ((state.from = null), settle()));
+  const tools = ["brush", "box", "rubber"].map((name) =>
+    button(name, t(`mask.${name}`), () => turn(name), {
+      "aria-pressed": String(name === state.tool),
+      data: { tool: name },
+    }),
+  );
+  const turn = (name) => (
+    (state.tool = name),
+    tools.forEach((one) => one.setAttribute("aria-pressed", String(one.dataset.tool === name)))
+  );
+  const size = make("input", {
+    type: "range",
+    min: 0.04,
+    max: 0.5,
+    step: 0.02,
+    value: state.size,
+    "aria-label": t("mask.size"),
+    on: { input: () => (state.size = Number(size.value)) },
+  });
+  const clear = button("trash", t("mask.clear"), () => (ink.clearRect(0, 0, canvas.width, canvas.height), settle()));
+  const invert = button("remix", t("mask.invert"), () => (inverted(ink, canvas), settle()));
+  const frame = make("div", { class: "cinema stacked" }, screen(card, { eager: true }), canvas);
+  frame.style.setProperty("--shape", `${columns} / ${rows}`);
+  told.textContent = t(draft.mask ? "mask.kept" : "mask.empty");
+  if (draft.mask) recallMask(ink, canvas, draft.mask);
+  put(place, frame, make("div", { class: "tools" }, tools, size, invert, clear), told);
+}
+
+function stroke(state, ink, [x, y]) {
+  const { width, height } = ink.canvas;
+  if (state.tool === "box") {
+    ink.putImageData(state.before, 0, 0);
+    ink.fillStyle = INK;
+    ink.fillRect(
+      Math.min(x, state.from[0]),
+      Math.min(y, state.from[1]),
+      Math.abs(x - state.from[0]),
+      Math.abs(y - state.from[1]),
+    );
+    return;
+  }
+  ink.globalCompositeOperation = state.tool === "rubber" ? "destination-out" : "source-over";
+  ink.strokeStyle = INK;
+  ink.lineWidth = state.size * Math.min(width, height);
+  ink.beginPath();
+  ink.moveTo(...state.from);
+  ink.lineTo(x + 0.01, y);
+  ink.stroke();
+  ink.globalCompositeOperation = "source-over";
+  state.from = [x, y];
+}
+
+function inverted(ink, { width, height }) {
+  const seen = ink.getImageData(0, 0, width, height);
+  ink.fillStyle = INK;
+  ink.fillRect(0, 0, width, height);
+  const full = ink.getImageData(0, 0, width, height);
+  for (let place = 3; place < seen.data.length; place += 4) full.data[place] = 255 - seen.data[place];
+  ink.putImageData(full, 0, 0);
+}
+
+/** Return the mask at the clip's own size: how much of it is white, and the picture. */
+function maskOf(canvas, columns, rows) {
+  const small = make("canvas", { width: columns, height: rows });
+  const ink = small.getContext("2d", { willReadFrequently: true });
+  ink.drawImage(canvas, 0, 0, columns, rows);
+  const seen = ink.getImageData(0, 0, columns, rows);
+  let white = 0;
+  for (let place = 0; place < seen.data.length; place += 4) {
+    const on = seen.data[place + 3] > 127;
+    white += on;
+    seen.data.fill(on ? 255 : 0, place, place + 3);
+    seen.data[place + 3] = 255;
+  }
+  ink.putImageData(seen, 0, 0);
+  return {
+    some: white > 0,
+    share: white / (columns * rows),
+    blob: () => new Promise((done) => small.toBlob(done, "image/png")),
+  };
+}
+
+/** Paint again what was painted before the page was loaded. */
+function recallMask(ink, canvas, id) {
+  const image = new Image();
+  image.onload = () => {
+    ink.imageSmoothingEnabled = false;
+    ink.drawImage(image, 0, 0, canvas.width, canvas.height);
+    const seen = ink.getImageData(0, 0, canvas.width, canvas.height);
+    for (let place = 0; place < seen.data.length; place += 4) {
+      seen.data[place + 3] = seen.data[place];
+      seen.data.set([255, 180, 84], place);
+    }
+    ink.putImageData(seen, 0, 0);
+  };
+  image.src = `/v1/files/${encodeURIComponent(id)}/content`;
+}

@@ -1,0 +1,83 @@
+// Every mode a click away: a strip of them, and menus of what can be made of a clip or a picture.
+
+import { icon, make, put } from "./dom.js";
+import { change, draft } from "./draft.js";
+import { show } from "./form.js";
+import { studio, when } from "./studio.js";
+import { t } from "./words.js";
+
+const GROUPS = {
+  words: (mode) => !mode.reads.some((name) => ["image", "pictures", "clip"].includes(name)),
+  pictures: (mode) => mode.reads.some((name) => ["image", "pictures"].includes(name)),
+  clips: (mode) => mode.reads.includes("clip"),
+};
+
+/** Show the strip in its place. */
+export function openModes(place) {
+  const strip = make("div", { id: "mode-strip", role: "radiogroup", on: { keydown: walk } });
+  put(place, strip);
+  const draw = () => {
+    strip.setAttribute("aria-label", t("modes.all"));
+    put(
+      strip,
+      Object.entries(GROUPS).map(([group, within]) => section(group, studio.offer.modes.filter(within))),
+    );
+  };
+  const turn = () => {
+    for (const one of strip.querySelectorAll("[role=radio]")) {
+      const on = one.dataset.mode === draft.mode;
+      one.setAttribute("aria-checked", String(on));
+      one.tabIndex = on ? 0 : -1;
+      if (on) reveal(strip, one);
+    }
+  };
+  when("language", () => (draw(), turn()));
+  when("mode", turn);
+  draw();
+  turn();
+}
+
+function section(group, modes) {
+  const one = ({ name }) =>
+    make(
+      "button",
+      {
+        type: "button",
+        class: "mode",
+        role: "radio",
+        data: { mode: name },
+        title: t(`lines.${name}`),
+        on: { click: () => choose(name) },
+      },
+      icon(name),
+      make("span", {}, t(`modes.${name}`)),
+    );
+  return make(
+    "div",
+    { class: "mode-group" },
+    make("span", { class: "mode-group-name" }, t(`modes.of_${group}`)),
+    make("div", { class: "mode-row" }, modes.map(one)),
+  );
+}
+
+function reveal(strip, one) {
+  const { offsetLeft, offsetWidth } = one;
+  if (strip.scrollWidth > strip.clientWidth)
+    strip.scrollTo({ left: offsetLeft - (strip.clientWidth - offsetWidth) / 2 });
+}
+
+function walk(event) {
+  const way = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+  if (!way) return;
+  event.preventDefault();
+  const all = [...event.currentTarget.querySelectorAll("[role=radio]")];
+  const next = all.at((all.findIndex((one) => one.dataset.mode === draft.mode) + way) % all.length);
+  choose(next.dataset.mode);
+  next.focus();
+}
+
+/** Choose a mode; the rest of the draft stays. */
+export function choose(mode) {
+  change({ mode });
+  show();
+}
