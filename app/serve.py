@@ -143,10 +143,10 @@ def serve(
 
 
 def check_for(
-    policy: str, device: str, models: Iterable[str], most_seconds: float = MOST_SECONDS
+    policy: str, device: str, models: Iterable[str] = (), most_seconds: float = MOST_SECONDS
 ) -> Callable[[Request], None]:
-    """Return what refuses a request for one of some models, which are read here, before it is queued: the policy, the
-    model, the memory of a device, and how long a clip may be.
+    """Return what refuses a request before it is queued: the policy, the model, the memory of a device, and how long a
+    clip may be. `models` are read here, others when they are first asked for.
     """
     from app.estimate import Estimator, outline_of
     from dit.request import RequestError
