@@ -385,5 +385,6 @@ def test_the_page_is_served_with_all_that_it_is_made_of_and_asks_nobody_else(ser
     for part in parts:
         answer = one.get(f"/studio/{part.removeprefix('./')}" if part.startswith(".") else part)
         assert answer.status_code == 200, part
+        assert ("immutable" in answer.headers["cache-control"]) == ("assets/" in part)  # who reloads asks for few
     assert one.get("/", follow_redirects=False).headers["location"] == "/studio/"
     assert one.get("/docs").status_code == 200

@@ -132,31 +132,30 @@ class Plain:
         return answer
 
 
-async def browse(visits: list[Visit], address: str, home: Path, chromium: str) -> None:
+async def browse(visits: list[Visit], address: str, home: Path, steps: int, chromium: str) -> None:
     """Let each visitor come with a browser window of its own."""
     from playwright.async_api import async_playwright
 
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=chromium, args=list(FLAGS))
-        await asyncio.gather(*(look_around(visit, browser, address, home) for visit in visits))
+        await asyncio.gather(*(look_around(visit, browser, address, home, steps) for visit in visits))
         await browser.close()
 
 
-async def look_around(visit: Visit, browser: Any, address: str, home: Path) -> None:
+async def look_around(visit: Visit, browser: Any, address: str, home: Path, steps: int) -> None:
     """Do in a browser what a plain visitor does."""
     context = await browser.new_context()
     try:
+        draft = json.dumps({"seed": visit.number, "lock": True, "steps": steps})  # as if it had been here before
+        await context.add_init_script(f"localStorage['longtake.draft'] ??= {json.dumps(draft)}")
         page = await context.new_page()
         page.set_default_timeout(MOST_SECONDS * 1000)
         page.on("requestfinished", lambda one: visit.answers.append(max(0.0, one.timing["responseEnd"]) / 1000))
         await page.goto(f"{address}/studio/")
         await page.fill("input[name=token]", visit.token)
         await page.press("input[name=token]", "Enter")
-        await page.wait_for_selector("#f-prompt textarea")
-        await page.wait_for_function("document.querySelector('#b-make') && window.studio")
+        await page.wait_for_selector("html[data-ready]")
         await page.fill("#f-prompt textarea", visit.prompt)
-        await page.fill("#f-seed input", str(visit.number))
-        await page.press("#f-seed input", "Tab")
         await page.click("#b-make")
         tile = await page.wait_for_selector("article.tile")
         id, status = await tile.get_attribute("data-id"), "queued"
@@ -194,7 +193,7 @@ def crowd(
         httpx.get(f"{address}/studio/sign-in", timeout=120).raise_for_status()
         begun = time.monotonic()
         if browsers:
-            asyncio.run(browse(visits, address, home, chromium))
+            asyncio.run(browse(visits, address, home, steps, chromium))
         else:
             with ThreadPoolExecutor(visitors) as threads:
                 list(threads.map(lambda visit: Plain(visit, address, home, steps)(), visits))
@@ -219,7 +218,7 @@ if __name__ == "__main__":
     words.add_argument("--chromium", default=CHROMIUM, metavar="FILE", help=f"default {CHROMIUM}")
     words.add_argument("--model", help="a shipped model or a model folder")
     words.add_argument("--workers", type=int, metavar="N", help="default: as longtake studio has")
-    words.add_argument("--steps", type=int, default=60, help="of each clip, without browsers")
+    words.add_argument("--steps", type=int, default=60, help="of each clip (default 60)")
     chosen = words.parse_args()
     with tempfile.TemporaryDirectory() as place:
         found = crowd(

@@ -10,7 +10,9 @@ from starlette.types import Message, Receive, Scope, Send
 from app.tools import Screen
 
 DOORS = {(method, path) for method in ("GET", "HEAD") for path in ("/", "/config", "/theme.css", "/favicon.ico")}
-FOLDERS = ("/assets/", "/static/")
+NAMED = "/assets/"  # where files are named by their contents
+FOLDERS = (NAMED, "/static/")
+FOREVER = "public, max-age=31536000, immutable"
 # Nothing is fetched from elsewhere and nothing sent there, whatever a script of gradio's would like; the page is in no
 # other site's frame. Gradio writes scripts into its page and compiles some.
 OWN_ONLY = (
@@ -35,6 +37,8 @@ class Front(Screen):
                 for name in [name for name in headers if name.startswith("access-control-")]:
                     del headers[name]
                 headers.update(CLOSED)
+                if message["status"] == 200 and scope["path"].startswith(f"{self.at}{NAMED}"):
+                    headers["Cache-Control"] = FOREVER
             await send(message)
 
         await super().__call__(scope, receive, send_closed)
