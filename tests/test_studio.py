@@ -24,6 +24,7 @@ from dit.modes import MODES
 from dit.request import Request
 
 HERE = "http://127.0.0.1:8000"
+MOST_JOBS = 10  # that one may have in line
 
 
 class Visitor(TestClient):
@@ -31,7 +32,8 @@ class Visitor(TestClient):
 
     def __init__(self, folder, tiny_model):
         self.queue = Queue(folder)
-        service = Service(self.queue, offers_of(self.queue, [str(tiny_model)]), check_for("standard", "cpu"))
+        offers, check = offers_of(self.queue, [str(tiny_model)]), check_for("standard", "cpu", [str(tiny_model)])
+        service = Service(self.queue, offers, check, most_jobs=MOST_JOBS)
         super().__init__(studio(service), base_url=HERE, raise_server_exceptions=False)
 
     def asks(self, **found):
@@ -101,6 +103,11 @@ def test_what_is_asked_for_waits_in_line_and_is_there_when_it_is_made(visitor):
 def test_all_variations_are_queued_or_none(visitor):
     for many in (0, 9, 1.5, "many", True, None, [2], -1):
         visitor.refused("/studio/ask", {"prompt": "a ball", "variations": many})
+    visitor.asks(variations=MOST_JOBS - 3)
+    crowded = visitor.post("/studio/ask", json={"prompt": "a ball", "variations": 4})
+    assert crowded.status_code == 429 and len(visitor.shelf()) == MOST_JOBS - 3
+    for id in visitor.shelf():
+        visitor.delete(f"/studio/clips/{id}")
     assert "seeds must lie below" in visitor.refused(
         "/studio/ask", {"prompt": "a ball", "seed": 2**63 - 2, "variations": 3}
     )
@@ -299,7 +306,9 @@ def test_those_who_wait_are_told_when_their_clips_will_be_there(visitor, monkeyp
 
 def test_where_a_clip_does_not_fit_the_nearest_that_does_is_named(visitor, monkeypatch):
     monkeypatch.setattr("app.estimate.room_on", lambda *_: 2**20 * 480)
-    crowded = TestClient(studio(replace(visitor.app.state.service, check=check_for("standard", "cpu"))), base_url=HERE)
+    crowded = TestClient(
+        studio(replace(visitor.app.state.service, check=check_for("standard", "cpu", []))), base_url=HERE
+    )
     told = crowded.post("/studio/estimate", json={"prompt": "a ball", "mode": "long", "seconds": 100000, "steps": 1})
     assert told.status_code == 400
     assert re.search(r"nearest that fits is size \d+x\d+|no clip of this model fits", told.json()["error"]["message"])

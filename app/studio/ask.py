@@ -32,7 +32,7 @@ BOARD = ("mode", "prompt", "negative", "size", "seconds", "steps", "guidance", "
 def submit(service: Service, found: dict[str, Any], owner: str) -> list[Job]:
     """Queue a clip, or as many `variations` of it as a client asks for, with the seed and those after it: all or none.
 
-    Raises what `Service.request` does.
+    Raises what `Service.request` does, and Crowded where the owner would have too many in line.
     """
     request, many = _asked(service, found, owner)
     if request.seed + many > LARGEST:
