@@ -26,28 +26,14 @@ export const draft = {};
 /** Return the form as a model leaves it. */
 export function blank(name) {
   const { name: model, defaults } = modelOf(name);
-  const [low, high] = defaults.interval ?? [0, 1];
-  return {
-    ...structuredClone(OWN),
-    ...{
-      prompt: "",
-      negative: "",
-      upsample: studio.offer.upsamplers[0],
-      written: "",
-      side: studio.offer.sides[0],
-    },
-    ...{
-      strength: 0.6,
-      size: defaults.size,
-      seconds: defaults.seconds,
-      length: null,
-      seed: 0,
-      lock: false,
-      variations: 1,
-    },
-    ...{ steps: defaults.steps, guidance: defaults.guidance, frame_guidance: defaults.frame_guidance ?? 1, low, high },
-    ...{ rescale: defaults.rescale ?? 0, method: defaults.method, mark: "", model },
-  };
+  const { size, seconds, steps, guidance, frame_guidance, rescale, method } = defaults;
+  const [low, high] = defaults.interval;
+  const [upsample, side] = [studio.offer.upsamplers[0], studio.offer.sides[0]];
+  const words = { prompt: "", negative: "", upsample, written: "" };
+  const shape = { model, size, seconds, length: null, side, strength: 0.6, mark: "" };
+  const chance = { seed: 0, lock: false, variations: 1 };
+  const pace = { steps, guidance, frame_guidance, low, high, rescale, method };
+  return { ...structuredClone(OWN), ...words, ...shape, ...chance, ...pace };
 }
 
 /** Take up the draft of the last visit. */
@@ -118,7 +104,7 @@ export function body() {
   if (mode.timed && !mode.still && !mode.free) found.seconds = Number(draft.seconds);
   if (mode.timed && mode.free && Number(draft.length) > 0) found.seconds = Number(draft.length);
   for (const name of PLAIN) if (draft[name] !== null && draft[name] !== defaults[name]) found[name] = draft[name];
-  const [low, high] = defaults.interval ?? [0, 1];
+  const [low, high] = defaults.interval;
   if (Number(draft.low) !== low || Number(draft.high) !== high)
     found.interval = [Number(draft.low), Number(draft.high)];
   if (isWritten()) found.written = draft.written.trim();

@@ -38,7 +38,7 @@ export async function open({ words, offer, fields, buttons, folds, initial }, wa
   const estimate = await present("estimate");
   join(way, { make: press, dice: () => roll(true), write: writeOut }, initial);
   greeting((prompt) => (set({ mode: "text-to-video", prompt }), ask()));
-  openKeys(press);
+  openKeys(() => requestAnimationFrame(() => document.getElementById("b-make").click())); // which hears the last letter, too
   openDrop();
   when(
     "draft language",
