@@ -343,6 +343,7 @@ def test_two_variations_are_compared_in_step_and_voted_on(visit):
         page.wait_for_selector(".pair video")
         apart = """async () => {
             const [one, two] = document.querySelectorAll(".pair video");
+            two.currentTime = (one.currentTime + 1) % one.duration; // out of step
             await new Promise((wait) => setTimeout(wait, 700));
             return [Math.abs(one.currentTime - two.currentTime), one.paused || two.paused];
         }"""
