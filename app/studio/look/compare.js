@@ -34,7 +34,7 @@ export async function openCompare(left, right, next = null) {
     );
   const pair = make("div", { class: "pair" }, found.map(side));
   const playing = films.filter((film) => film.tagName === "VIDEO");
-  const vote = ballot(found, () => (next ? (sheet.close(), next()) : null));
+  const vote = sameWords(...found) ? ballot(found, () => (next ? (sheet.close(), next()) : null)) : null;
   put(
     sheet.body,
     next ? make("p", { class: "asked" }, found[0].prompt) : null,
@@ -48,6 +48,11 @@ export async function openCompare(left, right, next = null) {
     ticking = requestAnimationFrame(tick);
   };
   if (playing.length === 2) tick();
+}
+
+/** Say whether two clips were asked for in the same words, so that one may be better than the other. */
+function sameWords(one, other) {
+  return one.kind === "job" && other.kind === "job" && one.mode === other.mode && one.prompt === other.prompt;
 }
 
 /** Keep a film in step with the first: the same moment, and both from the beginning again once both have ended. */

@@ -219,7 +219,7 @@ function noteOf(card) {
 function table(card) {
   const asked = card.request ?? {};
   const rows = {
-    status: state(card),
+    status: card.status === "completed" ? null : state(card),
     mode: asked.mode && has(`modes.${asked.mode}`) ? t(`modes.${asked.mode}`) : asked.mode,
     size: card.size?.replace("x", "×"),
     duration: card.still ? null : (card.duration ?? card.seconds) && clipSeconds(card.duration ?? card.seconds),

@@ -20,3 +20,12 @@ export function keep(name, value) {
     // a private window, or a full one
   }
 }
+
+/** Forget what was kept under a name. */
+export function forget(name) {
+  try {
+    localStorage.removeItem(OURS + name);
+  } catch {
+    // nothing was kept
+  }
+}

@@ -2,25 +2,14 @@
 
 import { changing } from "./actions.js";
 import { button, make, put } from "./dom.js";
-import { body, change, draft, drafted } from "./draft.js";
+import { change, draft } from "./draft.js";
 import { keep, kept } from "./memory.js";
 import { openMenu, openSheet, say } from "./sheet.js";
 import { studio, when } from "./studio.js";
 import { has, t } from "./words.js";
 
-const LEFT_OUT = [
-  "prompt",
-  "seed",
-  "image",
-  "clip",
-  "other",
-  "mask",
-  "pictures",
-  "moments",
-  "window",
-  "box",
-  "written",
-];
+const KEPT = ["model", "size", "seconds", "length", "variations", "strength", "side", "upsample", "mark"];
+KEPT.push("steps", "guidance", "frame_guidance", "low", "high", "rescale", "method");
 
 /** Show the way to the presets in its place. */
 export function openPresets(place) {
@@ -72,9 +61,7 @@ function use({ words, fields, name }) {
 }
 
 function take({ name, fields }) {
-  const plain = ["prompt", "seed", "lock", ...LEFT_OUT].filter((field) => field in draft);
-  const stay = Object.fromEntries(plain.map((field) => [field, draft[field]]));
-  changing(t("presets.used", { name }), () => change({ ...drafted(fields), ...stay }));
+  changing(t("presets.used", { name }), () => change(fields));
 }
 
 function keeping() {
@@ -90,7 +77,7 @@ function keeping() {
     event.preventDefault();
     const name = field.value.trim();
     if (!name) return;
-    const fields = Object.fromEntries(Object.entries(body()).filter(([key]) => !LEFT_OUT.includes(key)));
+    const fields = Object.fromEntries(KEPT.map((key) => [key, draft[key]]));
     keep("presets", [...kept("presets", []).filter((one) => one.name !== name), { name, fields }]);
     sheet.close();
     say(t("presets.kept", { name }));

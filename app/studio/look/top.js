@@ -5,12 +5,13 @@ import { button, make, put } from "./dom.js";
 import { bring } from "./drop.js";
 import { shownCards } from "./gallery.js";
 import { openHelp } from "./keys.js";
-import { keep, kept } from "./memory.js";
+import { forget, keep, kept } from "./memory.js";
 import { post } from "./net.js";
 import { trying } from "./sheet.js";
 import { studio, tell, when } from "./studio.js";
 import { choose, spoken, t } from "./words.js";
 
+const HERE = "paused in the studio"; // the server's reason when this page paused it
 let seen = { counts: { queued: 0, running: 0 }, paused: null };
 let gone = null;
 
@@ -56,7 +57,7 @@ export function openTop(place) {
       ? null
       : make(
           "form",
-          { method: "post", action: "/studio/sign-out" },
+          { method: "post", action: "/studio/sign-out", on: { submit: leaving } },
           button("leave", t("top.leave"), () => {}, { type: "submit" }),
         );
     const name = make(
@@ -102,7 +103,7 @@ export function openTop(place) {
 
 function stands() {
   if (gone) return gone.message;
-  if (seen.paused) return t("top.paused", { reason: seen.paused });
+  if (seen.paused) return seen.paused === HERE ? t("top.paused_here") : t("top.paused", { reason: seen.paused });
   const { queued, running } = seen.counts;
   return queued || running ? t("top.queue", { running, queued }) : t("top.idle");
 }
@@ -121,4 +122,9 @@ function pausing() {
 function turn() {
   choose(spoken() === "zh" ? "en" : "zh");
   tell("language");
+}
+
+/** Leave nothing behind that the next one to sign in here could read. */
+function leaving() {
+  for (const name of ["draft", "voted", "presets"]) forget(name);
 }
