@@ -16,6 +16,7 @@ from vae.weights import WEIGHTS
 def test_two_processes_share_a_run(part, tmp_path):
     make_world(WorldRun(folder=tmp_path / "train", clips=(6,), workers=1))
     sizes = "--steps 2 --batch 2 --frames 5 --adversarial-from 9 --warmup-steps 1 --decay-steps 1 --image-share 0"
+    sizes += " --precision no"  # sums in another order differ more in bf16
     words = f"--preset tiny --data {tmp_path}/train --held-out {tmp_path}/train {sizes}".split()
     env = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     found = {}

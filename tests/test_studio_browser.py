@@ -259,10 +259,10 @@ def titles() -> dict[str, str]:
 
 def paint(page) -> None:
     """Paint a mask, and wait until it is kept."""
-    box = page.locator(".paint").bounding_box()
-    page.mouse.move(box["x"] + 60, box["y"] + 60)
+    canvas = page.locator(".paint")
+    canvas.hover(position={"x": 60, "y": 60})  # which waits until nothing moves beneath the hand
     page.mouse.down()
-    page.mouse.move(box["x"] + 200, box["y"] + 200, steps=5)
+    canvas.hover(position={"x": 200, "y": 200})
     page.mouse.up()
     page.wait_for_selector("text=/% of the frame/")
 
@@ -351,14 +351,13 @@ def test_two_variations_are_compared_in_step_and_voted_on(visit):
             one.locator(".pick").click()
         page.click("#tray .accent")
         page.wait_for_selector(".pair video")
-        apart = """async () => {
-            const [one, two] = document.querySelectorAll(".pair video");
-            two.currentTime = (one.currentTime + 1) % one.duration; // out of step
-            await new Promise((wait) => setTimeout(wait, 700));
-            return [Math.abs(one.currentTime - two.currentTime), one.paused || two.paused];
-        }"""
-        looks = [page.evaluate(apart) for _ in range(3)]
-        assert all(seconds < 0.125 and not still for seconds, still in looks), looks  # less than a frame
+        films = 'const [one, two] = document.querySelectorAll(".pair video");'
+        together = "Math.abs(one.currentTime - two.currentTime) < 0.125 && !one.paused && !two.paused"  # a frame
+        for _ in range(3):
+            page.wait_for_function(f"() => {{ {films} return {together}; }}")
+            page.evaluate(f"() => {{ {films} two.currentTime = (one.currentTime + 1) % one.duration; }}")
+            assert not page.evaluate(f"() => {{ {films} return {together}; }}")
+        page.wait_for_function(f"() => {{ {films} return {together}; }}")
         page.keyboard.press("Escape")
         count = ask(page, "/studio/votes").json()["count"]
         page.click("#top-tools >> text=Vote")

@@ -31,11 +31,13 @@ LOG_EVERY = 25  # steps
 def accelerator_for(run: Run):
     """Return accelerate's Accelerator: bf16 autocast where it is faster, TensorBoard logs under the run's folder."""
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
     from accelerate.utils import set_seed
 
     precision = run.precision
     if precision == "auto":
         precision = "bf16" if bf16_pays() else "no"
+    AcceleratorState._reset_state()  # of a run in another precision, before this one in the same process
     accelerator = Accelerator(mixed_precision=precision, log_with="tensorboard", project_dir=run.out)
     accelerator.init_trackers("log")
     set_seed(run.seed)

@@ -55,16 +55,19 @@ function sameWords(one, other) {
   return one.kind === "job" && other.kind === "job" && one.mode === other.mode && one.prompt === other.prompt;
 }
 
-/** Keep a film in step with the first: the same moment, and both from the beginning again once both have ended. */
-function inStep([first, second]) {
-  for (const film of [first, second]) film.loop = false;
-  if (first.dataset.held) return;
-  const [one, two] = [first, second].map((film) => film.ended || film.duration - film.currentTime < 0.02);
-  if (one && two) {
-    for (const film of [first, second]) film.currentTime = 0;
-    for (const film of [first, second]) film.play().catch(() => {});
-  } else if (!one && !two && Math.abs(first.currentTime - second.currentTime) > APART_SECONDS) {
-    second.currentTime = first.currentTime;
+/** Keep two films in step: the shorter one follows the longer, and both begin again when that has ended. */
+function inStep(films) {
+  for (const film of films) film.loop = false;
+  if (films[0].dataset.held) return;
+  const [lead, other] = [...films].sort((one, two) => (two.duration || 0) - (one.duration || 0));
+  const over = (film) => film.ended || film.duration - film.currentTime < 0.02;
+  const early = over(other) && lead.currentTime < other.duration - APART_SECONDS;
+  if (over(lead)) {
+    for (const film of films) film.currentTime = 0;
+    for (const film of films) film.play().catch(() => {});
+  } else if (early || (!over(other) && Math.abs(lead.currentTime - other.currentTime) > APART_SECONDS)) {
+    other.currentTime = lead.currentTime;
+    other.play().catch(() => {});
   }
 }
 
