@@ -33,7 +33,7 @@ FORMAT = (64, 64, 17)
 
 def train(run: CaptionerRun) -> dict:
     """Train a captioner from a preset; leaves it in `run.out` / "captioner", and returns how true and how well put its
-    captions of held-out clips are, also in report.json.
+    captions of held-out clips are, also in report.json; the main process alone measures that.
 
     Raises ValueError for a start that open_clip does not have, or a text encoder that is not ours.
     """
@@ -63,14 +63,15 @@ def train(run: CaptionerRun) -> dict:
             course.log(step + 1, flat(report["all"]))
             bare.train()
 
-    captioner = CoCaCaptioner(bare, tokenizer)
-    report = measure(captioner, held_out)
+    captioner, report = CoCaCaptioner(bare, tokenizer), {}
     if accelerator.is_main_process:
+        report = measure(captioner, held_out)
         folder = run.out / "captioner"
         bare.to(torch.float16)
         captioner.save(folder)
         for place in (run.out, folder):
             (place / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False))
+    accelerator.wait_for_everyone()
     accelerator.end_training()
     return report
 
