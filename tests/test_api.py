@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -34,11 +35,10 @@ ONE, OTHER = "a-token-of-one-person", "a-token-of-another"
 SOON_MS = 100  # between two questions
 
 
-@pytest.fixture(scope="module")
-def served(tmp_path_factory, tiny_model):
-    """A server as people start it, with one worker: its address and its queue's folder."""
-    folder = tmp_path_factory.mktemp("served") / "queue"
-    words = ("serve", str(folder), "--port", "0", "--workers", "1", "--model", str(tiny_model))
+@contextmanager
+def serving(command, folder, model):
+    """Have a server as people start it, with one worker: its address and its queue's folder."""
+    words = (command, str(folder), "--port", "0", "--workers", "1", "--model", str(model))
     process = subprocess.Popen(
         [sys.executable, "-m", "app.cli", *words],
         env=os.environ | {"LONGTAKE_TOKEN": f"{ONE},{OTHER}", "OMP_NUM_THREADS": "1"},
@@ -50,6 +50,12 @@ def served(tmp_path_factory, tiny_model):
     finally:
         process.send_signal(signal.SIGTERM)
         assert process.wait(120) == 0
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory, tiny_model):
+    with serving("serve", tmp_path_factory.mktemp("served") / "queue", tiny_model) as server:
+        yield server
 
 
 @pytest.fixture

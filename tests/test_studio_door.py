@@ -5,8 +5,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 
 import httpx
@@ -21,8 +19,8 @@ from app.service import Service, offers_of
 from app.studio.crowd import crowd
 from app.studio.serve import studio
 from app.worker import work
+from tests.test_api import ONE, OTHER, serving
 
-ONE, OTHER = "a-token-of-one-person", "a-token-of-another"
 HERE = "http://127.0.0.1:8000"
 HTML = {"accept": "text/html,application/xhtml+xml"}
 
@@ -316,20 +314,8 @@ def test_a_studio_that_anybody_could_use_is_not_begun(capsys, monkeypatch, tmp_p
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory, tiny_model):
-    """A studio as people start it, with one worker: its address and its queue's folder."""
-    folder = tmp_path_factory.mktemp("served") / "queue"
-    words = ("studio", str(folder), "--port", "0", "--workers", "1", "--model", str(tiny_model))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "app.cli", *words],
-        env=os.environ | {"LONGTAKE_TOKEN": f"{ONE},{OTHER}", "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        yield process.stdout.readline().strip(), folder
-    finally:
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(120) == 0
+    with serving("studio", tmp_path_factory.mktemp("served") / "queue", tiny_model) as server:
+        yield server
 
 
 def person(served, token):

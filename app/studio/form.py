@@ -12,7 +12,6 @@ import gradio as gr
 
 from app.studio.words import read_words
 
-MOST_VARIATIONS = 8
 MOST_STEPS, MOST_GUIDANCE = 100, 20
 
 
@@ -76,7 +75,7 @@ def add_form(offer: dict[str, Any]) -> Form:
         form.add(gr.Number, "seed", 0, precision=0, minimum=0, scale=3)
         form.press("dice", size="sm", scale=0)
         form.add(gr.Checkbox, "lock", False, scale=2)
-    form.add(gr.Slider, "variations", 1, MOST_VARIATIONS, 1, step=1)
+    form.add(gr.Slider, "variations", 1, offer["limits"]["variations"], 1, step=1)
     with form.fold("advanced"):
         add_advanced(form, offer, defaults, names)
     with gr.Row(elem_id="making"):

@@ -146,7 +146,9 @@ def add_line(router: APIRouter, cards: Cards, alone: bool) -> None:
 
     def check_alone() -> None:
         if not alone:
-            raise JobError("a queue that several share is paused by whoever runs it: longtake queue pause")
+            raise JobError(
+                "a queue that several share is paused by whoever runs it: longtake jobs FOLDER --pause REASON"
+            )
 
     @router.post("/pause")
     async def pause(request: Request, owner: Owner):
