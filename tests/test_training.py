@@ -166,6 +166,26 @@ def test_half_of_the_clips_are_seen_in_a_mirror_and_their_words_say_so(dit_run, 
     assert 10 < turned < 30
 
 
+def test_of_long_clips_the_first_picture_and_a_stretch_from_anywhere_are_seen(dit_run, tmp_path):
+    from training.train_dit import Source, begin, draw, settings, shape_of, tokens_of
+
+    world = WorldRun(folder=tmp_path / "world", formats=((64, 64, 33),), clips=(4,))
+    make_world(world)
+    run = replace(dit_run, data=world.folder, formats=((64, 64, 33), (64, 64, 17)), window=17)
+    vae = VideoVAE.from_pretrained(run.vae)
+    source = Source.open(run, run.data, run.formats[0], vae, vae.encoder_hash())
+    dit = begin(run, shape_of(run, vae.stride, vae.channels, 64))
+    assert source.shape[1] == 5 and source.latents.shape[2] == 9 and settings(run).formats == ((64, 64, 17),)
+    begun = set()
+    for example in draw(run, source, (1, 2, 2), 60, 0, Alone):
+        clip = next(clip for clip in source.latents if np.array_equal(clip[:, 0], example.latents[:, 0].numpy()))
+        found = {k for k in range(1, 6) if np.array_equal(clip[:, k : k + 4], example.latents[:, 1:].numpy())}
+        assert found  # several where the clip stands still
+        assert example.level.shape == example.noise.shape[1:] == source.shape[1:]
+        begun |= found
+    assert begun == {1, 2, 3, 4, 5} and tokens_of(source, dit.shape) == 5 * 4 * 4
+
+
 def test_what_stands_out_counts_for_more_the_less_noise_there_is():
     from dit.packing import pack
     from training.train_dit import Example, standing_out, weights_of

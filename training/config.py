@@ -146,8 +146,10 @@ class DiTRun(Run):
     """A diffusion transformer. Every step's pack holds `clips[i]` clips of `formats[i]`; one frame makes an image.
 
     `caption_drop` of the clips are trained without words, for guidance. Images are frames of
-    the clips of the same size; on which canvases clips are dreamed is drawn by `canvases.py`. `start` is the folder of
-    a trained transformer to begin from, in its width; the blocks that it lacks for `depth` begin silent.
+    the clips of the same size; on which canvases clips are dreamed is drawn by `canvases.py`. Of clips of more than
+    `window` frames the first picture and a stretch from anywhere are seen, as when a long one is dreamed (0 for all).
+    `start` is the folder of a trained transformer to begin from, in its width; the blocks that it lacks for `depth`
+    begin silent.
     """
 
     vae: Path = Path("runs/tiny/vae")
@@ -157,6 +159,7 @@ class DiTRun(Run):
     optimizer: Literal["muon", "adamw"] = "muon"
     formats: tuple[Format, ...] = ((64, 64, 17), (64, 64, 1))
     clips: tuple[int, ...] = (24, 24)
+    window: int = 0
     fps: float = 8.0
     caption_drop: float = 0.1
     mirror: bool = False  # half of the clips are seen in a mirror, and their captions say so

@@ -103,18 +103,20 @@ def dit_tiny() -> DiTRun:
 
 
 WIDE, TALL = (80, 48, 17), (48, 80, 17)
-SQUARE, LONG, LARGE = (64, 64, 17), (64, 64, 33), (128, 128, 17)
+SQUARE, LONG, LONGER, LARGE = (64, 64, 17), (64, 64, 33), (64, 64, 65), (128, 128, 17)
 STILL, LARGE_STILL = (64, 64, 1), (128, 128, 1)
 
 
 def world_first() -> WorldRun:
     return WorldRun(
-        folder=Path("data/first"), formats=(SQUARE, WIDE, TALL, LONG, LARGE), clips=(27_000, 1_500, 1_500, 1_000, 500)
+        folder=Path("data/first"),
+        formats=(SQUARE, WIDE, TALL, LONG, LONGER, LARGE),
+        clips=(27_000, 1_500, 1_500, 1_000, 1_600, 500),
     )
 
 
 def world_first_test() -> WorldRun:
-    return replace(world_first(), folder=Path("data/first-test"), split="test", clips=(2_000, 64, 64, 64, 64))
+    return replace(world_first(), folder=Path("data/first-test"), split="test", clips=(2_000, 64, 64, 64, 64, 64))
 
 
 def world_first_combinations() -> WorldRun:
@@ -249,6 +251,27 @@ def dit_first_deep() -> DiTRun:
     )
 
 
+def dit_first_long() -> DiTRun:
+    """Go on from the shipped model, and see what stands far behind a clip's first picture, as in long ones."""
+    shipped = Path("app/models/first")
+    return replace(
+        dit_first(),
+        vae=shipped / "vae",
+        text=shipped,
+        start=shipped / "transformer",
+        out=FIRST / "dit-long",
+        depth=6,
+        formats=(SQUARE, WIDE, TALL, LONG, LONGER, LARGE, STILL, LARGE_STILL),
+        clips=(20, 2, 2, 2, 8, 2, 12, 2),
+        window=LONG[2],
+        rate=2.5e-3,
+        steps=900,
+        warmup_steps=30,
+        decay_steps=600,
+        ema_decay=0.99,
+    )
+
+
 def dit_probe() -> DiTRun:
     """Return a short run between the shipped model's VAE and text tower, for experiments to change in what they
     compare.
@@ -297,7 +320,7 @@ PRESETS = {
     "text": {"tiny": text_tiny, "first": text_first},
     "captioner": {"tiny": captioner_tiny, "first": captioner_first},
     "upsampler": {"tiny": upsampler_tiny, "first": upsampler_first},
-    "dit": {"tiny": dit_tiny, "first": dit_first, "first-deep": dit_first_deep},
+    "dit": {"tiny": dit_tiny, "first": dit_first, "first-deep": dit_first_deep, "first-long": dit_first_long},
     "judge": {"first": judge_first},
     "recipe": {"tiny": Recipe, "first": lambda: Recipe("first")},
 }

@@ -126,6 +126,7 @@ class Source:
     latents: np.ndarray | Shelf
     kind: str
     fps: float
+    shape: tuple[int, int, int, int]  # (C, T, H, W), as many latents of a clip as are seen
     mirrored: np.ndarray | None = None  # the same latents with left and right exchanged
 
     def usual(self, clip: int) -> str:
@@ -145,7 +146,7 @@ class Source:
             if mirror:
                 raise ValueError(f"mirror needs clips of the world, whose words are known; {data} was prepared")
             shelf = Shelf(data, format, stamp, run.fps)
-            return cls(shelf, shelf, "still" if still else "moving", run.fps)
+            return cls(shelf, shelf, "still" if still else "moving", run.fps, seen(shelf.shape, run, vae))
         formats = run.formats
         bucket = bucket_of(data, next(f for f in real_formats(formats) if f[:2] == format[:2]) if still else format)
 
@@ -153,13 +154,29 @@ class Source:
         def latents(mirrored: bool) -> np.ndarray:
             return code(bucket, lambda clips: vae.encode(clips.to(vae.device)).cpu(), stamp, still, mirrored)
 
-        kind = "still" if still else "moving"
-        return cls(bucket, latents(False), kind, bucket.state["fps"], latents(True) if mirror else None)
+        kind, plain = "still" if still else "moving", latents(False)
+        shape = seen(plain.shape, run, vae)
+        return cls(bucket, plain, kind, bucket.state["fps"], shape, latents(True) if mirror else None)
+
+    def stretch(self, rng: np.random.Generator) -> slice | np.ndarray:
+        """Draw which time steps of a clip are seen: all, or the first, a picture, and as many in a row as fit."""
+        steps, seen = self.latents.shape[2], self.shape[1]
+        if steps == seen:
+            return slice(None)
+        begin = int(rng.integers(1, steps - seen + 2))
+        return np.r_[0, begin : begin + seen - 1]
+
+
+def seen(shape: tuple[int, ...], run: DiTRun, vae: VideoVAE) -> tuple[int, int, int, int]:
+    """Return (C, T, H, W) of what is seen of clips with latents (N, C, T, H, W)."""
+    _, channels, steps, height, width = shape
+    most = vae.latent_shape(run.window, *vae.stride[1:])[0] if run.window else steps
+    return channels, min(steps, most), height, width
 
 
 def tokens_of(source: Source, shape: DiTConfig) -> int:
     """Return how many tokens a clip of a source has."""
-    return math.prod(grid_of(source.latents.shape[2:], shape.patch))
+    return math.prod(grid_of(source.shape[1:], shape.patch))
 
 
 @dataclass(frozen=True)
@@ -216,15 +233,15 @@ def draw(run: DiTRun, source: Source, patch, count: int, step: int, accelerator)
         rng = np.random.default_rng([run.seed, *stream.encode(), number])
         clip = clip_of(number)
         caption = str(rng.choice(source.bucket.captions[clip][source.kind]))
-        noise = torch.from_numpy(rng.standard_normal(source.latents.shape[1:], dtype=np.float32))
-        level = torch.from_numpy(draw_level(rng, tuple(source.latents.shape[2:]), patch))
+        noise = torch.from_numpy(rng.standard_normal(source.shape, dtype=np.float32))
+        level = torch.from_numpy(draw_level(rng, source.shape[1:], patch))
         silent = rng.random() < run.caption_drop
         latents = source.latents
         if source.mirrored is not None and rng.random() < 0.5:
             latents, caption = source.mirrored, in_a_mirror(caption)
         examples.append(
             Example(
-                latents=torch.from_numpy(latents[clip].astype(np.float32)),
+                latents=torch.from_numpy(latents[clip][:, source.stretch(rng)].astype(np.float32)),
                 noise=noise,
                 level=level,
                 uniform=(phase + number * GOLDEN) % 1,
@@ -327,7 +344,10 @@ def with_average(model: DiT, average: EMAModel, act):
 def settings(run: DiTRun) -> Settings:
     """Return what a pipeline must know of a run."""
     columns, rows, frames = real_formats(run.formats)[0]
-    return Settings(run.formats, run.fps, (columns, rows), frames / run.fps, run.sample_steps, run.guidance)
+    seen = [(x, y, min(frames, run.window or frames)) for x, y, frames in run.formats]
+    return Settings(
+        tuple(dict.fromkeys(seen)), run.fps, (columns, rows), frames / run.fps, run.sample_steps, run.guidance
+    )
 
 
 def show(pipeline: Pipeline, run: DiTRun, source: Source, step: int, clips: int = 8) -> None:
