@@ -44,6 +44,15 @@ class Canvas:
         """How many time steps of latents there are."""
         return self.given.shape[1]
 
+    @property
+    def dreamed(self) -> list[bool]:
+        """Of which time steps something is dreamed or edited."""
+        return self.level.flatten(1).any(1).tolist()
+
+    def part(self, begin: int, end: int) -> Canvas:
+        """Return some time steps of the canvas."""
+        return replace(self, given=self.given[:, begin:end], level=self.level[begin:end])
+
     def keep(self, latents: Tensor, step: int) -> Canvas:
         """Return the canvas with latents (C, T', H, W) given from a time step on, never to move."""
         given, level = self.given.clone(), self.level.clone()

@@ -6,7 +6,7 @@ The canvas is painted as it will be, with nothing in the place of files, so that
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -26,10 +26,9 @@ from dit.modes import MODES, Ask
 from dit.packing import grid_of, patchify
 from dit.pipeline import Pipeline, hash_of_model
 from dit.request import Request
-from dit.ring import windows_around
 from dit.script import Script, plan
 from dit.settings import SETTINGS, read_settings
-from dit.windows import next_window
+from dit.windows import beginning, places_of
 from vae.guard import read_seconds
 from vae.model import VideoVAE
 from vae.weights import CONFIG, load_strictly, read_json, weights_in
@@ -115,7 +114,7 @@ class Outline:
         window = pipeline.window_for(request, canvas)
         T, H, W = canvas.level.shape
         work = Work(pipeline, request, canvas, window, self)
-        count, dream, joins = work.circle() if canvas.circle else work.windows()
+        count, dream, joins = work.done()
         show = decode_flops(vae, T, H, W)
         if canvas.circle:
             show += encode_flops(vae, 1, H, W) + decode_flops(vae, 1 + 2 * T, H, W)
@@ -200,52 +199,49 @@ class Work:
     def __init__(self, pipeline: Pipeline, request: Request, canvas: Canvas, window: int, outline: Outline):
         self.pipeline, self.request, self.canvas, self.window, self.outline = pipeline, request, canvas, window, outline
         self.text, self.most, self.found = 0, 0, dict[tuple, tuple[int, int]]()
+        self.heard: dict[tuple[str, ...], tuple[int, ...]] = {}
 
-    def windows(self) -> tuple[int, int, int]:
-        """Return looks, the transformer's FLOPs, and those of the joins, of a clip dreamed window by window."""
-        vae, (_, H, W) = self.pipeline.vae, self.canvas.level.shape
-        rest, looks, dream, joins, shown = self.canvas.level.amax((1, 2))[:, None, None].clone(), 0, 0, 0, 0
-        while (start := next_window(rest, self.window)) is not None:
-            end = start + self.window
-            level = torch.where(rest[start:end] > 0, self.canvas.level[start:end], 0.0)
-            if start:
-                level[0] = 0
-                joins += decode_flops(vae, start + 1, H, W) - (decode_flops(vae, shown, H, W) if shown else 0)
-                joins += encode_flops(vae, 1, H, W)
-                shown = start + 1
-            count, flops = self.looks(replace(self.canvas, given=self.canvas.given[:, start:end], level=level), start)
-            looks, dream = looks + count, dream + flops
-            rest[start:end] = 0
-        return looks, dream, joins
+    def done(self) -> tuple[int, int, int]:
+        """Return looks, the transformer's FLOPs, and those of the pictures before windows."""
+        canvas, vae, (steps, H, W) = self.canvas, self.pipeline.vae, self.canvas.level.shape
+        looks, dream, pictures = 0, 0, 0
+        rest = canvas
+        if beginning(canvas, self.window):
+            first = canvas.part(0, self.window)
+            looks, dream = self.looks(list(enumerate(self.times(first))), lambda number: [(0, first)])
+            rest, self.heard = canvas.keep(canvas.given[:, : self.window], 0), {}
 
-    def circle(self) -> tuple[int, int, int]:
-        """Return the same of a circle."""
-        vae, (period, H, W) = self.pipeline.vae, self.canvas.level.shape
-        around = windows_around(period, self.window)
-        part = blank((self.canvas.given.shape[0], self.window, H, W), self.canvas.fps)
-        looks, dream = self.looks(part, 0)
-        turns = around * self.velocities
-        joins = turns * (sketch_flops(vae, 2, H, W) + encode_flops(vae, 1, H, W)) + period * sketch_flops(vae, 3, H, W)
-        return around * looks, around * dream, joins
+        def parts(number: int) -> Iterator[tuple[int, Canvas]]:
+            nonlocal pictures
+            for cut, place in places_of(rest, self.window, number, canvas):
+                pictures += bool(place[0] or canvas.circle)
+                yield cut, replace(rest, given=rest.given[:, place], level=rest.level[place], circle=False)
 
-    @property
-    def velocities(self) -> int:
-        """How often the sampler asks for a velocity."""
-        steps = self.request.steps or 0
-        return 2 * steps - 1 if self.request.method == "heun" else steps
+        whole = steps == self.window and not canvas.circle
+        shape = blank((1, self.window, H, W), canvas.fps)
+        more = self.looks(list(enumerate(self.times(shape))), (lambda number: [(0, rest)]) if whole else parts)
+        joins = pictures * (sketch_flops(vae, 2, H, W) + encode_flops(vae, 1, H, W))
+        if canvas.circle:
+            joins += steps * sketch_flops(vae, 3, H, W)
+        return looks + more[0], dream + more[1], joins
 
-    def looks(self, part: Canvas, start: int) -> tuple[int, int]:
-        """Return how often the transformer looks at a window that begins at a time step, and the FLOPs of that."""
-        script = Script.of(self.request, part, start)
-        said = sorted({*script.prompts, script.negative})
-        _, counts = tokenise(self.pipeline.tokenizer, said)
-        self.text += self.outline.words_flops(list(counts))
-        key = script.prompts, part.level.numpy().tobytes()
-        if key not in self.found:
-            words = dict(zip(said, counts, strict=True))
-            each = [self.look(script, part, part.level * time, words) for time in self.times(part)]
-            self.found[key] = sum(count for count, _ in each), sum(flops for _, flops in each)
-        return self.found[key]
+    def looks(self, times: list[tuple[int, Tensor]], parts: Callable[[int], Iterable]) -> tuple[int, int]:
+        """Return how often the transformer looks at the parts that it is shown at some times, and the FLOPs of that."""
+        looks, dream = 0, 0
+        for number, time in times:
+            for start, part in parts(number):
+                script = Script.of(self.request, part, start)
+                said = tuple(sorted({*script.prompts, script.negative}))
+                if said not in self.heard:
+                    self.heard[said] = tokenise(self.pipeline.tokenizer, list(said))[1]
+                    self.text += self.outline.words_flops(list(self.heard[said]))
+                key = script.prompts, part.level.numpy().tobytes(), number
+                if key not in self.found:
+                    words = dict(zip(said, self.heard[said], strict=True))
+                    self.found[key] = self.look(script, part, part.level * time, words)
+                count, flops = self.found[key]
+                looks, dream = looks + count, dream + flops
+        return looks, dream
 
     def times(self, part: Canvas) -> Iterator[Tensor]:
         """Yield the times at which the sampler asks for a velocity."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from dit.canvas import Canvas
 from dit.request import Request
 from dit.sampler import noise_for
-from dit.windows import dreamed_windows
+from dit.windows import beginning
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,12 @@ class Job:
     @property
     def looks(self) -> int:
         """How often the sampler looks at the clip."""
-        return (self.request.steps or 0) * (1 if self.canvas.circle else dreamed_windows(self.canvas, self.window))
+        return (self.request.steps or 0) * (2 if beginning(self.canvas, self.window) else 1)
+
+    @property
+    def whole(self) -> bool:
+        """Whether the clip is dreamed in one window."""
+        return self.window == self.canvas.steps and not self.canvas.circle
 
     def noise(self, steps: int = 0) -> Tensor:
         """Return the noise (C, T, H, W) of the whole clip, and of so many more time steps."""
@@ -34,9 +39,8 @@ class Job:
 
     def fits(self, other: Job) -> bool:
         """Say whether both may be dreamed as one pack: each in one window, in as many steps of one method."""
-        whole = all(job.window == job.canvas.steps and not job.canvas.circle for job in (self, other))
         ways = {(job.request.steps, job.request.method) for job in (self, other)}
-        return whole and len(ways) == 1
+        return self.whole and other.whole and len(ways) == 1
 
 
 def packed(jobs: Sequence[Job], together: int) -> list[list[Job]]:

@@ -16,7 +16,7 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchE
 from torch import Tensor
 
 from captioning.text_encoder import FILES as TEXT_FILES
-from captioning.text_encoder import encode, load_text_encoder, tokenise
+from captioning.text_encoder import Words, encode, load_text_encoder, tokenise
 from dit.canvas import Canvas, blank
 from dit.flow import schedule
 from dit.job import Job, packed
@@ -25,17 +25,17 @@ from dit.model import DiT
 from dit.modes import MODES, Mode
 from dit.packing import grid_of, pack, unpack
 from dit.request import METHODS, NONE, SIDES, Request, RequestError, check_values
-from dit.ring import Ring, cut_open
 from dit.sampler import Heading, Velocity, sample
 from dit.script import Look, Script, plan
 from dit.settings import SETTINGS, Settings, read_settings
-from dit.windows import dream_long, window_of
+from dit.windows import Windows, beginning, cut_open, window_of
 from vae.model import VideoVAE
 from vae.weights import hash_of_file, load_strictly, read_json, weights_in
 
 Progress = Callable[[int, int], None]  # steps done, steps in all
 Watch = Callable[[int, Tensor], None]  # a request's number, and a rough view (3, F, Y, X) of where its clip is heading
 WATCHED = 5  # every so many steps
+WATCHED_STEPS = 32  # time steps of latents, at most, that a view shows
 
 
 @dataclass(frozen=True)
@@ -213,7 +213,8 @@ class Pipeline(DiffusionPipeline):
             def heading(step: int, clean: list[Tensor], jobs=jobs) -> None:
                 if watch and step % WATCHED == 0:
                     for job, latents in zip(jobs, clean, strict=True):
-                        watch(job.number, self.vae.sketch(latents[None])[0])
+                        begin = max(0, [*job.canvas.dreamed, True].index(True) - 1)
+                        watch(job.number, self.vae.sketch(latents[None, :, begin : begin + WATCHED_STEPS])[0])
 
             found = [job.canvas.given for job in jobs]
             for step, latest in enumerate(self.dream_jobs(jobs, heading)):
@@ -225,36 +226,36 @@ class Pipeline(DiffusionPipeline):
                 yield Dream(job.request, latents, circle=job.canvas.circle)
 
     def dream_jobs(self, jobs: list[Job], heading: Heading) -> Iterator[list[Tensor]]:
-        """Dream one job, a circle or window by window, or several as one pack; yield their latents after each step."""
-        if jobs[0].canvas.circle:
-            yield from self.dream_ring(jobs[0], heading)
+        """Dream one job, in windows if it needs some, or several as one pack; yield their latents after each step."""
+        if not jobs[0].whole:
+            yield from self.dream_windows(jobs[0], heading)
             return
         canvases, requests, noise = zip(*((job.canvas, job.request, job.noise()) for job in jobs), strict=True)
-        if len(jobs) > 1:
-            yield from self.dream(canvases, requests, [0] * len(jobs), noise, heading)
-            return
+        yield from self.dream(canvases, requests, [0] * len(jobs), noise, heading)
 
-        def dream(part: Canvas, start: int) -> Iterator[Tensor]:
-            stretch = noise[0][:, start : start + part.steps]
-            for (found,) in self.dream([part], requests, [start], [stretch], heading):
-                yield found
+    def dream_windows(self, job: Job, heading: Heading) -> Iterator[list[Tensor]]:
+        """Dream a long clip, or a circle; yield its latents after each step, those of a circle at last turned to where
+        it is best cut open.
+        """
+        request, canvas, steps = job.request, job.canvas, job.canvas.steps
+        noise = job.noise(steps if canvas.circle else 0)
+        heard: dict[tuple[str, ...], Words] = {}
 
-        for found in dream_long(canvases[0], jobs[0].window, self.vae, dream):
-            yield [found]
+        def look(part: Canvas, start: int, stretch: Tensor) -> Velocity:
+            return self.looking([part], [request], [start], [stretch], heard)
 
-    def dream_ring(self, job: Job, heading: Heading) -> Iterator[list[Tensor]]:
-        """Dream a circle; yield its latents after each step, at last turned to where it is best cut open."""
-        request, canvas, period = job.request, job.canvas, job.canvas.steps
-        noise = job.noise(period)
-        channels, _, rows, columns = canvas.given.shape
-        window = blank((channels, job.window, rows, columns), canvas.fps, self.device)
-        look = self.looking([window], [request], [0], [window.given])
-        ring = Ring(look, self.vae, job.window, noise[:, period:])
-        times = [self.times(request, window)]
-        found: list[Tensor] = []
-        for found in sample(ring, [canvas], [noise[:, :period]], times, request.method or "", heading):
+        first, rest = canvas.part(0, job.window), canvas
+        if beginning(canvas, job.window):
+            for (found,) in self.dream([first], [request], [0], [noise[:, : job.window]], heading):
+                yield [torch.cat([found, canvas.given[:, job.window :]], 1)]
+            rest = canvas.keep(found, 0)
+        windows = Windows(look, self.vae, rest, job.window, noise[:, -steps:], canvas)
+        times = [self.times(request, blank((1, job.window, *canvas.level.shape[1:]), canvas.fps))]
+        found = [canvas.given]
+        for found in sample(windows, [rest], [noise[:, :steps]], times, request.method or "", heading):
             yield found
-        yield [cut_open(found[0], self.vae)]
+        if canvas.circle:
+            yield [cut_open(found[0], self.vae)]
 
     def window_for(self, request: Request, canvas: Canvas) -> int:
         """Return how many time steps are dreamed at once; raises RequestError for a clip that is too short."""
@@ -302,13 +303,24 @@ class Pipeline(DiffusionPipeline):
         return schedule(self.scheduler, request.steps, tokens)
 
     def looking(
-        self, canvases: Sequence[Canvas], requests: Sequence[Request], starts: Sequence[int], noise: Sequence[Tensor]
+        self,
+        canvases: Sequence[Canvas],
+        requests: Sequence[Request],
+        starts: Sequence[int],
+        noise: Sequence[Tensor],
+        heard: dict[tuple[str, ...], Words] | None = None,
     ) -> Velocity:
-        """Return the guided velocity of what stands on canvases: `dream` says what its arguments are."""
+        """Return the guided velocity of what stands on canvases: `dream` says what its arguments are. What was `heard`
+        before is not read again.
+        """
+        heard = {} if heard is None else heard
         patch = self.transformer.shape.patch
         scripts = [Script.of(*one) for one in zip(requests, canvases, starts, strict=True)]
         prompts = [sorted({*script.prompts, script.negative}) for script in scripts]
-        words = [encode(own, self.tokenizer, self.text_encoder) for own in prompts]  # each clip's as if it were alone
+        for own in map(tuple, prompts):  # each clip's as if it were alone
+            if own not in heard:
+                heard[own] = encode(own, self.tokenizer, self.text_encoder)
+        words = [heard[tuple(own)] for own in prompts]
 
         def seen(looks: list[tuple[int, Look]]) -> Iterator[Tensor]:
             clips = [(clip, [look.prompt for _, look in own]) for clip, own in groupby(looks, itemgetter(0))]

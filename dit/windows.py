@@ -1,22 +1,31 @@
-"""Clips longer than those of training: dreamed window by window, in latent space.
+"""Clips longer than those of training, and loops: dreamed in latent space, in windows.
 
-Each window sees the end of what is done as given latents, and before them, in place of the latent that would come
-first, the last frame of that latent coded as a picture, since the first latent of every clip of training is one. That
-picture is only looked at: the clip itself is never decoded and coded again, which is where long clips drift.
+The model is shown one window after another at every look of the sampler, and where they overlap, the mean of what it
+sees counts. They are cut elsewhere at every look, so that no join stays anywhere, as in Mobius (arXiv 2502.20307). The
+first latent of every clip of training is one picture, so each window has one before it: that with which the clip
+begins, or what is told of now, so that things stay what they are; behind what was given, the last one of it; on a
+circle, that just before the window. So a clip's beginning is dreamed first, and then all of the rest at once, around
+its first picture. Nothing is ever decoded and coded again, but for such pictures.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import pairwise
 
+import torch
 from torch import Tensor
 
-from dit.canvas import Canvas
+from dit.canvas import HANDOVER, Canvas
+from dit.flow import data_from, interpolate
+from dit.sampler import Velocity
 from vae.model import VideoVAE
 
-# Dream a canvas that stands at a time step of the whole: the latents after each step of the sampler.
-Dream = Callable[[Canvas, int], Iterator[Tensor]]
+GOLDEN = (5**0.5 - 1) / 2  # its multiples fill a stretch evenly, however many
+# The velocity of what stands on a part of a canvas that begins at a time step, and the noise it came from.
+Look = Callable[[Canvas, int, Tensor], Velocity]
 
 
 def window_of(steps: int, trained: list[int]) -> int:
@@ -30,64 +39,102 @@ def window_of(steps: int, trained: list[int]) -> int:
     return max(fitting)
 
 
-def next_window(level: Tensor, window: int) -> int | None:
-    """Return where the next window begins, given the levels (T, H, W) of what is still to be dreamed; None at the end.
+def cuts_of(canvas: Canvas, length: int, look: int) -> list[int]:
+    """Return behind which time steps windows of `length` begin at a sampler's look: each is a picture and the `length`
+    - 1 steps after its cut. All that is dreamed is in one or more.
 
-    A gap that leaves room for it stands in the middle, between what is before it and what is given behind; else the
-    window's first half is what is done.
+    A gap that leaves room for it stands in the middle of one window, between what is given on both sides; a longer one
+    begins with half a window of what is given before it.
     """
-    dreamed = level.flatten(1).any(1).tolist()
-    if True not in dreamed:
-        return None
-    steps, first = len(dreamed), dreamed.index(True)
-    end = dreamed.index(False, first) if False in dreamed[first:] else steps
-    room, behind = window - (end - first), (window + 1) // 2
-    if end < steps and room >= 2:
-        behind = (room + 1) // 2
-    return max(0, min(first - behind, steps - window))
+    steps, inside = canvas.steps, length - 1
+    turn = look * GOLDEN % 1
+    if canvas.circle:
+        count = -(-steps // inside)
+        return [(math.floor(turn * steps) + round(number * steps / count) - 1) % steps for number in range(count)]
+    cuts: set[int] = set()
+    for begin, end in _gaps(canvas):
+        least, most, room = begin - 1 - inside // 2, end - 1 - (inside + 1) // 2, inside - (end - begin)
+        if room >= 2:
+            least = most = begin - 1 - (room + 1) // 2
+        least, most = (min(max(0, cut), steps - length) for cut in (least, most))
+        first = least + math.floor(turn * inside) - inside
+        cuts |= {min(max(least, cut), most) for cut in range(first, most + inside, inside)}
+    return sorted(cuts)
 
 
-def dream_long(canvas: Canvas, window: int, vae: VideoVAE, dream: Dream) -> Iterator[Tensor]:
-    """Dream a canvas window by window; yields all latents after each step of each window's sampler, the last being the
-    result.
+def _gaps(canvas: Canvas) -> list[tuple[int, int]]:
+    """List the stretches of time steps, (first, behind the last), in which something is dreamed."""
+    dreamed = [False, *canvas.dreamed, False]
+    edges = [step for step, (before, after) in enumerate(pairwise(dreamed)) if before != after]
+    return list(zip(edges[::2], edges[1::2], strict=True))
+
+
+def places_of(canvas: Canvas, length: int, look: int, begun: Canvas | None = None) -> Iterator[tuple[int, Tensor]]:
+    """Yield the windows of a sampler's look: the time step behind which one is cut, and its `length` time steps, of
+    which the first is that whose last frame stands before it.
+
+    That is the step of the cut on a circle; else the last up to it of which something is given, or with which a moment
+    has begun, or the clip. `begun` is the canvas as it was, where its beginning has been dreamed since.
     """
-    found, level = canvas.given.clone(), canvas.level.clone()
-    reel = Reel(vae)
-    while (start := next_window(level, window)) is not None:
-        end = start + window
-        part = replace(canvas, given=found[:, start:end].clone(), level=level[start:end].clone())
-        if start:
-            part = part.keep(reel.picture(found[:, : start + 1]), 0)
-        for latents in dream(part, start):
-            first = 1 if start else 0
-            found[:, start + first : end] = latents[:, first:]
-            yield found
-        level[start:end] = 0
-    yield found
+    known = ((begun or canvas).level.flatten(1).amin(1) < 1).nonzero().flatten().tolist()
+    marks = [0, *known, *(begin + HANDOVER // 2 for begin, _ in canvas.told[1:])]
+    for cut in cuts_of(canvas, length, look):
+        before = cut if canvas.circle else max(mark for mark in marks if mark <= cut)
+        inside = [(cut + step) % canvas.steps for step in range(1, length)]
+        yield cut, torch.tensor([before, *inside], device=canvas.level.device)
 
 
-def dreamed_windows(canvas: Canvas, window: int) -> int:
-    """Return how many windows `dream_long` will dream."""
-    level, count = canvas.level.clone(), 0
-    while (start := next_window(level, window)) is not None:
-        level[start : start + window] = 0
-        count += 1
-    return count
+def beginning(canvas: Canvas, length: int) -> bool:
+    """Say whether a clip's first window of `length` is dreamed before the rest: where it begins with nothing given, and
+    does not end with it.
+    """
+    gap = next(iter(_gaps(canvas)), (0, 0))
+    return not canvas.circle and gap[0] == 0 and gap[1] > length and bool((canvas.level[0] == 1).all())
 
 
-class Reel:
-    """Shows latents in order, in constant memory, for the sake of single frames."""
+class Windows:
+    """The velocity of a canvas (C, T, H, W), seen in windows of `length` time steps, the picture before each included.
 
-    def __init__(self, vae: VideoVAE):
-        self.vae, self.past, self.shown = vae, None, 0
+    `noise` (C, T, H, W) is what the pictures lie under. `begun` is the canvas as it was, where its beginning has been
+    dreamed since.
+    """
 
-    def picture(self, latents: Tensor) -> Tensor:
-        """Return the last frame of latents (C, T, H, W), coded as a picture (C, 1, H, W). What was shown before must be
-        among them.
-        """
-        pixels = None
-        while self.shown < latents.shape[1]:
-            pixels, self.past = self.vae.decode_piece(latents[None, :, self.shown : self.shown + 1], self.past)
-            self.shown += 1
-        assert pixels is not None, "windows move on"
-        return self.vae.encode(pixels[:, :, -1:])[0]
+    def __init__(
+        self, look: Look, vae: VideoVAE, canvas: Canvas, length: int, noise: Tensor, begun: Canvas | None = None
+    ):
+        self.look, self.vae, self.canvas, self.length, self.noise = look, vae, canvas, length, noise
+        self.begun, self.looks, self.clean = begun, 0, torch.where(canvas.level < 1, canvas.given, noise)
+
+    def __call__(self, xs: list[Tensor], levels: list[Tensor]) -> list[Tensor]:
+        (x,), (level,) = xs, levels
+        sums, seen = torch.zeros_like(x), x.new_zeros(self.canvas.steps)
+        for cut, place in places_of(self.canvas, self.length, self.looks, self.begun):
+            before = int(place[0])
+            given, window = self.canvas.given[:, place], x[:, place]
+            if before or self.canvas.circle:  # else it is the clip's own first latent, which is a picture
+                given[:, :1] = self.picture(before)
+                window[:, :1] = interpolate(given[:, :1], self.noise[:, [before]], level[[before]])
+            part = replace(self.canvas, given=given, level=self.canvas.level[place], circle=False)
+            (velocity,) = self.look(part, cut, self.noise[:, place])([window], [level[place]])
+            own = 1 if cut or self.canvas.circle else 0
+            sums.index_add_(1, place[own:], velocity[:, own:])
+            seen.index_add_(0, place[own:], seen.new_ones(self.length - own))
+        answer = sums / seen.clamp(min=1)[:, None, None]
+        self.looks, self.clean = self.looks + 1, data_from(x, answer, level)
+        return [answer]
+
+    def picture(self, step: int) -> Tensor:
+        """Return the last frame of a time step, as far as it can be guessed by now, coded as a picture (C, 1, H, W)."""
+        shown = self.vae.sketch(self.clean[None, :, [step, step]])[:, :, -1:]
+        return self.vae.encode(shown)[0]
+
+
+def cut_open(ring: Tensor, vae: VideoVAE) -> Tensor:
+    """Return a circle of latents (C, T, H, W) turned so that it begins where the last frame of a time step and the
+    first of the next differ least.
+    """
+    change, last = [], vae.stride[0]
+    for step in range(ring.shape[1]):
+        frames = vae.sketch(ring[None, :, [step - 1, step - 1, step]])[0]
+        change.append(float((frames[:, last + 1] - frames[:, last]).square().mean()))
+    return ring.roll(-change.index(min(change)), 1)

@@ -6,13 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dit.canvas import blank, shares
+from dit.canvas import Canvas, blank, shares
 from dit.flow import interpolate
 from dit.modes import MODES
 from dit.pipeline import Pipeline
 from dit.request import Moment, Request, RequestError, read_board
-from dit.ring import Ring, cut_open, windows_around
-from dit.windows import dream_long, dreamed_windows, next_window, window_of
+from dit.windows import Windows, beginning, cut_open, cuts_of, places_of, window_of
 from vae.media import read_picture, read_video, write_picture, write_video
 
 
@@ -106,23 +105,54 @@ def test_inpainting_keeps_every_latent_with_no_white_in_it(pipeline, files):
     assert level[:, :2, :4].all() and level.sum() == level[:, :2, :4].sum()
 
 
+def painted(steps: int, *dreamed: tuple[int, int], circle: bool = False) -> Canvas:
+    """Return a canvas on which stretches are dreamed and the rest is given."""
+    level = torch.zeros(steps, 1, 1)
+    for begin, end in dreamed:
+        level[begin:end] = 1
+    return Canvas(torch.zeros(1, steps, 1, 1), level, 8.0, circle=circle)
+
+
 @pytest.mark.parametrize("window", [3, 5, 9])
-def test_windows_dream_everything_once_behind_what_is_done(window):
+def test_at_every_look_windows_show_all_that_is_dreamed_and_not_much_more(window):
+    inside = window - 1
     for steps in range(window, 40):
-        level, before = torch.ones(steps, 1, 1), 0
-        while (start := next_window(level, window)) is not None:
-            assert not level[:start].any() and start + window <= steps
-            assert level[start : start + window].any() and (start == 0 or start + (window + 1) // 2 <= before)
-            level[start : start + window], before = 0, start + window
-        assert not level.any()
+        for begin, end in {(0, steps), (1, steps), (steps // 3, steps // 2 + 1), (0, steps - 1), (steps // 2, steps)}:
+            canvas = painted(steps, (begin, end))
+            for look in range(12):
+                cuts = cuts_of(canvas, window, look)
+                shown = {cut + step for cut in cuts for step in range(0 if cut == 0 else 1, window)}
+                assert set(range(begin, end)) <= shown and shown <= set(range(steps))
+                assert len(cuts) <= (end - begin) // inside + 3
+                assert all(cut >= begin - 1 - inside // 2 - 1 or cut == steps - window for cut in cuts)
+
+
+def test_windows_are_cut_elsewhere_at_every_look():
+    canvas, joins = painted(40, (0, 40)), set()
+    for look in range(30):
+        joins |= set(cuts_of(canvas, 9, look))
+    assert joins == set(range(32))
 
 
 def test_a_window_stands_in_the_middle_between_what_is_given():
-    level = torch.zeros(20, 1, 1)
-    level[10:12] = 1
-    assert next_window(level, 5) == 8 and next_window(level, 9) == 6
-    level[10:20] = 1
-    assert next_window(level, 5) == 7
+    assert {tuple(cuts_of(painted(20, (10, 12)), 5, look)) for look in range(9)} == {(8,)}
+    assert {tuple(cuts_of(painted(20, (10, 12)), 9, look)) for look in range(9)} == {(6,)}
+    assert min(cut for look in range(9) for cut in cuts_of(painted(20, (10, 20)), 5, look)) == 7
+
+
+def test_before_a_window_stands_what_was_told_or_given_last():
+    def before(canvas, begun=None):
+        return {cut: int(place[0]) for look in range(30) for cut, place in places_of(canvas, 5, look, begun)}
+
+    whole = painted(30, (0, 30))
+    assert set(before(whole).values()) == {0}  # the clip's first picture
+    rest = painted(30, (5, 30))
+    assert set(before(rest, whole).values()) == {0}  # that too, where the beginning has been dreamed
+    assert {cut: min(cut, 4) for cut in before(rest)} == before(rest)  # the last of what was given
+    told = before(whole.tell([(0, "a"), (10, "b")]))
+    assert {cut: 0 if cut < 11 else 11 for cut in told} == told  # since the hand-over to other words is over
+    edited = replace(whole, level=whole.level / 2)
+    assert all(cut == step for cut, step in before(edited).items())  # everything is known a little
 
 
 def test_a_window_is_the_longest_of_training_that_a_clip_fills():
@@ -131,42 +161,49 @@ def test_a_window_is_the_longest_of_training_that_a_clip_fills():
         window_of(4, [5, 9])
 
 
-def test_a_long_clip_is_dreamed_once_everywhere_and_never_coded_again(pipeline):
-    """Each latent is what its own window dreamed; windows look back at what is done, and at one picture of it."""
+@torch.no_grad()
+def test_a_long_clip_is_dreamed_around_its_first_picture_and_never_coded_again(pipeline):
+    """The beginning as if it were all, then the rest in windows that begin with the same picture."""
+    request = pipeline.resolve(Request(mode="long", prompt="a red ball", seconds=5.0, steps=3, seed=4))
+    canvas = pipeline.paint(request)
+    window = pipeline.window_for(request, canvas)
+    assert beginning(canvas, window) and canvas.steps > 2 * window
     seen = []
-
-    def dream(part, start):
-        seen.append((start, part))
-        yield torch.where(part.level > 0, torch.full_like(part.given, float(len(seen))), part.given)
-
-    canvas = blank((4, 9, 8, 8), 8.0)
-    *_, found = dream_long(canvas, 5, pipeline.vae, dream)
-    assert [start for start, _ in seen] == [0, 2, 4] and dreamed_windows(canvas, 5) == 3
-    assert found[0, :, 0, 0].tolist() == [1, 1, 1, 1, 1, 2, 2, 3, 3]
-    for start, part in seen[1:]:
-        assert part.level[:, 0, 0].tolist() == [0, 0, 0, 1, 1]
-        assert torch.equal(part.given[:, 1:3], found[:, start + 1 : start + 3])
-        shown = pipeline.vae.decode(found[None, :, : start + 1])[:, :, -1:]
-        assert torch.allclose(part.given[:, :1], pipeline.vae.encode(shown)[0], atol=1e-4)
+    coded, pipeline.vae.encode = pipeline.vae.encode, None
+    try:
+        looking = pipeline.looking
+        pipeline.looking = lambda *args: lambda xs, levels: (seen.append((xs, levels)), looking(*args)(xs, levels))[1]
+        (dream,) = pipeline.generate([request])
+    finally:
+        pipeline.vae.encode = coded
+        del pipeline.looking
+    short = pipeline.resolve(Request(prompt="a red ball", seconds=(4 * window - 3) / 8, steps=3, seed=4))
+    (alone,) = pipeline.generate([short])
+    assert torch.equal(alone.latents, dream.latents[:, :window])
+    for (x,), (level,) in seen[3:]:
+        assert x.shape[1] == window and torch.equal(x[:, :1], dream.latents[:, :1]) and not level[0].any()
 
 
 @torch.no_grad()
 def test_a_circle_is_seen_in_windows_that_are_cut_elsewhere_at_every_look(pipeline):
     seen = []
 
-    def look(xs, levels):
-        seen.append(xs[0])
-        return [x.square() - level for x, level in zip(xs, levels, strict=True)]
+    def look(part, start, stretch):
+        def velocity(xs, levels):
+            seen.append(xs[0])
+            return [x.square() - level for x, level in zip(xs, levels, strict=True)]
+
+        return velocity
 
     x, level = torch.randn(4, 7, 8, 8), torch.full((7, 8, 8), 0.5)
-    noise = torch.randn_like(x)
-    ring = Ring(look, pipeline.vae, 5, noise)
+    noise, canvas = torch.randn_like(x), replace(blank((4, 7, 8, 8), 8.0), circle=True)
+    ring = Windows(look, pipeline.vae, canvas, 5, noise)
     cuts = []
     for _ in range(30):
         before = ring.clean
         (velocity,) = ring([x], [level])
         assert torch.allclose(velocity, x.square() - level, atol=1e-6)  # no place is treated unlike another
-        assert windows_around(7, 5) == 2 and len(seen) % 2 == 0
+        assert len(seen) % 2 == 0
         for window in seen[-2:]:
             (cut,) = (step for step in range(7) if torch.equal(window[:, 1], x[:, step]))
             assert torch.equal(window[:, 1:], x[:, (cut + torch.arange(4)) % 7])
@@ -180,16 +217,17 @@ def test_a_circle_is_seen_in_windows_that_are_cut_elsewhere_at_every_look(pipeli
 def test_no_seam_stays_where_each_window_changes_what_is_at_its_ends(pipeline):
     """A look that spoils the two ends of each window leaves a seam where windows are always cut, and none where not."""
 
-    def look(xs, levels):
+    def velocity(xs, levels):
         spoilt = xs[0] - 1.0  # the velocity to a circle of ones
         spoilt[:, 1] -= 1.0
         spoilt[:, -1] += 1.0
         return [spoilt]
 
-    ring, x = Ring(look, pipeline.vae, 5, torch.zeros(4, 4, 8, 8)), torch.zeros(4, 4, 8, 8)
+    x, canvas = torch.zeros(4, 4, 8, 8), replace(blank((4, 4, 8, 8), 8.0), circle=True)
+    ring = Windows(lambda *part: velocity, pipeline.vae, canvas, 5, torch.zeros_like(x))
     for time in torch.linspace(1, 0, 41)[:-1]:
-        (velocity,) = ring([x], [torch.full((4, 8, 8), float(time))])
-        x = x - velocity / 40
+        (slope,) = ring([x], [torch.full((4, 8, 8), float(time))])
+        x = x - slope / 40
     joins = (x - x.roll(1, 1)).abs().mean((0, 2, 3))
     assert joins.max() < 0.1  # of 1.3 where windows are always cut at one place
 
