@@ -74,22 +74,22 @@ def places_of(canvas: Canvas, length: int, look: int, begun: Canvas | None = Non
     which the first is that whose last frame stands before it.
 
     That is the step of the cut on a circle; else the last up to it of which something is given, or with which a moment
-    has begun, or the clip. `begun` is the canvas as it was, where its beginning has been dreamed since.
+    has begun, or the first behind it of which something is given, or where nothing is, the clip's first. `begun` is the
+    canvas as it was, where its beginning has been dreamed since.
     """
     known = ((begun or canvas).level.flatten(1).amin(1) < 1).nonzero().flatten().tolist()
     marks = [0, *known, *(begin + HANDOVER // 2 for begin, _ in canvas.told[1:])]
     for cut in cuts_of(canvas, length, look):
         before = cut if canvas.circle else max(mark for mark in marks if mark <= cut)
+        if cut and not before and known and not canvas.circle:
+            before = known[0]
         inside = [(cut + step) % canvas.steps for step in range(1, length)]
         yield cut, torch.tensor([before, *inside], device=canvas.level.device)
 
 
 def beginning(canvas: Canvas, length: int) -> bool:
-    """Say whether a clip's first window of `length` is dreamed before the rest: where it begins with nothing given, and
-    does not end with it.
-    """
-    gap = next(iter(_gaps(canvas)), (0, 0))
-    return not canvas.circle and gap[0] == 0 and gap[1] > length and bool((canvas.level[0] == 1).all())
+    """Say whether a clip's first window of `length` is dreamed before the rest: where nothing is given at all."""
+    return not canvas.circle and canvas.steps > length and bool((canvas.level == 1).all())
 
 
 class Windows:

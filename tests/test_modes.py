@@ -149,6 +149,8 @@ def test_before_a_window_stands_what_was_told_or_given_last():
     rest = painted(30, (5, 30))
     assert set(before(rest, whole).values()) == {0}  # that too, where the beginning has been dreamed
     assert {cut: min(cut, 4) for cut in before(rest)} == before(rest)  # the last of what was given
+    behind = before(painted(30, (0, 20)))
+    assert {cut: max(cut, 20) if cut else 0 for cut in behind} == behind  # what is given behind, but for the beginning
     told = before(whole.tell([(0, "a"), (10, "b")]))
     assert {cut: 0 if cut < 11 else 11 for cut in told} == told  # since the hand-over to other words is over
     edited = replace(whole, level=whole.level / 2)
