@@ -158,12 +158,10 @@ class Source:
         shape = seen(plain.shape, run, vae)
         return cls(bucket, plain, kind, bucket.state["fps"], shape, latents(True) if mirror else None)
 
-    def stretch(self, rng: np.random.Generator) -> slice | np.ndarray:
+    def stretch(self, rng: np.random.Generator) -> np.ndarray:
         """Draw which time steps of a clip are seen: all, or the first, a picture, and as many in a row as fit."""
         steps, seen = self.latents.shape[2], self.shape[1]
-        if steps == seen:
-            return slice(None)
-        begin = int(rng.integers(1, steps - seen + 2))
+        begin = int(rng.integers(1, steps - seen + 2)) if seen < steps else 1
         return np.r_[0, begin : begin + seen - 1]
 
 
@@ -236,12 +234,16 @@ def draw(run: DiTRun, source: Source, patch, count: int, step: int, accelerator)
         noise = torch.from_numpy(rng.standard_normal(source.shape, dtype=np.float32))
         level = torch.from_numpy(draw_level(rng, source.shape[1:], patch))
         silent = rng.random() < run.caption_drop
+        place = source.stretch(rng)
+        if place[-1] >= len(place):  # a picture from long before is always given, as when a long clip is dreamed
+            level[0] = 0
+            level[1:] = level[1:] if level.any() else 1
         latents = source.latents
         if source.mirrored is not None and rng.random() < 0.5:
             latents, caption = source.mirrored, in_a_mirror(caption)
         examples.append(
             Example(
-                latents=torch.from_numpy(latents[clip][:, source.stretch(rng)].astype(np.float32)),
+                latents=torch.from_numpy(latents[clip][:, place].astype(np.float32)),
                 noise=noise,
                 level=level,
                 uniform=(phase + number * GOLDEN) % 1,
