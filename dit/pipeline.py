@@ -237,7 +237,7 @@ class Pipeline(DiffusionPipeline):
         """Dream a long clip, or a circle; yield its latents after each step, those of a circle at last turned to where
         it is best cut open.
         """
-        request, canvas, steps = job.request, job.canvas, job.canvas.steps
+        request, canvas, (steps, H, W) = job.request, job.canvas, job.canvas.level.shape
         noise = job.noise(steps if canvas.circle else 0)
         heard: dict[tuple[str, ...], Words] = {}
 
@@ -250,7 +250,7 @@ class Pipeline(DiffusionPipeline):
                 yield [torch.cat([found, canvas.given[:, job.window :]], 1)]
             rest = canvas.keep(found, 0)
         windows = Windows(look, self.vae, rest, job.window, noise[:, -steps:], canvas)
-        times = [self.times(request, blank((1, job.window, *canvas.level.shape[1:]), canvas.fps))]
+        times = [self.times(request, blank((1, job.window, H, W), canvas.fps))]
         found = [canvas.given]
         for found in sample(windows, [rest], [noise[:, :steps]], times, request.method or "", heading):
             yield found
@@ -319,7 +319,7 @@ class Pipeline(DiffusionPipeline):
         prompts = [sorted({*script.prompts, script.negative}) for script in scripts]
         for own in map(tuple, prompts):  # each clip's as if it were alone
             if own not in heard:
-                heard[own] = encode(own, self.tokenizer, self.text_encoder)
+                heard[own] = encode(list(own), self.tokenizer, self.text_encoder)
         words = [heard[tuple(own)] for own in prompts]
 
         def seen(looks: list[tuple[int, Look]]) -> Iterator[Tensor]:
