@@ -133,7 +133,7 @@ def test_a_writer_who_swaps_a_colour_and_adds_things_is_found_out():
 def test_the_command_that_trains_it_says_what_it_will_cost(capsys):
     with pytest.raises(SystemExit):
         main(["train", "upsampler", "--preset", "first", "--dry-run"])
-    assert "pairs seen 96,000, each both ways" in capsys.readouterr().out
+    assert "pairs seen 288,000, each both ways" in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")
@@ -174,3 +174,18 @@ def test_resuming_gives_the_same_upsampler_as_not_stopping(run, tmp_path):
         train(run)
     one, two = (load_upsampler(out / "upsampler").writer.state_dict() for out in (run.out, tmp_path / "u"))
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_run_goes_on_from_an_upsampler_with_its_words_and_shape(run, tmp_path):
+    if not (run.out / "upsampler").exists():
+        train(run)
+    begun = replace(
+        run, start=run.out / "upsampler", out=tmp_path / "on", steps=2, rate=0.0, weight_decay=0.0, width=64
+    )
+    train(begun)
+    one, two = (load_upsampler(out / "upsampler") for out in (run.out, begun.out))
+    assert one.tokenizer.get_vocab() == two.tokenizer.get_vocab()
+    before, after = one.writer.state_dict(), two.writer.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    with pytest.raises(ValueError, match="start must be the folder of an upsampler trained here; got http"):
+        train(replace(begun, start="http://localhost:8000/v1#pen", out=tmp_path / "off"))

@@ -127,9 +127,12 @@ class UpsamplerRun(Run):
     """A writer of captions from prompts, and of prompts from captions, trained on `batch` pairs a step, each both ways.
 
     Its tokenizer is learned from `read` pairs, and `validation_pairs` held-out ones say when to trust it. At the end
-    `prompts` prompts of each kind are written out and compared.
+    `prompts` prompts of each kind are written out and compared. `start` is the folder of a trained upsampler to begin
+    from, with its tokenizer and shape.
     """
 
+    start: Path | None = None
+    optimizer: Literal["muon", "adamw"] = "muon"
     vocabulary: int = 2048
     context: int = 512
     width: int = 192

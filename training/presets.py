@@ -205,10 +205,10 @@ def upsampler_first() -> UpsamplerRun:
         data=Path("data/first"),
         held_out=Path("data/first-test"),
         out=FIRST / "upsampler",
-        steps=3_000,
+        steps=9_000,
         rate=2e-3,
         warmup_steps=100,
-        decay_steps=1_000,
+        decay_steps=3_000,
         validate_every=500,
         save_minutes=5,
     )

@@ -11,15 +11,28 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from captioning.upsampler import CLIP, PICTURE, SHORT, Ours, Writer, batched, save_upsampler, sequence, tokenizer_of
+from captioning.upsampler import (
+    CLIP,
+    PICTURE,
+    SHORT,
+    Ours,
+    Writer,
+    batched,
+    load_upsampler,
+    save_upsampler,
+    sequence,
+    tokenizer_of,
+)
 from training.config import UpsamplerRun
 from training.dataset import MOVING, STILL, Bucket, bucket_of, data_hash, order, share, texts_of
 from training.loop import Course, accelerator_for, adamw, descend, describe, rate_at
+from training.muon import muon
 from training.thesaurus import say, typed
 from training.upsampling import read, survival
 from training.world.lexicon import SIDES
@@ -42,21 +55,9 @@ def train(run: UpsamplerRun) -> dict:
     accelerator = accelerator_for(run)
     bucket, held_out = bucket_of(run.data, FORMATS[0]), bucket_of(run.held_out, FORMATS[0])
     describe(run, accelerator, data=data_hash(run.data, FORMATS))
-    known = [pair_of(run.seed, bucket, clip, clip) for clip in range(min(len(bucket), run.read))]
-    tokenizer = tokenizer_of((text for _, *texts in known for text in texts), run.vocabulary, run.context)
-    longest = int(np.quantile([len(short.encode()) for _, short, _ in known], 1 - SURE))
-    torch.manual_seed(run.seed)
-    writer = Writer(
-        len(tokenizer),
-        run.context,
-        run.width,
-        run.heads,
-        run.layers,
-        tokenizer.eos_token_id,
-        tokenizer.pad_token_id,
-        longest=longest,
-    )
-    writer, optimizer = accelerator.prepare(writer, adamw(writer, run))
+    tokenizer, writer = begin(run, bucket)
+    optimizer = muon(writer.hidden(), writer, run) if run.optimizer == "muon" else adamw(writer, run)
+    writer, optimizer = accelerator.prepare(writer, optimizer)
     course = Course("train upsampler", run, accelerator, {"writer": writer, "optimizer": optimizer})
     bare = accelerator.unwrap_model(writer)
     held = [pair_of(run.seed, held_out, number % len(held_out), number) for number in range(run.validation_pairs)]
@@ -76,10 +77,37 @@ def train(run: UpsamplerRun) -> dict:
         false = [near_miss(held_out, number % len(held_out), number) for number in range(run.validation_pairs)]
         bare.register_to_config(least=least_of(upsampler, [pair[1:] for pair in held], false))
         save_upsampler(upsampler, run.out / "upsampler")
-        report |= {"least": bare.config.least, "longest": longest, "survival": survival(upsampler, run.prompts)}
+        told = {"least": bare.config.least, "longest": bare.config.longest}
+        report |= told | {"survival": survival(upsampler, run.prompts)}
         (run.out / "report.json").write_text(json.dumps(report, indent=2))
     accelerator.end_training()
     return report
+
+
+def begin(run: UpsamplerRun, bucket: Bucket) -> tuple[Any, Writer]:
+    """Return the tokenizer and the writer to train: fresh ones, or those in `run.start`. Raises ValueError where that
+    is no folder of ours.
+    """
+    if run.start is not None:
+        trained = load_upsampler(run.start)
+        if not isinstance(trained, Ours):
+            raise ValueError(f"start must be the folder of an upsampler trained here; got {run.start}")
+        return trained.tokenizer, trained.writer.train()
+    known = [pair_of(run.seed, bucket, clip, clip) for clip in range(min(len(bucket), run.read))]
+    tokenizer = tokenizer_of((text for _, *texts in known for text in texts), run.vocabulary, run.context)
+    longest = int(np.quantile([len(short.encode()) for _, short, _ in known], 1 - SURE))
+    torch.manual_seed(run.seed)
+    writer = Writer(
+        len(tokenizer),
+        run.context,
+        run.width,
+        run.heads,
+        run.layers,
+        tokenizer.eos_token_id,
+        tokenizer.pad_token_id,
+        longest=longest,
+    )
+    return tokenizer, writer
 
 
 def batch(run: UpsamplerRun, bucket: Bucket, step: int, accelerator) -> list[Pair]:
