@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from dit.canvas import Canvas
@@ -15,12 +16,15 @@ from dit.windows import beginning
 
 @dataclass(frozen=True)
 class Job:
-    """A clip to be made: its request, resolved, the canvas, and how many time steps of it are dreamed at once."""
+    """A clip to be made: its request, resolved, the canvas, how many time steps of it are dreamed at once, and how many
+    the longest clip of training has at its size.
+    """
 
     number: int
     request: Request
     canvas: Canvas
     window: int
+    longest: int
 
     @property
     def looks(self) -> int:
@@ -33,9 +37,19 @@ class Job:
         return self.window == self.canvas.steps and not self.canvas.circle
 
     def noise(self, steps: int = 0) -> Tensor:
-        """Return the noise (C, T, H, W) of the whole clip, and of so many more time steps."""
+        """Return the noise (C, T, H, W) of the whole clip, and of so many more time steps.
+
+        Behind the longest clip of training, half of it is that of the steps of one such clip, over and over, since like
+        noise becomes a like picture, as in PYoCo (arXiv 2305.10474) and FreeNoise (arXiv 2310.15169): things stay what
+        they are, and do not move in circles yet.
+        """
         channels, T, *sides = self.canvas.given.shape
-        return noise_for(self.request.seed, (channels, T + steps, *sides)).to(self.canvas.given)
+        noise = noise_for(self.request.seed, (channels, T + steps, *sides)).to(self.canvas.given)
+        if self.canvas.circle or self.longest >= T:
+            return noise
+        behind = torch.arange(self.longest, T + steps)
+        again = noise[:, 1 + (behind - 1) % (self.longest - 1)]
+        return torch.cat([noise[:, : self.longest], (noise[:, self.longest :] + again) / 2**0.5], 1)
 
     def fits(self, other: Job) -> bool:
         """Say whether both may be dreamed as one pack: each in one window, in as many steps of one method."""

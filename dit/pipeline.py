@@ -205,7 +205,8 @@ class Pipeline(DiffusionPipeline):
         resolved = [self.resolve(request) for request in requests]
         canvases = [self.paint(request) for request in resolved]
         windows = [self.window_for(request, canvas) for request, canvas in zip(resolved, canvases, strict=True)]
-        jobs = [Job(*job) for job in zip(range(len(resolved)), resolved, canvases, windows, strict=True)]
+        longest = [max(self.trained_for(request), default=1) for request in resolved]
+        jobs = [Job(*job) for job in zip(range(len(resolved)), resolved, canvases, windows, longest, strict=True)]
         packs, done = packed(jobs, together), 0
         total = sum(jobs[0].looks for jobs in packs)
         for jobs in packs:
@@ -257,16 +258,18 @@ class Pipeline(DiffusionPipeline):
         if canvas.circle:
             yield [cut_open(found[0], self.vae)]
 
+    def trained_for(self, request: Request) -> list[int]:
+        """List how many time steps the clips of training have, at a request's size."""
+        size = request.size or self.settings.size
+        formats = [(frames, y, x) for x, y, frames in self.settings.formats if (x, y) == size and frames > 1]
+        return sorted(self.vae.latent_shape(*format)[0] for format in formats)
+
     def window_for(self, request: Request, canvas: Canvas) -> int:
         """Return how many time steps are dreamed at once; raises RequestError for a clip that is too short."""
         size = request.size or self.settings.size
         if canvas.steps == 1 and not canvas.circle:
             return 1
-        trained = sorted(
-            self.vae.latent_shape(frames, rows, columns)[0]
-            for columns, rows, frames in self.settings.formats
-            if (columns, rows) == size and frames > 1
-        )
+        trained = self.trained_for(request)
         before = 1 if canvas.circle else 0  # a circle's windows begin with a picture of what is before them
         try:
             return window_of(canvas.steps + before, trained)

@@ -8,6 +8,7 @@ import torch
 
 from dit.canvas import Canvas, blank, shares
 from dit.flow import interpolate
+from dit.job import Job
 from dit.modes import MODES
 from dit.pipeline import Pipeline
 from dit.request import Moment, Request, RequestError, read_board
@@ -184,6 +185,22 @@ def test_a_long_clip_is_dreamed_around_its_first_picture_and_never_coded_again(p
     assert torch.equal(alone.latents, dream.latents[:, :window])
     for (x,), (level,) in seen[3:]:
         assert x.shape[1] == window and torch.equal(x[:, :1], dream.latents[:, :1]) and not level[0].any()
+
+
+def test_behind_the_longest_clip_of_training_half_of_the_noise_comes_again():
+    def noise(steps, circle=False):
+        canvas = replace(blank((16, steps, 8, 8), 8.0), circle=circle)
+        return Job(0, Request(prompt="x", seed=3), canvas, 5, 9).noise()
+
+    long = noise(60)
+    for steps in (5, 9, 20):
+        assert torch.equal(noise(steps), long[:, :steps])  # a longer clip begins with the same noise
+    assert torch.equal(noise(60, circle=True)[:, :9], long[:, :9]) and not torch.equal(noise(60, circle=True), long)
+    for step in range(9, 60):
+        own = long[:, step].flatten()
+        alike = [float(own @ long[:, other].flatten() / own.numel()) for other in range(9)]
+        assert float(own.var()) == pytest.approx(1, abs=0.2)
+        assert alike.index(max(alike)) == 1 + (step - 1) % 8 and max(alike) == pytest.approx(0.5**0.5, abs=0.12)
 
 
 @torch.no_grad()
