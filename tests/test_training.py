@@ -133,6 +133,21 @@ def test_a_dit_goes_on_deeper_from_where_another_ended(dit_run, parts):
         begin(run, replace(first.shape, words_width=8))
 
 
+def test_a_dit_goes_back_to_what_it_began_with(dit_run, parts):
+    from training.train_dit import train
+
+    if not (dit_run.out / "model").exists():
+        train(dit_run)
+    run = replace(dit_run, start=dit_run.out / "model" / "transformer", steps=2, warmup_steps=0, out=dit_run.out.parent)
+    here, there, half = (replace(run, back=back, out=run.out / f"back-{back}") for back in (0.0, 1.0, 0.5))
+    for one in (here, there, half):
+        train(one)
+    begun, trained, between = weights(dit_run), weights(here), weights(half)
+    assert same(weights(there), begun) and not same(trained, begun)
+    for name, value in between.items():
+        assert torch.allclose(value.float(), (begun[name].float() + trained[name].float()) / 2, atol=2e-3)
+
+
 def test_the_times_of_a_step_are_spread_evenly(dit_run, parts):
     from training.train_dit import Source, draw
 

@@ -152,12 +152,14 @@ class DiTRun(Run):
     the clips of the same size; on which canvases clips are dreamed is drawn by `canvases.py`. Of clips of more than
     `window` frames the first picture and a stretch from anywhere are seen, as when a long one is dreamed (0 for all).
     `start` is the folder of a trained transformer to begin from, in its width; the blocks that it lacks for `depth`
-    begin silent.
+    begin silent. At the end the weights go `back` so much of the way to those it began with, which keeps what it could
+    before (arXiv 2109.01903).
     """
 
     vae: Path = Path("runs/tiny/vae")
     text: Path = Path("runs/tiny/text")
     start: Path | None = None
+    back: float = 0.0
     depth: int = 6
     optimizer: Literal["muon", "adamw"] = "muon"
     formats: tuple[Format, ...] = ((64, 64, 17), (64, 64, 1))

@@ -252,13 +252,11 @@ def dit_first_deep() -> DiTRun:
 
 
 def dit_first_long() -> DiTRun:
-    """Go on from the shipped model, and see what stands far behind a clip's first picture, as in long ones."""
-    shipped = Path("app/models/first")
+    """Go on from `dit_first_deep`, and see what stands far behind a clip's first picture, as in long ones."""
     return replace(
         dit_first(),
-        vae=shipped / "vae",
-        text=shipped,
-        start=shipped / "transformer",
+        start=FIRST / "dit-deep" / "model" / "transformer",
+        back=0.5,
         out=FIRST / "dit-long",
         depth=6,
         formats=(SQUARE, WIDE, TALL, LONG, LONGER, LARGE, STILL, LARGE_STILL),

@@ -60,7 +60,7 @@ def train(run: DiTRun) -> dict:
         held_out = Source.open(run, run.held_out, real_formats(run.formats)[0], vae, stamp)
     torch.manual_seed(run.seed)
     model = begin(run, shape_of(run, vae.stride, vae.channels, width_of(text_encoder)))
-    shape = model.shape
+    shape, begun = model.shape, [value.detach().clone() for value in model.parameters()] if run.back else []
     work = sum(
         count * forward_flops(shape, tokens_of(sources[format], shape), WORDS)
         for format, count in zip(run.formats, run.clips, strict=True)
@@ -98,6 +98,8 @@ def train(run: DiTRun) -> dict:
             with_average(bare, average, lambda shown=step + 1: show(pipeline, run, held_out, shown))
 
     average.copy_to(bare.parameters())
+    for value, before in zip(bare.parameters() if begun else (), begun, strict=True):
+        value.data.lerp_(before.to(value), run.back)
     report = validate(bare.eval(), table)
     if accelerator.is_main_process:
         save(pipeline, run)
