@@ -348,10 +348,8 @@ def with_average(model: DiT, average: EMAModel, act):
 def settings(run: DiTRun) -> Settings:
     """Return what a pipeline must know of a run."""
     columns, rows, frames = real_formats(run.formats)[0]
-    seen = [(x, y, min(frames, run.window or frames)) for x, y, frames in run.formats]
-    return Settings(
-        tuple(dict.fromkeys(seen)), run.fps, (columns, rows), frames / run.fps, run.sample_steps, run.guidance
-    )
+    trained = tuple(dict.fromkeys((x, y, min(most, run.window or most)) for x, y, most in run.formats))
+    return Settings(trained, run.fps, (columns, rows), frames / run.fps, run.sample_steps, run.guidance)
 
 
 def show(pipeline: Pipeline, run: DiTRun, source: Source, step: int, clips: int = 8) -> None:
