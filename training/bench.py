@@ -26,7 +26,11 @@ from dit.sampler import noise_for
 from training.judge import FORMAT, Judge
 from vae.weights import load_strictly
 
-PROMPTS = ("a large red ball rolls on the grass", "a medium-sized blue cube rests on sand", "a big green capsule spins")
+PROMPTS = (
+    *("a large red ball rolls on the grass", "a medium-sized blue cube rests on sand", "a big green capsule spins"),
+    *("a small yellow cylinder stands still on sand", "a large green cube slides on a wooden floor"),
+    "a large pink ball bounces on the grass",
+)
 MEASURES = ("colour", "contrast", "sharpness", "identity")
 # In a process of its own: what it took, as one line of JSON.
 CHILD = """
