@@ -3,8 +3,9 @@
 Ours is a small sequence model that was taught in both directions (`training/train_upsampler.py`): to write a prompt
 out, and to say in few words what a caption tells. At work it writes several captions and keeps the one that makes the
 prompt most probable: a noisy channel (Brown et al. 1993, Computational Linguistics 19:2; between texts Li et al. 2016,
-arXiv 1510.03055). A caption of another colour does not make the prompt probable. Where none does, the prompt holds what
-the model does not know, and stays as it was typed.
+arXiv 1510.03055). A caption of another colour does not make the prompt probable: it makes a word of it less so than no
+caption at all would. Where all do that, or the prompt holds words that the model does not know, it stays as it was
+typed.
 
 A language model of transformers, or one behind an endpoint, can take its place; each is told what to do, and shown how.
 """
@@ -72,7 +73,8 @@ class Writer(ModelMixin, ConfigMixin):
     """transformers' Llama (Touvron et al. 2023, arXiv 2302.13971), small, and when to trust it.
 
     A caption is kept where it makes each token of the prompt at least `least` probable (a logarithm, so never by
-    default); a prompt of more than `longest` bytes is no short one any more, and passes as it is.
+    default), and at least `gain` more probable than it is without a caption; a prompt of more than `longest` bytes is
+    no short one any more, and passes as it is.
     """
 
     @register_to_config
@@ -86,6 +88,7 @@ class Writer(ModelMixin, ConfigMixin):
         end_id: int = 1,
         pad_id: int = 0,
         least: float = 0.0,
+        gain: float = 0.0,
         longest: int = 200,
     ):
         super().__init__()
@@ -137,7 +140,8 @@ class Ours:
         if not texts:
             return prompt
         found = self.explained(prompt, texts)
-        known = found.amin(1) >= config["least"]
+        least, gain = self.doubts(prompt, found).unbind(1)
+        known = (least >= config["least"]) & (gain >= config["gain"])
         best = found.sum(1).where(known, -torch.inf).argmax()
         return texts[best] if known.any() else prompt
 
@@ -164,6 +168,12 @@ class Ours:
         ids, said = (part.to(self.writer.device) for part in batched(rows, self.tokenizer.pad_token_id))
         found, tokens = self.writer(ids, said), int(said[0].sum())
         return found[said].view(len(texts), tokens).cpu()
+
+    def doubts(self, prompt: str, explained: Tensor) -> Tensor:
+        """Return of captions that `explained` (B, L) a prompt how probable its least probable token is, and how much
+        more so the token that gains least by a caption (pointwise mutual information): logarithms (B, 2).
+        """
+        return torch.stack([explained.amin(1), (explained - self.explained(prompt, [""])).amin(1)], 1)
 
 
 class Chosen:
