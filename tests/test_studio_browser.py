@@ -355,8 +355,8 @@ def test_two_variations_are_compared_in_step_and_voted_on(visit):
         together = "Math.abs(one.currentTime - two.currentTime) < 0.125 && !one.paused && !two.paused"  # a frame
         for _ in range(3):
             page.wait_for_function(f"() => {{ {films} return {together}; }}")
-            page.evaluate(f"() => {{ {films} two.currentTime = (one.currentTime + 1) % one.duration; }}")
-            assert not page.evaluate(f"() => {{ {films} return {together}; }}")
+            moved = "two.currentTime = (one.currentTime + 1) % one.duration;"
+            assert not page.evaluate(f"() => {{ {films} {moved} return {together}; }}")
         page.wait_for_function(f"() => {{ {films} return {together}; }}")
         page.keyboard.press("Escape")
         count = ask(page, "/studio/votes").json()["count"]
