@@ -31,7 +31,9 @@ def add_measure(commands) -> None:
     evaluate.add_argument("--prompts", type=int, default=200, help="how many prompts of each set (default 200)")
     evaluate.add_argument("--seed", type=int, default=0)
     evaluate.add_argument(
-        "--words", default="plain", help="how prompts are said: plain (default), reserved, chinese, label or dense"
+        "--words",
+        default="plain",
+        help="how prompts are said: plain (default), synonyms, reserved, chinese, label or dense",
     )
     evaluate.add_argument("--upsample", metavar="NAME", help=UPSAMPLE_HELP)
     evaluate.set_defaults(act=_evaluate)

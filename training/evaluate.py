@@ -27,6 +27,7 @@ from dit.pipeline import Pipeline
 from dit.request import Request
 from training.judge import ATTRIBUTES, FORMAT, REPORT, TRUSTED, Judge, truth_of
 from training.metrics import interval
+from training.thesaurus import say
 from training.world import make_clips
 from training.world.scene import SPLITS, Scene, rng_of, sample_scene
 from training.world.words import caption, prompt
@@ -37,7 +38,9 @@ JUDGED = ("colour", "shape", "size", "motion", "camera")  # what a prompt says o
 FIRST = 700_000_000  # the first index looked at: far beyond any clip that a data set holds
 TOGETHER = 8  # clips in a pack
 UNTRAINED = 32  # prompts for the untrained row, which chance settles
-WORDS = ("plain", "reserved", "chinese", "label", "dense")  # how prompts are said; reserved words no captions ever used
+# How prompts are said: in the words of captions, of the thesaurus, or in ones that were taught to nothing; in Chinese;
+# and with less in them, or more.
+WORDS = ("plain", "synonyms", "reserved", "chinese", "label", "dense")
 
 
 @dataclass(frozen=True)
@@ -70,13 +73,10 @@ def prompt_of(scene: Scene, words: str = "plain") -> str:
     rng = rng_of(scene.seed, scene.split, scene.index, 7)
     if words in ("label", "dense"):
         return caption(scene, words, rng=rng)
-    return prompt(
-        scene,
-        "zh" if words == "chinese" else "en",
-        rng=rng,
-        mention=("colour", "shape", "size", "event", "camera"),
-        reserved=words == "reserved",
-    )
+    mention = ("colour", "shape", "size", "event", "camera")
+    if words == "synonyms":
+        return say(scene, "en", rng, mention, used=1.0)
+    return prompt(scene, "zh" if words == "chinese" else "en", rng=rng, mention=mention, reserved=words == "reserved")
 
 
 @dataclass(frozen=True)
