@@ -32,7 +32,7 @@ from training import train_upsampler
 from training.config import UpsamplerRun
 from training.dataset import bucket_of
 from training.loop import adamw
-from training.train_upsampler import limits_of, losses, near_miss
+from training.train_upsampler import limits_of, losses, meanings, near_miss, weights
 from training.upsampling import read, verdicts
 from training.world.scene import sample_scene
 from training.world.words import caption
@@ -134,6 +134,28 @@ def test_true_captions_are_believed_and_others_not_by_a_writer_that_learned_and_
     true, false = toy_doubts(np.random.default_rng(3))
     assert believed(ours, true) > 0.9 and believed(ours, false) < 0.05
     assert believed(fresh, true) < 0.1 and believed(fresh, false) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("short", "told", "expected"),
+    [
+        (
+            "a red ball rolls to the left",
+            "A red sphere slides to the left at noon. The camera pans to the left.",
+            "redsphereslidestotheleft",
+        ),
+        ("一个红球", "A red sphere slides to the left.", "redsphere"),
+        ("a dragon", "A red sphere slides to the left.", ""),
+        ("a red ball", "A blue cube.", ""),
+    ],
+)
+def test_words_of_what_both_texts_say_count_for_more(ours, short, told, expected):
+    tokenizer = tokenizer_of([told], 340, 128)
+    weighed = weights(tokenizer, told, meanings(short) & meanings(told))
+    ids = tokenizer(told, add_special_tokens=False)["input_ids"]
+    heavy = "".join(tokenizer.decode([one]) for one, weight in zip(ids, weighed, strict=False) if weight > 1)
+    assert len(weighed) == len(ids) + 1 and weighed[-1] == 1
+    assert heavy.replace(" ", "") == expected
 
 
 @pytest.mark.parametrize("drawn", [0.0, 1.0])

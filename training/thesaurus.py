@@ -165,8 +165,8 @@ CHINESE: Table = {
 THESAURUS: dict[str, Table] = {"en": ENGLISH, "zh": CHINESE}
 USED = 0.5  # how often an attribute is said in words of the thesaurus
 # How often something drawn says each of these: often less than any caption of the grammar, as people do.
-SAID = {"colour": 0.8, "shape": 0.9, "event": 0.8, "size": 0.3, "material": 0.2, "direction": 0.4, "camera": 0.3}
-SAID |= {"speed": 0.1, "ground": 0.15, "sky": 0.1, "time": 0.1}
+SAID = {"colour": 0.8, "shape": 0.9, "event": 0.8, "size": 0.4, "material": 0.3, "direction": 0.6, "camera": 0.4}
+SAID |= {"speed": 0.25, "ground": 0.25, "sky": 0.25, "time": 0.25}
 LABELS = 0.15  # how often only the things are named
 OPENINGS = {
     "en": ("a video of", "a clip of", "show me", "make a video of", "i want to see", "video:", "please show"),

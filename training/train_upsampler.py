@@ -5,7 +5,8 @@
 The pairs are a data set's own: what names a clip in a few words, in English or Chinese, and what the recaptioner says
 of it in English. Half of the short ones are said anew of the clip's scene, in words of a thesaurus and with more left
 out, as people do. One model learns both directions of every pair, and what people say of no clip in particular;
-`captioning/upsampler.py` says what for.
+`captioning/upsampler.py` says what for. Most words of a caption are left to chance; the few that a prompt decides count
+for more, since those of which chance gets half, left and right, clear and cloudy, slow and fast, were not learned else.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -35,16 +37,17 @@ from training.config import UpsamplerRun
 from training.dataset import MOVING, STILL, Bucket, bucket_of, data_hash, order, share, texts_of
 from training.loop import Course, accelerator_for, adamw, descend, describe, rate_at
 from training.muon import muon
-from training.thesaurus import say, typed
-from training.upsampling import read, survival
-from training.world.lexicon import SIDES
+from training.thesaurus import THESAURUS, say, typed
+from training.upsampling import language_of, read, survival
+from training.world.lexicon import SIDES, Lexicon, Meaning
 from training.world.scene import COLOURS, SIZES
-from training.world.words import caption
+from training.world.words import TABLES, caption
 
 FORMATS = ((64, 64, 17),)  # whose captions are learned
 STILLS = 0.15  # how often a caption of a picture is learned
 DRAWN = 0.5  # how often the short text is said anew
 CHINESE = 0.4  # of those, how often in Chinese
+EMPHASIS = 8.0  # what a token of both texts counts, where one of their style counts for 1
 ALONE = 8  # of so many short texts one is learned without its caption
 GROUP = 16  # texts worked on at once
 SURE = 0.01  # the share of true pairs that may be doubted, and of nearly true ones that may be believed
@@ -139,19 +142,53 @@ def pair_of(seed: int, bucket: Bucket, clip: int, number: int) -> Pair:
 
 
 def losses(writer: nn.Module, tokenizer, pairs: list[Pair], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return the loss of a token of what is written out of pairs, and of what is recalled, partly out of nothing; GROUP
-    texts of like length at a time, since a group is as long as its longest.
+    """Return the loss of a token of what is written out of pairs, and of what is recalled, partly out of nothing; what
+    both texts say counts for EMPHASIS. GROUP texts of like length at a time, since a group is as long as its longest.
     """
-    written = [sequence(tokenizer, mark, short, told) for mark, short, told in pairs]
-    recalled = [sequence(tokenizer, SHORT, told, short) for _, short, told in pairs]
-    recalled += [sequence(tokenizer, SHORT, "", short) for _, short, _ in pairs[::ALONE]]
+    written, recalled = [], []
+    for number, (mark, short, told) in enumerate(pairs):
+        both = meanings(short) & meanings(told)
+        written.append((*sequence(tokenizer, mark, short, told), weights(tokenizer, told, both)))
+        recalled.append((*sequence(tokenizer, SHORT, told, short), weights(tokenizer, short, both)))
+        if number % ALONE == 0:
+            recalled.append((*sequence(tokenizer, SHORT, "", short), weights(tokenizer, short, frozenset())))
     found = []
     for rows in (written, recalled):
         rows = sorted(rows, key=lambda row: len(row[0]))
-        groups = [batched(rows[start : start + GROUP], tokenizer.pad_token_id) for start in range(0, len(rows), GROUP)]
-        total = torch.stack([writer(ids.to(device), said.to(device)).sum() for ids, said in groups]).sum()
-        found.append(-total / sum(int(said.sum()) for _, said in groups))
+        total = torch.zeros((), device=device)
+        for start in range(0, len(rows), GROUP):
+            group = rows[start : start + GROUP]
+            ids, said = (part.to(device) for part in batched([row[:2] for row in group], tokenizer.pad_token_id))
+            weight = torch.tensor([one for row in group for one in row[2]], device=device)
+            total = total - (writer(ids, said)[said] * weight).sum()
+        found.append(total / sum(sum(row[2]) for row in rows))
     return found[0], found[1]
+
+
+@cache
+def lexicon_of(language: str) -> Lexicon:
+    """Return what the words of captions and of the thesaurus mean."""
+    table = TABLES[language]
+    return table.build_lexicon((table.WORDS, THESAURUS[language]))
+
+
+def meanings(text: str) -> frozenset[Meaning]:
+    """List all that a text says."""
+    return frozenset().union(*(meant for _, meant in lexicon_of(language_of(text)).read(text)))
+
+
+def weights(tokenizer, text: str, about: frozenset[Meaning]) -> list[float]:
+    """Weigh the tokens of a text, its end included: EMPHASIS for those that say something of what it is `about`."""
+    marked, lower, at = np.zeros(len(text) + 1, bool), text.lower(), 0
+    for phrase, meant in lexicon_of(language_of(text)).read(text):
+        begin = lower.index(phrase[0], at)
+        for word in phrase:
+            at = lower.index(word, at) + len(word)
+        marked[begin:at] = bool(meant & about)
+    places = tokenizer(
+        text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False
+    )["offset_mapping"]
+    return [EMPHASIS if marked[begin:end].any() else 1.0 for begin, end in places] + [1.0]
 
 
 @torch.no_grad()

@@ -81,7 +81,12 @@ def cases(words: str, prompts: int, seed: int) -> Iterator[tuple[str, Said]]:
 
 def read(text: str) -> Said:
     """Read a text of either language."""
-    return said(text, "en" if text.isascii() else "zh")
+    return said(text, language_of(text))
+
+
+def language_of(text: str) -> str:
+    """Say in which of the world's languages a text is."""
+    return "en" if text.isascii() else "zh"
 
 
 def truth_of(scene: Scene) -> Said:
