@@ -268,7 +268,7 @@ def test_nothing_is_offered_that_a_model_was_not_trained_for(visitor, tiny_model
         for path in ("/studio/ask", "/studio/estimate"):
             assert re.search(r"trained|above 0", visitor.refused(path, {"prompt": "a ball"} | wrong))
     assert {mode["name"] for mode in offer["modes"]} == set(MODES) and offer["alone"]
-    assert offer["upsamplers"] == ["none"]
+    assert offer["upsamplers"] == ["none", "auto"]
 
 
 def test_how_long_it_will_take_is_told_before_and_learned_from_what_was_made(tmp_path, tiny_model, monkeypatch):
@@ -437,14 +437,15 @@ def test_a_storyboard_is_read_from_its_text_and_written_as_one(visitor):
 
 
 def test_a_prompt_is_written_out_by_the_shipped_upsampler_where_there_is_one(visitor, tmp_path, monkeypatch):
+    monkeypatch.setattr("app.render.UPSAMPLER", tmp_path / "none")
     assert "needs the shipped upsampler" in visitor.refused("/studio/upsample", {"prompt": "a ball", "seed": 1})
     from captioning.upsampler import Ours, Writer, save_upsampler, tokenizer_of
 
     torch.manual_seed(0)
     texts = ["A red ball bounces.", "a red ball"]
     tokenizer = tokenizer_of(texts, 300, 64)
-    shape = {"vocabulary": len(tokenizer), "context": 64, "width": 32, "heads": 2, "layers": 1, "least": -99.0}
-    writer = Writer(**shape, end_id=tokenizer.eos_token_id, pad_id=tokenizer.pad_token_id)
+    shape = {"vocabulary": len(tokenizer), "context": 64, "width": 32, "heads": 2, "layers": 1}
+    writer = Writer(**shape, least=-99.0, gain=-99.0, end_id=tokenizer.eos_token_id, pad_id=tokenizer.pad_token_id)
     save_upsampler(Ours(tokenizer, writer), tmp_path / "upsampler")
     monkeypatch.setattr("app.render.UPSAMPLER", tmp_path / "upsampler")
     asked = {"prompt": "a red ball", "seed": 1, "still": False}

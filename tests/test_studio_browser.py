@@ -340,6 +340,26 @@ def test_favourites_notes_and_search_are_kept(visit):
         page.wait_for_function("document.querySelectorAll('.tile').length === 1")
 
 
+def test_a_prompt_is_written_out_to_be_read_changed_and_undone(visit):
+    with visit() as page:
+        page.fill("#f-prompt textarea", "ruby ball hops")
+        page.click("#a-writing button >> nth=0")
+        page.click("#b-write")
+        page.wait_for_function("document.querySelector('#f-written textarea').value")
+        assert page.is_checked("#f-upsample input[value=auto]")
+        page.fill("#f-written textarea", "A large red ball bounces up and down on the grass.")
+        page.keyboard.press("Control+Enter")
+        details = opened(page, "ruby ball hops")
+        quotes = details.locator(".quote p").all_inner_texts()
+        assert "ruby ball hops" in quotes and "A large red ball bounces up and down on the grass." in quotes
+        page.keyboard.press("Escape")
+        page.check("#f-upsample input[value=none]")
+        page.fill("#f-written textarea", "")
+        compose(page, "ruby ball hops, undone")
+        quotes = opened(page, "ruby ball hops, undone").locator(".quote p").all_inner_texts()
+        assert quotes == ["ruby ball hops, undone"]
+
+
 def test_two_variations_are_compared_in_step_and_voted_on(visit):
     with visit() as page:
         page.fill("#f-variations input[type=number]", "2")

@@ -270,6 +270,18 @@ def dit_first_long() -> DiTRun:
     )
 
 
+def dit_first_longer() -> DiTRun:
+    """Go on from `dit_first_long` in the same way, for longer, and keep more of it."""
+    return replace(
+        dit_first_long(),
+        start=FIRST / "dit-long" / "model" / "transformer",
+        out=FIRST / "dit-longer",
+        back=0.25,
+        steps=1_500,
+        decay_steps=800,
+    )
+
+
 def dit_probe() -> DiTRun:
     """Return a short run between the shipped model's VAE and text tower, for experiments to change in what they
     compare.
@@ -318,7 +330,13 @@ PRESETS = {
     "text": {"tiny": text_tiny, "first": text_first},
     "captioner": {"tiny": captioner_tiny, "first": captioner_first},
     "upsampler": {"tiny": upsampler_tiny, "first": upsampler_first},
-    "dit": {"tiny": dit_tiny, "first": dit_first, "first-deep": dit_first_deep, "first-long": dit_first_long},
+    "dit": {
+        "tiny": dit_tiny,
+        "first": dit_first,
+        "first-deep": dit_first_deep,
+        "first-long": dit_first_long,
+        "first-longer": dit_first_longer,
+    },
     "judge": {"first": judge_first},
     "recipe": {"tiny": Recipe, "first": lambda: Recipe("first")},
 }
