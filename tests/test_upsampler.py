@@ -32,7 +32,8 @@ from training import train_upsampler
 from training.config import UpsamplerRun
 from training.dataset import bucket_of
 from training.loop import adamw
-from training.train_upsampler import limits_of, losses, meanings, near_miss, weights
+from training.telling import meanings
+from training.train_upsampler import limits_of, losses, near_miss, weights
 from training.upsampling import read, verdicts
 from training.world.scene import sample_scene
 from training.world.words import caption

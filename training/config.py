@@ -104,9 +104,11 @@ class TextRun(Run):
 @dataclass(frozen=True)
 class CaptionerRun(Run):
     """A captioner around the text tower in `text`, trained on `batch` clips a step: for `short_steps` on labels and
-    single sentences, then on dense captions. `still_share` of the clips are one frame of theirs.
+    single sentences, then on dense captions. `still_share` of the clips are one frame of theirs. A word's loss counts
+    for `caption_weight`, and the mean of those that tell the scene for `emphasis` besides.
 
-    With `start`, "ARCHITECTURE:WEIGHTS" of an open_clip CoCa, that one is trained further, its own tower included.
+    With `start`, "ARCHITECTURE:WEIGHTS" of an open_clip CoCa, that one is trained further, its own tower included,
+    and without emphasis.
     """
 
     text: Path = Path("runs/tiny/text/text")
@@ -119,6 +121,7 @@ class CaptionerRun(Run):
     batch: int = 32
     still_share: float = 0.1
     caption_weight: float = 2.0
+    emphasis: float = 4.0
     validation_clips: int = 128
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -37,11 +36,12 @@ from training.config import UpsamplerRun
 from training.dataset import MOVING, STILL, Bucket, bucket_of, data_hash, order, share, texts_of
 from training.loop import Course, accelerator_for, adamw, descend, describe, rate_at
 from training.muon import muon
-from training.thesaurus import THESAURUS, say, typed
-from training.upsampling import language_of, read, survival
-from training.world.lexicon import SIDES, Lexicon, Meaning
+from training.telling import meanings, telling
+from training.thesaurus import say, typed
+from training.upsampling import read, survival
+from training.world.lexicon import SIDES, Meaning
 from training.world.scene import COLOURS, SIZES
-from training.world.words import TABLES, caption
+from training.world.words import caption
 
 FORMATS = ((64, 64, 17),)  # whose captions are learned
 STILLS = 0.15  # how often a caption of a picture is learned
@@ -165,30 +165,9 @@ def losses(writer: nn.Module, tokenizer, pairs: list[Pair], device: torch.device
     return found[0], found[1]
 
 
-@cache
-def lexicon_of(language: str) -> Lexicon:
-    """Return what the words of captions and of the thesaurus mean."""
-    table = TABLES[language]
-    return table.build_lexicon((table.WORDS, THESAURUS[language]))
-
-
-def meanings(text: str) -> frozenset[Meaning]:
-    """List all that a text says."""
-    return frozenset().union(*(meant for _, meant in lexicon_of(language_of(text)).read(text)))
-
-
 def weights(tokenizer, text: str, about: frozenset[Meaning]) -> list[float]:
     """Weigh the tokens of a text, its end included: EMPHASIS for those that say something of what it is `about`."""
-    marked, lower, at = np.zeros(len(text) + 1, bool), text.lower(), 0
-    for phrase, meant in lexicon_of(language_of(text)).read(text):
-        begin = lower.index(phrase[0], at)
-        for word in phrase:
-            at = lower.index(word, at) + len(word)
-        marked[begin:at] = bool(meant & about)
-    places = tokenizer(
-        text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False
-    )["offset_mapping"]
-    return [EMPHASIS if marked[begin:end].any() else 1.0 for begin, end in places] + [1.0]
+    return [EMPHASIS if tells else 1.0 for tells in telling(tokenizer, text, about)] + [1.0]
 
 
 @torch.no_grad()
