@@ -112,12 +112,38 @@ class VideoCoCa(ModelMixin, ConfigMixin):
         latent, seen = self.coca._encode_image(pixels)
         ids = torch.full((len(pixels), 1), start_id, device=pixels.device)
         ended = torch.zeros(len(pixels), dtype=torch.bool, device=pixels.device)
+        spoken: dict[nn.Module, Tensor] = {}
         while not ended.all() and ids.shape[1] < most:
-            found = self.coca(pixels, ids, image_latent=latent, image_embs=seen, output_labels=False)
-            following = found["logits"][:, -1].argmax(1).where(~ended, end_id)
+            if isinstance(self.coca.text, Text):
+                logits = self._next(ids, seen, spoken)
+            else:
+                found = self.coca(pixels, ids, image_latent=latent, image_embs=seen, output_labels=False)
+                logits = found["logits"][:, -1]
+            following = logits.argmax(1).where(~ended, end_id)
             ids = torch.cat([ids, following[:, None]], dim=1)
             ended |= following == end_id
         return [[word for word in row if word not in (start_id, end_id)] for row in ids.tolist()]
+
+    def _next(self, ids: Tensor, seen: Tensor, spoken: dict[nn.Module, Tensor]) -> Tensor:
+        """Return the logits (B, V) behind captions begun (B, L), of which all but the last word was asked for before;
+        what each block then attended to is kept in `spoken`. `seen` is what the decoder reads of the clips.
+        """
+        tower, decoder = self.coca.text.tower.tower, self.coca.text_decoder
+        x = tower.token_embedding(ids[:, -1:]) + tower.positional_embedding[ids.shape[1] - 1]
+        for block in tower.transformer.resblocks:
+            x = _spoken_on(block, x, spoken)
+        x = tower.ln_final(x)
+        for block, looking in zip(decoder.resblocks, decoder.cross_attn, strict=True):
+            x = looking(_spoken_on(block, x, spoken), k_x=seen, v_x=seen)
+        return decoder.ln_final(x[:, -1]) @ decoder.text_projection
+
+
+def _spoken_on(block: Any, x: Tensor, spoken: dict[nn.Module, Tensor]) -> Tensor:
+    """Return what one of open_clip's causal blocks makes of the newest position (B, 1, D) of many."""
+    before = [spoken[block]] if block in spoken else []
+    spoken[block] = torch.cat([*before, block.ln_1(x)], dim=1)
+    x = x + block.ls_1(block.attention(spoken[block][:, -1:], spoken[block], spoken[block]))
+    return x + block.ls_2(block.mlp(block.ln_2(x)))
 
 
 def _is_out(module: nn.Linear) -> bool:

@@ -13,8 +13,8 @@ from captioning.coca import FRAMES, CoCaCaptioner, FrameByFrame, OpenClipWords, 
 from captioning.text_encoder import load_text_encoder, tokenise, train_tokenizer
 from training.config import CaptionerRun
 from training.dataset import bucket_of
-from training.describing import SCORED, cider, truthfulness
-from training.recaption import KINDS, compare, describe, summary, variant
+from training.describing import SCORED, cider, describe, truthfulness
+from training.recaption import KINDS, compare, summary, variant
 from training.train_captioner import begun, train
 from training.world.scene import rng_of, sample_scene
 from training.world.words import caption, in_a_mirror, said
@@ -92,6 +92,18 @@ def test_a_captioner_says_the_same_when_it_is_loaded_again(painter, tmp_path):
     assert again.write(clips) == painter.write(clips) and again.version != painter.version
     with pytest.raises(WeightsError, match="must hold config"):
         load_coca(tmp_path / "nowhere")
+
+
+def test_words_that_are_kept_from_word_to_word_change_no_caption(painter):
+    clips, words = torch.randn(3, 3, 9, 64, 64), painter.tokenizer
+    written = painter.model.write(clips, words.bos_token_id, words.eos_token_id, 12)
+    for clip, found in zip(clips, written, strict=True):
+        ids = [words.bos_token_id]
+        with torch.no_grad():
+            while len(ids) < 12 and ids[-1] != words.eos_token_id:
+                ids.append(int(painter.model(clip[None], torch.tensor([[*ids, 0]]))["logits"][0, -1].argmax()))
+        assert found == [word for word in ids if word not in (words.bos_token_id, words.eos_token_id)]
+    assert any(written)
 
 
 def test_training_a_captioner_resumes_exactly_and_leaves_the_text_tower_as_it_is(world, parts, tmp_path):
@@ -216,7 +228,7 @@ def test_the_three_sets_of_the_experiment_differ_in_captions_alone_and_one_in_tw
 
 def test_describing_a_data_set_goes_on_where_it_was_stopped(world, tmp_path, monkeypatch):
     base = bucket_of(world / "train", (64, 64, 17))
-    monkeypatch.setattr("training.recaption.TOGETHER", 2)
+    monkeypatch.setattr("training.describing.TOGETHER", 2)
     asked = []
 
     class Counting:

@@ -14,8 +14,9 @@ from captioning.upsampler import (
     load_upsampler,
 )
 from training.config import UpsamplerRun
+from training.dataset import bucket_of, texts_of
 from training.thesaurus import THESAURUS, say, typed
-from training.train_upsampler import pair_of, train
+from training.train_upsampler import agree, pair_of, train
 from training.upsampling import FIRST, SETS, cases, read, survival, verdicts
 from training.world.scene import sample_scene
 from training.world.words import LANGUAGES, TABLES, caption
@@ -68,14 +69,37 @@ def test_typing_leaves_out_articles_and_asks_for_videos_now_and_then():
 
 
 def test_pairs_are_functions_of_the_number_and_true_of_their_clip(world):
-    from training.dataset import bucket_of
-
     bucket = bucket_of(world / "train", (64, 64, 17))
     pairs = [pair_of(0, bucket, number % 6, number) for number in range(40)]
     assert pairs == [pair_of(0, bucket, number % 6, number) for number in range(40)]
     assert {mark for mark, *_ in pairs} == {"<clip>", "<picture>"}
     for number, (mark, short, text) in enumerate(pairs):
         assert text in bucket.captions[number % 6]["moving" if mark == "<clip>" else "still"] and text != short
+
+
+def test_pairs_have_the_captioners_words_but_where_they_contradict_the_clip_or_the_short_text(world):
+    bucket = bucket_of(world / "train", (64, 64, 17))
+    true = [texts_of(bucket.captions[clip], "dense")[0] for clip in range(6)]
+    own = [f"Look! {text}" for text in true]  # as true as the world's, and told apart from them
+    told = [pair_of(0, bucket, number % 6, number, own) for number in range(80)]
+    plain = [pair_of(0, bucket, number % 6, number) for number in range(80)]
+    assert [pair[:2] for pair in told] == [pair[:2] for pair in plain]
+    of_clips = [text for mark, _, text in told if mark == "<clip>"]
+    assert 0.5 < np.mean([text.startswith("Look!") for text in of_clips]) < 1
+    assert not any(text.startswith("Look!") for mark, _, text in told if mark == "<picture>")
+    wrong = [pair_of(0, bucket, number % 6, number, true[1:] + true[:1]) for number in range(80)]
+    assert sum(pair != other for pair, other in zip(wrong, plain, strict=True)) <= 2
+    scene = bucket.scene(0)
+    other = "red" if scene.things[0].colour != "red" else "blue"
+    assert agree("", true[0], scene) and not agree("", f"A {other} {scene.things[0].shape} rests.", scene)
+    assert not agree("at noon", "It is night.", scene) and not agree("正午", "It is night.", scene)
+
+
+def test_captions_of_another_number_of_clips_are_refused(world, tmp_path):
+    (tmp_path / "few.jsonl").write_text('"A red ball."\n')
+    run = UpsamplerRun(data=world / "train", held_out=world / "test", out=tmp_path, written=tmp_path / "few.jsonl")
+    with pytest.raises(ValueError, match="must hold a caption of each clip, 6; it holds 1"):
+        train(run)
 
 
 # How it is measured

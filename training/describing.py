@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from training.dataset import Bucket, bucket_of, texts_of
 from training.world.facts import patients
@@ -123,8 +124,26 @@ def measure(captioner, bucket: Bucket, clips: int | None = None) -> dict:
     return report
 
 
+def describe(captioner, bucket: Bucket, path: Path) -> list[str]:
+    """Return the captioner's words on every clip, also in `path`, a line each; begun there, it goes on."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    whole = (
+        [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")] if path.exists() else []
+    )
+    whole = whole[: len(whole) // TOGETHER * TOGETHER] if len(whole) < len(bucket) else whole  # the same batches again
+    path.write_text("".join(whole))
+    texts = [json.loads(line) for line in whole]
+    with open(path, "a") as lines:
+        for start in tqdm(range(len(texts), len(bucket), TOGETHER), "describe"):
+            written = captioner.write(bucket.clips(range(start, min(start + TOGETHER, len(bucket)))))
+            texts += written
+            lines.write("".join(json.dumps(text) + "\n" for text in written))
+            lines.flush()
+    return texts
+
+
 def main(args: list[str] | None = None) -> None:
-    """Print a captioner's report on held-out clips."""
+    """Print a captioner's report on held-out clips, or only write down its captions of any."""
     import argparse
 
     from captioning.coca import load_coca
@@ -133,7 +152,11 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("captioner", type=Path, help="a captioner's folder")
     parser.add_argument("--data", type=Path, default=Path("data/first-test"), help="world clips that it never saw")
     parser.add_argument("--clips", type=int, default=1000)
+    parser.add_argument("--write", type=Path, metavar="FILE", help="instead: all captions into a .jsonl, a line each")
     chosen = parser.parse_args(args)
+    if chosen.write:
+        describe(load_coca(chosen.captioner), bucket_of(chosen.data, (64, 64, 17)), chosen.write)
+        return
     report = measure(load_coca(chosen.captioner), bucket_of(chosen.data, (64, 64, 17)), chosen.clips)
     print(json.dumps(report, indent=2, ensure_ascii=False))
 

@@ -11,18 +11,22 @@ python -m training.recaption
 
 from __future__ import annotations
 
+import argparse
 import json
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from itertools import islice, pairwise
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
+import torch
 
-from captioning.coca import CoCaCaptioner, load_coca
+from captioning.coca import load_coca
 from dit.pipeline import Pipeline
 from training.config import DiTRun, WorldRun
 from training.dataset import Bucket, bucket_of, make_world, texts_of
+from training.describing import describe
 from training.evaluate import JUDGED, SETS, Asking, dreams, read, scenes_of
 from training.judge import FORMAT, Judge, truth_of
 from training.metrics import interval
@@ -37,7 +41,6 @@ KINDS = ("labels", "recaptioned", "dense")
 SEEDS = (0, 1, 2)
 OF_TWENTY = 19  # captions are the captioner's: 95 %, as for DALL-E 3
 ASKED = ("plain", "dense")  # how scenes are asked for
-TOGETHER = 32
 
 
 def world() -> WorldRun:
@@ -55,24 +58,6 @@ def run_of(kind: str, seed: int, version: str) -> DiTRun:
         seed=seed,
         emphasis=4.0,
     )
-
-
-def describe(captioner: CoCaCaptioner, bucket: Bucket, path: Path) -> list[str]:
-    """Return the captioner's words on every clip, also in `path`, a line each; begun there, it goes on."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    whole = (
-        [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")] if path.exists() else []
-    )
-    whole = whole[: len(whole) // TOGETHER * TOGETHER] if len(whole) < len(bucket) else whole  # the same batches again
-    path.write_text("".join(whole))
-    texts = [json.loads(line) for line in whole]
-    with open(path, "a") as lines:
-        for start in tqdm(range(len(texts), len(bucket), TOGETHER), "describe"):
-            written = captioner.write(bucket.clips(range(start, min(start + TOGETHER, len(bucket)))))
-            texts += written
-            lines.write("".join(json.dumps(text) + "\n" for text in written))
-            lines.flush()
-    return texts
 
 
 def captions(kind: str, before: dict[str, list[str]], written: str) -> dict[str, list[str]]:
@@ -122,20 +107,34 @@ def compare(rights: dict[str, dict[str, np.ndarray]]) -> dict[str, dict]:
     }
 
 
-def followed(pipeline: Pipeline, eye: Judge, scenes: list[Scene], words: str) -> dict[str, np.ndarray]:
+def followed(pipeline: Pipeline, eye: Judge, scenes: list[Scene], words: str) -> dict[str, list[float]]:
     """Return of each attribute, and of all together, for which scenes (prompts,) a model's clip shows it."""
     found = list(read(eye, dreams(pipeline, Asking(words).requests(scenes, pipeline), words)))
     truths = [truth_of(scene) for scene in scenes]
     right = {
-        name: np.array([one[name] == truth[name] for one, truth in zip(found, truths, strict=True)], dtype=float)
-        for name in JUDGED
+        name: [float(one[name] == truth[name]) for one, truth in zip(found, truths, strict=True)] for name in JUDGED
     }
-    return right | {"all": np.min(list(right.values()), axis=0)}
+    return right | {"all": [min(values) for values in zip(*right.values(), strict=True)]}
 
 
-def main(prompts: int = 100, captioner: Path = MODELS / "captioner") -> dict:
-    """Make the data, train nine models and judge them; writes a report.json under runs/recaption/VERSION, where the
-    captioner's version is part of it all. Stopped and started again, it goes on where it was.
+def one(run: DiTRun, prompts: int, threads: int) -> dict[str, dict[str, list[float]]]:
+    """Train one of the models and judge it, by words asked in and attribute; done before, it is read again."""
+    path = run.out / f"followed-{prompts}.json"
+    if not path.exists():
+        torch.set_num_threads(threads)
+        train(run)
+        pipeline, eye = Pipeline.from_pretrained(run.out / "model"), load_strictly(Judge, MODELS / "judge")
+        scenes = list(islice(scenes_of(SETS[0], 0), prompts))
+        text = json.dumps({words: followed(pipeline, eye, scenes, words) for words in ASKED})
+        path.with_suffix(".part").write_text(text)
+        path.with_suffix(".part").rename(path)
+    return json.loads(path.read_text())
+
+
+def main(prompts: int = 100, captioner: Path = MODELS / "captioner", together: int = 1) -> dict:
+    """Make the data, train nine models and judge them, so many `together`, in processes that share the cores; writes a
+    report.json under runs/recaption/VERSION, where the captioner's version is part of it all. Stopped and started
+    again, it goes on where it was.
     """
     make_world(world())
     make_world(replace(world(), folder=DATA / "held-out", split="test", clips=(64,)))
@@ -143,24 +142,27 @@ def main(prompts: int = 100, captioner: Path = MODELS / "captioner") -> dict:
     written = describe(writer, base, RUNS / writer.version / "written.jsonl")
     first = run_of("labels", 0, writer.version)
     vae = load_strictly(VideoVAE, first.vae)
-    Source.open(first, world().folder, FORMAT, vae, vae.encoder_hash())  # coded once, not nine times
-    scenes = list(islice(scenes_of(SETS[0], 0), prompts))
-    eye = load_strictly(Judge, MODELS / "judge")
-    rights: dict[str, dict[str, dict]] = {words: {} for words in ASKED}
+    for folder in (world().folder, first.held_out):
+        Source.open(first, folder, FORMAT, vae, vae.encoder_hash())  # coded once, not nine times
     for kind in KINDS:
         variant(base, DATA / writer.version / kind, kind, written)
-        seeds: dict[str, list] = {words: [] for words in ASKED}
-        for seed in SEEDS:
-            run = run_of(kind, seed, writer.version)
-            train(run)  # one that is done only measures itself again
-            pipeline = Pipeline.from_pretrained(run.out / "model")
-            for words, rows in seeds.items():
-                rows.append(followed(pipeline, eye, scenes, words))
-        for words, rows in seeds.items():
-            rights[words][kind] = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    runs = [(kind, run_of(kind, seed, writer.version)) for seed in SEEDS for kind in KINDS]
+    threads = max(1, torch.get_num_threads() // together)
+    with ProcessPoolExecutor(together, get_context("spawn")) as pool:
+        asked = [(kind, pool.submit(one, run, prompts, threads)) for kind, run in runs]
+        found = [(kind, future.result()) for kind, future in asked]
+    rights = {
+        words: {
+            kind: {
+                name: np.array([right[words][name] for own, right in found if own == kind]) for name in (*JUDGED, "all")
+            }
+            for kind in KINDS
+        }
+        for words in ASKED
+    }
     report = {
-        words: {kind: summary(right) for kind, right in found.items()} | compare(found)
-        for words, found in rights.items()
+        words: {kind: summary(right) for kind, right in right_of.items()} | compare(right_of)
+        for words, right_of in rights.items()
     }
     (RUNS / writer.version / "report.json").write_text(json.dumps(report, indent=2))
     print(json.dumps(report, indent=2))
@@ -168,4 +170,8 @@ def main(prompts: int = 100, captioner: Path = MODELS / "captioner") -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser("python -m training.recaption", description=__doc__.split("\n")[0])
+    parser.add_argument("--prompts", type=int, default=100)
+    parser.add_argument("--captioner", type=Path, default=MODELS / "captioner", help="a captioner's folder")
+    parser.add_argument("--together", type=int, default=1, metavar="N", help="models trained at once (default 1)")
+    main(**vars(parser.parse_args()))

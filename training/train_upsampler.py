@@ -2,17 +2,20 @@
 
     python -m training.train_upsampler --preset tiny
 
-The pairs are a data set's own: what names a clip in a few words, in English or Chinese, and what the recaptioner says
-of it in English. Half of the short ones are said anew of the clip's scene, in words of a thesaurus and with more left
-out, as people do. One model learns both directions of every pair, and what people say of no clip in particular;
-`captioning/upsampler.py` says what for. Most words of a caption are left to chance; the few that a prompt decides count
-for more, since those of which chance gets half, left and right, clear and cloudy, slow and fast, were not learned else.
+The pairs are a data set's own: what names a clip in a few words, in English or Chinese, and a caption of it in English,
+the captioner's where it has written them (`python -m training.describing CAPTIONER --data DATA --write FILE`), but for
+those that contradict the short text. Half of the short ones are said anew of the clip's scene, in words of a thesaurus
+and with more left out, as people do. One model learns both directions of every pair, and what people say of no clip in
+particular; `captioning/upsampler.py` says what for. Most words of a caption are left to chance; the few that a prompt
+decides count for more, since those of which chance gets half, left and right, clear and cloudy, slow and fast, were not
+learned else.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -34,19 +37,21 @@ from captioning.upsampler import (
 )
 from training.config import UpsamplerRun
 from training.dataset import MOVING, STILL, Bucket, bucket_of, data_hash, order, share, texts_of
+from training.describing import truth
 from training.loop import Course, accelerator_for, adamw, descend, describe, rate_at
 from training.muon import muon
 from training.telling import meanings, telling
 from training.thesaurus import say, typed
 from training.upsampling import read, survival
 from training.world.lexicon import SIDES, Meaning
-from training.world.scene import COLOURS, SIZES
-from training.world.words import caption
+from training.world.scene import COLOURS, SIZES, Scene
+from training.world.words import caption, said
 
 FORMATS = ((64, 64, 17),)  # whose captions are learned
 STILLS = 0.15  # how often a caption of a picture is learned
 DRAWN = 0.5  # how often the short text is said anew
 CHINESE = 0.4  # of those, how often in Chinese
+RECAPTIONED = 0.95  # how often the caption is the captioner's own
 EMPHASIS = 8.0  # what a token of both texts counts, where one of their style counts for 1
 ALONE = 8  # of so many short texts one is learned without its caption
 GROUP = 16  # texts worked on at once
@@ -60,6 +65,9 @@ def train(run: UpsamplerRun) -> dict:
     """
     accelerator = accelerator_for(run)
     bucket, held_out = bucket_of(run.data, FORMATS[0]), bucket_of(run.held_out, FORMATS[0])
+    written = [json.loads(line) for line in run.written.read_text().splitlines()] if run.written else []
+    if run.written and len(written) != len(bucket):
+        raise ValueError(f"{run.written} must hold a caption of each clip, {len(bucket)}; it holds {len(written)}")
     describe(run, accelerator, data=data_hash(run.data, FORMATS))
     tokenizer, writer = begin(run, bucket)
     if accelerator.device.type == "cpu":  # where the other's backward takes a quarter of a step
@@ -71,10 +79,10 @@ def train(run: UpsamplerRun) -> dict:
     held = [pair_of(run.seed, held_out, number % len(held_out), number) for number in range(run.validation_pairs)]
 
     for step in course:
-        pairs = batch(run, bucket, step, accelerator)
-        written, recalled = losses(writer, tokenizer, pairs, accelerator.device)
-        norm = descend(accelerator, writer, optimizer, written + recalled, rate_at(step, run), run.clip_norm)
-        course.note(step, norm, written=written, recalled=recalled)
+        pairs = batch(run, bucket, written, step, accelerator)
+        forth, back = losses(writer, tokenizer, pairs, accelerator.device)
+        norm = descend(accelerator, writer, optimizer, forth + back, rate_at(step, run), run.clip_norm)
+        course.note(step, norm, written=forth, recalled=back)
         if step % run.validate_every == run.validate_every - 1:
             course.log(step + 1, validate(bare, tokenizer, held))
 
@@ -118,15 +126,17 @@ def begin(run: UpsamplerRun, bucket: Bucket) -> tuple[Any, Writer]:
     return tokenizer, writer
 
 
-def batch(run: UpsamplerRun, bucket: Bucket, step: int, accelerator) -> list[Pair]:
+def batch(run: UpsamplerRun, bucket: Bucket, written: Sequence[str], step: int, accelerator) -> list[Pair]:
     """Return a step's pairs: functions of the seed and each sample's number alone."""
     clip_of = order(run.seed, "upsampler", len(bucket))
     samples = share(run.batch, step, accelerator.process_index, accelerator.num_processes)
-    return [pair_of(run.seed, bucket, clip_of(number), number) for number in samples]
+    return [pair_of(run.seed, bucket, clip_of(number), number, written) for number in samples]
 
 
-def pair_of(seed: int, bucket: Bucket, clip: int, number: int) -> Pair:
-    """Return a short text and a caption of the same clip, or of the same picture."""
+def pair_of(seed: int, bucket: Bucket, clip: int, number: int, written: Sequence[str] = ()) -> Pair:
+    """Return a short text and a caption of the same clip, or of the same picture: the captioner's where it has
+    `written` one of each clip, in RECAPTIONED of all cases, unless it says of this clip what is not so.
+    """
     rng = np.random.default_rng([seed, 5, number])
     still = rng.random() < STILLS
     kinds = list(zip(STILL if still else MOVING, bucket.captions[clip]["still" if still else "moving"], strict=True))
@@ -138,7 +148,15 @@ def pair_of(seed: int, bucket: Bucket, clip: int, number: int) -> Pair:
     else:
         brief = [(text, language) for (kind, language), text in kinds if kind != "dense"]
         short, language = brief[rng.integers(len(brief))]
-    return PICTURE if still else CLIP, typed(short, language, rng), told
+    short = typed(short, language, rng)
+    if not still and written and rng.random() < RECAPTIONED and agree(short, written[clip], bucket.scene(clip)):
+        told = written[clip]
+    return PICTURE if still else CLIP, short, told
+
+
+def agree(short: str, told: str, scene: Scene) -> bool:
+    """Say whether a caption says all that a short text says, and speaks of no thing that is not in the scene."""
+    return said(told).get("thing", set()) <= truth(scene)["thing"] and meanings(short) <= meanings(told)
 
 
 def losses(writer: nn.Module, tokenizer, pairs: list[Pair], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -151,7 +169,7 @@ def losses(writer: nn.Module, tokenizer, pairs: list[Pair], device: torch.device
         written.append((*sequence(tokenizer, mark, short, told), weights(tokenizer, told, both)))
         recalled.append((*sequence(tokenizer, SHORT, told, short), weights(tokenizer, short, both)))
         if number % ALONE == 0:
-            recalled.append((*sequence(tokenizer, SHORT, "", short), weights(tokenizer, short, frozenset())))
+            recalled.append((*sequence(tokenizer, SHORT, "", short), weights(tokenizer, short, meanings(short))))
     found = []
     for rows in (written, recalled):
         rows = sorted(rows, key=lambda row: len(row[0]))
