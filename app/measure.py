@@ -58,6 +58,7 @@ def _evaluate(chosen: argparse.Namespace) -> None:
         seed=chosen.seed,
         words=chosen.words,
         upsample=upsampler_named(chosen.upsample),
+        captioner=MODELS / "captioner",
     )
     print(chosen.output)
 

@@ -236,11 +236,19 @@ class CoCaCaptioner:
         return [sentences(words.decode(ids)) for ids in found]
 
     @torch.no_grad()
+    def seen(self, videos: Tensor) -> Tensor:
+        """Return where clips (B, 3, F, Y, X) in [-1, 1] lie, as vectors (B, D) of length 1, on the CPU."""
+        return self.model.coca._encode_image(videos.to(self.model.device))[0].cpu()
+
+    @torch.no_grad()
+    def meant(self, texts: list[str]) -> Tensor:
+        """Return where texts lie, as vectors (texts, D) of length 1, on the CPU; a long one is cut."""
+        ids, _ = tokenise(self.tokenizer, texts, cut=True)
+        return self.model.coca._encode_text(ids.to(self.model.device))[0].cpu()
+
     def match(self, videos: Tensor, texts: list[str]) -> Tensor:
         """Return the cosines (B, texts) between clips (B, 3, F, Y, X) in [-1, 1] and texts: which says what is seen."""
-        latent = self.model.coca._encode_image(videos.to(self.model.device))[0]
-        ids, _ = tokenise(self.tokenizer, texts, cut=True)
-        return latent @ self.model.coca._encode_text(ids.to(latent.device))[0].T
+        return self.seen(videos) @ self.meant(texts).T
 
     def save(self, folder: Path) -> None:
         """Write model and tokenizer under a folder."""

@@ -7,7 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from training.evaluate import JUDGED, SETS, evaluate, prompt_of, scenes_of, score
+from captioning.coca import CoCaCaptioner, VideoCoCa
+from captioning.text_encoder import train_tokenizer
+from training.evaluate import JUDGED, SETS, evaluate, fits, prompt_of, scenes_of, score
 from training.judge import ATTRIBUTES, REPORT, THINGS, Judge, judge_loss, spoil, targets_of, truth_of
 from training.metrics import interval
 from training.world import sample_scene
@@ -23,6 +25,16 @@ def judge_folder(tmp_path_factory):
     Judge(12).save_pretrained(folder)
     right = dict.fromkeys(ATTRIBUTES, 1.0) | {"motion": 0.5}
     (folder / REPORT).write_text(json.dumps({"one object": right, "all": right}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def captioner_folder(tmp_path_factory):
+    torch.manual_seed(0)
+    tokenizer = train_tokenizer(["a red ball bounces at noon"], 300, 64)
+    shape = {"vocabulary": len(tokenizer), "context": 64, "width": 32, "heads": 2, "layers": 1, "decoder_layers": 1}
+    folder = tmp_path_factory.mktemp("captioner")
+    CoCaCaptioner(VideoCoCa(**shape, watcher_width=16, watcher_layers=1, queries=4), tokenizer).save(folder)
     return folder
 
 
@@ -50,17 +62,22 @@ def test_the_sets_are_what_their_names_say():
     assert not any(pairs(scene) & HELD_OUT for scene in one + several)
 
 
-def test_evaluation_reports_every_row_attribute_and_interval(tiny_model, judge_folder, tmp_path, capsys):
-    report = evaluate(tiny_model, judge_folder, tmp_path / "out", prompts=3, sets=SETS[:1])
+@pytest.mark.parametrize("heard", [False, True])
+def test_evaluation_reports_every_row_attribute_and_interval(
+    tiny_model, judge_folder, tmp_path, capsys, captioner_folder, heard
+):
+    folder = captioner_folder if heard else None
+    report = evaluate(tiny_model, judge_folder, tmp_path / "out", prompts=3, sets=SETS[:1], captioner=folder)
     said = capsys.readouterr().err
     assert "the judge reads motion right in 50.0% of true renders" in said and "colour right" not in said
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == json.loads(json.dumps(report))
     rows = report["sets"]["one object"]
     assert set(rows) == {"model", "true renders", "renders through the VAE", "shuffled prompts", "untrained"}
     for row in rows.values():
-        assert set(row) == {*ATTRIBUTES, "all"}
-        for value in row.values():
-            assert 0 <= value["low"] <= value["mean"] <= value["high"] <= 1 and value["prompts"] == 3
+        assert set(row) == {*ATTRIBUTES, "all", *(("match", "found") if heard else ())}
+        for name, value in row.items():
+            least = -1 if name == "match" else 0
+            assert least <= value["low"] <= value["mean"] <= value["high"] <= 1 and value["prompts"] == 3
     with Image.open(tmp_path / "out" / "report.png") as page:
         assert page.width > 400 and page.height > 300
         assert len(page.convert("RGB").getcolors(2**20)) > 100  # text, bars and clips, not an empty page
@@ -73,6 +90,12 @@ def test_a_perfect_reading_scores_one_and_a_wrong_one_spoils_only_its_attribute(
     found = score(wrong, truths)
     assert found["colour"]["mean"] == found["all"]["mean"] == 0.5
     assert all(found[name]["mean"] == 1 for name in JUDGED if name != "colour")
+
+
+def test_a_clip_is_found_by_its_prompt_where_no_other_fits_it_better():
+    found = fits(torch.tensor([[0.9, 0.2, 0.1], [0.3, 0.5, 0.6]]))
+    assert found["match"]["mean"] == pytest.approx(0.7) and found["found"]["mean"] == 0.5
+    assert found["found"]["prompts"] == 2
 
 
 def test_a_bootstrap_interval_has_the_width_of_the_normal_one():

@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from tqdm import tqdm
 
+from captioning.coca import CoCaCaptioner, load_coca
 from captioning.text_encoder import within_limit
 from captioning.upsampler import Upsampler, load_upsampler
 from dit.model import DiT
@@ -114,9 +115,11 @@ def evaluate(
     sets: Iterable[PromptSet] = SETS,
     words: str = "plain",
     upsample: str | None = None,
+    captioner: Path | None = None,
 ) -> dict:
     """Judge a model folder on `prompts` prompts of each set, said in one of WORDS and written out by the upsampler that
-    `upsample` names, if any; writes report.json and report.png under `output`, and returns the report.
+    `upsample` names, if any; writes report.json and report.png under `output`, and returns the report. A `captioner` of
+    ours, by its folder, says besides how well clips fit their prompts, as these are said in plain words.
 
     A prompt's motion, camera, size, colour and shape are each right or wrong, and all that it says together; means come
     with 95 % bootstrap intervals over prompts.
@@ -128,47 +131,64 @@ def evaluate(
     asking = Asking(words, load_upsampler(upsample) if upsample else None)
     output.mkdir(parents=True, exist_ok=True)
     pipeline = Pipeline.from_pretrained(model)
-    eye = load_strictly(Judge, judge)
+    eye, listener = load_strictly(Judge, judge), load_coca(captioner) if captioner else None
     trust = read_json(judge / REPORT)
     for name in JUDGED:
         if trust["one object"][name] < TRUSTED:
             print(f"the judge reads {name} right in {trust['one object'][name]:.1%} of true renders", file=sys.stderr)
     if torch.cuda.is_available():
         pipeline.to("cuda"), eye.to("cuda")
+        if listener:
+            listener.model.to("cuda")
     report: dict = {
         "model": pipeline.hash,
         "judge": trust,
         "seed": seed,
         "words": words,
         "upsample": upsample,
+        "captioner": listener and listener.version,
         "settings": asdict(pipeline.settings),
         "sets": {},
     }
     shown: list[tuple[str, Tensor]] = []
     for chosen in sets:
         scenes = list(islice(scenes_of(chosen, seed), prompts))
-        report["sets"][chosen.name] = rows(pipeline, eye, scenes, chosen.name, shown, asking)
+        report["sets"][chosen.name] = rows(pipeline, eye, listener, scenes, chosen.name, shown, asking)
     (output / "report.json").write_text(json.dumps(report, indent=2))
     picture(report, shown).save(output / "report.png")
     return report
 
 
-def rows(pipeline: Pipeline, eye: Judge, scenes: list[Scene], name: str, shown: list, asking: Asking) -> dict:
+def rows(
+    pipeline: Pipeline,
+    eye: Judge,
+    listener: CoCaCaptioner | None,
+    scenes: list[Scene],
+    name: str,
+    shown: list,
+    asking: Asking,
+) -> dict:
     """Return the rows of one set of prompts: the model and its references."""
     truths = [truth_of(scene) for scene in scenes]
+    meant = listener.meant([prompt_of(scene) for scene in scenes]) if listener else None
     requests = asking.requests(scenes, pipeline)
-    readings = list(read(eye, dreams(pipeline, requests, name, shown)))
+    own = watch(eye, listener, dreams(pipeline, requests, name, shown))
     renders = [clip.video.float()[None] / 127.5 - 1 for clip in true_clips(scenes)]
-    untrained = untrained_like(pipeline)
     through = (pipeline.vae.decode(pipeline.vae.encode(clip.to(pipeline.device))) for clip in renders)
-    others = [truths[(n + len(truths) // 2) % len(truths)] for n in range(len(truths))]
-    few = list(read(eye, dreams(untrained, requests[:UNTRAINED], f"{name}, untrained")))
+    other = np.roll(np.arange(len(truths)), -(len(truths) // 2))
+    few = watch(eye, listener, dreams(untrained_like(pipeline), requests[:UNTRAINED], f"{name}, untrained"))
+
+    def row(watched: Watched, wanted: np.ndarray | slice = slice(None)) -> dict[str, dict]:
+        asked = [truths[n] for n in np.arange(len(truths))[wanted][: len(watched.readings)]]
+        found = score(watched.readings, asked, asking.told)
+        return found if meant is None else found | fits(watched.seen @ meant[wanted].T)
+
     return {
-        "model": score(readings, truths, asking.told),
-        "true renders": score(read(eye, renders), truths, asking.told),
-        "renders through the VAE": score(read(eye, through), truths, asking.told),
-        "shuffled prompts": score(readings, others, asking.told),
-        "untrained": score(few, truths[:UNTRAINED], asking.told),
+        "model": row(own),
+        "true renders": row(watch(eye, listener, renders)),
+        "renders through the VAE": row(watch(eye, listener, through)),
+        "shuffled prompts": row(own, other),
+        "untrained": row(few),
     }
 
 
@@ -201,6 +221,33 @@ def read(eye: Judge, clips: Iterable[Tensor]) -> Iterator[dict[str, str]]:
         yield {name: values[0] for name, values in eye.read(clip.to(eye.device)).items()}
 
 
+@dataclass(frozen=True)
+class Watched:
+    """What a judge reads of clips, and where a captioner sees them, vectors (N, D), if one watched."""
+
+    readings: list[dict[str, str]]
+    seen: Tensor
+
+
+def watch(eye: Judge, listener: CoCaCaptioner | None, clips: Iterable[Tensor]) -> Watched:
+    """Have clips (1, 3, F, Y, X) watched, each only once."""
+    readings, seen = [], []
+    for clip in clips:
+        readings += read(eye, [clip])
+        seen += [listener.seen(clip)] if listener else []
+    return Watched(readings, torch.cat(seen) if seen else torch.empty(0))
+
+
+def fits(cosines: Tensor) -> dict[str, dict]:
+    """Return how well clips fit the prompts of a set (clips, prompts), each its own on the diagonal: that cosine
+    (CLIPScore, Hessel et al. 2021, arXiv 2104.08718), and the share of clips that no other prompt fits better
+    (R-precision, Xu et al. 2018, arXiv 1711.10485).
+    """
+    own = cosines.diagonal()
+    best = cosines.amax(1) <= own
+    return {"match": average(own.double().numpy()), "found": average(best.double().numpy())}
+
+
 def score(
     readings: Iterable[dict[str, str]], truths: list[dict[str, str]], told: tuple[str, ...] = JUDGED
 ) -> dict[str, dict]:
@@ -212,16 +259,18 @@ def score(
     )
     columns = {name: table[:, n] for n, name in enumerate(ATTRIBUTES)}
     columns["all"] = np.all([columns[name] for name in told], axis=0)
-    found = {}
-    for name, values in columns.items():
-        mean, low, high = interval(values)
-        found[name] = {"mean": round(mean, 4), "low": round(low, 4), "high": round(high, 4), "prompts": len(values)}
-    return found
+    return {name: average(values) for name, values in columns.items()}
+
+
+def average(values: np.ndarray) -> dict[str, float]:
+    """Return a mean over prompts, its 95 % interval, and how many they are."""
+    mean, low, high = interval(values)
+    return {"mean": round(mean, 4), "low": round(low, 4), "high": round(high, 4), "prompts": len(values)}
 
 
 def picture(report: dict, shown: list[tuple[str, Tensor]]) -> Image.Image:
     """Draw the report: a bar with its interval for every attribute and row, and some of the clips."""
-    names = [*ATTRIBUTES, "all"]
+    names = list(next(iter(report["sets"].values()))["model"])
     sheet = contact_sheet([clip for _, clip in shown], captions=[text for text, _ in shown], scale=2)
     clips = Image.fromarray(sheet.permute(1, 2, 0).numpy())
     left, bar, line = 190, 90, 16
@@ -239,13 +288,10 @@ def picture(report: dict, shown: list[tuple[str, Tensor]]) -> Image.Image:
             draw.text((8, y), row, "black")
             for n, name in enumerate(names):
                 x, value = left + n * (bar + 12), values[name]
+                low, mean, high = (x + bar * max(0.0, value[key]) for key in ("low", "mean", "high"))
                 draw.rectangle((x, y + 2, x + bar, y + line - 4), outline="lightgrey")
-                draw.rectangle(
-                    (x, y + 2, x + value["mean"] * bar, y + line - 4), fill="steelblue" if row == "model" else "silver"
-                )
-                draw.line(
-                    (x + value["low"] * bar, y + line // 2 - 1, x + value["high"] * bar, y + line // 2 - 1), "black", 2
-                )
+                draw.rectangle((x, y + 2, mean, y + line - 4), fill="steelblue" if row == "model" else "silver")
+                draw.line((low, y + line // 2 - 1, high, y + line // 2 - 1), "black", 2)
                 draw.text((x + bar - 24, y), f"{100 * value['mean']:.0f}", "black")
             y += line
         y += line
