@@ -14,7 +14,8 @@ from captioning.text_encoder import load_text_encoder, tokenise, train_tokenizer
 from training.config import CaptionerRun
 from training.dataset import bucket_of
 from training.describing import SCORED, cider, describe, truthfulness
-from training.recaption import KINDS, compare, summary, variant
+from training.evaluate import JUDGED
+from training.recaption import ASKED, KINDS, compare, picture, summary, variant
 from training.train_captioner import begun, train
 from training.world.scene import rng_of, sample_scene
 from training.world.words import caption, in_a_mirror, said
@@ -251,6 +252,16 @@ def test_the_experiment_counts_a_prompt_once_whatever_the_number_of_seeds():
     assert found["colour"]["mean"] == 0.75 and found["colour"]["by seed"] == [0.75, 0.75]
     assert found["shape"]["mean"] == 0.625 and found["shape"]["by seed"] == [0.75, 0.5]
     assert found["colour"]["low"] < 0.75 < found["colour"]["high"]  # two seeds that agree tell no more than one
+
+
+def test_a_longer_bar_is_a_larger_share():
+    some = {name: {"mean": 0.2, "low": 0.1, "high": 0.3} for name in (*JUDGED, "all")}
+    report = {words: dict.fromkeys(KINDS, some) for words in ASKED}
+    more = report | {"plain": report["plain"] | {"dense": some | {"shape": {"mean": 0.9, "low": 0.8, "high": 1.0}}}}
+    before, after = (np.asarray(picture(one)).astype(int) for one in (report, more))
+    changed = np.argwhere((before != after).any(2))
+    assert len(changed) and changed[:, 1].max() < before.shape[1] // 2  # of the other words nothing changed
+    assert (np.asarray(picture(more)) == (143, 188, 143)).all(2).sum() > (before == (143, 188, 143)).all(2).sum()
 
 
 def test_kinds_are_compared_prompt_by_prompt():

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image, ImageDraw
 
 from captioning.coca import load_coca
 from dit.pipeline import Pipeline
@@ -133,8 +134,8 @@ def one(run: DiTRun, prompts: int, threads: int) -> dict[str, dict[str, list[flo
 
 def main(prompts: int = 100, captioner: Path = MODELS / "captioner", together: int = 1) -> dict:
     """Make the data, train nine models and judge them, so many `together`, in processes that share the cores; writes a
-    report.json under runs/recaption/VERSION, where the captioner's version is part of it all. Stopped and started
-    again, it goes on where it was.
+    report.json and a report.png under runs/recaption/VERSION, where the captioner's version is part of it all. Stopped
+    and started again, it goes on where it was.
     """
     make_world(world())
     make_world(replace(world(), folder=DATA / "held-out", split="test", clips=(64,)))
@@ -165,8 +166,31 @@ def main(prompts: int = 100, captioner: Path = MODELS / "captioner", together: i
         for words, right_of in rights.items()
     }
     (RUNS / writer.version / "report.json").write_text(json.dumps(report, indent=2))
+    picture(report).save(RUNS / writer.version / "report.png")
     print(json.dumps(report, indent=2))
     return report
+
+
+def picture(report: dict) -> Image.Image:
+    """Draw the report: of each attribute a bar for each kind of captions, with its interval."""
+    names, bar, line, gap = (*JUDGED, "all"), 320, 15, 12
+    left, block = 150, len(KINDS) * line + gap
+    page = Image.new("RGB", (len(ASKED) * (left + bar + 60), 50 + len(names) * block), "white")
+    draw, shades = ImageDraw.Draw(page), dict(zip(KINDS, ("silver", "steelblue", "darkseagreen"), strict=True))
+    for column, words in enumerate(ASKED):
+        x = left + column * (left + bar + 60)
+        draw.text((x, 10), f"asked in {words} words, % of prompts", "black")
+        for row, name in enumerate(names):
+            y = 40 + row * block
+            draw.text((x - left + 10, y), name, "black")
+            for number, kind in enumerate(KINDS):
+                top, value = y + number * line, report[words][kind][name]
+                low, mean, high = (x + bar * value[key] for key in ("low", "mean", "high"))
+                draw.text((x - 82, top), kind, "black")
+                draw.rectangle((x, top + 2, mean, top + line - 3), fill=shades[kind])
+                draw.line((low, top + line // 2, high, top + line // 2), "black", 2)
+                draw.text((x + bar + 8, top), f"{100 * value['mean']:.0f}", "black")
+    return page
 
 
 if __name__ == "__main__":
