@@ -163,6 +163,27 @@ def test_an_open_clip_checkpoint_trains_writes_and_is_loaded_again(small, tmp_pa
     assert load_coca(tmp_path).write(clips) == captioner.write(clips)
 
 
+def test_an_open_clip_checkpoint_is_trained_further_on_clips(small, world, tmp_path):
+    run = CaptionerRun(
+        data=world / "train",
+        held_out=world / "test",
+        out=tmp_path,
+        start=":".join(map(str, small)),
+        steps=3,
+        short_steps=1,
+        warmup_steps=1,
+        decay_steps=1,
+        batch=2,
+        validation_clips=2,
+    )
+    report = train(run)
+    assert report["all"]["clips"] == 6
+    trained, before = load_coca(tmp_path / "captioner").model, VideoCoCa.from_open_clip(small[0], str(small[1]))
+    after = dict(trained.named_parameters())
+    changed = {name for name, value in before.named_parameters() if not torch.equal(after[name], value.half().float())}
+    assert any(name.startswith("coca.text.") for name in changed) and "coca.visual.times" in changed
+
+
 def test_a_start_that_open_clip_does_not_have_is_refused(small):
     with pytest.raises(ValueError, match="a start must be one of open_clip's CoCa models"):
         begun(CaptionerRun(start="ViT-B-32:openai"))
