@@ -96,12 +96,15 @@ def until(found, seconds=120.0):
 
 def test_the_openai_client_makes_a_clip_and_takes_it_home(client, served, tmp_path):
     video = client.videos.create_and_poll(
-        prompt="a red ball bounces", poll_interval_ms=SOON_MS, extra_body={"seed": 5, "steps": 2, "guidance": 1.5}
+        prompt="a red ball bounces",
+        poll_interval_ms=SOON_MS,
+        extra_body={"seed": 5, "steps": 2, "guidance": 1.5, "upsample": "auto"},
     )
     assert (video.status, video.progress, video.model, video.size) == ("completed", 100, "tiny", "64x64")
     client.videos.download_content(video.id).write_to_file(tmp_path / "clip.mp4")
     request = request_in(tmp_path / "clip.mp4")
     assert (request.prompt, request.seed, request.steps, request.guidance) == ("a red ball bounces", 5, 2, 1.5)
+    assert request.upsample and request.written and request.written != request.prompt
     for variant, size in (("thumbnail", (64, 64)), ("spritesheet", (6 * 68, 68))):
         seen = Image.open(io.BytesIO(client.videos.download_content(video.id, variant=variant).content))
         assert seen.format == "WEBP" and abs(seen.width - size[0]) < 32 and abs(seen.height - size[1]) < 8

@@ -13,7 +13,8 @@ import pytest
 from app.batch import MANIFEST
 from app.cli import main
 from app.jobs import CANCELLED, DONE, QUEUED, Queue
-from app.render import request_in
+from app.render import UPSAMPLER, request_in
+from captioning.upsampler import load_upsampler
 from dit.request import Request
 
 
@@ -45,6 +46,17 @@ def test_rows_become_files_and_again_only_what_is_missing_is_made(batch, capsys)
     assert batch("a red ball\na {blue|green} cube\n", "--workers", "0") == 0
     assert {path for path in paths if os.stat(path).st_mtime_ns == made[path]} == set(paths[1:])
     assert [line["state"] for line in manifest(batch.folder)] == ["done"] * 4
+
+
+def test_rows_are_written_out_by_the_upsampler_that_they_name(batch):
+    rows = [{"prompt": "ruby ball hops", "upsample": name, "seed": 3} for name in ("auto", "none")]
+    assert batch("".join(json.dumps(row) + "\n" for row in rows), "--workers", "1", suffix=".jsonl") == 0
+    found = [request_in(path) for path in batch.folder.glob("*.png")]
+    assert {(one.prompt, one.seed) for one in found} == {("ruby ball hops", 3)} and len(found) == 2
+    written = {one.upsample: one.written for one in found}
+    assert written.pop(None) is None
+    (text,) = written.values()  # as much of it as this model reads
+    assert text and load_upsampler(UPSAMPLER).write("ruby ball hops", 3, still=True).startswith(text)
 
 
 def test_other_weights_have_other_names(batch, tiny_model, tmp_path):
