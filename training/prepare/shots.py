@@ -76,17 +76,16 @@ def look_at(path: Path, detector: str) -> Look:
     return Look(begins, stamps, keys, checks, last, fps, sorted(set(cuts)))
 
 
-def parted(look: Look, shortest: float, longest: float) -> list[tuple[int, int]]:
-    """Return a film's shots as (first frame, frame behind the last): those over `longest` seconds parted evenly, those
-    under `shortest` left out.
+def parted(look: Look, longest: float) -> list[tuple[int, int]]:
+    """Return a film's shots as (first frame, frame behind the last), those over `longest` seconds parted evenly, but
+    no frame itself.
     """
     found = []
     for first, last in pairwise([0, *look.cuts, len(look.begins)]):
         begin, end = look.time(first), look.time(last)
-        parts = max(1, math.ceil((end - begin) / longest - 1e-6))
+        parts = min(max(1, math.ceil((end - begin) / longest - 1e-6)), max(1, last - first))
         inner = (bisect_left(look.begins, begin + (end - begin) * part / parts) for part in range(1, parts))
-        bounds = [first, *inner, last]
-        found += [(a, b) for a, b in pairwise(bounds) if b > a and look.time(b) - look.time(a) >= shortest]
+        found += [(a, b) for a, b in pairwise([first, *inner, last]) if b > a]
     return found
 
 
