@@ -1,12 +1,18 @@
-"""Preparing meets bad input: what cannot be done is told with the reason, the rest is done, and nothing else is touched."""
+"""Preparing meets bad input: what cannot be done is told with the reason, the rest is done, nothing else is touched."""
 
+import tarfile
+import threading
+import zipfile
+
+import av
 import pytest
 import torch
 
 from app.cli import main
 from tests.test_prepare import run_of, shot
-from training.prepare.clips import clips, rows_of
-from training.prepare.manifest import Journal
+from training.prepare.clips import clips, failed_clips, rows_of
+from training.prepare.manifest import Journal, PrepareError
+from training.prepare.sources import sources
 from vae.recorder import write_video
 
 
@@ -31,3 +37,145 @@ def test_shots_that_are_too_short_are_counted_and_are_no_failures(raw, tmp_path,
     short = {line["key"].rsplit("/", 1)[1]: line["short"] for line in Journal(tmp_path / "done", "clips").lines()}
     assert short == {"flash.mp4": [[0, 0.5]], "two.mp4": [[2, 2.5]], "sound.mp4": []}
     assert clips(run_of(raw, tmp_path, shortest=0.4))["shots too short"] == 0
+
+
+@pytest.fixture
+def linked(raw, tmp_path):
+    """A source with links to a film elsewhere: a folder, the film itself; and a list that names both and a third."""
+    (tmp_path / "away").mkdir()
+    for name in ("secret.mp4", "open.mp4"):
+        write_video(tmp_path / "away" / name, shot(2, 9), 8)
+    (raw / "linked").symlink_to(tmp_path / "away")
+    (raw / "film.mp4").symlink_to(tmp_path / "away" / "secret.mp4")
+    (raw / "list.txt").write_text(f"sound.mp4\nlinked/secret.mp4\nfilm.mp4\n{tmp_path / 'away' / 'open.mp4'}\n")
+    return raw
+
+
+def test_a_glob_follows_links_out_of_where_it_begins_only_when_asked(linked):
+    inside = {str(linked / "sound.mp4")}
+    secret = {str(linked / "linked" / name) for name in ("open.mp4", "secret.mp4")}
+    for pattern, followed in {
+        "*": {str(linked / "film.mp4")} | inside,
+        "*/*": secret,
+        "[l]inked/*.mp4": secret,
+    }.items():
+        assert {one.name for one in sources(str(linked / pattern), follow=True)} == followed
+        if followed & inside:
+            assert {one.name for one in sources(str(linked / pattern))} == inside
+        else:
+            with pytest.raises(PrepareError, match="a source must be"):
+                sources(str(linked / pattern))
+    assert {one.name for one in sources(str(linked / "linked" / "*"))} == secret  # which names the link itself
+
+
+def test_a_list_tells_of_links_out_of_its_folder_and_follows_them_when_asked(linked, tmp_path):
+    run = run_of(linked / "list.txt", tmp_path)
+    assert clips(run) == {"sources": 4, "done before": 0, "clips": 2, "shots too short": 0, "failed": 2}
+    errors = dict(failed_clips(run))
+    assert sorted(errors) == ["film.mp4", "linked/secret.mp4"]
+    assert all(error.endswith(f"got {name}; give --follow") for name, error in errors.items())
+    assert clips(run_of(linked / "list.txt", tmp_path, follow=True))["failed"] == 0
+
+
+@pytest.mark.parametrize("place", ["clips", "journal", ".lock", ".passing", "clips/ab", ".manifest.parquet"])
+def test_nothing_is_written_outside_of_the_prepared_folder(raw, tmp_path, place, capsys):
+    outside, link = tmp_path / "outside", tmp_path / "done" / place
+    outside.mkdir()
+    (outside / ".kept").write_text("as it was")
+    link.parent.mkdir(parents=True)
+    link.symlink_to(outside / ".kept" if place in (".lock", ".manifest.parquet") else outside)
+    assert main(["prepare", "clips", str(raw), str(tmp_path / "done"), "--engine", "here"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and str(tmp_path / "done") in said
+    assert [path.name for path in outside.iterdir()] == [".kept"] and (outside / ".kept").read_text() == "as it was"
+
+
+def test_a_link_within_the_prepared_folder_is_no_harm(raw, tmp_path):
+    (tmp_path / "done" / "elsewhere").mkdir(parents=True)
+    (tmp_path / "done" / "clips").symlink_to("elsewhere")
+    (tmp_path / "here").symlink_to("done")
+    assert clips(run_of(raw, tmp_path, folder=tmp_path / "here"))["clips"] == 1
+
+
+@pytest.mark.parametrize("kind", ["film", "tar"])
+def test_a_file_that_grows_while_it_is_read_is_told_and_done_once_it_is_whole(raw, tmp_path, kind):
+    write_video(raw / "sound.mp4", shot(0, 64), 8)
+    grown = raw / "sound.mp4"
+    if kind == "tar":
+        with tarfile.open(raw / "films.tar", "w") as tar:
+            tar.add(grown, "0.mp4")
+        grown.unlink()
+        grown = raw / "films.tar"
+    over = threading.Event()
+
+    def grow():
+        with open(grown, "ab") as file:
+            while not over.wait(0.002):
+                file.write(b"\0" * 512)
+                file.flush()
+
+    writer, whole, run = threading.Thread(target=grow), grown.stat().st_size, run_of(raw, tmp_path)
+    writer.start()
+    try:
+        assert clips(run)["failed"] == 1
+    finally:
+        over.set()
+        writer.join()
+    ((name, error),) = failed_clips(run)
+    assert error == f"{name} changed while it was read; run again when it is whole"
+    with open(grown, "ab") as file:
+        file.truncate(whole)
+    assert clips(run)["failed"] == 0
+
+
+def test_encrypted_films_and_archives_with_a_password_are_told_as_such(raw, tmp_path, capsys):
+    scheme = {"encryption_scheme": "cenc-aes-ctr", "encryption_key": "01" * 16, "encryption_kid": "02" * 16}
+    for name, options in {"late.mp4": scheme, "early.mov": scheme | {"movflags": "+faststart"}}.items():
+        with av.open(raw / "sound.mp4") as film, av.open(raw / name, "w", format="mp4", options=options) as out:
+            stream = film.streams.video[0]
+            written = out.add_stream_from_template(stream)
+            for packet in film.demux(stream):
+                if packet.dts is not None:
+                    packet.stream = written
+                    out.mux(packet)
+    header = b"PK\x03\x04\x14\0\1\0\0\0" + b"\0" * 20
+    (raw / "locked.mp4").write_bytes(header + b"\0" * 999)
+    with zipfile.ZipFile(raw / "plain.mp4", "w") as archive:
+        archive.write(raw / "sound.mp4")
+    assert main(["prepare", "clips", str(raw), str(tmp_path / "done"), "--engine", "here"]) == 3
+    assert "1 clips, 0 shots too short, 4 failed" in capsys.readouterr().out
+    rules = {
+        "early.mov": "must not be encrypted; it is",
+        "late.mp4": "must not be encrypted; it is",
+        "locked.mp4": "it is a zip archive with a password; unpack it first",
+        "plain.mp4": "it is a zip archive; unpack it first",
+    }
+    errors = dict(failed_clips(run_of(raw, tmp_path)))
+    assert errors.keys() == rules.keys() and all(rules[name] in error for name, error in errors.items())
+
+
+def test_a_tar_is_one_whatever_its_case_and_wherever_it_is_named(raw, tmp_path):
+    with tarfile.open(tmp_path / "FILMS.TAR", "w") as tar:
+        tar.add(raw / "sound.mp4", "0.mp4")
+    (tmp_path / "list.txt").write_text("FILMS.TAR\n")
+    for given in ("FILMS.TAR", "list.txt", "F*"):
+        assert [one.member for one in sources(str(tmp_path / given))] == ["0.mp4"]
+
+
+@pytest.mark.parametrize("cut", ["in the last film", "in the second header", "behind the first"])
+def test_of_a_tar_that_is_cut_short_the_whole_films_are_used_and_the_tar_is_told(raw, tmp_path, cut):
+    with tarfile.open(tmp_path / "films.tar", "w") as tar:
+        for name in ("0.mp4", "1.mp4"):
+            tar.add(raw / "sound.mp4", name)
+    with tarfile.open(tmp_path / "films.tar") as tar:
+        second = tar.getmember("1.mp4").offset
+    whole = (tmp_path / "films.tar").read_bytes()
+    places = {"in the last film": second + 900, "in the second header": second + 100, "behind the first": second}
+    broken = whole[: places[cut]] + (b"noise" * 400 if cut == "behind the first" else b"")
+    (tmp_path / "films.tar").write_bytes(broken)
+    run = run_of(tmp_path / "films.tar", tmp_path)
+    assert clips(run) == {"sources": 2, "done before": 0, "clips": 1, "shots too short": 0, "failed": 1}
+    ((name, error),) = failed_clips(run)
+    assert name == "films.tar" and error.startswith("films.tar must be a whole tar; ")
+    (tmp_path / "films.tar").write_bytes(whole)
+    assert clips(run)["failed"] == 0

@@ -21,9 +21,10 @@ from av.video.frame import VideoFrame
 from torch import Tensor
 
 from training.prepare.engine import Where
+from training.prepare.locked import refuse_locked
 from training.prepare.manifest import Caption, Journal, PrepareError, Row, alone, digest_of, write_manifest
 from training.prepare.shots import DETECTORS, Look, check_of, look_at, parted
-from training.prepare.sources import Source, at_hand, sha256_of, sources
+from training.prepare.sources import Source, at_hand, sha256_of, sources, unchanged
 from vae.media import DiskError, MediaError, opened, picture_stream, read_picture, readable, shown_frames, upright
 from vae.pixels import from_bytes
 from vae.recorder import write_picture, write_video
@@ -171,16 +172,16 @@ def cut(task: Task) -> dict:
     are too short to be clips. Raises MediaError for what cannot be read.
     """
     source, run = task
-    with at_hand(source, run.folder / PASSING) as path:
-        before = os.stat(readable(path))
+    with unchanged(source), at_hand(source, run.folder / PASSING) as path:
+        refuse_locked(readable(path))
+        if not source.still:
+            with opened(path) as container:  # before a file of any size is read whole
+                picture_stream(container, path)
         sha256 = sha256_of(path)
         make = still if source.still else film
         said = [Caption(source.words, SIDECAR, "1")] if source.words else []
         found, short = make(path, source, sha256, run)
         rows = [replace(row, captions=said) for row in found]
-        after = os.stat(path)
-        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-            raise MediaError(f"{source.name} changed while it was read; run again when it is whole")
     return {"source_sha256": sha256, "rows": [asdict(row) for row in rows], "short": short}
 
 
