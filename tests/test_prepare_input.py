@@ -1,19 +1,23 @@
 """Preparing meets bad input: what cannot be done is told with the reason, the rest is done, nothing else is touched."""
 
+import subprocess
+import sys
 import tarfile
 import threading
 import zipfile
+import zlib
 
 import av
 import pytest
 import torch
 
 from app.cli import main
-from tests.test_prepare import run_of, shot
-from training.prepare.clips import clips, failed_clips, rows_of
-from training.prepare.manifest import Journal, PrepareError
+from tests.test_captioner import GOOD, Server
+from tests.test_prepare import coded_film, run_of, shot
+from training.prepare.clips import ClipsRun, clips, failed_clips, rows_of
+from training.prepare.manifest import Journal, PrepareError, read_manifest
 from training.prepare.sources import sources
-from vae.recorder import write_video
+from vae.recorder import write_picture, write_video
 
 
 @pytest.fixture
@@ -179,3 +183,141 @@ def test_of_a_tar_that_is_cut_short_the_whole_films_are_used_and_the_tar_is_told
     assert name == "films.tar" and error.startswith("films.tar must be a whole tar; ")
     (tmp_path / "films.tar").write_bytes(whole)
     assert clips(run)["failed"] == 0
+
+
+def picture_header(columns, rows):
+    """A PNG that declares a size and holds nothing."""
+    said = b"IHDR" + columns.to_bytes(4) + rows.to_bytes(4) + b"\x08\x02\0\0\0"
+    return b"\x89PNG\r\n\x1a\n" + (13).to_bytes(4) + said + zlib.crc32(said).to_bytes(4)
+
+
+def test_enormous_files_are_told_within_limits_and_the_rest_is_done(raw, tmp_path, capsys):
+    (raw / "wide.png").write_bytes(picture_header(100_000, 100_000))
+    film = (raw / "sound.mp4").read_bytes()
+    write_video(tmp_path / "wide.gif", shot(0, 16), 8)
+    animation = (tmp_path / "wide.gif").read_bytes()
+    (raw / "wide.gif").write_bytes(animation[:6] + b"\xff\xff\xff\xff" + animation[10:])  # GIF89a, 18: its size
+    for name, head in {"nothing.mp4": b"", "endless.mp4": film}.items():
+        (raw / name).write_bytes(head)
+        with open(raw / name, "ab") as file:
+            file.truncate(1 << 40)  # bytes, of which none is on the disk
+    words = ["prepare", "clips", str(raw), str(tmp_path / "done"), "--workers", "1", "--limit", "15"]
+    assert main(words) == 3
+    said = capsys.readouterr()
+    assert said.out == "5 sources, 0 done before, 1 clips, 0 shots too short, 4 failed\n"
+    errors = dict(failed_clips(run_of(raw, tmp_path)))
+    rules = {"wide.png": "at most 67108864 pixels", "wide.gif": "at most 67108864 pixels a frame; got 65535 x 65535"}
+    rules |= {"nothing.mp4": "cannot be read as a video", "endless.mp4": "it must be done within 15 seconds"}
+    assert errors.keys() == rules.keys() and all(rules[name] in error for name, error in errors.items())
+    for name in rules:
+        (raw / name).unlink()
+    assert main(words) == 0
+
+
+def test_a_film_whose_frames_last_for_ages_is_parted_no_finer_than_its_frames(raw, tmp_path):
+    coded_film(raw / "ages.mkv", shot(0, 3), [0, 10**12, 2 * 10**12], None, {})
+    found = clips(run_of(raw, tmp_path))
+    ages = [row for row in rows_of(tmp_path / "done") if row.source == "ages.mkv"]
+    assert found["failed"] == 0 and [row.frames for row in ages] == [1, 1, 1]
+
+
+def test_films_of_any_container_are_read_and_what_is_no_film_is_told(tmp_path, capsys):
+    (tmp_path / "raw").mkdir()
+    for name in ("film.mp4", "film.webm"):
+        write_video(tmp_path / "raw" / name, shot(0, 16), 8)
+    for name in ("film.mkv", "film.mov"):
+        with av.open(tmp_path / "raw" / "film.mp4") as film, av.open(tmp_path / "raw" / name, "w") as out:
+            stream = film.streams.video[0]
+            written = out.add_stream_from_template(stream)
+            for packet in film.demux(stream):
+                if packet.dts is not None:
+                    packet.stream = written
+                    out.mux(packet)
+    (tmp_path / "raw" / "really-mp4.webm").write_bytes((tmp_path / "raw" / "film.mp4").read_bytes())
+    (tmp_path / "raw" / "really-png.jpg").write_bytes(picture_of(tmp_path, shot(1, 1)))
+    (tmp_path / "raw" / "really-png.mp4").write_bytes(picture_of(tmp_path, shot(1, 1)))
+    (tmp_path / "raw" / "really-mp4.png").write_bytes((tmp_path / "raw" / "film.mp4").read_bytes())
+    assert main(["prepare", "clips", str(tmp_path / "raw"), str(tmp_path / "done"), "--engine", "here"]) == 3
+    films = ("film.mkv", "film.mov", "film.mp4", "film.webm", "really-mp4.webm")
+    made = {row.clip: (row.source, row.frames, row.columns) for row in read_manifest(tmp_path / "done")}
+    expected = {(name, 16, 64) for name in films} | {("really-png.jpg", 1, 64)}
+    assert len(made) == 5 and set(made.values()) < expected  # one film twice is one clip
+    errors = dict(failed_clips(run_of(tmp_path / "raw", tmp_path)))
+    assert errors.keys() == {"really-png.mp4", "really-mp4.png"}
+    assert "cannot be read as a video" in errors["really-png.mp4"]
+    assert "cannot be read as a picture" in errors["really-mp4.png"]
+
+
+def picture_of(folder, picture):
+    write_picture(folder / "picture.png", picture)
+    return (folder / "picture.png").read_bytes()
+
+
+HOLDING = """
+import sys
+from pathlib import Path
+from training.prepare.manifest import alone
+with alone(Path(sys.argv[1])):
+    print("begun", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_of_two_processes_one_has_the_folder_and_leaves_it_when_it_is_killed(raw, tmp_path, capsys):
+    words = ["prepare", "clips", str(raw), str(tmp_path / "done"), "--engine", "here"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", HOLDING, str(tmp_path / "done")], **pipes) as other:
+        assert other.stdout.readline() == b"begun\n"
+        assert main(words) == 2
+        rule = f"longtake: one run at a time writes to {tmp_path / 'done'}, and another does; wait for it\n"
+        assert capsys.readouterr().err == rule and not (tmp_path / "done" / "journal").exists()
+        other.kill()
+    assert main(words) == 0
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "rule"),
+    [
+        ("--matcher", "nowhere", "a matcher must be"),
+        ("--vae", "nowhere", "nowhere"),
+        ("--captioner", "/nowhere/at/all", "a captioner must be"),
+        ("--endpoint", "http://127.0.0.1:9/v1", "an endpoint and the model there"),
+    ],
+)
+def test_prepare_all_refuses_a_wrong_name_before_its_first_step(raw, tmp_path, capsys, flag, value, rule):
+    assert main(["prepare", "all", str(raw), str(tmp_path / "done"), "--engine", "here", flag, value]) == 2
+    assert rule in capsys.readouterr().err and not (tmp_path / "done").exists()
+
+
+@pytest.fixture
+def done(raw, tmp_path):
+    """A prepared folder with two clips."""
+    write_video(raw / "other.mp4", shot(2, 20), 8)
+    clips(ClipsRun(str(raw), tmp_path / "done", engine="here"))
+    return tmp_path / "done"
+
+
+@pytest.mark.parametrize("step", ["filter", "latents"])
+def test_a_step_that_meets_a_damaged_clip_exits_with_3_and_completes_when_it_is_sound(done, capsys, step):
+    row = max(rows_of(done), key=lambda row: row.frames)
+    kept = (done / row.file).read_bytes()
+    (done / row.file).write_bytes(kept[: len(kept) // 2])
+    words = ["prepare", step, str(done), "--engine", "here"]
+    assert main(words) == 3
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("longtake: ")]
+    assert line.startswith(f"longtake: {row.file}: ")
+    (done / row.file).write_bytes(kept)
+    assert main(words) == 0
+
+
+def test_clips_that_an_endpoint_was_gone_for_are_captioned_when_it_is_back(done, capsys):
+    with Server(GOOD) as server:
+        url = server.url
+    words = ["prepare", "captions", str(done), "--engine", "here", "--model", "eye", "--endpoint"]
+    assert main([*words, url]) == 3
+    said = capsys.readouterr()
+    assert "2 failed" in said.out and said.err.count("eye at 127.0.0.1 cannot be reached") == 2
+    assert not any(row.captions for row in read_manifest(done))
+    with Server(GOOD) as server:
+        assert main([*words, server.url]) == 0
+    assert [caption.text for row in read_manifest(done) for caption in row.captions] == [GOOD["caption"]] * 2

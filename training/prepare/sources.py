@@ -245,7 +245,8 @@ def _trouble(source: Source) -> str:
 def _copy_member(source: Source, inner: str, copy: Path) -> None:
     try:
         with tarfile.open(source.path) as tar, open(copy, "wb") as out:
-            member = tar.extractfile(inner)
+            found = {one.name: one for one in _whole(tar)[0] if one.isfile()}
+            member = tar.extractfile(found[inner])
             assert member is not None, "only files are listed"
             shutil.copyfileobj(member, out, BLOCK)
     except (*BROKEN, KeyError) as error:
