@@ -203,13 +203,13 @@ def test_enormous_files_are_told_within_limits_and_the_rest_is_done(raw, tmp_pat
         (raw / name).write_bytes(head)
         with open(raw / name, "ab") as file:
             file.truncate(1 << 40)  # bytes, of which none is on the disk
-    words = ["prepare", "clips", str(raw), str(tmp_path / "done"), "--workers", "1", "--limit", "15"]
+    words = ["prepare", "clips", str(raw), str(tmp_path / "done"), "--workers", "1", "--limit", "20"]
     assert main(words) == 3
     said = capsys.readouterr()
     assert said.out == "5 sources, 0 done before, 1 clips, 0 shots too short, 4 failed\n"
     errors = dict(failed_clips(run_of(raw, tmp_path)))
     rules = {"wide.png": "at most 67108864 pixels", "wide.gif": "at most 67108864 pixels a frame; got 9000 x 9000"}
-    rules |= {"nothing.mp4": "cannot be read as a video", "endless.mp4": "it must be done within 15 seconds"}
+    rules |= {"nothing.mp4": "cannot be read as a video", "endless.mp4": "it must be done within 20 seconds"}
     assert errors.keys() == rules.keys()
     assert {name: error for name, error in errors.items() if rules[name] not in error} == {}
     for name in rules:
