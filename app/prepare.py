@@ -36,7 +36,7 @@ def parse_format(words: str) -> tuple[int, int, int]:
 
 PREPARE_CLIPS: dict[str, dict] = {
     "--detector": {"help": "of shots: adaptive, which forgives fast cameras (default), or content"},
-    "--shortest": {"type": float, "help": "seconds; shorter shots are left out (default 1)"},
+    "--shortest": {"type": float, "help": "seconds; shorter shots are counted and left out (default 1)"},
     "--longest": {"type": float, "help": "seconds; longer shots are parted evenly (default 10)"},
     "--follow": {"action": "store_true", "default": None, "help": "follow links that lead out of the source"},
 }

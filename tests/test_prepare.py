@@ -55,7 +55,7 @@ def run_of(raw, tmp_path, **changes):
 
 def test_a_film_is_cut_at_its_shots_and_keeps_size_rate_and_pictures(raw, tmp_path):
     found = clips(run_of(raw, tmp_path))
-    assert found == {"sources": 3, "done before": 0, "clips": 5, "failed": 0}
+    assert found == {"sources": 3, "done before": 0, "clips": 5, "shots too short": 0, "failed": 0}
     rows = {(row.source, row.begin): row for row in read_manifest(tmp_path / "done")}
     assert sorted(rows) == [
         ("more/one.webm", 0),
@@ -95,10 +95,10 @@ def test_what_is_done_is_not_done_again_and_what_failed_or_changed_is(raw, tmp_p
     assert clips(run)["failed"] == 1
     first = rows_of(run.folder)
     files = {row.file: (run.folder / row.file).stat().st_mtime_ns for row in first}
-    assert clips(run) == {"sources": 4, "done before": 3, "clips": 5, "failed": 1}
+    assert clips(run) == {"sources": 4, "done before": 3, "clips": 5, "shots too short": 0, "failed": 1}
     assert {row.file: (run.folder / row.file).stat().st_mtime_ns for row in rows_of(run.folder)} == files
     (raw / "broken.mp4").write_bytes((raw / "three.mp4").read_bytes())  # the same film under two names
-    assert clips(run) == {"sources": 4, "done before": 3, "clips": 5, "failed": 0}
+    assert clips(run) == {"sources": 4, "done before": 3, "clips": 5, "shots too short": 0, "failed": 0}
     write_video(raw / "more" / "one.webm", shot(5, 9), 8)
     assert clips(run)["done before"] == 3
     assert {row.frames for row in rows_of(run.folder) if row.source == "more/one.webm"} == {9}
@@ -134,7 +134,7 @@ def test_films_of_one_name_in_two_places_are_two(tmp_path):
     given = {"folder": str(tmp_path / "raw"), "glob": str(tmp_path / "raw" / "*" / "*")}
     for name, source in given.items():
         run = ClipsRun(source, tmp_path / name, engine="here")
-        assert clips(run) == {"sources": 4, "done before": 0, "clips": 4, "failed": 0}
+        assert clips(run) == {"sources": 4, "done before": 0, "clips": 4, "shots too short": 0, "failed": 0}
         assert clips(run)["done before"] == 4
     for place in ("a", "b"):  # into one folder, from two sources
         clips(ClipsRun(str(tmp_path / "raw" / place), tmp_path / "both", engine="here"))
@@ -213,7 +213,7 @@ def test_odd_names_and_things_that_are_no_files_are_told(raw, tmp_path):
     (raw / "self.mp4").symlink_to("self.mp4")
     os.link(raw / "three.mp4", os.fsencode(raw) + b"/odd-\xff.mp4")
     found = clips(run_of(raw, tmp_path))
-    assert found == {"sources": 5, "done before": 0, "clips": 5, "failed": 1}
+    assert found == {"sources": 5, "done before": 0, "clips": 5, "shots too short": 0, "failed": 1}
     assert dict(failed_clips(run_of(raw, tmp_path)))["pipe.mp4"].startswith(f"{raw / 'pipe.mp4'} must be a file")
     assert len(read_manifest(tmp_path / "done")) == 5
 
@@ -257,7 +257,13 @@ def test_files_that_are_no_films_are_told_and_the_rest_is_done(raw, tmp_path):
     (raw / "empty.mp4").touch()
     (raw / "wrong.mkv").write_bytes(b"#EXTM3U\nhttp://example.com/x.ts\n" * 50)
     (raw / "bad.tar").write_bytes(b"no tar" * 500)
-    assert clips(run_of(raw, tmp_path)) == {"sources": 6, "done before": 0, "clips": 5, "failed": 3}
+    assert clips(run_of(raw, tmp_path)) == {
+        "sources": 6,
+        "done before": 0,
+        "clips": 5,
+        "shots too short": 0,
+        "failed": 3,
+    }
     errors = dict(failed_clips(run_of(raw, tmp_path)))
     assert sorted(errors) == ["bad.tar", "empty.mp4", "wrong.mkv"] and "is empty" in errors["empty.mp4"]
 

@@ -21,9 +21,10 @@ from av.video.frame import VideoFrame
 from torch import Tensor
 
 from training.prepare.engine import Where
+from training.prepare.locked import refuse_locked
 from training.prepare.manifest import Caption, Journal, PrepareError, Row, alone, digest_of, write_manifest
 from training.prepare.shots import DETECTORS, Look, check_of, look_at, parted
-from training.prepare.sources import Source, at_hand, sha256_of, sources
+from training.prepare.sources import Source, at_hand, sha256_of, sources, unchanged
 from vae.media import DiskError, MediaError, opened, picture_stream, read_picture, readable, shown_frames, upright
 from vae.pixels import from_bytes
 from vae.recorder import write_picture, write_video
@@ -34,11 +35,13 @@ VERSION = 1  # of what a clip's name stands for
 PASSING = ".passing"  # within the folder: what is needed only for a while
 SIDECAR = "sidecar"  # words that came with the source
 
+Times = tuple[float, float]  # when a shot begins and ends, in seconds
+
 
 @dataclass(frozen=True)
 class ClipsRun(Where):
-    """What to cut and how: shots shorter than `shortest` seconds are left out, and those longer than `longest` parted
-    evenly.
+    """What to cut and how: shots shorter than `shortest` seconds are counted and left out, and those longer than
+    `longest` parted evenly.
     """
 
     source: str = ""
@@ -62,7 +65,8 @@ class Task(NamedTuple):
 
 
 def clips(run: ClipsRun) -> dict[str, int]:
-    """Cut all sources that are not cut yet; returns how many sources and clips there are, and how many sources failed.
+    """Cut all sources that are not cut yet; returns how many sources and clips there are, how many shots were too short
+    to be clips, and how many sources failed.
 
     Raises PrepareError for what cannot be begun.
     """
@@ -83,6 +87,7 @@ def clips(run: ClipsRun) -> dict[str, int]:
             "sources": len(found),
             "done before": len(found) - len(todo),
             "clips": len(rows),
+            "shots too short": sum(len(done[one.key].get("short", ())) for one in found),
             "failed": sum("error" in done[one.key] for one in found),
         }
 
@@ -125,7 +130,7 @@ def latest(journal: Journal) -> dict[str, dict]:
 
 def is_done(noted: dict | None, source: Source, run: ClipsRun) -> bool:
     """Say whether a source was cut as this run would cut it, is still the same file, and its clips are there."""
-    if noted is None or "error" in noted:
+    if noted is None or "short" not in noted:  # it failed, or was cut when short shots were not counted
         return False
     same = tuple(noted["stamp"]) == source.stamp and noted["words"] == source.words
     return same and noted["cutting"] == run.cutting and all((run.folder / r["file"]).exists() for r in noted["rows"])
@@ -163,35 +168,42 @@ def remake_manifest(folder: Path) -> list[Row]:
 
 
 def cut(task: Task) -> dict:
-    """Cut one source; returns its SHA-256 and the rows of its clips. Raises MediaError for what cannot be read."""
+    """Cut one source; returns its SHA-256, the rows of its clips, and when its shots begin and end, in seconds, that
+    are too short to be clips. Raises MediaError for what cannot be read.
+    """
     source, run = task
-    with at_hand(source, run.folder / PASSING) as path:
-        before = os.stat(readable(path))
+    with unchanged(source), at_hand(source, run.folder / PASSING) as path:
+        refuse_locked(readable(path))
+        if not source.still:
+            with opened(path) as container:  # before a file of any size is read whole
+                picture_stream(container, path)
         sha256 = sha256_of(path)
         make = still if source.still else film
         said = [Caption(source.words, SIDECAR, "1")] if source.words else []
-        rows = [replace(row, captions=said) for row in make(path, source, sha256, run)]
-        after = os.stat(path)
-        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-            raise MediaError(f"{source.name} changed while it was read; run again when it is whole")
-    return {"source_sha256": sha256, "rows": [asdict(row) for row in rows]}
+        found, short = make(path, source, sha256, run)
+        rows = [replace(row, captions=said) for row in found]
+    return {"source_sha256": sha256, "rows": [asdict(row) for row in rows], "short": short}
 
 
-def still(path: Path, source: Source, sha256: str, run: ClipsRun) -> list[Row]:
+def still(path: Path, source: Source, sha256: str, run: ClipsRun) -> tuple[list[Row], list[Times]]:
     """Keep a picture as a clip of one frame."""
     picture = read_picture(path)
     clip, place = placed(run.folder, sha256, 0, 1, ".png")
     write_picture(run.folder / place, picture)
-    return [row_of(run.folder, clip, place, source, sha256, (0.0, 0.0), picture, 1, 1.0, copied=False)]
+    return [row_of(run.folder, clip, place, source, sha256, (0.0, 0.0), picture, 1, 1.0, copied=False)], []
 
 
-def film(path: Path, source: Source, sha256: str, run: ClipsRun) -> list[Row]:
-    """Cut a film at its shots."""
-    look, rows, at = look_at(path, run.detector), [], 0
+def film(path: Path, source: Source, sha256: str, run: ClipsRun) -> tuple[list[Row], list[Times]]:
+    """Cut a film at its shots; returns the rows of those that are clips, and the times of those that are too short."""
+    look, rows, short, at = look_at(path, run.detector), [], [], 0
     with opened(path) as container:
         stream = picture_stream(container, path)
         frames = (frame for _, _, frame in shown_frames(container, stream))
-        for first, last in parted(look, run.shortest, run.longest):
+        for first, last in parted(look, run.longest):
+            times = (float(look.time(first)), float(look.time(last)))
+            if look.time(last) - look.time(first) < run.shortest:
+                short.append(times)
+                continue
             head = next(islice(frames, first - at, None))
             picture, at, fps = upright(head, None), first + 1, look.rate(first, last)
             clip, place = placed(run.folder, sha256, first, last, ".mp4")
@@ -201,12 +213,11 @@ def film(path: Path, source: Source, sha256: str, run: ClipsRun) -> list[Row]:
                     clip, place = placed(run.folder, sha256, first, last, ".webm")
                 write_video(run.folder / place, pieces(picture, islice(frames, last - at)), fps)
                 at = last
-            times = (float(look.time(first)), float(look.time(last)))
             count = last - first
             rows.append(
                 row_of(run.folder, clip, place, source, sha256, times, picture, count, float(fps), copied=copied)
             )
-    return rows
+    return rows, short
 
 
 def placed(folder: Path, sha256: str, first: int, last: int, suffix: str) -> tuple[str, str]:
@@ -218,7 +229,7 @@ def placed(folder: Path, sha256: str, first: int, last: int, suffix: str) -> tup
 
 
 def row_of(
-    folder: Path, clip: str, place: str, source: Source, sha256: str, times: tuple[float, float], picture: Tensor,
+    folder: Path, clip: str, place: str, source: Source, sha256: str, times: Times, picture: Tensor,
     frames: int, fps: float, *, copied: bool,
 ) -> Row:  # fmt: skip
     """Describe a clip that was written."""

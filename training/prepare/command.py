@@ -6,10 +6,11 @@ from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
-from training.prepare.captions import CaptionsRun, captions, failed_captions
-from training.prepare.clips import ClipsRun, clips, failed_clips
+from training.prepare.captions import CaptionsRun, captioner_of, captions, failed_captions
+from training.prepare.clips import ClipsRun, check, clips, failed_clips
 from training.prepare.filter import FilterRun, failed_scores, filter_clips
-from training.prepare.latents import LatentsRun, failed_latents, latents
+from training.prepare.latents import LatentsRun, encoder_of, failed_latents, latents
+from training.prepare.match import matcher_of
 
 Failures = list[tuple[str, str]]  # what failed, and why
 Step = Callable[..., tuple[str, Failures]]
@@ -42,17 +43,34 @@ def _filter(folder: Path, **given) -> tuple[str, Failures]:
 def _all(folder: Path, **given) -> tuple[str, Failures]:
     """Take one step after the other; captions where there is a captioner or an endpoint to ask."""
     reports, failures = [], []
-    runs = {"clips": ClipsRun, "captions": CaptionsRun, "filter": FilterRun, "latents": LatentsRun}
-    for step, kind in runs.items():
-        if step == "captions" and not given.keys() & {"captioner", "endpoint"}:
-            continue
-        own = {field.name for field in fields(kind)}
-        report, failed = STEPS[step](folder, **{name: value for name, value in given.items() if name in own})
+    kinds = {"clips": ClipsRun, "captions": CaptionsRun, "filter": FilterRun, "latents": LatentsRun}
+    if not given.keys() & {"captioner", "endpoint"}:
+        del kinds["captions"]
+    own = {
+        step: {field.name: given[field.name] for field in fields(kind) if field.name in given}
+        for step, kind in kinds.items()
+    }
+    for step, settings in own.items():
+        CHECKS[step](kinds[step](folder=folder, **settings))
+    for step, settings in own.items():
+        report, failed = STEPS[step](folder, **settings)
         reports.append(f"{step}: {report}" if step != "filter" else report)
         failures += failed
     return "\n".join(reports), failures
 
 
+def _matcher(run: FilterRun) -> None:
+    if run.matcher:
+        matcher_of(run.matching)
+
+
+# What is asked before any step is taken: each raises ValueError for a run that cannot be begun, as of a wrong name.
+CHECKS: dict[str, Callable] = {
+    "clips": check,
+    "filter": _matcher,
+    "captions": captioner_of,
+    "latents": lambda run: encoder_of(run.vae),
+}
 STEPS: dict[str, Step] = {
     "clips": _counted(ClipsRun, clips, failed_clips),
     "filter": _filter,

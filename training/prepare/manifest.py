@@ -150,10 +150,10 @@ class Journal:
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Have a folder to oneself; raises PrepareError where another run has it."""
+    """Have a folder to oneself; raises PrepareError where another run has it, or a link in it leads out of it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
+        lock = os.fdopen(os.open(folder / ".lock", os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666), "w")
     except OSError as error:
         raise PrepareError(f"{folder} must be a folder that can be written; {error.strerror}; name another") from error
     with lock:
@@ -161,4 +161,23 @@ def alone(folder: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise PrepareError(f"one run at a time writes to {folder}, and another does; wait for it") from None
+        _refuse_links_out(folder)
         yield
+
+
+def _refuse_links_out(folder: Path) -> None:
+    top = folder.resolve()
+    for link in _links_in(top):
+        if not Path(os.path.realpath(link)).is_relative_to(top):
+            raise PrepareError(
+                f"nothing is written outside of {folder}; {link} is a link out of it, so remove that link"
+            )
+
+
+def _links_in(folder: Path | str) -> Iterator[str]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_symlink():
+                yield entry.path
+            elif entry.is_dir():
+                yield from _links_in(entry.path)

@@ -15,6 +15,7 @@ import numpy as np
 from vae.media import MediaError, opened, picture_stream, rate_of, shown_frames
 
 DETECTORS = ("adaptive", "content")
+SLOWEST = 1001  # seconds a frame, and the largest denominator of a rate, which is that of NTSC
 SMALL = 160  # columns at which shots are looked for
 
 
@@ -37,10 +38,17 @@ class Look(NamedTuple):
         return self.begins[frame] if frame < len(self.begins) else self.end
 
     def rate(self, first: int, last: int) -> Fraction:
-        """Return the frame rate of a stretch: the film's, or its own where that differs by more than a hundredth."""
+        """Return the frame rate of a stretch: the film's, or its own where that differs by more than a hundredth.
+
+        Raises MediaError where it is too slow to be a film's.
+        """
         seconds = self.time(last) - self.time(first)
         own = (last - first) / seconds if seconds else self.fps
-        return self.fps if abs(own / self.fps - 1) < 0.01 else own.limit_denominator(1001)
+        if own * SLOWEST < 1:
+            raise MediaError(
+                f"a frame must last at most {SLOWEST} seconds; got {float(1 / own):g}; export the film again"
+            )
+        return self.fps if abs(own / self.fps - 1) < 0.01 else own.limit_denominator(SLOWEST)
 
 
 def look_at(path: Path, detector: str) -> Look:
@@ -76,17 +84,16 @@ def look_at(path: Path, detector: str) -> Look:
     return Look(begins, stamps, keys, checks, last, fps, sorted(set(cuts)))
 
 
-def parted(look: Look, shortest: float, longest: float) -> list[tuple[int, int]]:
-    """Return a film's shots as (first frame, frame behind the last): those over `longest` seconds parted evenly, those
-    under `shortest` left out.
+def parted(look: Look, longest: float) -> list[tuple[int, int]]:
+    """Return a film's shots as (first frame, frame behind the last), those over `longest` seconds parted evenly, but
+    no frame itself.
     """
     found = []
     for first, last in pairwise([0, *look.cuts, len(look.begins)]):
         begin, end = look.time(first), look.time(last)
-        parts = max(1, math.ceil((end - begin) / longest - 1e-6))
+        parts = min(max(1, math.ceil((end - begin) / longest - 1e-6)), max(1, last - first))
         inner = (bisect_left(look.begins, begin + (end - begin) * part / parts) for part in range(1, parts))
-        bounds = [first, *inner, last]
-        found += [(a, b) for a, b in pairwise(bounds) if b > a and look.time(b) - look.time(a) >= shortest]
+        found += [(a, b) for a, b in pairwise([first, *inner, last]) if b > a]
     return found
 
 
