@@ -8,7 +8,7 @@ from pathlib import Path
 
 from training.prepare.captions import CaptionsRun, captions, failed_captions
 from training.prepare.clips import ClipsRun, clips, failed_clips
-from training.prepare.filter import FilterRun, failed_scores, filter_clips
+from training.prepare.filter import FilterRun, dropped_in, failed_scores, filter_clips
 from training.prepare.latents import LatentsRun, failed_latents, latents
 
 Failures = list[tuple[str, str]]  # what failed, and why
@@ -36,7 +36,7 @@ def _filter(folder: Path, **given) -> tuple[str, Failures]:
     for name, found in filter_clips(run).items():
         numbers = " ".join(f"{found[key]:8.3g}" for key in ("least", "median", "most"))
         lines.append(f"{name:12} {numbers}  {found['threshold']}: {found['dropped']} of {found['clips']}")
-    return "\n".join(lines), failed_scores(run)
+    return "\n".join([*lines, dropped_in(folder)]), failed_scores(run)
 
 
 def _all(folder: Path, **given) -> tuple[str, Failures]:

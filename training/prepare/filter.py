@@ -1,8 +1,11 @@
-"""Score clips, and say what each threshold would drop. Nothing is dropped: the scores go into the manifest.
+"""Score clips, and say what each threshold would drop. The scores go into the manifest.
+
+Nothing is dropped unless asked for, and then nothing is removed either: the manifest says which clips are dropped for
+which scores, those are not coded, and nothing trains on them.
 
 | score | what it is | its threshold would drop |
 |---|---|---|
-| motion | how far the picture moves, in widths a second: the codec's motion vectors, else optical flow | < 0.001 |
+| motion | how far a film moves, in widths a second: the codec's motion vectors, else optical flow | < 0.001 |
 | sharpness | variance of the Laplacian of grey in [0, 1], at 256 columns | < 0.0003 |
 | brightness | mean of grey in [0, 1] | < 0.05 |
 | clipped | share of pixels that are black or white altogether | > 0.5 |
@@ -16,7 +19,8 @@ Where a model is named that sees pictures and words, `match.py` adds how well ca
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -27,8 +31,9 @@ import numpy as np
 
 from training.prepare.clips import remake_manifest, rows_of
 from training.prepare.engine import Where
-from training.prepare.manifest import Journal, Row, alone
+from training.prepare.manifest import Journal, Row, alone, read_manifest
 from training.prepare.match import MatchRun, failed_matches, match_clips, matcher_of
+from training.prepare.thresholds import Threshold, counts, failing, named, thresholds_at
 from vae.media import opened, picture_stream, read_picture, shown_frames
 from vae.pixels import to_bytes
 
@@ -39,39 +44,16 @@ NEAR = 10  # bits of 64, on average, in which hashes of near-duplicates differ a
 BANDS = 8  # of 8 bits, of each of the three hashes: near-duplicates share one of them
 
 
-class Threshold(NamedTuple):
-    """The least and the most that a clip may have of a score."""
-
-    least: float = -np.inf
-    most: float = np.inf
-
-    def drops(self, values: np.ndarray) -> np.ndarray:
-        """Say which values it drops."""
-        return (values < self.least) | (values > self.most)
-
-    def __str__(self) -> str:
-        return f"< {self.least:g}" if np.isfinite(self.least) else f"> {self.most:g}"
-
-
-THRESHOLDS = {
-    "motion": Threshold(least=0.001),
-    "sharpness": Threshold(least=0.0003),
-    "brightness": Threshold(least=0.05),
-    "clipped": Threshold(most=0.5),
-    "letterbox": Threshold(most=0.02),
-    "text": Threshold(most=0.02),
-    "duplicate": Threshold(most=0.5),
-    "match": Threshold(least=0.2),
-    "aesthetics": Threshold(least=0.3),
-}
-
-
 @dataclass(frozen=True)
 class FilterRun(Where):
-    """Which prepared folder to score; with a `matcher`, also by that model (`match.py`)."""
+    """Which prepared folder to score; with a `matcher`, also by that model (`match.py`). `thresholds` are values by
+    name, where others than the usual ones shall count; `drop` names those that clips are dropped by, or is `all`.
+    """
 
     folder: Path = Path("prepared")
     matcher: str = ""
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    drop: tuple[str, ...] = ()
 
     @property
     def matching(self) -> MatchRun:
@@ -88,9 +70,12 @@ class Task(NamedTuple):
 
 
 def filter_clips(run: FilterRun) -> dict[str, dict]:
-    """Score all clips that have no scores yet; returns for each score its spread, its threshold, and how many of all
-    clips that would drop. Raises CaptionError where there is no such matcher.
+    """Score all clips that have no scores yet, and drop what is asked for; returns for each score its spread, its
+    threshold, and how many of all clips that would drop.
+
+    Raises PrepareError for a wrong threshold, and CaptionError where there is no such matcher.
     """
+    thresholds, drop = thresholds_at(run.thresholds), named(run.drop)
     if run.matcher:
         matcher_of(run.matching)  # so that a wrong name is refused before anything is begun
     with alone(run.folder):
@@ -112,7 +97,17 @@ def filter_clips(run: FilterRun) -> dict[str, dict]:
                     note(line | {"scores": line["scores"] | {"duplicate": again}})
     if run.matcher:
         match_clips(run.matching, rows)
-    return report(remake_manifest(run.folder))
+    with alone(run.folder):
+        mark(run.folder, rows_of(run.folder), drop, thresholds)
+        return report(remake_manifest(run.folder), thresholds)
+
+
+def mark(folder: Path, rows: list[Row], names: Iterable[str], thresholds: Mapping[str, Threshold]) -> None:
+    """Note which clips are dropped, by which of some thresholds, unless that is what counts already."""
+    dropped = {row.clip: failed for row in rows if (failed := failing(row, names, thresholds))}
+    if dropped != {row.clip: row.dropped for row in rows if row.dropped}:
+        with Journal(folder, "dropped").adding() as note:
+            note({"dropped": dropped})
 
 
 def is_scored(noted: dict | None, row: Row) -> bool:
@@ -129,11 +124,18 @@ def failed_scores(run: FilterRun) -> list[tuple[str, str]]:
     return failed + (failed_matches(run.matching, rows) if run.matcher else [])
 
 
-def report(rows: list[Row]) -> dict[str, dict]:
+def dropped_in(folder: Path) -> str:
+    """Say how many of a folder's clips are dropped."""
+    rows = read_manifest(folder)
+    dropped = [row for row in rows if row.dropped]
+    return f"{len(dropped)} of {len(rows)} clips are dropped" + ("" if dropped else " (--drop NAME drops some)")
+
+
+def report(rows: list[Row], thresholds: Mapping[str, Threshold]) -> dict[str, dict]:
     """Return for each score its spread and how many clips its threshold would drop."""
     found = {}
-    for name, threshold in THRESHOLDS.items():
-        values = np.array([row.scores[name] for row in rows if name in row.scores])
+    for name, threshold in thresholds.items():
+        values = np.array([row.scores[name] for row in rows if counts(name, row)])
         if len(values):
             found[name] = {
                 "least": float(values.min()),
