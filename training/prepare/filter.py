@@ -11,14 +11,14 @@ which scores, those are not coded, and nothing trains on them.
 | clipped | share of pixels that are black or white altogether | > 0.5 |
 | letterbox | share of rows and columns at the borders that stay black | > 0.02 |
 | text | share of the frame under lines of letters that stay where they are | > 0.02 |
-| duplicate | 1 for a clip that looks like an earlier one of the set (perceptual hashes), else 0 | > 0.5 |
+| duplicate | 1 for a clip that shows what another of the set shows, or a part of it (`duplicates.py`), else 0 | > 0.5 |
 
 Where a model is named that sees pictures and words, `match.py` adds how well captions fit and how clips look.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
@@ -30,6 +30,7 @@ import cv2
 import numpy as np
 
 from training.prepare.clips import remake_manifest, rows_of
+from training.prepare.duplicates import BYTES, LONGEST, RATE, duplicates, perceptual_hash
 from training.prepare.engine import Where
 from training.prepare.manifest import Journal, Row, alone, read_manifest
 from training.prepare.match import MatchRun, failed_matches, match_clips, matcher_of
@@ -37,11 +38,9 @@ from training.prepare.thresholds import Threshold, counts, failing, named, thres
 from vae.media import opened, picture_stream, read_picture, shown_frames
 from vae.pixels import to_bytes
 
-VERSION = 1  # of what the scores mean
+VERSION = 2  # of what the scores mean
 WIDTH = 256  # columns at which clips are scored
 MOST_FRAMES = 48  # that are looked at, spread over the clip
-NEAR = 10  # bits of 64, on average, in which hashes of near-duplicates differ at most
-BANDS = 8  # of 8 bits, of each of the three hashes: near-duplicates share one of them
 
 
 @dataclass(frozen=True)
@@ -88,9 +87,9 @@ def filter_clips(run: FilterRun) -> dict[str, dict]:
                 row = todo[outcome.number]
                 about = {"clip": row.clip, "sha256": row.sha256, "version": VERSION}
                 note(about | outcome.told())
-            scored = {line["clip"]: line for line in journal.lines() if "error" not in line}
-            hashes = {clip: np.array(line["hashes"], dtype=np.uint64) for clip, line in scored.items()}
-            copies = duplicates({row.clip: hashes[row.clip] for row in rows if row.clip in hashes})
+            noted = {line["clip"]: line for line in journal.lines()}
+            scored = {row.clip: noted[row.clip] for row in rows if is_scored(noted.get(row.clip), row)}
+            copies = duplicates({clip: hashes_in(line) for clip, line in scored.items()})
             for clip, line in scored.items():
                 again = float(clip in copies)
                 if line["scores"].get("duplicate") != again:
@@ -115,6 +114,11 @@ def is_scored(noted: dict | None, row: Row) -> bool:
     if noted is None or "error" in noted:
         return False
     return noted["sha256"] == row.sha256 and noted["version"] == VERSION
+
+
+def hashes_in(noted: dict) -> np.ndarray:
+    """Return the perceptual hashes of a clip that was scored."""
+    return np.frombuffer(bytes.fromhex(noted["hashes"]), np.uint8).reshape(-1, BYTES)
 
 
 def failed_scores(run: FilterRun) -> list[tuple[str, str]]:
@@ -149,12 +153,13 @@ def report(rows: list[Row], thresholds: Mapping[str, Threshold]) -> dict[str, di
 
 
 def score(task: Task) -> dict:
-    """Return a clip's scores, and three perceptual hashes by which duplicates are found."""
+    """Return a clip's scores, and the perceptual hashes, in hexadecimal digits, by which duplicates are found."""
     path = task.folder / task.row.file
     if path.suffix == ".png":
         frames, motion = [narrowed(to_bytes(read_picture(path)[:, 0]).permute(1, 2, 0).contiguous().numpy())], 0.0
+        hashes = [hash_of(frames[0])]
     else:
-        frames, motion = look(path, task.row)
+        frames, motion, hashes = look(path, task.row)
     grey = np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames])
     found = {
         "motion": motion,
@@ -164,31 +169,39 @@ def score(task: Task) -> dict:
         "letterbox": letterbox(grey),
         "text": text(grey),
     }
-    third = [grey[min(len(grey) - 1, len(grey) * part // 4)] for part in (1, 2, 3)]
-    return {"scores": found, "hashes": [perceptual_hash(one) for one in third]}
+    return {"scores": found, "hashes": b"".join(hashes).hex()}
 
 
-def look(path: Path, row: Row) -> tuple[list[np.ndarray], float]:
-    """Return up to MOST_FRAMES frames of a clip as RGB, WIDTH columns wide, and how far it moves a second, in widths of
-    the frame.
+def look(path: Path, row: Row) -> tuple[list[np.ndarray], float, list[bytes]]:
+    """Return up to MOST_FRAMES frames of a clip as RGB, WIDTH columns wide, how far it moves a second, in widths of the
+    frame, and RATE hashes a second of what it shows then.
     """
     every = max(1, -(-row.frames // MOST_FRAMES))
-    frames, moved = [], []
+    frames, moved, hashes = [], [], []
     with opened(path) as container:
         stream = picture_stream(container, path)
         stream.codec_context.flags2 |= av.codec.context.Flags2.export_mvs
         stream.codec_context.thread_count = 1  # several threads leave out vectors, other ones each time
-        for number, (_, _, frame) in enumerate(shown_frames(container, stream)):
+        for number, (_, end, frame) in enumerate(shown_frames(container, stream)):
             vectors = frame.side_data.get("MOTION_VECTORS")
             if vectors is not None:
                 moved.append(travel(vectors.to_ndarray(), row))
-            if number % every == 0:
+            until = max(1, min(LONGEST, math.ceil(end * RATE)))  # hashes are those of what is shown before its end
+            if number % every == 0 or len(hashes) < until:
                 shown = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
-                frames.append(narrowed(np.ascontiguousarray(shown)))
+                picture = narrowed(np.ascontiguousarray(shown))
+                hashes += [hash_of(picture)] * (until - len(hashes))
+                if number % every == 0:
+                    frames.append(picture)
     if not moved:
         pairs = zip(frames, islice(frames, 1, None), strict=False)
         moved = [flow(before, after) / every for before, after in pairs]
-    return frames, float(np.mean(moved or [0.0])) * row.fps
+    return frames, float(np.mean(moved or [0.0])) * row.fps, hashes
+
+
+def hash_of(picture: np.ndarray) -> bytes:
+    """Return the perceptual hash of a picture (Y, X, 3)."""
+    return perceptual_hash(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)).tobytes()
 
 
 def narrowed(picture: np.ndarray) -> np.ndarray:
@@ -242,30 +255,3 @@ def text(grey: np.ndarray) -> float:
         if width >= 3 * height and height >= 4 and inside > 0.4 * width * height and crossings >= 6:
             area += width * height
     return area / edges.size
-
-
-def perceptual_hash(grey: np.ndarray) -> int:
-    """Return 64 bits that similar pictures share: the signs, about their median, of the lowest frequencies of a picture
-    (pHash, Zauner 2010).
-    """
-    small = cv2.resize(grey, (32, 32), interpolation=cv2.INTER_AREA).astype(np.float32)
-    low = cv2.dct(small)[:8, :8].ravel()
-    bits = low > np.median(low)
-    return int(np.packbits(bits).view(">u8")[0])
-
-
-def duplicates(hashes: dict[str, np.ndarray]) -> set[str]:
-    """Return the clips whose hashes, three each, are near those of an earlier clip that is no duplicate itself."""
-    kept: dict[str, np.ndarray] = {}
-    shelves: defaultdict[tuple[int, int, int], list[str]] = defaultdict(list)
-    found = set()
-    for clip, own in hashes.items():
-        places = [(part, band, int(own[part]) >> 8 * band & 255) for part in range(3) for band in range(BANDS)]
-        others = {other for place in places for other in shelves[place]}
-        if any(np.bitwise_count(own ^ kept[other]).mean() <= NEAR for other in others):
-            found.add(clip)
-            continue
-        kept[clip] = own
-        for place in places:
-            shelves[place].append(clip)
-    return found
