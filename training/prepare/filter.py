@@ -33,7 +33,7 @@ from training.prepare.clips import remake_manifest, rows_of
 from training.prepare.duplicates import BYTES, LONGEST, RATE, duplicates, perceptual_hash
 from training.prepare.engine import Where
 from training.prepare.manifest import Journal, Row, alone, read_manifest
-from training.prepare.match import MatchRun, failed_matches, match_clips, matcher_of
+from training.prepare.match import MatchRun, failed_matches, least_match, match_clips, matcher_of
 from training.prepare.thresholds import Threshold, counts, failing, named, thresholds_at
 from vae.media import opened, picture_stream, read_picture, shown_frames
 from vae.pixels import to_bytes
@@ -74,9 +74,10 @@ def filter_clips(run: FilterRun) -> dict[str, dict]:
 
     Raises PrepareError for a wrong threshold, and CaptionError where there is no such matcher.
     """
-    thresholds, drop = thresholds_at(run.thresholds), named(run.drop)
+    drop = named(run.drop)
+    thresholds_at(run.thresholds)  # so that a wrong one is refused before anything is begun, as a wrong name is
     if run.matcher:
-        matcher_of(run.matching)  # so that a wrong name is refused before anything is begun
+        matcher_of(run.matching)
     with alone(run.folder):
         rows = rows_of(run.folder, begun=True)
         journal = Journal(run.folder, "scores")
@@ -96,6 +97,7 @@ def filter_clips(run: FilterRun) -> dict[str, dict]:
                     note(line | {"scores": line["scores"] | {"duplicate": again}})
     if run.matcher:
         match_clips(run.matching, rows)
+    thresholds = thresholds_at({"match": least_match(run.folder)} | dict(run.thresholds))
     with alone(run.folder):
         mark(run.folder, rows_of(run.folder), drop, thresholds)
         return report(remake_manifest(run.folder), thresholds)

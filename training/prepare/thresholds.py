@@ -38,7 +38,7 @@ THRESHOLDS = {
     "letterbox": Threshold(most=0.02),
     "text": Threshold(most=0.02),
     "duplicate": Threshold(most=0.5),
-    "match": Threshold(least=0.2),
+    "match": Threshold(least=0.2),  # or what `match.py` says of a model
     "aesthetics": Threshold(least=0.3),
 }
 
