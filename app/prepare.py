@@ -92,10 +92,10 @@ PREPARE_ENGINE: dict[str, dict] = {
 PREPARE: dict[str, tuple] = {
     "clips": ("Cut raw videos into clips of one shot each.", PREPARE_CLIPS),
     "filter": ("Score all clips, and say how many each threshold would drop.", PREPARE_FILTER),
-    "captions": ("Let a captioner describe all clips: our own, or a vision-language model.", PREPARE_CAPTIONS),
+    "captions": ("Let a captioner describe all clips: the shipped one, or the one named here.", PREPARE_CAPTIONS),
     "latents": ("Code all clips for training, as WebDataset tars.", PREPARE_LATENTS),
     "all": (
-        "All of these, one after the other; captions where there is a --captioner or an --endpoint.",
+        "All of these, one after the other; captions by the shipped captioner, or the one named here.",
         PREPARE_CLIPS,
         PREPARE_FILTER,
         PREPARE_CAPTIONS,
@@ -108,6 +108,7 @@ KINDS = {"formats": tuple, "thresholds": dict, "drop": tuple}  # of what is give
 
 
 def _prepare(chosen: argparse.Namespace) -> int:
+    from app.caption import shipped
     from app.render import model_folder
 
     try:
@@ -119,6 +120,8 @@ def _prepare(chosen: argparse.Namespace) -> int:
         given.pop(name)
     if PREPARE_LATENTS in PREPARE[chosen.step]:
         given.setdefault("vae", model_folder(None) / "vae")
+    if PREPARE_CAPTIONS in PREPARE[chosen.step] and not given.keys() & {"captioner", "endpoint", "model"}:
+        given["captioner"] = str(shipped())
     given |= {name: kind(given[name]) for name, kind in KINDS.items() if name in given}
     try:
         report, failures = prepare(chosen.step, **given)
