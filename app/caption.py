@@ -34,7 +34,7 @@ def _caption(chosen: argparse.Namespace) -> int:
     from captioning.captioner import LONGEST_SIDE, MOST_FRAMES, load_captioner
     from vae.guard import read_glimpse
 
-    name = chosen.captioner or ("" if chosen.endpoint or chosen.model else _shipped())
+    name = chosen.captioner or ("" if chosen.endpoint or chosen.model else shipped())
     key = os.environ.get(chosen.key or "OPENAI_API_KEY")
     seconds = 60.0 if chosen.answer is None else chosen.answer
     captioner = load_captioner(name, chosen.endpoint or "", chosen.model or "", key, seconds)
@@ -56,7 +56,8 @@ def _caption(chosen: argparse.Namespace) -> int:
     return PARTLY if failed else 0
 
 
-def _shipped() -> Path:
+def shipped() -> Path:
+    """Return the shipped captioner's folder; raises ValueError where none is shipped."""
     if not SHIPPED.is_dir():
         raise ValueError("a captioner must be named where none is shipped; give --captioner, or --endpoint and --model")
     return SHIPPED

@@ -34,6 +34,15 @@ def parse_format(words: str) -> tuple[int, int, int]:
     return columns, rows, frames
 
 
+def parse_threshold(words: str) -> tuple[str, float]:
+    """Read NAME=VALUE, as argparse asks for it."""
+    name, _, value = words.partition("=")
+    try:
+        return name, float(value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"a threshold must be NAME=VALUE, with a number; got {words!r}") from None
+
+
 PREPARE_CLIPS: dict[str, dict] = {
     "--detector": {"help": "of shots: adaptive, which forgives fast cameras (default), or content"},
     "--shortest": {"type": float, "help": "seconds; shorter shots are counted and left out (default 1)"},
@@ -44,6 +53,18 @@ PREPARE_FILTER: dict[str, dict] = {
     "--matcher": {
         "metavar": "NAME",
         "help": "who says how well captions fit: the folder of our own captioner, or ARCHITECTURE:WEIGHTS of open_clip",
+    },
+    "--threshold": {
+        "action": "append",
+        "type": parse_threshold,
+        "dest": "thresholds",
+        "metavar": "NAME=VALUE",
+        "help": "where the threshold of a score lies; any number of times",
+    },
+    "--drop": {
+        "action": "append",
+        "metavar": "NAME",
+        "help": "leave out of training the clips that fail this score's threshold, or all of them (default none)",
     },
 }
 PREPARE_CAPTIONS: dict[str, dict] = {
@@ -71,10 +92,10 @@ PREPARE_ENGINE: dict[str, dict] = {
 PREPARE: dict[str, tuple] = {
     "clips": ("Cut raw videos into clips of one shot each.", PREPARE_CLIPS),
     "filter": ("Score all clips, and say how many each threshold would drop.", PREPARE_FILTER),
-    "captions": ("Let a captioner describe all clips: our own, or a vision-language model.", PREPARE_CAPTIONS),
+    "captions": ("Let a captioner describe all clips: the shipped one, or the one named here.", PREPARE_CAPTIONS),
     "latents": ("Code all clips for training, as WebDataset tars.", PREPARE_LATENTS),
     "all": (
-        "All of these, one after the other; captions where there is a --captioner or an --endpoint.",
+        "All of these, one after the other; captions by the shipped captioner, or the one named here.",
         PREPARE_CLIPS,
         PREPARE_FILTER,
         PREPARE_CAPTIONS,
@@ -83,7 +104,11 @@ PREPARE: dict[str, tuple] = {
 }
 
 
+KINDS = {"formats": tuple, "thresholds": dict, "drop": tuple}  # of what is given as a list
+
+
 def _prepare(chosen: argparse.Namespace) -> int:
+    from app.caption import shipped
     from app.render import model_folder
 
     try:
@@ -95,8 +120,9 @@ def _prepare(chosen: argparse.Namespace) -> int:
         given.pop(name)
     if PREPARE_LATENTS in PREPARE[chosen.step]:
         given.setdefault("vae", model_folder(None) / "vae")
-    if "formats" in given:
-        given["formats"] = tuple(given["formats"])
+    if PREPARE_CAPTIONS in PREPARE[chosen.step] and not given.keys() & {"captioner", "endpoint", "model"}:
+        given["captioner"] = str(shipped())
+    given |= {name: kind(given[name]) for name, kind in KINDS.items() if name in given}
     try:
         report, failures = prepare(chosen.step, **given)
     except OSError as error:

@@ -297,6 +297,34 @@ def test_the_shipped_captioner_is_the_default(files, own, monkeypatch, capsys):
     assert capsys.readouterr().out.startswith(f"{files / 'still.png'}\t")
 
 
+def test_preparing_captions_by_the_shipped_captioner_too_unless_another_is_named(prepared, own, monkeypatch, capsys):
+    monkeypatch.setattr("app.caption.SHIPPED", own)
+    words = ["prepare", "captions", str(prepared), "--engine", "here"]
+    with Server(GOOD) as server:
+        assert main([*words, "--endpoint", server.url, "--model", "eye"]) == 0
+    assert {said.source for row in read_manifest(prepared) for said in row.captions}.isdisjoint(
+        {load_captioner(own).name}
+    )
+    assert main(words) == 0 and "2 clips, 0 done before, 0 failed" in capsys.readouterr().out.splitlines()[-1]
+    assert {row.captions[-1].source for row in read_manifest(prepared)} == {load_captioner(own).name}
+
+
+def test_preparing_all_writes_captions(files, own, tmp_path_factory, monkeypatch, capsys):
+    monkeypatch.setattr("app.caption.SHIPPED", own)
+    (files / "broken.mp4").unlink()
+    folder = tmp_path_factory.mktemp("done")
+    assert main(["prepare", "all", str(files), str(folder), "--engine", "here"]) == 0
+    assert "captions: 2 clips, 0 done before, 0 failed" in capsys.readouterr().out
+    assert {row.captions[0].source for row in read_manifest(folder)} == {load_captioner(own).name}
+
+
+def test_preparing_captions_wants_a_captioner_named_where_none_is_shipped(prepared, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("app.caption.SHIPPED", tmp_path / "none")
+    assert main(["prepare", "captions", str(prepared), "--engine", "here"]) == 2
+    assert "a captioner must be named where none is shipped" in capsys.readouterr().err
+    assert main(["prepare", "captions", str(prepared), "--engine", "here", "--model", "eye"]) == 2
+
+
 @pytest.fixture
 def prepared(files, tmp_path_factory):
     """A prepared folder of two clips."""

@@ -1,16 +1,22 @@
-"""Filters: each score says what it claims to, nothing is dropped, and the report counts."""
+"""Filters: each score says what it claims to, nothing is dropped unless asked for, and the report counts."""
+
+import shutil
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 
 from app.cli import main
+from tests.test_latents import prepared  # noqa: F401
 from tests.test_prepare import shot
+from training.dataset import DataError, data_hash
 from training.prepare.clips import ClipsRun, clips
-from training.prepare.filter import NEAR, FilterRun, duplicates, filter_clips, perceptual_hash
-from training.prepare.manifest import Journal, read_manifest
+from training.prepare.filter import FilterRun, filter_clips
+from training.prepare.latents import Shelf, encoder_of, latents
+from training.prepare.manifest import read_manifest
 from vae.recorder import write_picture, write_video
 
 
@@ -68,35 +74,98 @@ def test_each_score_tells_what_differs(scored):
     assert by["picture"]["motion"] == 0
 
 
-def test_a_clip_coded_again_at_another_size_is_a_duplicate_and_another_is_not(scored):
-    by, _, folder = scored
-    hashes = {line["clip"]: np.array(line["hashes"], np.uint64) for line in Journal(folder, "scores").lines()}
-    own = {row.source: hashes[row.clip] for row in read_manifest(folder)}
-    assert np.bitwise_count(own["plain.mp4"] ^ own["again.webm"]).mean() <= NEAR
-    assert duplicates({"first": own["plain.mp4"], "second": own["again.webm"]}) == {"second"}
-    assert by["other"]["duplicate"] == 0
-
-
-def test_similar_pictures_have_near_hashes_and_others_far_ones():
-    rng = np.random.default_rng(0)
-    pictures = [(rng.random((6, 8)) * 255).astype(np.uint8) for _ in range(8)]
-    large = [np.asarray(Image.fromarray(one).resize((160, 120), Image.Resampling.BICUBIC)) for one in pictures]
-    noisy = [np.clip(one + rng.normal(0, 6, one.shape), 0, 255).astype(np.uint8) for one in large]
-    near = [(perceptual_hash(a) ^ perceptual_hash(b)).bit_count() for a, b in zip(large, noisy, strict=True)]
-    far = [(perceptual_hash(a) ^ perceptual_hash(b)).bit_count() for n, a in enumerate(large) for b in large[:n]]
-    assert max(near) <= 6 < 16 <= min(far)
-
-
 def test_nothing_is_dropped_and_the_report_says_what_would_be(scored):
     by, report, folder = scored
     assert len(read_manifest(folder)) == 9
     for name, found in report.items():
-        values = np.array([scores[name] for scores in by.values()])
-        assert found["clips"] == 9 and found["least"] == values.min() and found["most"] == values.max()
+        values = np.array([scores[name] for source, scores in by.items() if (name, source) != ("motion", "picture")])
+        assert found["clips"] == len(values) == (8 if name == "motion" else 9)
+        assert found["least"] == values.min() and found["most"] == values.max()
     assert report["letterbox"]["dropped"] == sum(scores["letterbox"] > 0.02 for scores in by.values())
     journal = folder / "journal" / "scores.jsonl"
     before = journal.read_bytes()
     assert filter_clips(FilterRun(folder, engine="here")) == report and journal.read_bytes() == before
+    assert not any(row.dropped for row in read_manifest(folder))
+
+
+def dropped(folder):
+    return {row.source.split(".")[0]: row.dropped for row in read_manifest(folder) if row.dropped}
+
+
+def test_clips_are_dropped_by_what_is_asked_for_and_at_what_value_and_no_more_when_it_is_not(scored, tmp_path):
+    by, _, folder = scored
+    folder = shutil.copytree(folder, tmp_path / "done")
+    scores = (folder / "journal" / "scores.jsonl").read_bytes()
+    run = FilterRun(folder, engine="here", drop=("motion",))
+    filter_clips(run)
+    assert dropped(folder) == {"still": ["motion"]}  # and not the picture, which cannot move
+    noted = (folder / "journal" / "dropped.jsonl").read_bytes()
+    filter_clips(run)
+    assert (folder / "journal" / "dropped.jsonl").read_bytes() == noted
+    most = max(score["sharpness"] for score in by.values())
+    report = filter_clips(FilterRun(folder, engine="here", thresholds={"sharpness": most, "motion": 0.0}))
+    assert dropped(folder) == {}
+    assert report["sharpness"]["dropped"] == 8 and report["sharpness"]["threshold"] == f"< {most:g}"
+    filter_clips(FilterRun(folder, engine="here", thresholds={"text": -1.0}, drop=("all",)))
+    assert set(dropped(folder)) == set(by) and dropped(folder)["boxed"][:2] == ["letterbox", "text"]
+    assert (folder / "journal" / "scores.jsonl").read_bytes() == scores
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--threshold", "beauty=1"], "a threshold must be one of motion, sharpness"),
+        (["--threshold", "motion=fast"], "a threshold must be NAME=VALUE, with a number; got 'motion=fast'"),
+        (["--threshold", "motion"], "a threshold must be NAME=VALUE, with a number; got 'motion'"),
+        (["--threshold", "motion=nan"], "a threshold must be a finite number; got nan for motion"),
+        (["--drop", "beauty"], "a threshold must be one of motion, sharpness"),
+    ],
+)
+def test_a_wrong_threshold_is_refused_before_a_clip_is_looked_at(words, sentence, scored, capsys):
+    journal = scored[2] / "journal"
+    before = sorted((path, path.stat().st_mtime_ns) for path in journal.iterdir())
+    try:
+        assert main(["prepare", "filter", str(scored[2]), "--engine", "here", *words]) == 2
+    except SystemExit as ended:  # by argparse
+        assert ended.code == 2
+    assert sentence in capsys.readouterr().err
+    assert sorted((path, path.stat().st_mtime_ns) for path in journal.iterdir()) == before
+
+
+def test_the_command_drops_and_says_how_many(scored, tmp_path, capsys):
+    folder = shutil.copytree(scored[2], tmp_path / "done")
+    words = ["prepare", "filter", str(folder), "--engine", "here"]
+    assert (
+        main([*words, "--threshold", "text=0.5", "--threshold", "motion=9", "--drop", "motion", "--drop", "text"]) == 0
+    )
+    printed = capsys.readouterr().out
+    assert "< 9: 8 of 8" in printed and "> 0.5: 0 of 9" in printed and "8 of 9 clips are dropped" in printed
+    assert main(words) == 0 and "0 of 9 clips are dropped" in capsys.readouterr().out
+
+
+def test_what_is_dropped_is_neither_coded_nor_trained_on_and_comes_back(prepared):  # noqa: F811
+    stamp, format = encoder_of(prepared.vae).encoder_hash(), (64, 64, 17)
+    (long,) = (row for row in read_manifest(prepared.folder) if row.source == "long.mp4")
+    run = FilterRun(prepared.folder, engine="here")
+    filter_clips(FilterRun(prepared.folder, engine="here", thresholds={"motion": 99.0}, drop=("motion",)))
+    assert latents(prepared) == {"clips": 1, "done before": 0, "too short": 0, "samples": 1, "failed": 0}
+    with pytest.raises(DataError, match="has none"):
+        Shelf(prepared.folder, format, stamp, 8.0)
+    without = data_hash(prepared.folder, (format,))
+    filter_clips(run)
+    assert latents(prepared)["samples"] == 4 and len(Shelf(prepared.folder, format, stamp, 8.0)) == 2
+    assert data_hash(prepared.folder, (format,)) != without
+    assert (prepared.folder / long.file).exists()
+    filter_clips(FilterRun(prepared.folder, engine="here", thresholds={"motion": 99.0}, drop=("motion",)))
+    with pytest.raises(DataError, match="has none"):  # though it is coded
+        Shelf(prepared.folder, format, stamp, 8.0)
+    assert data_hash(prepared.folder, (format,)) == without
+
+
+def test_a_manifest_of_before_anything_could_be_dropped_is_read(scored, tmp_path):
+    rows = pq.read_table(scored[2] / "manifest.parquet").drop_columns("dropped")
+    pq.write_table(rows, tmp_path / "manifest.parquet")
+    assert read_manifest(tmp_path) == read_manifest(scored[2])
 
 
 def test_the_command_prepares_a_folder_and_exits_with_3_where_a_part_failed(tmp_path, capsys):

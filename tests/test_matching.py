@@ -7,9 +7,11 @@ from app.cli import main
 from captioning.captioner import CaptionError
 from captioning.matching import OpenClip, load_matcher
 from tests.test_captions import COLOURS, painted, painter, small  # noqa: F401
+from training.dataset import bucket_of, texts_of
 from training.prepare.clips import ClipsRun, clips
 from training.prepare.filter import FilterRun, failed_scores, filter_clips
 from training.prepare.manifest import Journal, read_manifest
+from training.prepare.match import LEAST, LEAST_OF_OTHERS, least_of
 from vae.recorder import write_video
 
 
@@ -37,6 +39,29 @@ def test_a_caption_that_fits_scores_more_than_one_that_does_not(prepared, painte
     assert found["Red"]["match"] > found["Blue"]["match"] + 0.2
     assert "match" not in found["Green"] and report["match"]["clips"] == 2 and "motion" in found["Green"]
     assert "aesthetics" not in found["Red"]  # of which a captioner knows nothing
+
+
+def test_the_threshold_is_that_of_the_model_that_scored(prepared, painter, small, tmp_path):  # noqa: F811
+    painter.save(tmp_path / "captioner")
+    report = filter_clips(FilterRun(prepared, matcher=str(tmp_path / "captioner"), engine="here", drop=("match",)))
+    least = LEAST["longtake captioner"]
+    assert least != LEAST_OF_OTHERS and report["match"]["threshold"] == f"< {least:g}"
+    dropped = {row.source for row in read_manifest(prepared) if row.dropped}
+    assert dropped == {f"{name}.mp4" for name, own in scores(prepared).items() if own.get("match", 1) < least}
+    assert filter_clips(FilterRun(prepared, engine="here"))["match"]["threshold"] == f"< {least:g}"
+    asked = filter_clips(FilterRun(prepared, engine="here", thresholds={"match": -0.5}))
+    assert asked["match"]["threshold"] == "< -0.5" and asked["match"]["dropped"] == 0
+    other = filter_clips(FilterRun(prepared, matcher=":".join(map(str, small)), engine="here"))
+    assert other["match"]["threshold"] == f"< {LEAST_OF_OTHERS:g}"
+
+
+def test_the_least_match_is_measured_on_true_captions(painter, world, tmp_path):  # noqa: F811
+    painter.save(tmp_path / "captioner")
+    bucket = bucket_of(world / "test", (64, 64, 17))
+    texts = [texts_of(captions, "dense")[0] for captions in bucket.captions]
+    wanted = painter.match(bucket.clips(range(6)), texts).diag()
+    assert least_of(tmp_path / "captioner", world / "test", 6, 0.0) == pytest.approx(float(wanted.min()), abs=1e-4)
+    assert least_of(tmp_path / "captioner", world / "test", 6, 1.0) == pytest.approx(float(wanted.max()), abs=1e-4)
 
 
 def test_a_score_of_other_words_counts_no_more_and_is_made_anew(prepared, painter, tmp_path):  # noqa: F811

@@ -120,6 +120,8 @@ def data_hash(data: Path, formats: tuple[Format, ...]) -> str:
         from training.prepare.manifest import read_manifest
 
         for row in read_manifest(data):  # scores may come later
+            if row.dropped:
+                continue
             digest.update(json.dumps([row.clip, [caption.text for caption in row.captions]]).encode())
         return digest.hexdigest()[:16]
     for format in formats:

@@ -157,7 +157,13 @@ def rows_of(folder: Path, begun: bool = False) -> list[Row]:
         row = rows.get(line["clip"])
         if row and "error" not in line and line["texts"] == digest_of(captions[line["clip"]]):
             row["scores"] = row.get("scores", {}) | line["scores"]
-    return [Row(**row | {"captions": captions[clip]}) for clip, row in sorted(rows.items())]
+    dropped: dict[str, list[str]] = {}
+    for line in Journal(folder, "dropped").lines():
+        dropped = line["dropped"]  # the last that was asked for is what counts
+    return [
+        Row(**row | {"captions": captions[clip], "dropped": dropped.get(clip, [])})
+        for clip, row in sorted(rows.items())
+    ]
 
 
 def remake_manifest(folder: Path) -> list[Row]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from training.prepare.captions import CaptionsRun, captioner_of, captions, failed_captions
 from training.prepare.clips import ClipsRun, check, clips, failed_clips
-from training.prepare.filter import FilterRun, failed_scores, filter_clips
+from training.prepare.filter import FilterRun, dropped_in, failed_scores, filter_clips
 from training.prepare.latents import LatentsRun, encoder_of, failed_latents, latents
 from training.prepare.match import matcher_of
 
@@ -37,7 +37,7 @@ def _filter(folder: Path, **given) -> tuple[str, Failures]:
     for name, found in filter_clips(run).items():
         numbers = " ".join(f"{found[key]:8.3g}" for key in ("least", "median", "most"))
         lines.append(f"{name:12} {numbers}  {found['threshold']}: {found['dropped']} of {found['clips']}")
-    return "\n".join(lines), failed_scores(run)
+    return "\n".join([*lines, dropped_in(folder)]), failed_scores(run)
 
 
 def _all(folder: Path, **given) -> tuple[str, Failures]:

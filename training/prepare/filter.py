@@ -1,22 +1,26 @@
-"""Score clips, and say what each threshold would drop. Nothing is dropped: the scores go into the manifest.
+"""Score clips, and say what each threshold would drop. The scores go into the manifest.
+
+Nothing is dropped unless asked for, and then nothing is removed either: the manifest says which clips are dropped for
+which scores, those are not coded, and nothing trains on them.
 
 | score | what it is | its threshold would drop |
 |---|---|---|
-| motion | how far the picture moves, in widths a second: the codec's motion vectors, else optical flow | < 0.001 |
+| motion | how far a film moves, in widths a second: the codec's motion vectors, else optical flow | < 0.001 |
 | sharpness | variance of the Laplacian of grey in [0, 1], at 256 columns | < 0.0003 |
 | brightness | mean of grey in [0, 1] | < 0.05 |
 | clipped | share of pixels that are black or white altogether | > 0.5 |
 | letterbox | share of rows and columns at the borders that stay black | > 0.02 |
 | text | share of the frame under lines of letters that stay where they are | > 0.02 |
-| duplicate | 1 for a clip that looks like an earlier one of the set (perceptual hashes), else 0 | > 0.5 |
+| duplicate | 1 for a clip that shows what another of the set shows, or a part of it (`duplicates.py`), else 0 | > 0.5 |
 
 Where a model is named that sees pictures and words, `match.py` adds how well captions fit and how clips look.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -26,52 +30,29 @@ import cv2
 import numpy as np
 
 from training.prepare.clips import remake_manifest, rows_of
+from training.prepare.duplicates import BYTES, LONGEST, RATE, duplicates, perceptual_hash
 from training.prepare.engine import Where
-from training.prepare.manifest import Journal, Row, alone
-from training.prepare.match import MatchRun, failed_matches, match_clips, matcher_of
+from training.prepare.manifest import Journal, Row, alone, read_manifest
+from training.prepare.match import MatchRun, failed_matches, least_match, match_clips, matcher_of
+from training.prepare.thresholds import Threshold, counts, failing, named, thresholds_at
 from vae.media import opened, picture_stream, read_picture, shown_frames
 from vae.pixels import to_bytes
 
-VERSION = 1  # of what the scores mean
+VERSION = 2  # of what the scores mean
 WIDTH = 256  # columns at which clips are scored
 MOST_FRAMES = 48  # that are looked at, spread over the clip
-NEAR = 10  # bits of 64, on average, in which hashes of near-duplicates differ at most
-BANDS = 8  # of 8 bits, of each of the three hashes: near-duplicates share one of them
-
-
-class Threshold(NamedTuple):
-    """The least and the most that a clip may have of a score."""
-
-    least: float = -np.inf
-    most: float = np.inf
-
-    def drops(self, values: np.ndarray) -> np.ndarray:
-        """Say which values it drops."""
-        return (values < self.least) | (values > self.most)
-
-    def __str__(self) -> str:
-        return f"< {self.least:g}" if np.isfinite(self.least) else f"> {self.most:g}"
-
-
-THRESHOLDS = {
-    "motion": Threshold(least=0.001),
-    "sharpness": Threshold(least=0.0003),
-    "brightness": Threshold(least=0.05),
-    "clipped": Threshold(most=0.5),
-    "letterbox": Threshold(most=0.02),
-    "text": Threshold(most=0.02),
-    "duplicate": Threshold(most=0.5),
-    "match": Threshold(least=0.2),
-    "aesthetics": Threshold(least=0.3),
-}
 
 
 @dataclass(frozen=True)
 class FilterRun(Where):
-    """Which prepared folder to score; with a `matcher`, also by that model (`match.py`)."""
+    """Which prepared folder to score; with a `matcher`, also by that model (`match.py`). `thresholds` are values by
+    name, where others than the usual ones shall count; `drop` names those that clips are dropped by, or is `all`.
+    """
 
     folder: Path = Path("prepared")
     matcher: str = ""
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    drop: tuple[str, ...] = ()
 
     @property
     def matching(self) -> MatchRun:
@@ -88,11 +69,15 @@ class Task(NamedTuple):
 
 
 def filter_clips(run: FilterRun) -> dict[str, dict]:
-    """Score all clips that have no scores yet; returns for each score its spread, its threshold, and how many of all
-    clips that would drop. Raises CaptionError where there is no such matcher.
+    """Score all clips that have no scores yet, and drop what is asked for; returns for each score its spread, its
+    threshold, and how many of all clips that would drop.
+
+    Raises PrepareError for a wrong threshold, and CaptionError where there is no such matcher.
     """
+    drop = named(run.drop)
+    thresholds_at(run.thresholds)  # so that a wrong one is refused before anything is begun, as a wrong name is
     if run.matcher:
-        matcher_of(run.matching)  # so that a wrong name is refused before anything is begun
+        matcher_of(run.matching)
     with alone(run.folder):
         rows = rows_of(run.folder, begun=True)
         journal = Journal(run.folder, "scores")
@@ -103,16 +88,27 @@ def filter_clips(run: FilterRun) -> dict[str, dict]:
                 row = todo[outcome.number]
                 about = {"clip": row.clip, "sha256": row.sha256, "version": VERSION}
                 note(about | outcome.told())
-            scored = {line["clip"]: line for line in journal.lines() if "error" not in line}
-            hashes = {clip: np.array(line["hashes"], dtype=np.uint64) for clip, line in scored.items()}
-            copies = duplicates({row.clip: hashes[row.clip] for row in rows if row.clip in hashes})
+            noted = {line["clip"]: line for line in journal.lines()}
+            scored = {row.clip: noted[row.clip] for row in rows if is_scored(noted.get(row.clip), row)}
+            copies = duplicates({clip: hashes_in(line) for clip, line in scored.items()})
             for clip, line in scored.items():
                 again = float(clip in copies)
                 if line["scores"].get("duplicate") != again:
                     note(line | {"scores": line["scores"] | {"duplicate": again}})
     if run.matcher:
         match_clips(run.matching, rows)
-    return report(remake_manifest(run.folder))
+    thresholds = thresholds_at({"match": least_match(run.folder)} | dict(run.thresholds))
+    with alone(run.folder):
+        mark(run.folder, rows_of(run.folder), drop, thresholds)
+        return report(remake_manifest(run.folder), thresholds)
+
+
+def mark(folder: Path, rows: list[Row], names: Iterable[str], thresholds: Mapping[str, Threshold]) -> None:
+    """Note which clips are dropped, by which of some thresholds, unless that is what counts already."""
+    dropped = {row.clip: failed for row in rows if (failed := failing(row, names, thresholds))}
+    if dropped != {row.clip: row.dropped for row in rows if row.dropped}:
+        with Journal(folder, "dropped").adding() as note:
+            note({"dropped": dropped})
 
 
 def is_scored(noted: dict | None, row: Row) -> bool:
@@ -122,6 +118,11 @@ def is_scored(noted: dict | None, row: Row) -> bool:
     return noted["sha256"] == row.sha256 and noted["version"] == VERSION
 
 
+def hashes_in(noted: dict) -> np.ndarray:
+    """Return the perceptual hashes of a clip that was scored."""
+    return np.frombuffer(bytes.fromhex(noted["hashes"]), np.uint8).reshape(-1, BYTES)
+
+
 def failed_scores(run: FilterRun) -> list[tuple[str, str]]:
     """List the clips that cannot be scored, and why."""
     noted, rows = {line["clip"]: line for line in Journal(run.folder, "scores").lines()}, rows_of(run.folder)
@@ -129,11 +130,18 @@ def failed_scores(run: FilterRun) -> list[tuple[str, str]]:
     return failed + (failed_matches(run.matching, rows) if run.matcher else [])
 
 
-def report(rows: list[Row]) -> dict[str, dict]:
+def dropped_in(folder: Path) -> str:
+    """Say how many of a folder's clips are dropped."""
+    rows = read_manifest(folder)
+    dropped = [row for row in rows if row.dropped]
+    return f"{len(dropped)} of {len(rows)} clips are dropped" + ("" if dropped else " (--drop NAME drops some)")
+
+
+def report(rows: list[Row], thresholds: Mapping[str, Threshold]) -> dict[str, dict]:
     """Return for each score its spread and how many clips its threshold would drop."""
     found = {}
-    for name, threshold in THRESHOLDS.items():
-        values = np.array([row.scores[name] for row in rows if name in row.scores])
+    for name, threshold in thresholds.items():
+        values = np.array([row.scores[name] for row in rows if counts(name, row)])
         if len(values):
             found[name] = {
                 "least": float(values.min()),
@@ -147,12 +155,13 @@ def report(rows: list[Row]) -> dict[str, dict]:
 
 
 def score(task: Task) -> dict:
-    """Return a clip's scores, and three perceptual hashes by which duplicates are found."""
+    """Return a clip's scores, and the perceptual hashes, in hexadecimal digits, by which duplicates are found."""
     path = task.folder / task.row.file
     if path.suffix == ".png":
         frames, motion = [narrowed(to_bytes(read_picture(path)[:, 0]).permute(1, 2, 0).contiguous().numpy())], 0.0
+        hashes = [hash_of(frames[0])]
     else:
-        frames, motion = look(path, task.row)
+        frames, motion, hashes = look(path, task.row)
     grey = np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames])
     found = {
         "motion": motion,
@@ -162,31 +171,39 @@ def score(task: Task) -> dict:
         "letterbox": letterbox(grey),
         "text": text(grey),
     }
-    third = [grey[min(len(grey) - 1, len(grey) * part // 4)] for part in (1, 2, 3)]
-    return {"scores": found, "hashes": [perceptual_hash(one) for one in third]}
+    return {"scores": found, "hashes": b"".join(hashes).hex()}
 
 
-def look(path: Path, row: Row) -> tuple[list[np.ndarray], float]:
-    """Return up to MOST_FRAMES frames of a clip as RGB, WIDTH columns wide, and how far it moves a second, in widths of
-    the frame.
+def look(path: Path, row: Row) -> tuple[list[np.ndarray], float, list[bytes]]:
+    """Return up to MOST_FRAMES frames of a clip as RGB, WIDTH columns wide, how far it moves a second, in widths of the
+    frame, and RATE hashes a second of what it shows then.
     """
     every = max(1, -(-row.frames // MOST_FRAMES))
-    frames, moved = [], []
+    frames, moved, hashes = [], [], []
     with opened(path) as container:
         stream = picture_stream(container, path)
         stream.codec_context.flags2 |= av.codec.context.Flags2.export_mvs
         stream.codec_context.thread_count = 1  # several threads leave out vectors, other ones each time
-        for number, (_, _, frame) in enumerate(shown_frames(container, stream)):
+        for number, (_, end, frame) in enumerate(shown_frames(container, stream)):
             vectors = frame.side_data.get("MOTION_VECTORS")
             if vectors is not None:
                 moved.append(travel(vectors.to_ndarray(), row))
-            if number % every == 0:
+            until = max(1, min(LONGEST, math.ceil(end * RATE)))  # hashes are those of what is shown before its end
+            if number % every == 0 or len(hashes) < until:
                 shown = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
-                frames.append(narrowed(np.ascontiguousarray(shown)))
+                picture = narrowed(np.ascontiguousarray(shown))
+                hashes += [hash_of(picture)] * (until - len(hashes))
+                if number % every == 0:
+                    frames.append(picture)
     if not moved:
         pairs = zip(frames, islice(frames, 1, None), strict=False)
         moved = [flow(before, after) / every for before, after in pairs]
-    return frames, float(np.mean(moved or [0.0])) * row.fps
+    return frames, float(np.mean(moved or [0.0])) * row.fps, hashes
+
+
+def hash_of(picture: np.ndarray) -> bytes:
+    """Return the perceptual hash of a picture (Y, X, 3)."""
+    return perceptual_hash(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)).tobytes()
 
 
 def narrowed(picture: np.ndarray) -> np.ndarray:
@@ -240,30 +257,3 @@ def text(grey: np.ndarray) -> float:
         if width >= 3 * height and height >= 4 and inside > 0.4 * width * height and crossings >= 6:
             area += width * height
     return area / edges.size
-
-
-def perceptual_hash(grey: np.ndarray) -> int:
-    """Return 64 bits that similar pictures share: the signs, about their median, of the lowest frequencies of a picture
-    (pHash, Zauner 2010).
-    """
-    small = cv2.resize(grey, (32, 32), interpolation=cv2.INTER_AREA).astype(np.float32)
-    low = cv2.dct(small)[:8, :8].ravel()
-    bits = low > np.median(low)
-    return int(np.packbits(bits).view(">u8")[0])
-
-
-def duplicates(hashes: dict[str, np.ndarray]) -> set[str]:
-    """Return the clips whose hashes, three each, are near those of an earlier clip that is no duplicate itself."""
-    kept: dict[str, np.ndarray] = {}
-    shelves: defaultdict[tuple[int, int, int], list[str]] = defaultdict(list)
-    found = set()
-    for clip, own in hashes.items():
-        places = [(part, band, int(own[part]) >> 8 * band & 255) for part in range(3) for band in range(BANDS)]
-        others = {other for place in places for other in shelves[place]}
-        if any(np.bitwise_count(own ^ kept[other]).mean() <= NEAR for other in others):
-            found.add(clip)
-            continue
-        kept[clip] = own
-        for place in places:
-            shelves[place].append(clip)
-    return found

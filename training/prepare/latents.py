@@ -60,7 +60,7 @@ def latents(run: LatentsRun) -> dict[str, int]:
     """
     stamp = encoder_of(run.vae).encoder_hash()
     with alone(run.folder):
-        rows = rows_of(run.folder, begun=True)
+        rows = [row for row in rows_of(run.folder, begun=True) if not row.dropped]
         journal = Journal(run.folder, "latents")
         for path in (run.folder / "shards").rglob(".*.tar"):  # a killed run's
             path.unlink()
@@ -117,7 +117,7 @@ def failed_latents(run: LatentsRun) -> list[tuple[str, str]]:
     for line in Journal(run.folder, "latents").lines():
         if (line["encoder"], line["fps"]) == (stamp, run.fps) and "error" in line:
             errors[line["clip"], tuple(line["format"])] = line["error"]
-    wanted = ((row.file, (row.clip, fit(row, run.formats, run.fps))) for row in rows_of(run.folder))
+    wanted = ((row.file, (row.clip, fit(row, run.formats, run.fps))) for row in rows_of(run.folder) if not row.dropped)
     return [(file, errors[key]) for file, key in wanted if key in errors and key not in done]
 
 
@@ -219,7 +219,8 @@ class Shelf:
     def __init__(self, folder: Path, format: Format, stamp: str, fps: float):
         self.folder = folder / "x".join(map(str, format))  # what it is called in the order of a run
         kind = "still" if format[2] == 1 else "moving"
-        words = {row.clip: [caption.text for caption in row.captions] or [""] for row in read_manifest(folder)}
+        kept = [row for row in read_manifest(folder) if not row.dropped]
+        words = {row.clip: [caption.text for caption in row.captions] or [""] for row in kept}
         done = sorted(coded(folder, stamp, fps).items())
         fitting = [(clip, at) for (clip, found), at in done if found == format and clip in words]
         mine = [(clip, at.shard, one) for clip, at in fitting for one in at.samples]

@@ -30,7 +30,7 @@ class PrepareError(ValueError):
 @dataclass(frozen=True)
 class Row:
     """A clip: `clip`, 16 hexadecimal digits of what it is; `file` within the folder; `source`, `begin` and `end` in
-    seconds of it; its size; `scores` by name; `captions`.
+    seconds of it; its size; `scores` by name; `captions`; the names of the thresholds that it is `dropped` for.
     """
 
     clip: str
@@ -47,6 +47,7 @@ class Row:
     copied: bool  # as it was coded in the source, or else coded anew
     scores: dict[str, float] = field(default_factory=dict)
     captions: list[Caption] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ SCHEMA = pa.schema(
         ("copied", pa.bool_()),
         ("scores", pa.map_(pa.string(), pa.float64())),
         ("captions", pa.list_(pa.struct([*((name, pa.string()) for name in ("text", "source", "version")), PARTS]))),
+        ("dropped", pa.list_(pa.string())),
     ]
 )
 assert SCHEMA.names == [one.name for one in fields(Row)]
@@ -111,6 +113,7 @@ def read_manifest(folder: Path) -> list[Row]:
             | {
                 "scores": dict(row["scores"]),
                 "captions": [Caption(**one | {"parts": dict(one["parts"])}) for one in row["captions"]],
+                "dropped": row["dropped"] or [],  # a manifest of before has none
             }
         )
         for row in found

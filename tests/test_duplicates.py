@@ -1,0 +1,99 @@
+"""Near-duplicates: copies of a clip are found however they were made, and what is another clip is none."""
+
+import numpy as np
+import pytest
+import torch.nn.functional as F
+from PIL import Image
+
+from training.prepare.clips import ClipsRun, clips
+from training.prepare.duplicates import BYTES, NEAR, away, candidates, duplicates, perceptual_hash
+from training.prepare.filter import FilterRun, filter_clips
+from training.prepare.manifest import read_manifest
+from training.world import make_clips
+from vae.pixels import from_bytes
+from vae.recorder import write_video
+
+
+def scaled(clip, share):
+    return F.interpolate(clip.transpose(0, 1), scale_factor=share, mode="area").transpose(0, 1)
+
+
+COPIES = {
+    "again.webm": lambda clip: clip,
+    "small.mp4": lambda clip: scaled(clip, 0.75),
+    "bright.mp4": lambda clip: (clip * 1.1 + 0.06).clamp(-1, 1),
+    "begun later.mp4": lambda clip: clip[:, 8:],
+    "begun a little later.mp4": lambda clip: clip[:, 5:],
+    "ended early.mp4": lambda clip: clip[:, :-8],
+    "cropped.mp4": lambda clip: clip[:, :, 2:-2, 2:-2],  # 4 of 80 lines
+}
+
+
+@pytest.fixture(scope="module")
+def world_clips():
+    """Some clips of the world, of 4 seconds."""
+    made = make_clips(range(12), split="test", workers=1, rows=80, columns=80, frames=33, fps=8)
+    return [from_bytes(clip.video) for clip in made]
+
+
+def test_copies_are_found_and_no_other_clips(world_clips, tmp_path):
+    (tmp_path / "raw").mkdir()
+    for number, clip in enumerate(world_clips):
+        write_video(tmp_path / "raw" / f"{number}.mp4", clip, 8)
+    for number in (0, 1, 2):
+        for name, copied in COPIES.items():
+            write_video(tmp_path / "raw" / f"{number} {name}", copied(world_clips[number]), 8)
+    clips(ClipsRun(str(tmp_path / "raw"), tmp_path / "done", detector="content", engine="here"))
+    filter_clips(FilterRun(tmp_path / "done", engine="here"))
+    rows = read_manifest(tmp_path / "done")
+    assert len(rows) == len(world_clips) + 3 * len(COPIES)  # one shot each
+    kept = [row.source for row in rows if not row.scores["duplicate"]]
+    assert len(kept) == len(world_clips) == len({name.split(".")[0].split(" ")[0] for name in kept})
+    trimmed = {row.source for row in rows if row.frames < 33}
+    assert len(trimmed) == 9 and not trimmed & set(kept)  # the longest stays
+
+
+def test_a_clip_added_later_is_found_and_nothing_is_scored_again(world_clips, tmp_path):
+    (tmp_path / "raw").mkdir()
+    cut, run = ClipsRun(str(tmp_path / "raw"), tmp_path / "done", engine="here"), FilterRun(tmp_path / "done")
+    for number in (0, 1):
+        write_video(tmp_path / "raw" / f"{number}.mp4", world_clips[number], 8)
+    clips(cut)
+    assert filter_clips(run)["duplicate"]["dropped"] == 0
+    journal = tmp_path / "done" / "journal" / "scores.jsonl"
+    before = journal.read_text()
+    write_video(tmp_path / "raw" / "later.mp4", world_clips[1][:, 6:], 8)
+    clips(cut)
+    assert filter_clips(run)["duplicate"]["dropped"] == 1
+    assert journal.read_text().startswith(before) and "later.mp4" in {
+        row.source for row in read_manifest(tmp_path / "done") if row.scores["duplicate"]
+    }
+    assert journal.read_text().count("\n") == before.count("\n") + 2  # its scores, and that it is a duplicate
+
+
+def hashes_of(clip):
+    return np.stack([perceptual_hash(frame.mean(0).numpy()) for frame in clip.transpose(0, 1)])
+
+
+def test_a_picture_is_no_duplicate_of_the_film_that_it_is_of(world_clips):
+    film = hashes_of(world_clips[0])
+    assert duplicates({"film": film, "picture": film[3:4]}) == set()
+    assert duplicates({"one": film[3:4], "film": film, "other": film[3:4]}) == {"other"}
+
+
+def test_hashes_of_random_clips_are_compared_with_few_others():
+    rng = np.random.default_rng(0)
+    random = [rng.integers(0, 256, (17, BYTES), np.uint8) for _ in range(1000)]
+    copies = [one[5:] for one in random[:10]]
+    found = list(candidates(random + copies))
+    assert {(one, other) for one, other, _ in found} == {(number, 1000 + number) for number in range(10)}
+
+
+def test_similar_pictures_have_near_hashes_and_others_far_ones():
+    rng = np.random.default_rng(0)
+    pictures = [(rng.random((6, 8)) * 255).astype(np.uint8) for _ in range(8)]
+    large = [np.asarray(Image.fromarray(one).resize((160, 120), Image.Resampling.BICUBIC)) for one in pictures]
+    noisy = [np.clip(one + rng.normal(0, 6, one.shape), 0, 255).astype(np.uint8) for one in large]
+    near = [away(perceptual_hash(a), perceptual_hash(b)) for a, b in zip(large, noisy, strict=True)]
+    far = [away(perceptual_hash(a), perceptual_hash(b)) for n, a in enumerate(large) for b in large[:n]]
+    assert max(near) <= NEAR < min(far), (max(near), min(far))
