@@ -11,9 +11,10 @@ import webdataset
 
 from tests.test_prepare import shot
 from training.dataset import DataError
-from training.prepare.clips import ClipsRun, clips
-from training.prepare.latents import LatentsRun, Shelf, encoder_of, fit, latents
-from training.prepare.manifest import Row, read_manifest
+from training.prepare.clips import ClipsRun, clips, rows_of
+from training.prepare.filter import FilterRun, filter_clips
+from training.prepare.latents import LatentsRun, Shelf, encoder_of, fit, latents, retell
+from training.prepare.manifest import Journal, Row, read_manifest
 from vae.media import read_picture, read_video
 from vae.pixels import fit_picture
 from vae.recorder import write_picture, write_video
@@ -41,7 +42,14 @@ def test_a_clip_goes_to_the_format_that_is_nearest_to_it(prepared):
 
 
 def test_samples_are_what_the_vae_says_of_the_clip_and_webdataset_reads_the_same(prepared):
-    assert latents(prepared) == {"clips": 4, "done before": 0, "too short": 1, "samples": 4, "failed": 0}
+    assert latents(prepared) == {
+        "clips": 4,
+        "done before": 0,
+        "too short": 1,
+        "samples": 4,
+        "told anew": 0,
+        "failed": 0,
+    }
     vae, rows = encoder_of(prepared.vae), {row.source: row for row in read_manifest(prepared.folder)}
     stamp = vae.encoder_hash()
     film = read_video(prepared.folder / rows["long.mp4"].file).video
@@ -88,6 +96,88 @@ def test_a_tar_that_is_lost_is_made_again_and_no_other_is_written_over(prepared)
     assert len(shelf) == 2 and np.isfinite(shelf[1]).all()
 
 
+def told(run):
+    """Say for each clip what captions the tars of a prepared folder hold; no sample may be there twice."""
+    paths = sorted(map(str, run.folder.rglob("*.tar")))
+    read = [(one["__key__"], json.loads(one["json"])) for one in webdataset.WebDataset(paths, shardshuffle=False)]
+    assert len({key for key, _ in read}) == len(read)
+    return {about["clip"]: about["captions"] for _, about in read}
+
+
+def now(run):
+    """Say for each clip that is coded what captions it has."""
+    return {row.clip: [said.text for said in row.captions] for row in read_manifest(run.folder) if row.latents}
+
+
+def reworded(run, tmp_path, text="other words than before"):
+    """Give the long film other words, and take away the films themselves, so that none can be coded."""
+    (tmp_path / "raw" / "long.txt").write_text(text)
+    clips(ClipsRun(str(tmp_path / "raw"), run.folder, engine="here"))
+    for film in (run.folder / "clips").rglob("*.mp4"):
+        film.unlink()
+
+
+def test_a_tar_tells_the_captions_that_its_clips_have_now_and_nothing_is_coded_for_it(prepared, tmp_path):
+    latents(prepared)
+    open_before = Shelf(prepared.folder, (64, 64, 17), encoder_of(prepared.vae).encoder_hash(), 8.0)
+    before = {path: path.read_bytes() for path in prepared.folder.rglob("*.tar")}
+    assert told(prepared) == now(prepared)
+    reworded(prepared, tmp_path)
+    again = latents(prepared)
+    assert (again["done before"], again["told anew"], again["failed"]) == (3, 2, 0)
+    assert told(prepared) == now(prepared) and ["other words than before"] in told(prepared).values()
+    shelf = Shelf(prepared.folder, (64, 64, 17), encoder_of(prepared.vae).encoder_hash(), 8.0)
+    assert shelf.captions == [{"moving": ["other words than before"]}] * 2
+    assert all(np.array_equal(open_before[n], shelf[n]) for n in (0, 1))  # the tar of the first is gone
+    after = {path: path.read_bytes() for path in prepared.folder.rglob("*.tar")}
+    assert len(after) == 3 and len(before.items() & after.items()) == 2
+    assert latents(prepared)["told anew"] == 0
+
+
+def test_a_run_that_dies_while_it_writes_tars_anew_leaves_a_folder_to_train_on_and_is_completed(prepared, tmp_path):
+    latents(prepared)
+    stamp = encoder_of(prepared.vae).encoder_hash()
+    before = Shelf(prepared.folder, (64, 64, 17), stamp, 8.0)
+    reworded(prepared, tmp_path)
+    with Journal(prepared.folder, "latents").adding() as note:  # and no further: the manifest is that of before
+        assert retell(prepared.folder, rows_of(prepared.folder), note)[0] == 2
+    between = Shelf(prepared.folder, (64, 64, 17), stamp, 8.0)
+    assert len(between) == 2 and all(np.array_equal(between[n], before[n]) for n in (0, 1))
+    assert latents(prepared)["failed"] == 0 and told(prepared) == now(prepared)
+    assert len(list(prepared.folder.rglob("*.tar"))) == 3
+
+
+def test_the_manifest_says_where_the_latents_of_each_clip_are(prepared):
+    latents(prepared)
+    stamp = encoder_of(prepared.vae).encoder_hash()
+    rows = {row.source: row for row in read_manifest(prepared.folder)}
+    assert {source: len(row.latents) for source, row in rows.items()} == {
+        "long.mp4": 2,
+        "wide.mp4": 1,
+        "short.mp4": 0,
+        "still.png": 1,
+    }
+    shelf = Shelf(prepared.folder, (64, 64, 17), stamp, 8.0)
+    for number, sample in enumerate(rows["long.mp4"].latents):
+        assert (sample.encoder, sample.fps, sample.format) == (stamp, 8.0, (64, 64, 17))
+        stored = (prepared.folder / sample.shard).read_bytes()[sample.offset : sample.offset + sample.bytes]
+        assert np.array_equal(np.frombuffer(stored, np.float16).reshape(sample.shape), shelf[number])
+    filter_clips(FilterRun(prepared.folder, engine="here"))  # which makes the manifest anew
+    assert {row.source: row.latents for row in read_manifest(prepared.folder)} == {
+        s: r.latents for s, r in rows.items()
+    }
+
+
+def test_a_tar_that_is_cut_short_is_made_again(prepared):
+    latents(prepared)
+    first, *_ = sorted((prepared.folder / "shards").rglob("64p/1-1/17/*.tar"))
+    first.write_bytes(first.read_bytes()[:2000])
+    with pytest.raises(DataError, match="so longtake prepare latents"):
+        Shelf(prepared.folder, (64, 64, 17), encoder_of(prepared.vae).encoder_hash(), 8.0)
+    assert latents(prepared)["done before"] == 2
+    assert len(Shelf(prepared.folder, (64, 64, 17), encoder_of(prepared.vae).encoder_hash(), 8.0)) == 2
+
+
 @pytest.mark.parametrize(("frames", "fps"), [(49, 24), (50, 24), (51, 25), (17, 8), (16, 8), (121, 60), (127, 60)])
 def test_a_clip_fits_a_format_exactly_when_it_is_read_as_so_many_frames(tmp_path, frames, fps):
     write_video(tmp_path / "film.mp4", shot(0, frames, 16, 16), fps)
@@ -102,7 +192,14 @@ def test_a_clip_that_is_gone_is_told_and_done_when_it_is_back(prepared):
     (prepared.folder / row.file).unlink()
     assert latents(prepared)["failed"] == 1
     (prepared.folder / row.file).write_bytes(kept)
-    assert latents(prepared) == {"clips": 4, "done before": 2, "too short": 1, "samples": 4, "failed": 0}
+    assert latents(prepared) == {
+        "clips": 4,
+        "done before": 2,
+        "too short": 1,
+        "samples": 4,
+        "told anew": 0,
+        "failed": 0,
+    }
     assert not list(prepared.folder.rglob(".*.tar"))
 
 
