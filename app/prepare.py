@@ -55,6 +55,11 @@ PREPARE_CAPTIONS: dict[str, dict] = {
 }
 PREPARE_LATENTS: dict[str, dict] = {
     "--vae": {"type": Path, "help": "the folder of the VAE (default that of the shipped model)"},
+    "--text": {
+        "type": Path,
+        "help": "the text encoder that captions are encoded by: a model's folder, or a name of transformers (default "
+        "that of the shipped model)",
+    },
     "--formats": {
         "nargs": "+",
         "type": parse_format,
@@ -95,6 +100,7 @@ def _prepare(chosen: argparse.Namespace) -> int:
         given.pop(name)
     if PREPARE_LATENTS in PREPARE[chosen.step]:
         given.setdefault("vae", model_folder(None) / "vae")
+        given.setdefault("text", model_folder(None))
     if "formats" in given:
         given["formats"] = tuple(given["formats"])
     try:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -9,15 +10,18 @@ import pytest
 import torch
 import webdataset
 
+from captioning.text_encoder import TextTower, encode, load_text_encoder, train_tokenizer
 from tests.test_prepare import shot
 from training.dataset import DataError
 from training.prepare.clips import ClipsRun, clips, rows_of
 from training.prepare.filter import FilterRun, filter_clips
-from training.prepare.latents import LatentsRun, Shelf, encoder_of, fit, latents, retell
+from training.prepare.glossary import Glossary, speaker_of
+from training.prepare.latents import LatentsRun, Shelf, encoder_of, failed_latents, fit, latents, retell
 from training.prepare.manifest import Journal, Row, read_manifest
 from vae.media import read_picture, read_video
 from vae.pixels import fit_picture
 from vae.recorder import write_picture, write_video
+from vae.weights import WEIGHTS
 
 FORMATS = ((64, 64, 9), (64, 64, 17), (80, 48, 9), (64, 64, 1))
 
@@ -33,7 +37,7 @@ def prepared(tmp_path, parts, vae_run):
     (raw / "still.txt").write_text("very " * 500 + "long words")
     write_picture(raw / "still.png", shot(3, 1, 80, 64))
     clips(ClipsRun(str(raw), folder, engine="here"))
-    return LatentsRun(folder, vae_run.out / "vae", FORMATS, engine="here")
+    return LatentsRun(folder, vae_run.out / "vae", vae_run.out.parent / "text" / "text", FORMATS, engine="here")
 
 
 def test_a_clip_goes_to_the_format_that_is_nearest_to_it(prepared):
@@ -48,6 +52,7 @@ def test_samples_are_what_the_vae_says_of_the_clip_and_webdataset_reads_the_same
         "too short": 1,
         "samples": 4,
         "told anew": 0,
+        "captions": 4,
         "failed": 0,
     }
     vae, rows = encoder_of(prepared.vae), {row.source: row for row in read_manifest(prepared.folder)}
@@ -112,7 +117,7 @@ def now(run):
 def reworded(run, tmp_path, text="other words than before"):
     """Give the long film other words, and take away the films themselves, so that none can be coded."""
     (tmp_path / "raw" / "long.txt").write_text(text)
-    clips(ClipsRun(str(tmp_path / "raw"), run.folder, engine="here"))
+    assert clips(ClipsRun(str(tmp_path / "raw"), run.folder, engine="here"))["done before"] == 3
     for film in (run.folder / "clips").rglob("*.mp4"):
         film.unlink()
 
@@ -198,6 +203,7 @@ def test_a_clip_that_is_gone_is_told_and_done_when_it_is_back(prepared):
         "too short": 1,
         "samples": 4,
         "told anew": 0,
+        "captions": 4,
         "failed": 0,
     }
     assert not list(prepared.folder.rglob(".*.tar"))
@@ -211,3 +217,105 @@ def test_a_model_trains_on_a_prepared_folder(prepared, dit_run):
     run = replace(dit_run, data=prepared.folder, held_out=prepared.folder, formats=formats, clips=(2, 2))
     report = train(run)
     assert np.isfinite(report["validation"]) and (run.out / "model" / "transformer").is_dir()
+
+
+class Heard(list):
+    """How many prompts the text encoder is given at a time, while this is open."""
+
+    def __enter__(self):
+        def note(module, given):
+            if isinstance(module, TextTower):
+                self.append(len(given[0]))
+
+        self.hook = torch.nn.modules.module.register_module_forward_pre_hook(note)
+        return self
+
+    def __exit__(self, *_):
+        self.hook.remove()
+
+
+def same(ours, theirs):
+    """Say whether words are alike: how many prompts are encoded at once moves the last bits of float32."""
+    assert ours.counts == theirs.counts and ours.features.dtype == theirs.features.dtype == torch.float32
+    near = [torch.allclose(getattr(ours, n), getattr(theirs, n), atol=1e-5) for n in ("features", "pooled")]
+    return all(near)
+
+
+def test_captions_are_looked_up_as_the_text_encoder_says_them(prepared):
+    latents(prepared)
+    captions = [said.text for row in read_manifest(prepared.folder) for said in row.captions if row.latents] + [""]
+    assert max(map(len, captions)) > 2000  # which is cut
+    tokenizer, encoder = load_text_encoder(prepared.text)
+    encoder.requires_grad_(False)
+    wanted = encode(captions, tokenizer, encoder, cut=True)
+    glossary = Glossary(tokenizer, encoder, (prepared.folder,))
+    with Heard() as heard:
+        assert same(glossary.encode(captions), wanted) and not heard
+        strange = ["a caption that nobody wrote", *captions, "another one"]
+        assert same(glossary.encode(strange), encode(strange, tokenizer, encoder, cut=True))
+    assert heard == [2, len(strange)]
+    assert same(Glossary(tokenizer, encoder, ()).encode(captions), wanted)
+
+
+def test_features_of_other_words_encoders_and_tokenizers_are_not_used(prepared, tmp_path):
+    latents(prepared)
+    files = {path: path.stat().st_mtime_ns for path in (prepared.folder / "words").rglob("*.safetensors")}
+    assert latents(prepared)["captions"] == 4
+    assert {path: path.stat().st_mtime_ns for path in (prepared.folder / "words").rglob("*.safetensors")} == files
+    tokenizer, encoder = load_text_encoder(prepared.text)
+    glossary = Glossary(tokenizer, encoder, (prepared.folder,))
+    reworded(prepared, tmp_path)
+    with Heard() as heard:
+        glossary.encode(["other words than before"])
+        assert len(heard) == 1 and latents(prepared)["captions"] == 4 and heard == [1, 1]  # the new one alone
+        Glossary(tokenizer, encoder, (prepared.folder,)).encode(["other words than before"])
+        assert len(heard) == 2
+    others = (
+        (train_tokenizer(["a film of other words"], 400, tokenizer.model_max_length), encoder),
+        (tokenizer, TextTower(**{name: encoder.config[name] for name in ("vocabulary", "context", "width", "heads")})),
+    )
+    assert not any(Glossary(*other, (prepared.folder,)).known for other in others)
+    tokenizer.model_max_length -= 1  # where captions are cut
+    assert not Glossary(tokenizer, encoder, (prepared.folder,)).known
+
+
+def test_a_damaged_file_of_features_is_not_used_and_made_again(prepared):
+    latents(prepared)
+    (path,) = (prepared.folder / "words").rglob("*.safetensors")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-7])
+    path.with_name(".half.safetensors").write_bytes(b"half")
+    assert not Glossary(*load_text_encoder(prepared.text), (prepared.folder,)).known
+    assert latents(prepared)["captions"] == 4 and path.read_bytes() == whole
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_captions_that_cannot_be_encoded_are_told_and_encoded_the_next_time(prepared):
+    prepared.folder.joinpath("words").mkdir()
+    stamp = speaker_of(prepared.text)[2]
+    (prepared.folder / "words" / stamp).touch()  # where a folder must be
+    assert latents(prepared)["failed"] == 3
+    assert all("its captions cannot be encoded" in error for _, error in failed_latents(prepared))
+    (prepared.folder / "words" / stamp).unlink()
+    found = latents(prepared)
+    assert (found["done before"], found["captions"], found["failed"]) == (3, 4, 0)
+
+
+def test_a_model_trains_to_the_same_weights_without_its_text_encoder(prepared, dit_run):
+    from safetensors.torch import load_file
+
+    from training.train_dit import train
+
+    latents(prepared)
+    run = replace(dit_run, data=prepared.folder, held_out=prepared.folder, text=prepared.text, precision="no")
+    run = replace(run, show_every=100, caption_drop=0.3)
+    with Heard() as heard:
+        looked_up = train(run)
+        assert not heard
+        shutil.rmtree(prepared.folder / "words")
+        asked = train(replace(run, out=run.out.parent / "asked"))
+        assert len(heard) >= run.steps
+    assert looked_up == pytest.approx(asked, rel=1e-4)
+    ours, theirs = (load_file(out / "model" / "transformer" / WEIGHTS) for out in (run.out, run.out.parent / "asked"))
+    for name, value in ours.items():  # which are stored in 16 bits
+        assert torch.allclose(value.float(), theirs[name].float(), atol=1e-3), name

@@ -3,7 +3,7 @@
 Every clip is brought to the format of training that is nearest to its own, and coded stretch by stretch, its captions
 beside it; where these change, its tar is written anew, and nothing is coded again. A tar is whole when it is noted in
 the journal, and from the journal the manifest says where in it what is. Names hold the hashes of clip and encoder, so
-that nothing stale is used.
+that nothing stale is used. Captions are encoded as well (`glossary.py`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ import torch
 from training.config import Format
 from training.dataset import DataError
 from training.prepare.clips import rows_of
-from training.prepare.engine import Where
+from training.prepare.engine import Where, each
+from training.prepare.glossary import WORDS, key_of, portions, speaker_of, stored, write_words
 from training.prepare.manifest import (
     Journal,
     Kind,
@@ -52,11 +53,12 @@ FORMATS: tuple[Format, ...] = ((64, 64, 17), (80, 48, 17), (48, 80, 17), (64, 64
 @dataclass(frozen=True)
 class LatentsRun(Where):
     """Which prepared folder to code, by the VAE in `vae`, to which `formats` (columns, rows, frames) at `fps`; a tar
-    holds `samples`.
+    holds `samples`. Captions are encoded by the text encoder of `text`, a folder or a name.
     """
 
     folder: Path = Path("prepared")
     vae: Path = Path("app/models/first/vae")
+    text: Path = Path("app/models/first")
     formats: tuple[Format, ...] = FORMATS
     fps: float = 8.0
     samples: int = 1000
@@ -75,10 +77,11 @@ Note = Callable[[dict[str, Any]], None]  # of a journal
 
 
 def latents(run: LatentsRun) -> dict[str, int]:
-    """Code all clips that this encoder has not coded in this format yet; returns how many there are, were done, fit no
-    format, and failed, how many samples there are, and how many were written anew as other captions go with them now.
+    """Code all clips that this encoder has not coded in this format yet, and encode captions that are new; returns how
+    many clips there are, were done, fit no format, how many samples there are, how many were written anew as other
+    captions go with them now, how many captions are encoded, and how much failed.
     """
-    stamp = encoder_of(run.vae).encoder_hash()
+    stamp, (*_, speaker) = encoder_of(run.vae).encoder_hash(), speaker_of(run.text)
     with alone(run.folder):
         rows = rows_of(run.folder, begun=True)
         for path in (run.folder / "shards").rglob(".*.tar"):  # a killed run's
@@ -92,6 +95,7 @@ def latents(run: LatentsRun) -> dict[str, int]:
         write_manifest(run.folder, rows)
         for path in past:  # now that nothing names them any more
             path.unlink()
+        encode_captions(run, [row for row, _ in fitting])
         done = coded(run.folder)
         return {
             "clips": len(rows),
@@ -99,19 +103,51 @@ def latents(run: LatentsRun) -> dict[str, int]:
             "too short": len(rows) - len(fitting),
             "samples": sum(len(done[row.clip, kind].samples) for row, kind in fitting if (row.clip, kind) in done),
             "told anew": retold,
+            "captions": len(said_of([row for row, _ in fitting]) & dict(stored(run.folder, speaker)).keys()),
             "failed": len(failed_latents(run)),
         }
 
 
 def failed_latents(run: LatentsRun) -> list[tuple[str, str]]:
-    """List the clips that could not be coded, or not with the captions that they have now, and why."""
+    """List the clips that could not be coded, or not with the captions that they have now, or whose captions could not
+    be encoded, and why.
+    """
     stamp, rows = encoder_of(run.vae).encoder_hash(), rows_of(run.folder)
     lines = Journal(run.folder, "latents").lines()
     errors = {(line["clip"], kind_of(line)): line["error"] for line in lines if "error" in line}
     done = {key: held.texts for key, held in coded(run.folder).items()}
     wanted = [(row, (row.clip, kind)) for row in rows if (kind := kind_for(run, row, stamp))]
     undone = [(row.file, key) for row, key in wanted if done.get(key) != digest_of(row.captions)]
-    return [(file, errors[key]) for file, key in undone if key in errors]
+    failed = [(file, errors[key]) for file, key in undone if key in errors]
+    return failed + failed_words(run, [row for row, _ in wanted])
+
+
+def encode_captions(run: LatentsRun, rows: list[Row]) -> None:
+    """Encode the captions of clips that are not encoded yet, and no words at all, which training shows as well."""
+    for path in (run.folder / WORDS).rglob(".*.safetensors"):  # a killed run's
+        path.unlink()
+    todo = portions(run.folder, run.text, said_of(rows).values())
+    with Journal(run.folder, WORDS).adding() as note:
+        for outcome in each(write_words, todo, run.engine, run.workers, run.limit, memory=None):
+            if outcome.error is not None:
+                keys = [key_of(text) for text in todo[outcome.number].texts]
+                note({"encoder": speaker_of(run.text)[2], "captions": keys, "error": outcome.error})
+
+
+def failed_words(run: LatentsRun, rows: list[Row]) -> list[tuple[str, str]]:
+    """List the clips that have captions which could not be encoded, and why."""
+    *_, stamp = speaker_of(run.text)
+    lines = [line for line in Journal(run.folder, WORDS).lines() if line["encoder"] == stamp]
+    errors = {key: line["error"] for line in lines for key in line["captions"]}
+    for key in errors.keys() & dict(stored(run.folder, stamp)).keys():
+        del errors[key]
+    found = [(row.file, [errors[key] for key in said_of([row]) if key in errors]) for row in rows]
+    return [(file, f"its captions cannot be encoded: {told[0]}") for file, told in found if told]
+
+
+def said_of(rows: list[Row]) -> dict[str, str]:
+    """Return all that is said of clips in training, by its key."""
+    return {key_of(text): text for text in ["", *(said.text for row in rows for said in row.captions)]}
 
 
 def kind_for(run: LatentsRun, row: Row, stamp: str) -> Kind | None:
