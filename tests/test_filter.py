@@ -110,7 +110,7 @@ def test_the_command_prepares_a_folder_and_exits_with_3_where_a_part_failed(tmp_
     (raw / "broken.mp4").unlink()
     write_video(raw / "long.mp4", shot(1, 40, 64, 64), 8)
     assert main(["prepare", "all", str(raw), str(tmp_path / "done"), "--engine", "here"]) == 0
-    assert "latents: 2 clips, 0 done before, 1 too short, 2 samples, 0 failed" in capsys.readouterr().out
+    assert "latents: 2 clips, 0 done before, 1 too short, 2 samples" in capsys.readouterr().out
     assert main(["prepare", "filter", str(tmp_path / "done"), "--engine", "here"]) == 0
     assert "motion" in capsys.readouterr().out
     assert main(["prepare", "filter", str(tmp_path / "nothing")]) == 2
