@@ -76,6 +76,11 @@ PREPARE_CAPTIONS: dict[str, dict] = {
 }
 PREPARE_LATENTS: dict[str, dict] = {
     "--vae": {"type": Path, "help": "the folder of the VAE (default that of the shipped model)"},
+    "--text": {
+        "type": Path,
+        "help": "the text encoder that captions are encoded by: a model's folder, or a name of transformers (default "
+        "that of the shipped model)",
+    },
     "--formats": {
         "nargs": "+",
         "type": parse_format,
@@ -120,6 +125,7 @@ def _prepare(chosen: argparse.Namespace) -> int:
         given.pop(name)
     if PREPARE_LATENTS in PREPARE[chosen.step]:
         given.setdefault("vae", model_folder(None) / "vae")
+        given.setdefault("text", model_folder(None))
     if PREPARE_CAPTIONS in PREPARE[chosen.step] and not given.keys() & {"captioner", "endpoint", "model"}:
         given["captioner"] = str(shipped())
     given |= {name: kind(given[name]) for name, kind in KINDS.items() if name in given}

@@ -19,7 +19,7 @@ from diffusers.training_utils import EMAModel
 from einops import rearrange
 from torch import Tensor
 
-from captioning.text_encoder import Words, encode, load_text_encoder, width_of
+from captioning.text_encoder import Words, load_text_encoder, width_of
 from dit.flops import forward_flops, parameters
 from dit.flow import interpolate, sample_times, scheduler_for, shift_for, velocity
 from dit.model import DiT, DiTConfig
@@ -32,6 +32,7 @@ from training.config import DiTRun, Format
 from training.dataset import PREPARED, Bucket, bucket_of, code, data_hash, order, share
 from training.loop import Course, accelerator_for, adamw, descend, describe, rate_at
 from training.muon import muon
+from training.prepare.glossary import Glossary
 from training.world.words import in_a_mirror
 from vae.model import VideoVAE
 from vae.pixels import contact_sheet
@@ -74,7 +75,8 @@ def train(run: DiTRun) -> dict:
     course = Course("train dit", run, accelerator, {"model": model, "average": average, "optimizer": optimizer})
     bare = accelerator.unwrap_model(model)
     pipeline = Pipeline(bare, vae, text_encoder, tokenizer, scheduler_for(run.base_tokens, run.shift), settings(run))
-    table = validation_table(run, held_out, shape, tokenizer, text_encoder)
+    glossary = Glossary(tokenizer, text_encoder, (run.data, run.held_out))
+    table = validation_table(run, held_out, shape, glossary)
 
     for step in course:
         examples = [
@@ -82,8 +84,7 @@ def train(run: DiTRun) -> dict:
             for format, count in zip(run.formats, run.clips, strict=True)
             for e in draw(run, sources[format], shape.patch, count, step, accelerator)
         ]
-        with torch.no_grad():
-            words = encode([example.caption for example in examples], tokenizer, text_encoder, cut=True)
+        words = glossary.encode([example.caption for example in examples])
         batch, target, mask = noised(examples, shape, run, accelerator.device)
         weight = mask * weights_of(examples, batch, run.emphasis)
         dreamed = accelerator.reduce(mask.sum(), reduction="mean")  # so that the processes' mean is the step's
@@ -309,7 +310,7 @@ def flow_loss(
     return ((found.float() - target).square() * weight).sum() / (weight.sum() if dreamed is None else dreamed)
 
 
-def validation_table(run: DiTRun, source: Source, shape: DiTConfig, tokenizer, text_encoder) -> list[tuple]:
+def validation_table(run: DiTRun, source: Source, shape: DiTConfig, glossary: Glossary) -> list[tuple]:
     """Return fixed held-out packs, one a stratum of time, on blank canvases: (pack, target, mask, words)."""
     count = min(run.validation_clips, len(source.bucket))
     table = []
@@ -322,9 +323,8 @@ def validation_table(run: DiTRun, source: Source, shape: DiTConfig, tokenizer, t
             uniform = (stratum + float(rng.random())) / STRATA
             level = torch.ones(latents.shape[1:])
             examples.append(Example(latents, noise, level, uniform, source.usual(clip), source.fps))
-        with torch.no_grad():
-            words = encode([example.caption for example in examples], tokenizer, text_encoder, cut=True)
-        table.append((*noised(examples, shape, run, next(text_encoder.parameters()).device), words))
+        words = glossary.encode([example.caption for example in examples])
+        table.append((*noised(examples, shape, run, glossary.device), words))
     return table
 
 

@@ -1,8 +1,9 @@
 """Code clips for training: latents in WebDataset tars, `shards/VAE/RESOLUTION/ASPECT/FRAMES/NUMBER.tar`.
 
-Every clip is brought to the format of training that is nearest to its own, and coded stretch by stretch. A tar is
-written whole before its clips are noted in the journal. Names hold the hashes of clip and encoder, so that nothing
-stale is used.
+Every clip is brought to the format of training that is nearest to its own, and coded stretch by stretch, its captions
+beside it; where these change, its tar is written anew, and nothing is coded again. A tar is whole when it is noted in
+the journal, and from the journal the manifest says where in it what is. Names hold the hashes of clip and encoder, so
+that nothing stale is used. Captions are encoded as well (`glossary.py`).
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ import json
 import math
 import os
 import tarfile
+from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,8 +26,22 @@ import torch
 from training.config import Format
 from training.dataset import DataError
 from training.prepare.clips import rows_of
-from training.prepare.engine import Where
-from training.prepare.manifest import Journal, Row, alone, read_manifest
+from training.prepare.engine import Where, each
+from training.prepare.glossary import WORDS, key_of, portions, speaker_of, stored, write_words
+from training.prepare.manifest import (
+    Journal,
+    Kind,
+    Row,
+    Sample,
+    alone,
+    coded,
+    digest_of,
+    kind_of,
+    read_manifest,
+    size_of,
+    tars,
+    write_manifest,
+)
 from vae.media import MediaError, read_picture, read_video
 from vae.model import VideoVAE
 from vae.pixels import fit_picture
@@ -36,89 +53,107 @@ FORMATS: tuple[Format, ...] = ((64, 64, 17), (80, 48, 17), (48, 80, 17), (64, 64
 @dataclass(frozen=True)
 class LatentsRun(Where):
     """Which prepared folder to code, by the VAE in `vae`, to which `formats` (columns, rows, frames) at `fps`; a tar
-    holds `samples`.
+    holds `samples`. Captions are encoded by the text encoder of `text`, a folder or a name.
     """
 
     folder: Path = Path("prepared")
     vae: Path = Path("app/models/first/vae")
+    text: Path = Path("app/models/first")
     formats: tuple[Format, ...] = FORMATS
     fps: float = 8.0
     samples: int = 1000
 
 
 class Task(NamedTuple):
-    """A clip, the run that it is coded for, and the format."""
+    """A clip, the run that it is coded for, and as what kind of latents."""
 
     row: Row
     run: LatentsRun
-    format: Format
+    kind: Kind
+
+
+Coded = tuple[Row, list[np.ndarray]]  # a clip, and its samples
+Note = Callable[[dict[str, Any]], None]  # of a journal
 
 
 def latents(run: LatentsRun) -> dict[str, int]:
-    """Code all clips that this encoder has not coded in this format yet; returns how many there are, were done, fit no
-    format, and failed, and how many samples there are.
+    """Code all clips that this encoder has not coded in this format yet, and encode captions that are new; returns how
+    many clips there are, were done, fit no format, how many samples there are, how many were written anew as other
+    captions go with them now, how many captions are encoded, and how much failed.
     """
-    stamp = encoder_of(run.vae).encoder_hash()
+    stamp, (*_, speaker) = encoder_of(run.vae).encoder_hash(), speaker_of(run.text)
     with alone(run.folder):
-        rows = [row for row in rows_of(run.folder, begun=True) if not row.dropped]
-        journal = Journal(run.folder, "latents")
+        rows = rows_of(run.folder, begun=True)
         for path in (run.folder / "shards").rglob(".*.tar"):  # a killed run's
             path.unlink()
-        fitting = [(row, format) for row in rows if (format := fit(row, run.formats, run.fps))]
-        done = coded(run.folder, stamp, run.fps)
-        tasks = [Task(row, run, format) for row, format in fitting if (row.clip, format) not in done]
-        held: dict[Format, list[tuple[Row, list[np.ndarray]]]] = {format: [] for format in run.formats}
-        with journal.adding() as note:
-            for outcome in run.each(code_clip, tasks):
-                row, _, format = tasks[outcome.number]
-                if outcome.error is not None:
-                    about = {"clip": row.clip, "encoder": stamp, "fps": run.fps, "format": format}
-                    note(about | outcome.told())
-                    continue
-                held[format].append((row, outcome.value))
-                if sum(len(samples) for _, samples in held[format]) >= run.samples:
-                    shelve(run, stamp, format, held[format], note)
-                    held[format] = []
-            for format, clips in held.items():
-                if clips:
-                    shelve(run, stamp, format, clips, note)
-        done = coded(run.folder, stamp, run.fps)
-        there = [done[row.clip, format] for row, format in fitting if (row.clip, format) in done]
+        fitting = [(row, kind) for row in rows if (kind := kind_for(run, row, stamp))]
+        before = coded(run.folder)
+        tasks = [Task(row, run, kind) for row, kind in fitting if (row.clip, kind) not in before]
+        with Journal(run.folder, "latents").adding() as note:
+            code_clips(run, tasks, note)
+            retold, past = retell(run.folder, rows, note)
+        write_manifest(run.folder, rows)
+        for path in past:  # now that nothing names them any more
+            path.unlink()
+        encode_captions(run, [row for row, _ in fitting])
+        done, kept = coded(run.folder), sum(not row.dropped for row in rows)
         return {
-            "clips": len(rows),
+            "clips": kept,
             "done before": len(fitting) - len(tasks),
-            "too short": len(rows) - len(fitting),
-            "samples": sum(len(one.samples) for one in there),
+            "too short": kept - len(fitting),
+            "samples": sum(len(done[row.clip, kind].samples) for row, kind in fitting if (row.clip, kind) in done),
+            "told anew": retold,
+            "captions": len(said_of([row for row, _ in fitting]) & dict(stored(run.folder, speaker)).keys()),
             "failed": len(failed_latents(run)),
         }
 
 
-class Coded(NamedTuple):
-    """Where a clip's samples are: a tar, and for each where its numbers begin and their shape."""
-
-    shard: Path
-    samples: list[dict]
-
-
-def coded(folder: Path, stamp: str, fps: float) -> dict[tuple[str, Format], Coded]:
-    """Return the clips that an encoder coded at a rate, by name and format, of the tars that are there."""
-    found = {}
-    for line in Journal(folder, "latents").lines():
-        if (line["encoder"], line["fps"]) == (stamp, fps) and "shard" in line and (folder / line["shard"]).exists():
-            shard, (columns, rows, frames) = folder / line["shard"], line["format"]
-            found |= {(clip, (columns, rows, frames)): Coded(shard, at) for clip, at in line["clips"].items()}
-    return found
-
-
 def failed_latents(run: LatentsRun) -> list[tuple[str, str]]:
-    """List the clips that could not be coded, and why."""
-    stamp = encoder_of(run.vae).encoder_hash()
-    done, errors = coded(run.folder, stamp, run.fps), {}
-    for line in Journal(run.folder, "latents").lines():
-        if (line["encoder"], line["fps"]) == (stamp, run.fps) and "error" in line:
-            errors[line["clip"], tuple(line["format"])] = line["error"]
-    wanted = ((row.file, (row.clip, fit(row, run.formats, run.fps))) for row in rows_of(run.folder) if not row.dropped)
-    return [(file, errors[key]) for file, key in wanted if key in errors and key not in done]
+    """List the clips that could not be coded, or not with the captions that they have now, or whose captions could not
+    be encoded, and why.
+    """
+    stamp, rows = encoder_of(run.vae).encoder_hash(), rows_of(run.folder)
+    lines = Journal(run.folder, "latents").lines()
+    errors = {(line["clip"], kind_of(line)): line["error"] for line in lines if "error" in line}
+    done = {key: held.texts for key, held in coded(run.folder).items()}
+    wanted = [(row, (row.clip, kind)) for row in rows if (kind := kind_for(run, row, stamp))]
+    undone = [(row.file, key) for row, key in wanted if done.get(key) != digest_of(row.captions)]
+    failed = [(file, errors[key]) for file, key in undone if key in errors]
+    return failed + failed_words(run, [row for row, _ in wanted])
+
+
+def encode_captions(run: LatentsRun, rows: list[Row]) -> None:
+    """Encode the captions of clips that are not encoded yet, and no words at all, which training shows as well."""
+    for path in (run.folder / WORDS).rglob(".*.safetensors"):  # a killed run's
+        path.unlink()
+    todo = portions(run.folder, run.text, said_of(rows).values())
+    with Journal(run.folder, WORDS).adding() as note:
+        for outcome in each(write_words, todo, run.engine, run.workers, run.limit, memory=None):
+            if outcome.error is not None:
+                keys = [key_of(text) for text in todo[outcome.number].texts]
+                note({"encoder": speaker_of(run.text)[2], "captions": keys, "error": outcome.error})
+
+
+def failed_words(run: LatentsRun, rows: list[Row]) -> list[tuple[str, str]]:
+    """List the clips that have captions which could not be encoded, and why."""
+    *_, stamp = speaker_of(run.text)
+    lines = [line for line in Journal(run.folder, WORDS).lines() if line["encoder"] == stamp]
+    errors = {key: line["error"] for line in lines for key in line["captions"]}
+    for key in errors.keys() & dict(stored(run.folder, stamp)).keys():
+        del errors[key]
+    found = [(row.file, [errors[key] for key in said_of([row]) if key in errors]) for row in rows]
+    return [(file, f"its captions cannot be encoded: {told[0]}") for file, told in found if told]
+
+
+def said_of(rows: list[Row]) -> dict[str, str]:
+    """Return all that is said of clips in training, by its key."""
+    return {key_of(text): text for text in ["", *(said.text for row in rows for said in row.captions)]}
+
+
+def kind_for(run: LatentsRun, row: Row, stamp: str) -> Kind | None:
+    """Return the kind of latents that a run makes of a clip; None where it fits no format, or is dropped."""
+    format = None if row.dropped else fit(row, run.formats, run.fps)
+    return format and Kind(stamp, run.fps, format)
 
 
 def fit(row: Row, formats: tuple[Format, ...], fps: float) -> Format | None:
@@ -144,12 +179,12 @@ def encoder_of(vae: Path) -> VideoVAE:
 
 def code_clip(task: Task) -> list[np.ndarray]:
     """Return the latents (C, T, H, W), in float16, of each stretch of a clip that is as long as its format."""
-    row, run, (columns, rows, frames) = task
+    row, run, (_, fps, (columns, rows, frames)) = task
     path = run.folder / row.file
     if path.suffix == ".png":
         video = fit_picture(read_picture(path), rows, columns)
     else:
-        video = read_video(path, run.fps, size=(rows, columns)).video
+        video = read_video(path, fps, size=(rows, columns)).video
     vae = encoder_of(run.vae)
     parts = [video[:, start : start + frames] for start in range(0, video.shape[1] - frames + 1, frames)]
     if not parts:
@@ -157,39 +192,76 @@ def code_clip(task: Task) -> list[np.ndarray]:
     return [vae.encode(part[None])[0].to(torch.float16).numpy() for part in parts]
 
 
-def shelve(run: LatentsRun, stamp: str, format: Format, clips: list[tuple[Row, list[np.ndarray]]], note) -> None:
-    """Write samples of one format as the next tar and note what it holds, in one line; or why it could not be done."""
-    about = {"encoder": stamp, "fps": run.fps, "format": format}
-    try:
-        shard, found = write_shard(run, stamp, format, clips)
-    except OSError as error:
-        for row, _ in clips:
-            note(about | {"clip": row.clip, "error": f"its tar cannot be written: {error}; make room and run again"})
-        return
-    note(about | {"shard": str(shard), "clips": found})
+def code_clips(run: LatentsRun, tasks: list[Task], note: Note) -> None:
+    """Code clips, and write tars of them."""
+    waiting: defaultdict[Kind, list[Coded]] = defaultdict(list)
+    for outcome in run.each(code_clip, tasks):
+        row, _, kind = tasks[outcome.number]
+        if outcome.error is not None:
+            note({"clip": row.clip, **kind._asdict(), **outcome.told()})
+            continue
+        waiting[kind].append((row, outcome.value))
+        if sum(len(samples) for _, samples in waiting[kind]) >= run.samples:
+            shelve(run.folder, kind, waiting.pop(kind), note)
+    for kind, clips in waiting.items():
+        shelve(run.folder, kind, clips, note)
 
 
-def write_shard(
-    run: LatentsRun, stamp: str, format: Format, clips: list[tuple[Row, list[np.ndarray]]]
-) -> tuple[Path, dict[str, list[dict]]]:
-    """Write a tar, whole or not at all; returns its place within the folder, and where in it samples are, by clip."""
-    columns, rows, frames = format
+def retell(folder: Path, rows: list[Row], note: Note) -> tuple[int, list[Path]]:
+    """Write anew the tars that tell other captions than their clips have now, or that hold what is gone or elsewhere;
+    returns how many samples that were, and the tars that may go once the manifest is made anew.
+    """
+    known, done = {row.clip: row for row in rows}, coded(folder)
+    retold, past = 0, []
+    for line in list(tars(folder)):
+        kind = kind_of(line)
+        held = {clip: done[clip, kind] for clip in line["clips"] if clip in known}
+        held = {clip: one for clip, one in held.items() if one.samples[0].shard == line["shard"]}
+        texts = {clip: digest_of(known[clip].captions) for clip in held}
+        if len(held) == len(line["clips"]) and all(held[clip].texts == texts[clip] for clip in held):
+            continue
+        tar = mapped(folder / line["shard"])
+        clips = [(known[clip], [numbers(tar, one) for one in held[clip].samples]) for clip in held]
+        if not clips or shelve(folder, kind, clips, note):
+            retold += sum(len(samples) for _, samples in clips)
+            past.append(folder / line["shard"])
+    return retold, past
+
+
+def shelve(folder: Path, kind: Kind, clips: list[Coded], note: Note) -> bool:
+    """Write samples of one kind as the next tar and note what it holds, in one line; or why it could not be done. Says
+    whether it was.
+    """
+    columns, rows, frames = kind.format
     common = math.gcd(columns, rows)
-    place = Path("shards") / stamp / f"{min(columns, rows)}p" / f"{columns // common}-{rows // common}" / str(frames)
-    (run.folder / place).mkdir(parents=True, exist_ok=True)
-    used = [int(path.stem) for path in (run.folder / place).glob("[0-9]*.tar")]
-    noted = [Path(line["shard"]) for line in Journal(run.folder, "latents").lines() if "shard" in line]
-    used += [int(path.stem) for path in noted if path.parent == place]  # what is lost is not written over either
-    shard = place / f"{max(used, default=-1) + 1:06d}.tar"
-    temporary, found = run.folder / place / f".{shard.name}", {}
-    with open(temporary, "wb") as file:
+    place = Path("shards", kind.encoder, f"{min(columns, rows)}p", f"{columns // common}-{rows // common}", str(frames))
+    noted = [Path(line["shard"]) for line in Journal(folder, "latents").lines() if "shard" in line]
+    used = [int(path.stem) for path in noted if path.parent == place]  # what is lost is not written over either
+    try:
+        (folder / place).mkdir(parents=True, exist_ok=True)
+        used += [int(path.stem) for path in (folder / place).glob("[0-9]*.tar")]
+        shard = place / f"{max(used, default=-1) + 1:06d}.tar"
+        temporary = folder / place / f".{shard.name}"
+        found = write_tar(temporary, kind.fps, clips)
+    except OSError as error:
+        said = f"its tar cannot be written: {error}; make room and run again"
+        for row, _ in clips:
+            note({"clip": row.clip, **kind._asdict(), "error": said})
+        return False
+    texts = {row.clip: digest_of(row.captions) for row, _ in clips}
+    note({**kind._asdict(), "shard": str(shard), "clips": found, "texts": texts})
+    os.replace(temporary, folder / shard)  # after it is noted: no tar is there that nothing names
+    return True
+
+
+def write_tar(path: Path, fps: float, clips: list[Coded]) -> dict[str, list[dict]]:
+    """Write a tar, to stay; returns where in it samples are, by clip."""
+    with open(path, "wb") as file:
         with tarfile.open(fileobj=file, mode="w") as tar:
-            for row, samples in clips:
-                found[row.clip] = [_sample(tar, row, part, one, run.fps) for part, one in enumerate(samples)]
+            found = {row.clip: [_sample(tar, row, *one, fps) for one in enumerate(parts)] for row, parts in clips}
         file.flush()
         os.fsync(file.fileno())
-    os.replace(temporary, run.folder / shard)
-    return shard, found
+    return found
 
 
 def _sample(tar: tarfile.TarFile, row: Row, part: int, latents: np.ndarray, fps: float) -> dict:
@@ -211,6 +283,18 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> int:
     return offset
 
 
+def mapped(path: Path) -> np.ndarray:
+    """Return a file's bytes, not in memory, to be read even when it is removed meanwhile; takes no file descriptor."""
+    found = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8).numpy()
+    found.flags.writeable = False
+    return found
+
+
+def numbers(tar: np.ndarray, sample: Sample) -> np.ndarray:
+    """Return the latents (C, T, H, W) of a sample in a mapped tar."""
+    return tar[sample.offset : sample.offset + sample.bytes].view(np.float16).reshape(sample.shape)
+
+
 class Shelf:
     """The samples of one format in a prepared folder, read by random access: `shelf[n]` are latents (C, T, H, W), and
     `captions[n]` the words for them. Raises DataError where there are none.
@@ -219,13 +303,14 @@ class Shelf:
     def __init__(self, folder: Path, format: Format, stamp: str, fps: float):
         self.folder = folder / "x".join(map(str, format))  # what it is called in the order of a run
         kind = "still" if format[2] == 1 else "moving"
-        kept = [row for row in read_manifest(folder) if not row.dropped]
-        words = {row.clip: [caption.text for caption in row.captions] or [""] for row in kept}
-        done = sorted(coded(folder, stamp, fps).items())
-        fitting = [(clip, at) for (clip, found), at in done if found == format and clip in words]
-        mine = [(clip, at.shard, one) for clip, at in fitting for one in at.samples]
-        self.samples = [(shard, one["offset"], one["shape"]) for _, shard, one in mine]
-        self.captions = [{kind: words[clip]} for clip, _, _ in mine]
+        asked = Kind(stamp, fps, format)
+        found = [(row, one) for row in read_manifest(folder) if not row.dropped for one in row.latents]
+        mine = [(row, one) for row, one in found if Kind(one.encoder, one.fps, one.format) == asked]
+        sizes = {shard: size_of(folder / shard) for shard in {one.shard for _, one in mine}}
+        there = [(row, one) for row, one in mine if one.offset + one.bytes <= sizes[one.shard]]
+        self.tars = {shard: mapped(folder / shard) for shard in {one.shard for _, one in there}}
+        self.samples = [one for _, one in there]
+        self.captions = [{kind: [caption.text for caption in row.captions] or [""]} for row, _ in there]
         if not self.samples:
             name = self.folder.name
             raise DataError(f"a data set must have clips of {name}; {folder} has none, so longtake prepare latents")
@@ -234,10 +319,10 @@ class Shelf:
         return len(self.samples)
 
     def __getitem__(self, number: int) -> np.ndarray:
-        path, offset, shape = self.samples[number]
-        return np.memmap(path, np.float16, "r", offset, tuple(shape))
+        sample = self.samples[number]
+        return numbers(self.tars[sample.shard], sample)
 
     @property
     def shape(self) -> tuple[int, ...]:
         """(samples, C, T, H, W)."""
-        return len(self), *self.samples[0][2]
+        return len(self), *self.samples[0].shape

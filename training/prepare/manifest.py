@@ -10,16 +10,19 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import math
 import os
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from training.config import Format
 from training.dataset import PREPARED
 
 
@@ -30,7 +33,8 @@ class PrepareError(ValueError):
 @dataclass(frozen=True)
 class Row:
     """A clip: `clip`, 16 hexadecimal digits of what it is; `file` within the folder; `source`, `begin` and `end` in
-    seconds of it; its size; `scores` by name; `captions`; the names of the thresholds that it is `dropped` for.
+    seconds of it; its size; `scores` by name; `captions`; the names of the thresholds that it is `dropped` for; where
+    its `latents` are.
     """
 
     clip: str
@@ -48,6 +52,7 @@ class Row:
     scores: dict[str, float] = field(default_factory=dict)
     captions: list[Caption] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
+    latents: list[Sample] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -62,12 +67,47 @@ class Caption:
     parts: dict[str, str] = field(default_factory=dict)
 
 
+class Kind(NamedTuple):
+    """What latents depend on, beside their clip: the hash of the encoder, frames a second, and the format."""
+
+    encoder: str
+    fps: float
+    format: Format
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Latents of a clip, or of a stretch of it, as numbers in float16: of which kind they are, the tar that holds them,
+    where in it they begin and how many bytes they are, and their shape (C, T, H, W).
+    """
+
+    encoder: str
+    fps: float
+    format: Format
+    shard: str
+    offset: int
+    bytes: int
+    shape: tuple[int, ...]
+
+
 def digest_of(captions: Iterable[Caption]) -> str:
     """Return a short name of what captions say, by which scores of other words are told."""
     return hashlib.sha256(json.dumps([said.text for said in captions]).encode()).hexdigest()[:16]
 
 
 PARTS = ("parts", pa.map_(pa.string(), pa.string()))
+SAMPLE = pa.struct(
+    [
+        ("encoder", pa.string()),
+        ("fps", pa.float64()),
+        ("format", pa.list_(pa.int64())),
+        ("shard", pa.string()),
+        ("offset", pa.int64()),
+        ("bytes", pa.int64()),
+        ("shape", pa.list_(pa.int64())),
+    ]
+)
+assert [one.name for one in SAMPLE] == [one.name for one in fields(Sample)]
 SCHEMA = pa.schema(
     [
         *((name, pa.string()) for name in ("clip", "file", "sha256", "source", "source_sha256")),
@@ -79,13 +119,18 @@ SCHEMA = pa.schema(
         ("scores", pa.map_(pa.string(), pa.float64())),
         ("captions", pa.list_(pa.struct([*((name, pa.string()) for name in ("text", "source", "version")), PARTS]))),
         ("dropped", pa.list_(pa.string())),
+        ("latents", pa.list_(SAMPLE)),
     ]
 )
 assert SCHEMA.names == [one.name for one in fields(Row)]
 
 
 def write_manifest(folder: Path, rows: list[Row]) -> None:
-    """Write the manifest, whole or not at all."""
+    """Write the manifest, whole or not at all; where latents are is as the journal says."""
+    latents = defaultdict(list)
+    for (clip, _), held in sorted(coded(folder).items()):
+        latents[clip] += held.samples
+    rows = [replace(row, latents=latents[row.clip]) for row in rows]
     plain = [asdict(row) | {"scores": list(row.scores.items())} for row in rows]
     for row in plain:
         row["captions"] = [one | {"parts": list(one["parts"].items())} for one in row["captions"]]
@@ -114,10 +159,15 @@ def read_manifest(folder: Path) -> list[Row]:
                 "scores": dict(row["scores"]),
                 "captions": [Caption(**one | {"parts": dict(one["parts"])}) for one in row["captions"]],
                 "dropped": row["dropped"] or [],  # a manifest of before has none
+                "latents": [_sample(one) for one in row["latents"] or ()],  # older manifests have none
             }
         )
         for row in found
     ]
+
+
+def _sample(plain: dict[str, Any]) -> Sample:
+    return Sample(**plain | {"format": tuple(plain["format"]), "shape": tuple(plain["shape"])})
 
 
 class Journal:
@@ -149,6 +199,46 @@ class Journal:
                 os.fsync(file.fileno())
 
             yield note
+
+
+class Held(NamedTuple):
+    """What a tar holds of a clip: its samples, and the digest of the captions beside them."""
+
+    samples: list[Sample]
+    texts: str | None
+
+
+def tars(folder: Path) -> Iterator[dict[str, Any]]:
+    """List what was noted of the tars of latents that are there, whole."""
+    for line in Journal(folder, "latents").lines():
+        if "shard" in line:
+            ends = [
+                one["offset"] + 2 * math.prod(one["shape"]) for samples in line["clips"].values() for one in samples
+            ]
+            if size_of(folder / line["shard"]) >= max(ends):
+                yield line
+
+
+def size_of(path: Path) -> int:
+    """Return how many bytes a file is, 0 for none."""
+    return path.stat().st_size if path.exists() else 0
+
+
+def kind_of(line: dict[str, Any]) -> Kind:
+    """Return the kind of latents that a line of their journal is about."""
+    columns, rows, frames = line["format"]
+    return Kind(line["encoder"], line["fps"], (columns, rows, frames))
+
+
+def coded(folder: Path) -> dict[tuple[str, Kind], Held]:
+    """Return where latents are, by clip and kind: of the tars that are there, in the last that holds them."""
+    found = {}
+    for line in tars(folder):
+        kind, texts = kind_of(line), line.get("texts", {})
+        for clip, samples in line["clips"].items():
+            places = [(one["offset"], 2 * math.prod(one["shape"]), tuple(one["shape"])) for one in samples]
+            found[clip, kind] = Held([Sample(*kind, line["shard"], *place) for place in places], texts.get(clip))
+    return found
 
 
 @contextmanager

@@ -1,0 +1,115 @@
+"""From a folder of mixed videos to a model, in one command and a few steps of training."""
+
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+
+from app.cli import main
+from tests.test_latents import Heard
+from tests.test_prepare import shot
+from training.config import DiTRun
+from training.prepare.manifest import read_manifest
+from training.train_dit import Source, draw, train
+from vae.model import VideoVAE
+from vae.recorder import write_picture, write_video
+from vae.weights import load_strictly
+
+FORMATS = ((64, 64, 9), (64, 64, 1))
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    """A folder of what people have: films of four kinds, one of two shots, a picture, a tar, and a broken film."""
+    raw = tmp_path_factory.mktemp("mixed")
+    (raw / "holidays").mkdir()
+    write_video(raw / "two.mp4", torch.cat([shot(0, 12, 64, 64), shot(2.2, 20, 64, 64)], 1), 8)
+    write_video(raw / "holidays" / "wide.webm", shot(1, 15, 48, 80), 12)
+    write_video(raw / "holidays" / "high.mkv", shot(2, 36, 80, 64), 24)
+    write_video(raw / "odd.gif", shot(3, 20, 51, 65), 10)
+    write_picture(raw / "still.png", shot(4, 1, 70, 90))
+    with tarfile.open(raw / "films.tar", "w") as tar:
+        for number in (0, 1):
+            path = raw.with_name(f"{raw.name}-{number}.mp4")
+            write_video(path, shot(5 + number, 10, 64, 64), 8)
+            tar.add(path, f"{number}.mp4")
+    (raw / "broken.mp4").write_bytes((raw / "two.mp4").read_bytes()[:-2000])
+    for name, words in {"two": "a disc before two grounds", "holidays/high": "a disc in a high film"}.items():
+        (raw / f"{name}.txt").write_text(words)
+    return raw
+
+
+def prepare(mixed, folder, model):
+    """Prepare all of it by one command; returns the code that it exits with."""
+    formats = ["x".join(map(str, format)) for format in FORMATS]
+    words = ["prepare", "all", str(mixed), str(folder), "--engine", "here", "--vae", str(model / "vae")]
+    return main([*words, "--text", str(model), "--formats", *formats])
+
+
+@pytest.fixture(scope="module")
+def prepared(mixed, tiny_model, tmp_path_factory):
+    """What the command makes of the folder, and its exit code."""
+    folder = tmp_path_factory.mktemp("done") / "prepared"
+    return folder, prepare(mixed, folder, tiny_model)
+
+
+def test_one_command_prepares_all_but_what_is_broken_and_again_completes_it(prepared, mixed, tiny_model, capsys):
+    folder, code = prepared
+    assert code == 3
+    sources = [row.source for row in read_manifest(folder)]
+    whole = ["films.tar/0.mp4", "films.tar/1.mp4", "holidays/high.mkv", "holidays/wide.webm", "odd.gif", "still.png"]
+    assert sorted(sources) == sorted([*whole, "two.mp4", "two.mp4"])
+    assert all(row.latents and row.scores["sharpness"] > 0 for row in read_manifest(folder))
+    assert prepare(mixed, folder, tiny_model) == 3
+    said = capsys.readouterr()
+    assert (
+        "8 sources, 7 done before, 8 clips, 0 shots too short, 1 failed" in said.out
+        and "8 clips, 8 done before" in said.out
+    )
+    assert said.err.strip().splitlines()[-1].startswith("longtake: broken.mp4: ")
+    (mixed / "broken.mp4").write_bytes((mixed / "two.mp4").read_bytes())
+    assert prepare(mixed, folder, tiny_model) == 0
+    assert len(read_manifest(folder)) == 8
+
+
+def test_a_model_trains_on_every_clip_of_it(prepared, tiny_model, tmp_path):
+    folder, _ = prepared
+    run = DiTRun(
+        data=folder,
+        held_out=folder,
+        out=tmp_path / "dit",
+        vae=tiny_model / "vae",
+        text=tiny_model,
+        formats=FORMATS,
+        clips=(2, 1),
+        depth=1,
+        steps=4,
+        warmup_steps=1,
+        decay_steps=1,
+        validate_every=2,
+        show_every=100,
+        validation_clips=2,
+    )
+    with Heard() as heard:
+        report = train(run)
+    assert not heard and all(np.isfinite(loss) for loss in report.values())
+    assert (run.out / "model" / "transformer").is_dir()
+    vae, rows = load_strictly(VideoVAE, run.vae), read_manifest(folder)
+    seen = set()
+    for format, count in zip(run.formats, run.clips, strict=True):
+        source = Source.open(run, folder, format, vae, vae.encoder_hash())
+        fitting = [row for row in rows for sample in row.latents if sample.format == format]
+        examples = [one for step in range(run.steps) for one in draw(run, source, (1, 2, 2), count, step, Alone)]
+        for one in examples:
+            same = (n for n in range(len(fitting)) if np.array_equal(source.latents[n], one.latents.numpy()))
+            row = fitting[next(same)]
+            assert one.caption in ["", *(said.text for said in row.captions)]
+            seen.add(row.clip)
+    assert seen == {row.clip for row in rows}
+
+
+class Alone:
+    """The only process of a run."""
+
+    process_index, num_processes = 0, 1
