@@ -7,6 +7,7 @@ over becomes an Outcome with an error; no other item is lost or done twice for i
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,8 @@ from dataclasses import dataclass
 from multiprocessing import get_all_start_methods, get_context
 from queue import Empty, SimpleQueue
 from typing import Any
+
+from tqdm import tqdm
 
 from vae.guard import MEMORY, limit_memory, without_main
 
@@ -50,9 +53,25 @@ class Where:
         """Bytes that a worker may take; None for as many as there are."""
         return MEMORY
 
+    @property
+    def step(self) -> str:
+        """The name of the step that a kind of run is for: of ClipsRun, clips."""
+        return type(self).__name__.removesuffix("Run").lower()
+
     def each(self, work: Work, items: Sequence[Any]) -> Iterator[Outcome]:
-        """Do work on all items there."""
-        return each(work, items, self.engine, self.workers, self.limit, self.memory)
+        """Do work on all items there, and show on stderr how many are done and how many failed."""
+        return shown(each(work, items, self.engine, self.workers, self.limit, self.memory), self.step, len(items))
+
+
+def shown(outcomes: Iterator[Outcome], step: str, total: int) -> Iterator[Outcome]:
+    """Pass outcomes on, and show on stderr how many of `total` are done and how many failed; nothing where none are."""
+    failed = 0
+    with tqdm(desc=step, total=total, unit="item", file=sys.stderr, disable=not total) as bar:
+        for outcome in outcomes:
+            failed += outcome.error is not None
+            bar.set_postfix(failed=failed, refresh=False)
+            bar.update()
+            yield outcome
 
 
 def each(
