@@ -254,7 +254,7 @@ def _ray(
         mapped = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
             _errand,
             fn_args=(work, seconds, memory),
-            compute=ray.data.TaskPoolStrategy(size=min(workers, gpus or int(has.get("CPU", 1)))),
+            compute=ray.data.TaskPoolStrategy(size=min(workers, len(items), gpus or int(has.get("CPU", 1)))),
             num_cpus=1,
             num_gpus=int(gpus > 0),
             max_retries=TRIES - 1,
