@@ -1,4 +1,4 @@
-"""On a Ray cluster a batch is the same as on one machine, whoever dies."""
+"""On a Ray cluster a batch is the same as on one machine, whoever dies, and so is what is prepared."""
 
 import json
 import os
@@ -7,11 +7,16 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
 from app.batch import MANIFEST
 from app.cli import main
+from tests.test_prepare import shot
+from training.prepare.engine import each
+from training.prepare.manifest import read_manifest
+from vae.recorder import write_video
 
 ROWS = "".join(f"a red ball {n}\n" for n in range(6))
 
@@ -80,3 +85,84 @@ def test_a_row_that_fails_on_the_cluster_says_why(render, cluster, tmp_path, cap
     assert "was trained for" in capsys.readouterr().err
     assert render(tmp_path / "out", "--engine", "ray", "--workers", "0") == 2
     assert "workers of a cluster must be at least 1; got 0" in capsys.readouterr().err
+
+
+@pytest.fixture
+def raw(tmp_path):
+    """A folder of two films, of two shots and of one."""
+    (tmp_path / "raw").mkdir()
+    write_video(tmp_path / "raw" / "two.mp4", torch.cat([shot(0, 64, 144, 256), shot(2.2, 64, 144, 256)], 1), 24)
+    write_video(tmp_path / "raw" / "one.mp4", shot(4.4, 64, 144, 256), 24)
+    return tmp_path / "raw"
+
+
+def cut_by(engine: str, raw: Path, folder: Path) -> int:
+    """Cut films; returns the exit code."""
+    return main(["prepare", "clips", str(raw), str(folder), "--engine", engine])
+
+
+def noted(folder: Path) -> list[str]:
+    """Return the names of the sources that were cut, one for each time."""
+    lines = (folder / "journal" / "clips.jsonl").read_text().splitlines()
+    return sorted(Path(json.loads(line)["key"]).name for line in lines if "error" not in json.loads(line))
+
+
+def those_at(film: Path) -> list[psutil.Process]:
+    """Return the process of Ray's that has a film cut, and the Worker that cuts it; nothing where none does."""
+    for one in psutil.Process().children(recursive=True):
+        try:
+            if one.cmdline()[:1] == ["ray::Map(_errand)"]:
+                for worker in one.children(recursive=True):
+                    if str(film) in (file.path for file in worker.open_files()):
+                        return [one, worker]
+        except psutil.Error:
+            continue
+    return []
+
+
+def test_films_are_cut_on_the_cluster_as_they_are_in_a_pool(raw, cluster, tmp_path, capsys):
+    (raw / "broken.mp4").write_bytes(b"no film")
+    assert cut_by("pool", raw, tmp_path / "pool") == 3 and cut_by("ray", raw, tmp_path / "ray") == 3
+    rows = read_manifest(tmp_path / "ray")
+    assert len(rows) == 3 and rows == read_manifest(tmp_path / "pool")
+    for row in rows:
+        assert (tmp_path / "ray" / row.file).read_bytes() == (tmp_path / "pool" / row.file).read_bytes()
+    assert noted(tmp_path / "ray") == ["one.mp4", "two.mp4"] and capsys.readouterr().err.count("broken.mp4: ") == 2
+    assert cut_by("ray", raw, tmp_path / "ray") == 3 and "2 done before" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the process to kill in /proc")
+@pytest.mark.parametrize("victim", [0, 1], ids=["rays own process", "the worker beside it"])
+def test_a_film_whose_process_is_killed_is_neither_lost_nor_doubled(raw, cluster, tmp_path, victim):
+    killed = []
+
+    def kill() -> None:
+        until = time.monotonic() + 300
+        while not killed and time.monotonic() < until:
+            if found := those_at(raw / "two.mp4"):
+                found[victim].kill()
+                killed.append(found[victim].pid)
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    assert cut_by("ray", raw, tmp_path / "ray") == 0
+    killer.join()
+    assert cut_by("here", raw, tmp_path / "here") == 0
+    assert len(killed) == 1 and noted(tmp_path / "ray") == ["one.mp4", "two.mp4"]
+    assert len(read_manifest(tmp_path / "ray")) == 3 and read_manifest(tmp_path / "ray") == read_manifest(
+        tmp_path / "here"
+    )
+    left = sorted(path.relative_to(tmp_path / "ray") for path in (tmp_path / "ray" / "clips").rglob("*.*"))
+    assert left == sorted(Path(row.file) for row in read_manifest(tmp_path / "ray"))
+
+
+def test_models_get_a_gpu_where_the_cluster_has_one_and_other_work_gets_none():
+    ray = pytest.importorskip("ray")
+    ray.shutdown()
+    ray.init(num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    try:
+        for gpu, seen in ((True, "0"), (False, "")):
+            (found,) = each(os.getenv, ["CUDA_VISIBLE_DEVICES"], "ray", gpu=gpu)
+            assert (found.value or "") == seen
+    finally:
+        ray.shutdown()

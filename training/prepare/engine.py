@@ -6,20 +6,27 @@ over becomes an Outcome with an error; no other item is lost or done twice for i
 
 from __future__ import annotations
 
+import logging
 import os
+import pickle
+import sys
 import threading
-import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing import get_all_start_methods, get_context
+from functools import lru_cache
+from multiprocessing import get_all_start_methods, get_context, parent_process
 from queue import Empty, SimpleQueue
 from typing import Any
+
+from tqdm import tqdm
 
 from vae.guard import MEMORY, limit_memory, without_main
 
 ENGINES = ("here", "pool", "ray")
 TRIES = 3  # of an item whose worker died, which may not have been its fault
 SECONDS = 3600.0  # for one item
+LOST = f"Ray gave it up after {TRIES} workers that were killed, or could not begin it; Ray's own ray-data.log says why"
 
 Work = Callable[[Any], Any]
 
@@ -50,9 +57,31 @@ class Where:
         """Bytes that a worker may take; None for as many as there are."""
         return MEMORY
 
+    @property
+    def gpu(self) -> bool:
+        """Whether a worker on a Ray cluster gets a GPU where there are any: a model's, whose memory has no limit."""
+        return self.memory is None
+
+    @property
+    def step(self) -> str:
+        """The name of the step that a kind of run is for: of ClipsRun, clips."""
+        return type(self).__name__.removesuffix("Run").lower()
+
     def each(self, work: Work, items: Sequence[Any]) -> Iterator[Outcome]:
-        """Do work on all items there."""
-        return each(work, items, self.engine, self.workers, self.limit, self.memory)
+        """Do work on all items there, and show on stderr how many are done and how many failed."""
+        found = each(work, items, self.engine, self.workers, self.limit, self.memory, self.gpu)
+        return shown(found, self.step, len(items))
+
+
+def shown(outcomes: Iterator[Outcome], step: str, total: int) -> Iterator[Outcome]:
+    """Pass outcomes on, and show on stderr how many of `total` are done and how many failed; nothing where none are."""
+    failed = 0
+    with tqdm(desc=step, total=total, unit="item", file=sys.stderr, disable=not total) as bar:
+        for outcome in outcomes:
+            failed += outcome.error is not None
+            bar.set_postfix(failed=failed, refresh=False)
+            bar.update()
+            yield outcome
 
 
 def each(
@@ -62,11 +91,12 @@ def each(
     workers: int = 2,
     seconds: float = SECONDS,
     memory: int | None = MEMORY,
+    gpu: bool = False,
 ) -> Iterator[Outcome]:
     """Do work on all items; yields an Outcome for each as it is done, in any order.
 
-    "here" is this process, without limits of time and memory; `memory` is a limit of the pool alone. Raises ValueError
-    for an unknown engine or no workers.
+    "here" is this process, without limits of time and memory; on a Ray cluster that has GPUs, each worker gets one if
+    `gpu`. Raises ValueError for an unknown engine or no workers.
     """
     if engine not in ENGINES:
         raise ValueError(f"engine must be one of {', '.join(ENGINES)}; got {engine!r}")
@@ -74,7 +104,9 @@ def each(
         raise ValueError(f"workers must be at least 1; got {workers}")
     if engine == "here":
         return (_outcome(work, number, item) for number, item in enumerate(items))
-    return _pool(work, items, workers, seconds, memory) if engine == "pool" else _ray(work, items, workers, seconds)
+    if engine == "pool":
+        return _pool(work, items, workers, seconds, memory)
+    return _ray(work, items, workers, seconds, memory, gpu)
 
 
 def _outcome(work: Work, number: int, item: Any) -> Outcome:
@@ -184,6 +216,7 @@ def _serve(connection, work: Work, memory: int | None) -> None:
     """Do what is asked until nobody asks any more."""
     import torch
 
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     if memory is not None:
         limit_memory(memory)
@@ -195,41 +228,71 @@ def _serve(connection, work: Work, memory: int | None) -> None:
         return
 
 
-def _ray(work: Work, items: Sequence[Any], workers: int, seconds: float) -> Iterator[Outcome]:
-    """One task an item, on the cluster of RAY_ADDRESS or on this machine; Ray repeats those whose worker dies.
+def _end_with_parent() -> None:
+    """End this process with the one that started it, whatever it is at."""
+    if (parent := parent_process()) is not None:
+        parent.join()
+        os._exit(1)
 
-    Tasks rather than Ray Data, which gives up on all items when one has killed its worker too often.
+
+def _ray(
+    work: Work, items: Sequence[Any], workers: int, seconds: float, memory: int | None, gpu: bool
+) -> Iterator[Outcome]:
+    """Ray Data's map over the items, each a block of its own, on the cluster of RAY_ADDRESS or on this machine.
+
+    What an item does to a process is left to a Worker beside Ray's: Ray Data knows no limit of time. It begins again
+    what a process or a machine of its own was at, and drops what took TRIES of them along, which is missing in the end.
     """
+    if not items:
+        return
+    ray = _connected()
+    has = ray.cluster_resources()
+    gpus = int(has.get("GPU", 0)) if gpu else 0
+    rows = [{"number": number, "item": pickle.dumps(item)} for number, item in enumerate(items)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of max_retries, which has no other name yet
+        mapped = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+            _errand,
+            fn_args=(work, seconds, memory),
+            compute=ray.data.TaskPoolStrategy(size=min(workers, len(items), gpus or int(has.get("CPU", 1)))),
+            num_cpus=1,
+            num_gpus=int(gpus > 0),
+            max_retries=TRIES - 1,
+            max_calls=0,  # else Ray ends a process with a GPU after each item, and its warm model with it
+        )
+    missing = dict.fromkeys(range(len(items)))
+    for block in mapped.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        for found in block["outcome"].to_pylist():
+            outcome = pickle.loads(found)
+            del missing[outcome.number]
+            yield outcome
+    yield from (Outcome(number, error=LOST) for number in missing)
+
+
+def _connected() -> Any:
+    """Return Ray with its Ray Data, connected, where blocks that fail do not end a run."""
     try:
         import ray
+        import ray.data
     except ImportError:
         raise ValueError("engine ray needs the extra cluster: pip install .[cluster]") from None
     if not ray.is_initialized():
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)
-    task = ray.remote(num_cpus=1, max_retries=TRIES - 1)(_outcome)
-    numbers, workers = iter(range(len(items))), min(workers, int(ray.cluster_resources().get("CPU", 1)))
-    running: dict[Any, tuple[int, float]] = {}  # the item's number, and until when it may take
-    try:
-        while True:
-            while len(running) < workers and (number := next(numbers, None)) is not None:
-                running[task.remote(work, number, items[number])] = number, time.monotonic() + seconds
-            if not running:
-                return
-            first = min(until for _, until in running.values())
-            done, _ = ray.wait(list(running), num_returns=1, timeout=max(0.0, first - time.monotonic()))
-            for reference in done:
-                number, _ = running.pop(reference)
-                try:
-                    yield ray.get(reference)
-                except ray.exceptions.WorkerCrashedError:
-                    yield Outcome(number, error=_killed(TRIES))
-                except ray.exceptions.RayError as error:
-                    yield Outcome(number, error=f"Ray cannot do it: {error}")
-            for reference in [one for one, (_, until) in running.items() if until <= time.monotonic()]:
-                number, _ = running.pop(reference)
-                ray.cancel(reference, force=True)
-                yield Outcome(number, error=_late(seconds))
-    finally:
-        for reference in running:
-            ray.cancel(reference, force=True)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars, context.max_errored_blocks = False, -1
+    for handler in logging.getLogger("ray.data").handlers:
+        if handler.name == "console":  # what it says stays in ray-data.log
+            handler.setLevel(logging.CRITICAL)
+    return ray
+
+
+def _errand(row: dict[str, Any], work: Work, seconds: float, memory: int | None) -> dict[str, bytes]:
+    """Have the Worker of this process of Ray's do one item."""
+    return {"outcome": pickle.dumps(_hired(work, memory).do(row["number"], pickle.loads(row["item"]), seconds))}
+
+
+@lru_cache(maxsize=1)
+def _hired(work: Work, memory: int | None) -> Worker:
+    """Return this process's Worker, warm from the last item; another kind of work ends it."""
+    return Worker(work, memory)

@@ -1,6 +1,6 @@
 """How many films a minute are prepared by one worker and by two, and what is lost when workers are killed.
 
-python -m training.prepare.pace
+python -m training.prepare.pace [--engine ray]
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -38,24 +38,34 @@ def films(folder: Path, count: int) -> None:
         write_video(folder / f"{number:04d}.mp4", torch.cat(shots, dim=1), FPS)
 
 
-def prepared(source: Path, folder: Path, workers: int) -> tuple[float, list[Row]]:
+def prepared(source: Path, folder: Path, workers: int, engine: str) -> tuple[float, list[Row]]:
     """Cut films into clips and score these; returns the seconds that took, and the manifest's rows."""
     begun = time.monotonic()
-    clips(ClipsRun(str(source), folder, workers=workers))
-    filter_clips(FilterRun(folder, workers=workers))
+    clips(ClipsRun(str(source), folder, engine=engine, workers=workers))
+    filter_clips(FilterRun(folder, engine=engine, workers=workers))
     return time.monotonic() - begun, read_manifest(folder)
 
 
+def at_work() -> list[psutil.Process]:
+    """List this process's workers: the children of a pool's server, which lives on, and what Ray has map."""
+    found = []
+    for server in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):
+            rays = server.name() in ("raylet", "gcs_server")
+            found += [one for one in server.children() if not rays or one.cmdline()[:1] == ["ray::Map(_errand)"]]
+    return found
+
+
 @contextmanager
-def killing(every: float, seed: int = 0) -> Iterator[list[int]]:
-    """Kill one of this process's workers, whichever it is, every so many seconds; yields the list of those killed."""
+def killing(every: float, most: int | None = None, seed: int = 0) -> Iterator[list[int]]:
+    """Kill one of this process's workers, whichever it is, every so many seconds, and `most` of them; yields the list
+    of those killed.
+    """
     chance, killed, over = random.Random(seed), [], threading.Event()
 
     def kill() -> None:
-        while not over.wait(every):
-            # The workers of a pool are the children of its server, which lives on.
-            workers = [two for one in psutil.Process().children() for two in one.children()]
-            if workers:
+        while len(killed) != most and not over.wait(every):
+            if workers := at_work():
                 victim = chance.choice(workers)
                 try:
                     victim.kill()
@@ -72,20 +82,22 @@ def killing(every: float, seed: int = 0) -> Iterator[list[int]]:
         thread.join()
 
 
-def pace(folder: Path, count: int, every: float) -> dict[str, float]:
-    """Prepare the same films three times; returns films a minute by one worker, by two, and by two that are killed
-    every so many seconds, how many were killed, and how many clips of the first run differ or are missing then.
+def pace(folder: Path, count: int, every: float, engine: str = "pool", most: int | None = None) -> dict[str, float]:
+    """Prepare the same films three times; returns films a minute by one worker, by two, and by two of which `most` are
+    killed, one every so many seconds, how many were, and how many clips of the first run differ or are missing then.
     """
     source = folder / "films"
     source.mkdir()
     films(source, count)
-    prepared(source, folder / "warm", 1)  # the first run of a machine pays for what the later ones find in memory
-    alone, wanted = prepared(source, folder / "one", 1)
-    together, rows = prepared(source, folder / "two", 2)
+    prepared(
+        source, folder / "warm", 1, engine
+    )  # the first run of a machine pays for what the later ones find in memory
+    alone, wanted = prepared(source, folder / "one", 1, engine)
+    together, rows = prepared(source, folder / "two", 2, engine)
     if rows != wanted:
         raise RuntimeError("two workers must make what one makes, and made something else")
-    with killing(every) as killed:
-        disturbed, found = prepared(source, folder / "killed", 2)
+    with killing(every, most) as killed:
+        disturbed, found = prepared(source, folder / "killed", 2, engine)
     return {
         "films": count,
         "clips": len(wanted),
@@ -103,7 +115,8 @@ if __name__ == "__main__":
     words = argparse.ArgumentParser("training.prepare.pace", description=(__doc__ or "").splitlines()[0])
     words.add_argument("--films", type=int, default=24)
     words.add_argument("--every", type=float, default=3.0, help="seconds between two kills")
+    words.add_argument("--engine", choices=("pool", "ray"), default="pool")
     chosen = words.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        for name, number in pace(Path(folder), chosen.films, chosen.every).items():
+        for name, number in pace(Path(folder), chosen.films, chosen.every, chosen.engine).items():
             print(f"{name:22} {number}")
