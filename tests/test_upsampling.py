@@ -1,6 +1,7 @@
 """What the upsampler learns from, how it is trained, and how much of a prompt survives it."""
 
 import json
+import math
 from dataclasses import replace
 from functools import cache
 
@@ -9,14 +10,11 @@ import pytest
 import torch
 
 from app.cli import main
-from captioning.upsampler import (
-    Ours,
-    load_upsampler,
-)
+from captioning.upsampler import CLIP, PICTURE, Ours, Writer, load_upsampler, tokenizer_of
 from training.config import UpsamplerRun
 from training.dataset import bucket_of, texts_of
 from training.thesaurus import THESAURUS, say, typed
-from training.train_upsampler import agree, pair_of, train
+from training.train_upsampler import agree, choice_of, mistaken, pair_of, train, twisted
 from training.upsampling import FIRST, SETS, cases, read, survival, verdicts
 from training.world.scene import sample_scene
 from training.world.words import LANGUAGES, TABLES, caption
@@ -100,6 +98,40 @@ def test_captions_of_another_number_of_clips_are_refused(world, tmp_path):
     run = UpsamplerRun(data=world / "train", held_out=world / "test", out=tmp_path, written=tmp_path / "few.jsonl")
     with pytest.raises(ValueError, match="must hold a caption of each clip, 6; it holds 1"):
         train(run)
+
+
+def test_captions_that_take_two_things_for_each_other_contradict_what_is_told_of_both():
+    scenes = [scene for index in range(400) if len((scene := sample_scene(0, "train", index)).things) > 1]
+    count = 0
+    for scene in scenes:
+        label = caption(scene, "label", rng=np.random.default_rng(0))
+        if choice := choice_of(scene, CLIP, label):
+            short, true, false = choice
+            assert short == label and choice == choice_of(scene, CLIP, label)
+            assert all(verdicts(read(label), read(true)).values()), true
+            assert not all(verdicts(read(label), read(false)).values()), false
+            count += 1
+    assert count > len(scenes) / 2 and choice_of(scenes[0], PICTURE, "red cube, blue ball") is None
+    assert not any(twisted(scene, True) for scene in scenes if scene.event == "topple")
+    sides = {other.things[1].relation for scene in scenes for other in twisted(scene, True)}
+    assert {"left of", "right of", "behind", "in front of"} <= sides
+
+
+def test_a_writer_that_prefers_the_true_caption_has_less_to_learn():
+    torch.manual_seed(0)
+    right, wrong = "A red cube spins at noon. The camera pans.", "A blue cube spins at noon."
+    tokenizer = tokenizer_of([right, wrong], 320, 128)
+    writer = Writer(len(tokenizer), 128, 32, 2, 1, tokenizer.eos_token_id, tokenizer.pad_token_id).eval()
+    for weight in writer.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    ours, device = Ours(tokenizer, writer), torch.device("cpu")
+    true, false = (float(ours.explained("red cube spins", [text]).sum()) for text in (right, wrong))
+    one, other = ("red cube spins", right, wrong), ("red cube spins", wrong, right)
+    with torch.no_grad():
+        found = [float(mistaken(writer, tokenizer, some, device)) for some in ([one], [other], [one, other])]
+    expected = [math.log1p(math.exp(false - true)), math.log1p(math.exp(true - false))]
+    assert abs(true - false) > 0.1 and found == pytest.approx([*expected, sum(expected) / 2], abs=1e-3)
+    assert mistaken(writer, tokenizer, [], device) == 0
 
 
 # How it is measured

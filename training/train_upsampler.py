@@ -8,7 +8,8 @@ those that contradict the short text. Half of the short ones are said anew of th
 and with more left out, as people do. One model learns both directions of every pair, and what people say of no clip in
 particular; `captioning/upsampler.py` says what for. Most words of a caption are left to chance; the few that a prompt
 decides count for more, since those of which chance gets half, left and right, clear and cloudy, slow and fast, were not
-learned else.
+learned else. Which of several things has which colour was learned last; so captions that mix them up are learned to
+be the less likely ones.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -42,9 +44,9 @@ from training.loop import Course, accelerator_for, adamw, descend, describe, rat
 from training.muon import muon
 from training.telling import meanings, telling
 from training.thesaurus import say, typed
-from training.upsampling import read, survival
+from training.upsampling import read, survival, verdicts
 from training.world.lexicon import SIDES, Meaning
-from training.world.scene import COLOURS, SIZES, Scene
+from training.world.scene import COLOURS, EVENTS, SIZES, Scene
 from training.world.words import caption, said
 
 FORMATS = ((64, 64, 17),)  # whose captions are learned
@@ -55,6 +57,7 @@ RECAPTIONED = 0.95  # how often the caption is the captioner's own
 EMPHASIS = 8.0  # what a token of both texts counts, where one of their style counts for 1
 ALONE = 8  # of so many short texts one is learned without its caption
 GROUP = 16  # texts worked on at once
+ACROSS = {"left of": "right of", "right of": "left of", "behind": "in front of", "in front of": "behind"}
 SURE = 0.01  # the share of true pairs that may be doubted, and of nearly true ones that may be believed
 Pair = tuple[str, str, str]  # what is to be written, the short text, the caption
 
@@ -76,13 +79,18 @@ def train(run: UpsamplerRun) -> dict:
     writer, optimizer = accelerator.prepare(writer, optimizer)
     course = Course("train upsampler", run, accelerator, {"writer": writer, "optimizer": optimizer})
     bare = accelerator.unwrap_model(writer)
+    clip_of = order(run.seed, "upsampler", len(bucket))
     held = [pair_of(run.seed, held_out, number % len(held_out), number) for number in range(run.validation_pairs)]
 
     for step in course:
-        pairs = batch(run, bucket, written, step, accelerator)
+        numbers = list(share(run.batch, step, accelerator.process_index, accelerator.num_processes))
+        pairs = [pair_of(run.seed, bucket, clip_of(number), number, written) for number in numbers]
         forth, back = losses(writer, tokenizer, pairs, accelerator.device)
-        norm = descend(accelerator, writer, optimizer, forth + back, rate_at(step, run), run.clip_norm)
-        course.note(step, norm, written=forth, recalled=back)
+        told = [(bucket.scene(clip_of(number)), pair) for number, pair in zip(numbers, pairs, strict=True)]
+        choices = [choice for scene, pair in told if (choice := choice_of(scene, *pair[:2]))]
+        mixed = mistaken(writer, tokenizer, choices, accelerator.device)
+        norm = descend(accelerator, writer, optimizer, forth + back + mixed, rate_at(step, run), run.clip_norm)
+        course.note(step, norm, written=forth, recalled=back, mixed=mixed)
         if step % run.validate_every == run.validate_every - 1:
             course.log(step + 1, validate(bare, tokenizer, held))
 
@@ -126,13 +134,6 @@ def begin(run: UpsamplerRun, bucket: Bucket) -> tuple[Any, Writer]:
     return tokenizer, writer
 
 
-def batch(run: UpsamplerRun, bucket: Bucket, written: Sequence[str], step: int, accelerator) -> list[Pair]:
-    """Return a step's pairs: functions of the seed and each sample's number alone."""
-    clip_of = order(run.seed, "upsampler", len(bucket))
-    samples = share(run.batch, step, accelerator.process_index, accelerator.num_processes)
-    return [pair_of(run.seed, bucket, clip_of(number), number, written) for number in samples]
-
-
 def pair_of(seed: int, bucket: Bucket, clip: int, number: int, written: Sequence[str] = ()) -> Pair:
     """Return a short text and a caption of the same clip, or of the same picture: the captioner's where it has
     `written` one of each clip, in RECAPTIONED of all cases, unless it says of this clip what is not so.
@@ -157,6 +158,60 @@ def pair_of(seed: int, bucket: Bucket, clip: int, number: int, written: Sequence
 def agree(short: str, told: str, scene: Scene) -> bool:
     """Say whether a caption says all that a short text says, and speaks of no thing that is not in the scene."""
     return said(told).get("thing", set()) <= truth(scene)["thing"] and meanings(short) <= meanings(told)
+
+
+def choice_of(scene: Scene, mark: str, short: str) -> tuple[str, str, str] | None:
+    """Return a short text, a caption that is true of its scene, and one with the same words that takes two things for
+    each other, or a side for the other; None where there are no two, or the short text does not tell them apart.
+    """
+    rng = np.random.default_rng([8, scene.index, len(short)])
+    placed = any(name == "relation" for name, _ in meanings(short))
+    if mark != CLIP or not (options := twisted(scene, placed)):
+        return None
+    seed = int(rng.integers(2**31))
+    true, false = (
+        caption(one, "dense", rng=np.random.default_rng(seed)) for one in (scene, options[rng.integers(len(options))])
+    )
+    told = read(short)
+    whole = len(told.get("thing", ())) == len({(thing.colour, thing.shape) for thing in scene.things})
+    return None if true == false or (whole and all(verdicts(told, read(false)).values())) else (short, true, false)
+
+
+def twisted(scene: Scene, placed: bool) -> list[Scene]:
+    """List scenes in which two things have exchanged colours or shapes, or where `placed` one stands on the other
+    side.
+    """
+    if scene.event == "topple":  # whose cubes are not told one by one
+        return []
+    found, same = [], sorted((thing.colour, thing.shape) for thing in scene.things)
+    for (first, a), (second, b) in combinations(enumerate(scene.things), 2):
+        for name in ("colour", "shape"):
+            things = list(scene.things)
+            things[first], things[second] = (
+                replace(one, **{name: getattr(other, name)}) for one, other in ((a, b), (b, a))
+            )
+            if sorted((one.colour, one.shape) for one in things) != same and things[0].shape in EVENTS[scene.event]:
+                found.append(replace(scene, things=tuple(things)))
+    taken = {thing.relation for thing in scene.things}
+    for number, thing in enumerate(scene.things):
+        if placed and thing.relation and ACROSS[thing.relation] not in taken:
+            moved = replace(thing, relation=ACROSS[thing.relation])
+            found.append(replace(scene, things=(*scene.things[:number], moved, *scene.things[number + 1 :])))
+    return found
+
+
+def mistaken(writer: nn.Module, tokenizer, choices: list[tuple[str, str, str]], device: torch.device) -> Tensor:
+    """Return how much a false caption is preferred to a true one, by how probable each makes its short text: minus the
+    logarithm of the share that the true one has (Bradley and Terry 1952, as arXiv 2305.18290 learns preferences).
+    """
+    found = []
+    for start in range(0, len(choices), GROUP // 2):
+        group = choices[start : start + GROUP // 2]
+        rows = [sequence(tokenizer, SHORT, told, short) for short, *both in group for told in both]
+        ids, said = (part.to(device) for part in batched(rows, tokenizer.pad_token_id))
+        true, false = writer(ids, said).sum(1).view(-1, 2).unbind(1)
+        found.append(nn.functional.softplus(false - true))
+    return torch.cat(found).mean() if found else torch.zeros((), device=device)
 
 
 def losses(writer: nn.Module, tokenizer, pairs: list[Pair], device: torch.device) -> tuple[Tensor, Tensor]:
