@@ -265,6 +265,9 @@ def test_describing_a_data_set_goes_on_where_it_was_stopped(world, tmp_path, mon
     assert describe(Counting(), base, tmp_path / "b.jsonl") == whole and asked[3:] == [2, 2]
     assert describe(Counting(), base, tmp_path / "b.jsonl") == whole and len(asked) == 5
     assert (tmp_path / "b.jsonl").read_text() == lines
+    assert describe(Counting(), base, tmp_path / "c.jsonl", 3) == whole[:3] and asked[5:] == [2, 1]
+    assert describe(Counting(), base, tmp_path / "b.jsonl", 3) == whole[:3] and len(asked) == 7
+    assert (tmp_path / "b.jsonl").read_text() == lines
 
 
 def test_the_experiment_counts_a_prompt_once_whatever_the_number_of_seeds():

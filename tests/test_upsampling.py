@@ -85,6 +85,8 @@ def test_pairs_have_the_captioners_words_but_where_they_contradict_the_clip_or_t
     of_clips = [text for mark, _, text in told if mark == "<clip>"]
     assert 0.5 < np.mean([text.startswith("Look!") for text in of_clips]) < 1
     assert not any(text.startswith("Look!") for mark, _, text in told if mark == "<picture>")
+    few = [pair_of(0, bucket, number % 6, number, own[:2])[2] for number in range(80)]
+    assert {number % 6 for number, text in enumerate(few) if text.startswith("Look!")} == {0, 1}
     wrong = [pair_of(0, bucket, number % 6, number, true[1:] + true[:1]) for number in range(80)]
     assert sum(pair != other for pair, other in zip(wrong, plain, strict=True)) <= 2
     scene = bucket.scene(0)
@@ -93,10 +95,10 @@ def test_pairs_have_the_captioners_words_but_where_they_contradict_the_clip_or_t
     assert not agree("at noon", "It is night.", scene) and not agree("正午", "It is night.", scene)
 
 
-def test_captions_of_another_number_of_clips_are_refused(world, tmp_path):
-    (tmp_path / "few.jsonl").write_text('"A red ball."\n')
-    run = UpsamplerRun(data=world / "train", held_out=world / "test", out=tmp_path, written=tmp_path / "few.jsonl")
-    with pytest.raises(ValueError, match="must hold a caption of each clip, 6; it holds 1"):
+def test_captions_of_more_clips_than_there_are_are_refused(world, tmp_path):
+    (tmp_path / "many.jsonl").write_text('"A red ball."\n' * 7)
+    run = UpsamplerRun(data=world / "train", held_out=world / "test", out=tmp_path, written=tmp_path / "many.jsonl")
+    with pytest.raises(ValueError, match="must hold captions of 6 clips; it holds 7"):
         train(run)
 
 

@@ -131,8 +131,8 @@ class UpsamplerRun(Run):
 
     Its tokenizer is learned from `read` pairs, and `validation_pairs` held-out ones say when to trust it. At the end
     `prompts` prompts of each kind are written out and compared. `start` is the folder of a trained upsampler to begin
-    from, with its tokenizer and shape. `written` holds the captioner's captions of `data`, a line each; without it the
-    pairs have the world's.
+    from, with its tokenizer and shape. `written` holds the captioner's captions of the first clips of `data`, a
+    line each; the others' pairs have the world's.
     """
 
     start: Path | None = None

@@ -124,22 +124,25 @@ def measure(captioner, bucket: Bucket, clips: int | None = None) -> dict:
     return report
 
 
-def describe(captioner, bucket: Bucket, path: Path) -> list[str]:
-    """Return the captioner's words on every clip, also in `path`, a line each; begun there, it goes on."""
+def describe(captioner, bucket: Bucket, path: Path, clips: int | None = None) -> list[str]:
+    """Return the captioner's words on the first clips, or on all, also in `path`, a line each; begun there, it goes
+    on.
+    """
+    count = min(clips or len(bucket), len(bucket))
     path.parent.mkdir(parents=True, exist_ok=True)
-    whole = (
-        [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")] if path.exists() else []
-    )
-    whole = whole[: len(whole) // TOGETHER * TOGETHER] if len(whole) < len(bucket) else whole  # the same batches again
-    path.write_text("".join(whole))
+    told = path.read_text().splitlines(keepends=True) if path.exists() else []
+    whole = [line for line in told if line.endswith("\n")]
+    if len(whole) < count:
+        whole = whole[: len(whole) // TOGETHER * TOGETHER]  # the same batches again
+        path.write_text("".join(whole))
     texts = [json.loads(line) for line in whole]
     with open(path, "a") as lines:
-        for start in tqdm(range(len(texts), len(bucket), TOGETHER), "describe"):
-            written = captioner.write(bucket.clips(range(start, min(start + TOGETHER, len(bucket)))))
+        for start in tqdm(range(len(texts), count, TOGETHER), "describe"):
+            written = captioner.write(bucket.clips(range(start, min(start + TOGETHER, count))))
             texts += written
             lines.write("".join(json.dumps(text) + "\n" for text in written))
             lines.flush()
-    return texts
+    return texts[:count]
 
 
 def main(args: list[str] | None = None) -> None:
@@ -151,13 +154,13 @@ def main(args: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m training.describing", description=__doc__)
     parser.add_argument("captioner", type=Path, help="a captioner's folder")
     parser.add_argument("--data", type=Path, default=Path("data/first-test"), help="world clips that it never saw")
-    parser.add_argument("--clips", type=int, default=1000)
+    parser.add_argument("--clips", type=int, help="how many of the first ones (default 1000; of those to write, all)")
     parser.add_argument("--write", type=Path, metavar="FILE", help="instead: all captions into a .jsonl, a line each")
     chosen = parser.parse_args(args)
     if chosen.write:
-        describe(load_coca(chosen.captioner), bucket_of(chosen.data, (64, 64, 17)), chosen.write)
+        describe(load_coca(chosen.captioner), bucket_of(chosen.data, (64, 64, 17)), chosen.write, chosen.clips)
         return
-    report = measure(load_coca(chosen.captioner), bucket_of(chosen.data, (64, 64, 17)), chosen.clips)
+    report = measure(load_coca(chosen.captioner), bucket_of(chosen.data, (64, 64, 17)), chosen.clips or 1000)
     print(json.dumps(report, indent=2, ensure_ascii=False))
 
 

@@ -69,8 +69,8 @@ def train(run: UpsamplerRun) -> dict:
     accelerator = accelerator_for(run)
     bucket, held_out = bucket_of(run.data, FORMATS[0]), bucket_of(run.held_out, FORMATS[0])
     written = [json.loads(line) for line in run.written.read_text().splitlines()] if run.written else []
-    if run.written and len(written) != len(bucket):
-        raise ValueError(f"{run.written} must hold a caption of each clip, {len(bucket)}; it holds {len(written)}")
+    if len(written) > len(bucket):
+        raise ValueError(f"{run.written} must hold captions of {len(bucket)} clips; it holds {len(written)}")
     describe(run, accelerator, data=data_hash(run.data, FORMATS))
     tokenizer, writer = begin(run, bucket)
     if accelerator.device.type == "cpu":  # where the other's backward takes a quarter of a step
@@ -136,7 +136,7 @@ def begin(run: UpsamplerRun, bucket: Bucket) -> tuple[Any, Writer]:
 
 def pair_of(seed: int, bucket: Bucket, clip: int, number: int, written: Sequence[str] = ()) -> Pair:
     """Return a short text and a caption of the same clip, or of the same picture: the captioner's where it has
-    `written` one of each clip, in RECAPTIONED of all cases, unless it says of this clip what is not so.
+    `written` one of the clip, in RECAPTIONED of all cases, unless it says of this clip what is not so.
     """
     rng = np.random.default_rng([seed, 5, number])
     still = rng.random() < STILLS
@@ -150,7 +150,12 @@ def pair_of(seed: int, bucket: Bucket, clip: int, number: int, written: Sequence
         brief = [(text, language) for (kind, language), text in kinds if kind != "dense"]
         short, language = brief[rng.integers(len(brief))]
     short = typed(short, language, rng)
-    if not still and written and rng.random() < RECAPTIONED and agree(short, written[clip], bucket.scene(clip)):
+    if (
+        not still
+        and clip < len(written)
+        and rng.random() < RECAPTIONED
+        and agree(short, written[clip], bucket.scene(clip))
+    ):
         told = written[clip]
     return PICTURE if still else CLIP, short, told
 
