@@ -88,7 +88,7 @@ def train(run: UpsamplerRun) -> dict:
         forth, back = losses(writer, tokenizer, pairs, accelerator.device)
         told = [(bucket.scene(clip_of(number)), pair) for number, pair in zip(numbers, pairs, strict=True)]
         choices = [choice for scene, pair in told if (choice := choice_of(scene, *pair[:2]))]
-        mixed = mistaken(writer, tokenizer, choices, accelerator.device)
+        mixed = mistaken(bare, tokenizer, choices, accelerator.device)  # as often as each process wants
         norm = descend(accelerator, writer, optimizer, forth + back + mixed, rate_at(step, run), run.clip_norm)
         course.note(step, norm, written=forth, recalled=back, mixed=mixed)
         if step % run.validate_every == run.validate_every - 1:
