@@ -33,3 +33,19 @@ def test_two_processes_share_a_run(part, tmp_path):
         found[processes] = load_file(out / part / WEIGHTS)
     for name, value in found[1].items():
         assert (found[2][name] - value).abs().max() <= 2e-3 * max(1.0, float(value.abs().max())), name
+
+
+def test_processes_that_have_unlike_many_things_to_tell_apart_train_together(tmp_path):
+    make_world(WorldRun(folder=tmp_path / "train", clips=(6,), workers=1))
+    words = f"--preset tiny --data {tmp_path}/train --held-out {tmp_path}/train --out {tmp_path}/out --steps 6"
+    words += " --batch 4 --read 20 --vocabulary 512 --warmup-steps 1 --decay-steps 1 --validation-pairs 4 --prompts 1"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*command, "-m", "training.train_upsampler", *words.split()],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "out" / "upsampler").is_dir()
