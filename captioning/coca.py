@@ -24,7 +24,6 @@ from vae.weights import hash_of_file, load_strictly, weights_in
 
 SEEN = (9, 64, 64)  # frames, rows, columns: what our own watches of a clip
 FILES = ("captioner", "tokenizer")
-BEAMS = 4  # captions that are begun of a clip
 FRAMES = 8  # of a clip that a checkpoint made for pictures watches
 
 
@@ -105,35 +104,25 @@ class VideoCoCa(ModelMixin, ConfigMixin):
         return found
 
     @torch.no_grad()
-    def write(self, pixels: Tensor, start_id: int, end_id: int, most: int, beams: int = 1) -> list[list[int]]:
-        """Return the most likely caption found of every clip (B, 3, F, Y, X), as at most `most` token ids: word by
-        word, going on with the `beams` most likely beginnings; of those the one whose words are likeliest on average.
+    def write(self, pixels: Tensor, start_id: int, end_id: int, most: int) -> list[list[int]]:
+        """Return the most likely caption of every clip (B, 3, F, Y, X), word by word, as at most `most` token ids.
 
         open_clip's own `generate` needs classes that transformers 5 dropped.
         """
-        latent, seen = (part.repeat_interleave(beams, 0) for part in self.coca._encode_image(pixels))
-        rows, clips = len(seen), torch.arange(0, len(seen), beams, device=seen.device)[:, None]
-        ids = torch.full((rows, 1), start_id, device=seen.device)
-        ended = torch.zeros(rows, dtype=torch.bool, device=seen.device)
-        score = torch.zeros(rows // beams, beams, device=seen.device)
-        score[:, 1:] = -torch.inf  # which are the first one again
+        latent, seen = self.coca._encode_image(pixels)
+        ids = torch.full((len(pixels), 1), start_id, device=pixels.device)
+        ended = torch.zeros(len(pixels), dtype=torch.bool, device=pixels.device)
         spoken: dict[nn.Module, Tensor] = {}
         while not ended.all() and ids.shape[1] < most:
             if isinstance(self.coca.text, Text):
                 logits = self._next(ids, seen, spoken)
             else:
-                found = self.coca(None, ids, image_latent=latent, image_embs=seen, output_labels=False)
+                found = self.coca(pixels, ids, image_latent=latent, image_embs=seen, output_labels=False)
                 logits = found["logits"][:, -1]
-            likely = logits.float().log_softmax(1)
-            likely[ended] = torch.where(torch.arange(likely.shape[1], device=seen.device) == end_id, 0.0, -torch.inf)
-            score, best = (score[:, :, None] + likely.unflatten(0, (-1, beams))).flatten(1).topk(beams)
-            before = (clips + best // likely.shape[1]).flatten()
-            ids = torch.cat([ids[before], best.view(-1, 1) % likely.shape[1]], dim=1)
-            ended = ended[before] | (ids[:, -1] == end_id)
-            spoken = {block: words[before] for block, words in spoken.items()} if beams > 1 else spoken
-        words = (ids != end_id).sum(1).view(-1, beams)
-        chosen = ids[(clips + (score / words).argmax(1, keepdim=True)).flatten()]
-        return [[word for word in row if word not in (start_id, end_id)] for row in chosen.tolist()]
+            following = logits.argmax(1).where(~ended, end_id)
+            ids = torch.cat([ids, following[:, None]], dim=1)
+            ended |= following == end_id
+        return [[word for word in row if word not in (start_id, end_id)] for row in ids.tolist()]
 
     def _next(self, ids: Tensor, seen: Tensor, spoken: dict[nn.Module, Tensor]) -> Tensor:
         """Return the logits (B, V) behind captions begun (B, L), of which all but the last word was asked for before;
@@ -232,8 +221,8 @@ class FrameByFrame(nn.Module):
 class CoCaCaptioner:
     """A VideoCoCa with its tokenizer: describes clips, and says how well a text fits one."""
 
-    def __init__(self, model: VideoCoCa, tokenizer, version: str = "untrained", beams: int = BEAMS):
-        self.model, self.tokenizer, self.version, self.beams = model.eval(), tokenizer, version, beams
+    def __init__(self, model: VideoCoCa, tokenizer, version: str = "untrained"):
+        self.model, self.tokenizer, self.version = model.eval(), tokenizer, version
         self.name = f"longtake {model.config.architecture or 'captioner'}"  # type: ignore[attr-defined]
 
     def describe(self, video: Tensor) -> Caption:
@@ -243,7 +232,7 @@ class CoCaCaptioner:
     def write(self, videos: Tensor) -> list[str]:
         """Return a caption of each clip (B, 3, F, Y, X) in [-1, 1]."""
         videos, words = videos.to(self.model.device), self.tokenizer
-        found = self.model.write(videos, words.bos_token_id, words.eos_token_id, words.model_max_length, self.beams)
+        found = self.model.write(videos, words.bos_token_id, words.eos_token_id, words.model_max_length)
         return [sentences(words.decode(ids)) for ids in found]
 
     @torch.no_grad()
@@ -301,12 +290,10 @@ def resized(videos: Tensor, seen: tuple[int, int, int]) -> Tensor:
     return rearrange(flat, "(B F) rgb Y X -> B rgb F Y X", F=frames)
 
 
-def load_coca(folder: str | Path, beams: int = BEAMS) -> CoCaCaptioner:
-    """Load a captioner from its folder; with one beam it writes three times as fast, and a little less well. Raises
-    WeightsError where it is absent or damaged.
-    """
+def load_coca(folder: str | Path) -> CoCaCaptioner:
+    """Load a captioner from its folder. Raises WeightsError where it is absent or damaged."""
     folder = Path(folder)
     model = load_strictly(VideoCoCa, folder / FILES[0])
     architecture = model.config.architecture  # type: ignore[attr-defined]
     words = OpenClipWords(architecture) if architecture else load_tokenizer(folder / FILES[1])
-    return CoCaCaptioner(model, words, hash_of_file(*weights_in(folder / FILES[0]))[:8], beams)
+    return CoCaCaptioner(model, words, hash_of_file(*weights_in(folder / FILES[0]))[:8])

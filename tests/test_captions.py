@@ -107,22 +107,6 @@ def test_words_that_are_kept_from_word_to_word_change_no_caption(painter):
     assert any(written)
 
 
-def test_with_as_many_beams_as_words_the_likeliest_caption_is_found(painter):
-    clips, words = torch.randn(2, 3, 9, 64, 64), painter.tokenizer
-    start, end, count = words.bos_token_id, words.eos_token_id, len(words)
-    found = painter.model.write(clips, start, end, 3, beams=count)
-    for clip, told in zip(clips, found, strict=True):
-        ids = torch.cat([torch.full((count, 1), start), torch.arange(count)[:, None], torch.zeros(count, 1).long()], 1)
-        with torch.no_grad():
-            logs = painter.model(clip[None].expand(count, -1, -1, -1, -1), ids)["logits"].log_softmax(2)
-        whole = logs[0, 0][:, None] + logs[:, 1]  # of every first word with every second
-        whole[end], whole[end, end] = -torch.inf, logs[0, 0, end]
-        spoken = torch.full((count, count), 3) - torch.eye(count, dtype=int)[end]
-        spoken[end, end] = 1
-        first, second = divmod(int((whole / spoken).argmax()), count)
-        assert told == [word for word in (first, second) if word not in (start, end)]
-
-
 def test_training_a_captioner_resumes_exactly_and_leaves_the_text_tower_as_it_is(world, parts, tmp_path):
     run = CaptionerRun(
         data=world / "train",

@@ -149,23 +149,18 @@ def main(args: list[str] | None = None) -> None:
     """Print a captioner's report on held-out clips, or only write down its captions of any."""
     import argparse
 
-    from captioning.coca import BEAMS, load_coca
+    from captioning.coca import load_coca
 
     parser = argparse.ArgumentParser(prog="python -m training.describing", description=__doc__)
     parser.add_argument("captioner", type=Path, help="a captioner's folder")
     parser.add_argument("--data", type=Path, default=Path("data/first-test"), help="world clips that it never saw")
     parser.add_argument("--clips", type=int, help="how many of the first ones (default 1000; of those to write, all)")
-    parser.add_argument("--beams", type=int, default=BEAMS, help="captions begun of a clip; 1 is quick (default 4)")
     parser.add_argument("--write", type=Path, metavar="FILE", help="instead: all captions into a .jsonl, a line each")
     chosen = parser.parse_args(args)
     if chosen.write:
-        describe(
-            load_coca(chosen.captioner, chosen.beams), bucket_of(chosen.data, (64, 64, 17)), chosen.write, chosen.clips
-        )
+        describe(load_coca(chosen.captioner), bucket_of(chosen.data, (64, 64, 17)), chosen.write, chosen.clips)
         return
-    report = measure(
-        load_coca(chosen.captioner, chosen.beams), bucket_of(chosen.data, (64, 64, 17)), chosen.clips or 1000
-    )
+    report = measure(load_coca(chosen.captioner), bucket_of(chosen.data, (64, 64, 17)), chosen.clips or 1000)
     print(json.dumps(report, indent=2, ensure_ascii=False))
 
 

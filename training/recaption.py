@@ -139,7 +139,7 @@ def main(prompts: int = 100, captioner: Path = MODELS / "captioner", together: i
     """
     make_world(world())
     make_world(replace(world(), folder=DATA / "held-out", split="test", clips=(64,)))
-    base, writer = bucket_of(world().folder, FORMAT), load_coca(captioner, beams=1)
+    base, writer = bucket_of(world().folder, FORMAT), load_coca(captioner)
     written = describe(writer, base, RUNS / writer.version / "written.jsonl")
     first = run_of("labels", 0, writer.version)
     vae = load_strictly(VideoVAE, first.vae)

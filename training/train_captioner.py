@@ -66,7 +66,7 @@ def train(run: CaptionerRun) -> dict:
             bare.coca.logit_scale.clamp_(0, math.log(100))  # as CLIP does
         course.note(step, norm, match=match, words=words, told=told)
         if step % run.validate_every == run.validate_every - 1 and accelerator.is_main_process:
-            report = measure(CoCaCaptioner(bare, tokenizer, beams=1), held_out, run.validation_clips)
+            report = measure(CoCaCaptioner(bare, tokenizer), held_out, run.validation_clips)
             course.log(step + 1, flat(report["all"]))
             bare.train()
 
