@@ -97,3 +97,12 @@ def test_similar_pictures_have_near_hashes_and_others_far_ones():
     near = [away(perceptual_hash(a), perceptual_hash(b)) for a, b in zip(large, noisy, strict=True)]
     far = [away(perceptual_hash(a), perceptual_hash(b)) for n, a in enumerate(large) for b in large[:n]]
     assert max(near) <= NEAR < min(far), (max(near), min(far))
+
+
+def test_of_two_copies_the_sound_one_is_kept_though_it_is_shorter():
+    rng = np.random.default_rng(0)
+    whole = rng.integers(0, 256, (24, BYTES), dtype=np.uint8)
+    hashes = {"a": whole, "b": whole[4:20], "c": rng.integers(0, 256, (24, BYTES), dtype=np.uint8)}
+    assert duplicates(hashes) == {"b"} and duplicates(hashes, {"a"}) == {"a"}
+    assert duplicates(hashes, {"a", "b"}) == {"b"}  # neither is sound
+    assert duplicates({"b": whole, "a": whole}) == {"b"} == duplicates({"a": whole, "b": whole})

@@ -11,7 +11,7 @@ from training.dataset import bucket_of, texts_of
 from training.prepare.clips import ClipsRun, clips
 from training.prepare.filter import FilterRun, failed_scores, filter_clips
 from training.prepare.manifest import Journal, read_manifest
-from training.prepare.match import LEAST, LEAST_OF_OTHERS, least_of
+from training.prepare.match import JOURNAL, LEAST, LEAST_OF_OTHERS, least_match, least_of
 from vae.recorder import write_video
 
 
@@ -112,3 +112,13 @@ def test_a_clip_that_cannot_be_scored_is_told_of_and_stops_no_other(prepared, pa
     (prepared / red.file).write_bytes(b"broken")
     filter_clips(run)
     assert [file for file, _ in failed_scores(run)] == [red.file] and "match" in scores(prepared)["Blue"]
+
+
+def test_a_model_that_only_failed_does_not_say_what_fits(tmp_path):
+    with Journal(tmp_path, JOURNAL).adding() as note:
+        note({"clip": "a", "by": "longtake captioner", "scores": {"match": 0.5}})
+        note({"clip": "a", "by": "open_clip", "error": "no such file"})
+    assert least_match(tmp_path) == LEAST["longtake captioner"]
+    with Journal(tmp_path, JOURNAL).adding() as note:
+        note({"clip": "a", "by": "open_clip", "scores": {"match": 0.1}})
+    assert least_match(tmp_path) == LEAST_OF_OTHERS

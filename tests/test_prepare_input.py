@@ -286,6 +286,11 @@ def test_of_two_processes_one_has_the_folder_and_leaves_it_when_it_is_killed(raw
     [
         ("--matcher", "nowhere", "a matcher must be"),
         ("--vae", "nowhere", "nowhere"),
+        ("--text", "nowhere", "nowhere"),
+        ("--drop", "beauty", "a threshold must be one of motion"),
+        ("--threshold", "beauty=1", "a threshold must be one of motion"),
+        ("--threshold", "all=0.5", "a threshold must be one of motion"),
+        ("--model", "eyes", "an endpoint and the model there"),
         ("--captioner", "/nowhere/at/all", "a captioner must be"),
         ("--endpoint", "http://127.0.0.1:9/v1", "an endpoint and the model there"),
     ],
@@ -293,6 +298,17 @@ def test_of_two_processes_one_has_the_folder_and_leaves_it_when_it_is_killed(raw
 def test_prepare_all_refuses_a_wrong_name_before_its_first_step(raw, tmp_path, capsys, flag, value, rule):
     assert main(["prepare", "all", str(raw), str(tmp_path / "done"), "--engine", "here", flag, value]) == 2
     assert rule in capsys.readouterr().err and not (tmp_path / "done").exists()
+
+
+def test_what_was_cut_stays_while_its_source_is_broken(raw, tmp_path):
+    write_video(raw / "film.mp4", shot(0, 20), 8)
+    run = ClipsRun(str(raw), tmp_path / "done", engine="here")
+    clips(run)
+    before, whole = [row.clip for row in rows_of(run.folder)], (raw / "film.mp4").read_bytes()
+    (raw / "film.mp4").write_bytes(whole[:-500])
+    assert clips(run)["failed"] == 1 and [row.clip for row in rows_of(run.folder)] == before
+    (raw / "film.mp4").write_bytes(whole)
+    assert clips(run)["failed"] == 0 and [row.clip for row in rows_of(run.folder)] == before
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from training.prepare.captions import CaptionsRun, captioner_of, captions, failed_captions
 from training.prepare.clips import ClipsRun, check, clips, failed_clips
-from training.prepare.filter import FilterRun, dropped_in, failed_scores, filter_clips
+from training.prepare.filter import FilterRun, check_filter, dropped_in, failed_scores, filter_clips
+from training.prepare.glossary import speaker_of
 from training.prepare.latents import LatentsRun, encoder_of, failed_latents, latents
-from training.prepare.match import matcher_of
 
 Failures = list[tuple[str, str]]  # what failed, and why
 Step = Callable[..., tuple[str, Failures]]
@@ -44,7 +44,7 @@ def _all(folder: Path, **given) -> tuple[str, Failures]:
     """Take one step after the other; captions where there is a captioner or an endpoint to ask."""
     reports, failures = [], []
     kinds = {"clips": ClipsRun, "captions": CaptionsRun, "filter": FilterRun, "latents": LatentsRun}
-    if not given.keys() & {"captioner", "endpoint"}:
+    if not given.keys() & {"captioner", "endpoint", "model"}:
         del kinds["captions"]
     own = {
         step: {field.name: given[field.name] for field in fields(kind) if field.name in given}
@@ -59,17 +59,12 @@ def _all(folder: Path, **given) -> tuple[str, Failures]:
     return "\n".join(reports), failures
 
 
-def _matcher(run: FilterRun) -> None:
-    if run.matcher:
-        matcher_of(run.matching)
-
-
 # What is asked before any step is taken: each raises ValueError for a run that cannot be begun, as of a wrong name.
 CHECKS: dict[str, Callable] = {
     "clips": check,
-    "filter": _matcher,
+    "filter": check_filter,
     "captions": captioner_of,
-    "latents": lambda run: encoder_of(run.vae),
+    "latents": lambda run: (encoder_of(run.vae), speaker_of(run.text)),
 }
 STEPS: dict[str, Step] = {
     "clips": _counted(ClipsRun, clips, failed_clips),

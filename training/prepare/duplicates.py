@@ -8,7 +8,7 @@ are worth a look is found by sampling bits (Indyk and Motwani 1998), so that tim
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 
 import cv2
 import numpy as np
@@ -40,11 +40,11 @@ def away(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return np.bitwise_count(first ^ second).sum(-1, dtype=np.int64)
 
 
-def duplicates(hashes: dict[str, np.ndarray]) -> set[str]:
+def duplicates(hashes: dict[str, np.ndarray], worse: Set[str] = frozenset()) -> set[str]:
     """Return the clips whose hashes (N, BYTES) are near those of another that is no duplicate itself: of one that is
-    longer, or as long and earlier. Pictures and films are no duplicates of one another.
+    not among the `worse`, or else longer, or else named before. Pictures and films are no duplicates of one another.
     """
-    clips = sorted(hashes, key=lambda clip: -len(hashes[clip]))
+    clips = sorted(hashes, key=lambda clip: (clip in worse, -len(hashes[clip]), clip))
     near: defaultdict[int, set[int]] = defaultdict(set)
     for one, other, shift in candidates([hashes[clip] for clip in clips]):
         if one not in near[other] and are_near(hashes[clips[one]], hashes[clips[other]], shift):
@@ -57,12 +57,12 @@ def duplicates(hashes: dict[str, np.ndarray]) -> set[str]:
 
 
 def are_near(one: np.ndarray, other: np.ndarray, shift: int) -> bool:
-    """Say whether hashes are near those of another, no longer, clip that begins `shift` of them after it."""
+    """Say whether hashes are near those of another clip that begins `shift` of them after it."""
     if (len(one) == 1) != (len(other) == 1):
         return False
     upper, lower = one[max(0, shift) :], other[max(0, -shift) :]
     common = min(len(upper), len(lower))
-    return 2 * common >= len(other) and away(upper[:common], lower[:common]).mean() <= NEAR
+    return 2 * common >= min(len(one), len(other)) and away(upper[:common], lower[:common]).mean() <= NEAR
 
 
 def candidates(clips: list[np.ndarray]) -> Iterator[tuple[int, int, int]]:

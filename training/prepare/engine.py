@@ -253,7 +253,7 @@ def _ray(
         warnings.simplefilter("ignore", DeprecationWarning)  # of max_retries, which has no other name yet
         mapped = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
             _errand,
-            fn_args=(work, seconds, memory),
+            fn_args=(work, seconds, memory, os.getcwd()),
             compute=ray.data.TaskPoolStrategy(size=min(workers, len(items), gpus or int(has.get("CPU", 1)))),
             num_cpus=1,
             num_gpus=int(gpus > 0),
@@ -287,8 +287,9 @@ def _connected() -> Any:
     return ray
 
 
-def _errand(row: dict[str, Any], work: Work, seconds: float, memory: int | None) -> dict[str, bytes]:
-    """Have the Worker of this process of Ray's do one item."""
+def _errand(row: dict[str, Any], work: Work, seconds: float, memory: int | None, place: str) -> dict[str, bytes]:
+    """Have the Worker of this process of Ray's do one item, where the one who asks is, as paths may be relative."""
+    os.chdir(place)
     return {"outcome": pickle.dumps(_hired(work, memory).do(row["number"], pickle.loads(row["item"]), seconds))}
 
 

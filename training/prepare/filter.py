@@ -68,16 +68,20 @@ class Task(NamedTuple):
     folder: Path
 
 
+def check_filter(run: FilterRun) -> None:
+    """Raise PrepareError for a wrong threshold, and CaptionError where there is no such matcher."""
+    named(run.drop), thresholds_at(run.thresholds)
+    if run.matcher:
+        matcher_of(run.matching)
+
+
 def filter_clips(run: FilterRun) -> dict[str, dict]:
     """Score all clips that have no scores yet, and drop what is asked for; returns for each score its spread, its
     threshold, and how many of all clips that would drop.
 
     Raises PrepareError for a wrong threshold, and CaptionError where there is no such matcher.
     """
-    drop = named(run.drop)
-    thresholds_at(run.thresholds)  # so that a wrong one is refused before anything is begun, as a wrong name is
-    if run.matcher:
-        matcher_of(run.matching)
+    check_filter(run)
     with alone(run.folder):
         rows = rows_of(run.folder, begun=True)
         journal = Journal(run.folder, "scores")
@@ -88,19 +92,30 @@ def filter_clips(run: FilterRun) -> dict[str, dict]:
                 row = todo[outcome.number]
                 about = {"clip": row.clip, "sha256": row.sha256, "version": VERSION}
                 note(about | outcome.told())
-            noted = {line["clip"]: line for line in journal.lines()}
-            scored = {row.clip: noted[row.clip] for row in rows if is_scored(noted.get(row.clip), row)}
-            copies = duplicates({clip: hashes_in(line) for clip, line in scored.items()})
-            for clip, line in scored.items():
-                again = float(clip in copies)
-                if line["scores"].get("duplicate") != again:
-                    note(line | {"scores": line["scores"] | {"duplicate": again}})
-    if run.matcher:
-        match_clips(run.matching, rows)
-    thresholds = thresholds_at({"match": least_match(run.folder)} | dict(run.thresholds))
-    with alone(run.folder):
+        if run.matcher:
+            match_clips(run.matching, rows)
+        thresholds = thresholds_at({"match": least_match(run.folder)} | dict(run.thresholds))
+        drop = named(run.drop)
+        note_duplicates(journal, rows_of(run.folder), [name for name in drop if name != "duplicate"], thresholds)
         mark(run.folder, rows_of(run.folder), drop, thresholds)
         return report(remake_manifest(run.folder), thresholds)
+
+
+def note_duplicates(
+    journal: Journal, rows: list[Row], names: Iterable[str], thresholds: Mapping[str, Threshold]
+) -> None:
+    """Note which clips show what another shows that is kept: one that fails some thresholds is no reason to drop a
+    sound one.
+    """
+    noted = {line["clip"]: line for line in journal.lines()}
+    scored = {row.clip: noted[row.clip] for row in rows if is_scored(noted.get(row.clip), row)}
+    worse = {row.clip for row in rows if failing(row, names, thresholds)}
+    copies = duplicates({clip: hashes_in(line) for clip, line in scored.items()}, worse)
+    with journal.adding() as note:
+        for clip, line in scored.items():
+            again = float(clip in copies)
+            if line["scores"]["duplicate"] != again:
+                note(line | {"scores": line["scores"] | {"duplicate": again}})
 
 
 def mark(folder: Path, rows: list[Row], names: Iterable[str], thresholds: Mapping[str, Threshold]) -> None:
@@ -170,6 +185,7 @@ def score(task: Task) -> dict:
         "clipped": float(((grey <= 2) | (grey >= 253)).mean()),
         "letterbox": letterbox(grey),
         "text": text(grey),
+        "duplicate": 0.0,  # until it is compared
     }
     return {"scores": found, "hashes": b"".join(hashes).hex()}
 

@@ -106,7 +106,10 @@ def write_words(portion: Portion) -> int:
         "features": words.features.float().cpu(),
         "pooled": words.pooled.float().cpu(),
     }
-    save_file(found, temporary)
+    try:
+        save_file(found, temporary)
+    except SafetensorError as error:  # of a full disk too
+        raise OSError(f"{temporary} cannot be written: {error}; make room, and run this again") from error
     with open(temporary, "rb") as file:
         os.fsync(file.fileno())
     os.replace(temporary, path)

@@ -26,7 +26,7 @@ import torch
 from training.config import Format
 from training.dataset import DataError
 from training.prepare.clips import rows_of
-from training.prepare.engine import Where, each
+from training.prepare.engine import Where, each, shown
 from training.prepare.glossary import WORDS, key_of, portions, speaker_of, stored, write_words
 from training.prepare.manifest import (
     Journal,
@@ -128,7 +128,8 @@ def encode_captions(run: LatentsRun, rows: list[Row]) -> None:
         path.unlink()
     todo = portions(run.folder, run.text, said_of(rows).values())
     with Journal(run.folder, WORDS).adding() as note:
-        for outcome in each(write_words, todo, run.engine, run.workers, run.limit, memory=None):
+        found = each(write_words, todo, run.engine, run.workers, run.limit, memory=None)
+        for outcome in shown(found, WORDS, len(todo)):
             if outcome.error is not None:
                 keys = [key_of(text) for text in todo[outcome.number].texts]
                 note({"encoder": speaker_of(run.text)[2], "captions": keys, "error": outcome.error})

@@ -21,7 +21,9 @@ def refuse_locked(path: Path) -> None:
     with path.open("rb") as file:
         head = file.read(8)
         if head[:4] == ZIP:
-            kind = "a zip archive with a password" if head[6] & 1 else "a zip archive"  # APPNOTE.TXT, 4.4.4
+            kind = (
+                "a zip archive with a password" if head[6:7] and head[6] & 1 else "a zip archive"
+            )  # APPNOTE.TXT, 4.4.4
             raise MediaError(f"{path} must be a film or a picture; it is {kind}; unpack it first")
         if _is_encrypted(file, 0, path.stat().st_size):
             raise MediaError(f"{path} must not be encrypted; it is; decrypt it first, or get a copy that is open")

@@ -3,6 +3,8 @@
 DST/journal/STEP.jsonl   a line for each thing done, added and flushed at once: what a killed run leaves is whole
 DST/manifest.parquet     a row a clip, made anew from the journals at the end of every step
 DST/clips/               the clips, named after what they hold
+DST/shards/              their latents
+DST/words/               what a text encoder says of their captions
 """
 
 from __future__ import annotations

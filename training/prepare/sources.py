@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import lzma
 import os
 import shutil
 import tarfile
@@ -25,7 +26,7 @@ KINDS = (*FILMS, *PICTURES, ".tar")
 ABSENT = (-1, -1)  # the stamp of what cannot be looked at
 BLOCK = 1 << 20
 MOST_WORDS = 1 << 16  # bytes of a .txt beside a film
-BROKEN = (tarfile.TarError, EOFError, zlib.error)  # what reading a damaged tar raises
+BROKEN = (tarfile.TarError, EOFError, lzma.LZMAError, zlib.error)  # what reading a damaged tar raises
 
 
 @dataclass(frozen=True)
@@ -170,13 +171,13 @@ def _whole(tar: tarfile.TarFile) -> tuple[list[tarfile.TarInfo], str]:
             members.append(member)
         if _bytes_at(tar, tar.offset, tarfile.BLOCKSIZE).strip(b"\0"):
             trouble = f"what is at byte {tar.offset} is no file"
-    except BROKEN as error:
+    except (*BROKEN, OSError) as error:
         trouble = str(error)
         try:
             last = members[-1].offset_data + members[-1].size if members else 0
             if last and not _bytes_at(tar, last - 1, 1):
                 members.pop()
-        except BROKEN:
+        except (*BROKEN, OSError):
             members.pop()
     return members, trouble
 

@@ -46,7 +46,8 @@ THRESHOLDS = {
 def thresholds_at(values: Mapping[str, float]) -> dict[str, Threshold]:
     """Return all thresholds, those of some names at other values; raises PrepareError for a wrong name or value."""
     for name, value in values.items():
-        named((name,))
+        if name == ALL or not named((name,)):
+            raise PrepareError(f"a threshold must be one of {', '.join(THRESHOLDS)}; got {name!r}")
         if not np.isfinite(value):
             raise PrepareError(f"a threshold must be a finite number; got {value:g} for {name}")
     return {name: one.at(values[name]) if name in values else one for name, one in THRESHOLDS.items()}
