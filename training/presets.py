@@ -190,11 +190,11 @@ def captioner_first() -> CaptionerRun:
         held_out=Path("data/first-test"),
         out=FIRST / "captioner",
         text=FIRST / "text" / "text",
-        steps=5_000,
+        steps=9_000,
         short_steps=1_000,
         rate=2e-3,
         warmup_steps=100,
-        decay_steps=1_500,
+        decay_steps=2_500,
         validate_every=500,
         save_minutes=5,
     )
