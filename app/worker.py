@@ -251,9 +251,11 @@ def end(shift: Shift, job: Job, state: str, sentence: str = "") -> None:
         shift.end(job, state, sentence)
 
 
-def dream_job(job: Job, bench: Bench, obey: Callable[..., None], queue: Path, sparing: bool = False) -> None:
-    """Make a job's files in its staging folder, obeying between any two steps; who watches the queue's folder is shown
-    what is dreamed.
+def dream_job(
+    job: Job, bench: Bench, obey: Callable[..., None], queue: Path | None = None, sparing: bool = False
+) -> None:
+    """Make a job's files in its staging folder, obeying between any two steps; who watches the folder of a queue is
+    shown what is dreamed.
     """
     folder = fresh(job)
     check_latents(job.request, job.latents)
@@ -266,7 +268,7 @@ def dream_job(job: Job, bench: Bench, obey: Callable[..., None], queue: Path, sp
     bench.watch.read(request)
     obey("dreaming")
     clock = Stopwatch(str(pipeline.device))
-    show = viewer(queue, [job.id], pipeline.settings.fps)
+    show = viewer(queue, [job.id], pipeline.settings.fps) if queue else None
     (dream,) = pipeline.generate([request], partial(obey, "dreaming"), show)
     finish(job, bench, dream, folder, obey)
     bench.remember(dream, folder / job.output.name, clock, clock.seconds)

@@ -12,7 +12,8 @@ import pytest
 
 from app.batch import MANIFEST
 from app.cli import main
-from app.jobs import CANCELLED, DONE, QUEUED, Queue
+from app.cluster import make
+from app.jobs import CANCELLED, DONE, QUEUED, RUNNING, Job, Queue, new_ids
 from app.render import UPSAMPLER, request_in
 from captioning.upsampler import load_upsampler
 from dit.request import Request
@@ -57,6 +58,15 @@ def test_rows_are_written_out_by_the_upsampler_that_they_name(batch):
     assert written.pop(None) is None
     (text,) = written.values()  # as much of it as this model reads
     assert text and load_upsampler(UPSAMPLER).write("ruby ball hops", 3, still=True).startswith(text)
+
+
+def test_a_job_is_made_as_in_a_process_of_a_cluster(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    request = Request(prompt="a red ball", mode="text-to-image", model=str(tiny_model), steps=2)
+    job = Job(new_ids(1)[0], request, tmp_path / "ball.png", RUNNING)
+    found = make(job, str(tmp_path), {})
+    assert (found.state, found.sentence) == (DONE, "") and request_in(job.output).prompt == "a red ball"
+    assert [path.name for path in tmp_path.iterdir()] == ["ball.png"]
 
 
 def test_other_weights_have_other_names(batch, tiny_model, tmp_path):
