@@ -16,7 +16,7 @@ from training.dataset import bucket_of
 from training.describing import SCORED, cider, describe, truthfulness
 from training.evaluate import JUDGED
 from training.recaption import ASKED, KINDS, compare, picture, summary, variant
-from training.train_captioner import begun, train
+from training.train_captioner import begun, telling_of, train
 from training.world.scene import rng_of, sample_scene
 from training.world.words import caption, in_a_mirror, said
 from vae.weights import WEIGHTS, WeightsError
@@ -136,6 +136,17 @@ def test_training_a_captioner_resumes_exactly_and_leaves_the_text_tower_as_it_is
     kept = load_coca(run.out / "captioner").model.coca.text.tower
     for name, value in tower.state_dict().items():
         assert torch.equal(kept.state_dict()[name], value.half().float()), name
+
+
+def test_the_words_that_tell_a_scene_are_marked_where_they_stand():
+    tokenizer, _ = load_text_encoder("app/models/first")
+    texts = ["The video shows a large red ball. It is noon, and the camera holds still.", "In this clip, a cube."]
+    ids, _ = tokenise(tokenizer, texts, cut=True)
+    marked = telling_of(tokenizer, texts, ids)
+    found = ["".join(tokenizer.decode(row[1:][marks]).split()) for row, marks in zip(ids, marked, strict=True)]
+    assert found == ["largeredballnoonholdsstill", "cube"] and marked.shape == ids[:, 1:].shape
+    cut = telling_of(tokenizer, texts[:1], ids[:1, :9])
+    assert torch.equal(cut[0, :-1], marked[0, :7]) and not cut[0, -1]  # the end that stands there tells nothing
 
 
 def test_a_clip_of_one_picture_is_at_first_that_picture_to_an_open_clip_checkpoint(small):

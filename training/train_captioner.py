@@ -5,8 +5,8 @@
 The caption loss and the contrastive loss are open_clip's CoCaLoss. The text tower that the diffusion transformer reads
 with stays as it is (locked, as in LiT, arXiv 2111.07991), so that the captioner learns to speak to that reader. As
 DALL-E 3's report describes, short texts come first (labels, and sentences such as people write) and long descriptions
-after. The words that tell the scene, a quarter of a description, are scored once more by themselves, since the others
-are a matter of style that no picture decides.
+after. The words that tell the scene, nearly half of a description, are scored once more by themselves, since the
+others are a matter of style that no picture decides.
 """
 
 from __future__ import annotations
