@@ -132,16 +132,21 @@ def test_a_file_that_grows_while_it_is_read_is_told_and_done_once_it_is_whole(ra
     assert clips(run)["failed"] == 0
 
 
+def packed_anew(film, path, **how):
+    """Put the pictures of a film, as they are coded, into another container."""
+    with av.open(film) as before, av.open(path, "w", **how) as after:
+        stream = before.streams.video[0]
+        written = after.add_stream_from_template(stream)
+        for packet in before.demux(stream):
+            if packet.dts is not None:
+                packet.stream = written
+                after.mux(packet)
+
+
 def test_encrypted_films_and_archives_with_a_password_are_told_as_such(raw, tmp_path, capsys):
     scheme = {"encryption_scheme": "cenc-aes-ctr", "encryption_key": "01" * 16, "encryption_kid": "02" * 16}
     for name, options in {"late.mp4": scheme, "early.mov": scheme | {"movflags": "+faststart"}}.items():
-        with av.open(raw / "sound.mp4") as film, av.open(raw / name, "w", format="mp4", options=options) as out:
-            stream = film.streams.video[0]
-            written = out.add_stream_from_template(stream)
-            for packet in film.demux(stream):
-                if packet.dts is not None:
-                    packet.stream = written
-                    out.mux(packet)
+        packed_anew(raw / "sound.mp4", raw / name, format="mp4", options=options)
     header = b"PK\x03\x04\x14\0\1\0\0\0" + b"\0" * 20
     (raw / "locked.mp4").write_bytes(header + b"\0" * 999)
     with zipfile.ZipFile(raw / "plain.mp4", "w") as archive:
@@ -232,13 +237,7 @@ def test_films_of_any_container_are_read_and_what_is_no_film_is_told(tmp_path, c
     for name in ("film.mp4", "film.webm"):
         write_video(tmp_path / "raw" / name, shot(0, 16), 8)
     for name in ("film.mkv", "film.mov"):
-        with av.open(tmp_path / "raw" / "film.mp4") as film, av.open(tmp_path / "raw" / name, "w") as out:
-            stream = film.streams.video[0]
-            written = out.add_stream_from_template(stream)
-            for packet in film.demux(stream):
-                if packet.dts is not None:
-                    packet.stream = written
-                    out.mux(packet)
+        packed_anew(tmp_path / "raw" / "film.mp4", tmp_path / "raw" / name)
     (tmp_path / "raw" / "really-mp4.webm").write_bytes((tmp_path / "raw" / "film.mp4").read_bytes())
     (tmp_path / "raw" / "really-png.jpg").write_bytes(picture_of(tmp_path, shot(1, 1)))
     (tmp_path / "raw" / "really-png.mp4").write_bytes(picture_of(tmp_path, shot(1, 1)))

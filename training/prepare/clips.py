@@ -143,9 +143,8 @@ def rows_of(folder: Path, begun: bool = False) -> list[Row]:
     """
     if begun and not Journal(folder, "clips").path.exists():
         raise PrepareError(f"a prepared folder has clips; {folder} has none, so begin with longtake prepare clips")
-    cut = {
-        line["key"]: line for line in Journal(folder, "clips").lines() if "rows" in line
-    }  # what fails now may have been
+    # What fails now may have been cut before.
+    cut = {line["key"]: line for line in Journal(folder, "clips").lines() if "rows" in line}
     rows = {row["clip"]: row for line in cut.values() for row in line["rows"]}
     for line in Journal(folder, "scores").lines():
         if line["clip"] in rows and "error" not in line:

@@ -89,9 +89,7 @@ def pace(folder: Path, count: int, every: float, engine: str = "pool", most: int
     source = folder / "films"
     source.mkdir()
     films(source, count)
-    prepared(
-        source, folder / "warm", 1, engine
-    )  # the first run of a machine pays for what the later ones find in memory
+    prepared(source, folder / "warm", 1, engine)  # the first one pays for what the later ones find in memory
     alone, wanted = prepared(source, folder / "one", 1, engine)
     together, rows = prepared(source, folder / "two", 2, engine)
     if rows != wanted:
