@@ -15,7 +15,7 @@ from torch import nn
 
 from training.canvases import draw_level
 from training.config import DiTRun, WorldRun
-from training.dataset import DataError, bucket_of, code, make_world, order, share
+from training.dataset import DataError, bucket_of, code, drawn, make_world, order, share
 from training.loop import Checkpoints, Course, Stopped, accelerator_for, adamw, descend, rate_at
 from vae.model import VideoVAE
 from vae.weights import WEIGHTS
@@ -262,6 +262,17 @@ def test_the_order_of_clips_is_a_shuffle_of_each_epoch_and_a_function_of_the_num
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(10)) and epochs[0] != epochs[1]
     assert order(0, "x", 10)(17) == epochs[1][7]
     assert [order(1, "x", 10)(n) for n in range(10)] != epochs[0]
+
+
+def test_clips_of_several_things_are_drawn_more_often_where_that_is_asked(world):
+    bucket = bucket_of(world / "train", SQUARE)
+    things = [len(bucket.scene(clip).things) for clip in range(len(bucket))]
+    assert len(set(things)) > 1
+    for crowds in (0, 1, 2):
+        clip_of, often = drawn(bucket, 0, "x", crowds), [n**crowds for n in things]
+        epochs = [[clip_of(n) for n in range(start, start + sum(often))] for start in (0, sum(often))]
+        assert [epochs[0].count(clip) for clip in range(len(bucket))] == often
+        assert sorted(epochs[0]) == sorted(epochs[1]) and epochs[0] != epochs[1]
 
 
 def test_processes_share_a_step_without_gaps_whatever_their_number():

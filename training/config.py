@@ -105,7 +105,8 @@ class TextRun(Run):
 class CaptionerRun(Run):
     """A captioner around the text tower in `text`, trained on `batch` clips a step: for `short_steps` on labels and
     single sentences, then on dense captions. `still_share` of the clips are one frame of theirs. A word's loss counts
-    for `caption_weight`, and the mean of those that tell the scene for `emphasis` besides.
+    for `caption_weight`, and the mean of those that tell the scene for `emphasis` besides. A clip of n things
+    is drawn n to the power of `crowds` times as often as a clip of one.
 
     With `start`, "ARCHITECTURE:WEIGHTS" of an open_clip CoCa, that one is trained further, its own tower included,
     and without emphasis.
@@ -122,6 +123,7 @@ class CaptionerRun(Run):
     still_share: float = 0.1
     caption_weight: float = 2.0
     emphasis: float = 4.0
+    crowds: int = 0
     validation_clips: int = 128
 
 
@@ -132,7 +134,8 @@ class UpsamplerRun(Run):
     Its tokenizer is learned from `read` pairs, and `validation_pairs` held-out ones say when to trust it. At the end
     `prompts` prompts of each kind are written out and compared. `start` is the folder of a trained upsampler to begin
     from, with its tokenizer and shape. `written` holds the captioner's captions of the first clips of `data`, a
-    line each; the others' pairs have the world's.
+    line each; the others' pairs have the world's. A clip of n things is drawn n to the power of `crowds` times as
+    often as a clip of one.
     """
 
     start: Path | None = None
@@ -144,6 +147,7 @@ class UpsamplerRun(Run):
     heads: int = 6
     layers: int = 4
     batch: int = 32
+    crowds: int = 0
     read: int = 20_000
     validation_pairs: int = 512
     prompts: int = 125

@@ -261,6 +261,18 @@ def order(seed: int, stream: str, size: int) -> Callable[[int], int]:
     return clip_of
 
 
+def drawn(bucket: Bucket, seed: int, stream: str, crowds: int = 0) -> Callable[[int], int]:
+    """Return the function from a sample's number to a clip's, as `order` does, but of clips of n things each n to the
+    power of `crowds` times an epoch.
+    """
+    if not crowds:
+        return order(seed, stream, len(bucket))
+    often = [len(bucket.scene(clip).things) ** crowds for clip in range(len(bucket))]
+    clips = np.arange(len(bucket)).repeat(often)
+    place_of = order(seed, stream, len(clips))
+    return lambda number: int(clips[place_of(number)])
+
+
 def share(count: int, step: int, rank: int, world: int) -> Iterator[int]:
     """List the global numbers of the samples that one of `world` processes takes at a step, of `count` in all.
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from torch import Tensor
 from captioning.coca import CoCaCaptioner, OpenClipWords, VideoCoCa
 from captioning.text_encoder import TextTower, load_text_encoder, tokenise
 from training.config import CaptionerRun
-from training.dataset import Bucket, bucket_of, data_hash, order, share, texts_of
+from training.dataset import Bucket, bucket_of, data_hash, drawn, share, texts_of
 from training.describing import measure
 from training.loop import Course, accelerator_for, adamw, descend, describe, rate_at, short_attention
 from training.muon import muon
@@ -50,9 +51,10 @@ def train(run: CaptionerRun) -> dict:
     course = Course("train captioner", run, accelerator, {"captioner": model, "optimizer": optimizer})
     bare = accelerator.unwrap_model(model)
     loss_of = coca_loss(run)
+    clip_of = drawn(bucket, run.seed, "captioner", run.crowds)
 
     for step in course:
-        pixels, texts = batch(run, bucket, step, accelerator)
+        pixels, texts = batch(run, bucket, clip_of, step, accelerator)
         ids, _ = tokenise(tokenizer, texts, cut=True)
         with short_attention(accelerator.device):
             found = model(pixels.to(accelerator.device), ids.to(accelerator.device))
@@ -129,11 +131,10 @@ def coca_loss(run: CaptionerRun):
     )
 
 
-def batch(run: CaptionerRun, bucket: Bucket, step: int, accelerator) -> tuple[Tensor, list[str]]:
+def batch(run: CaptionerRun, bucket: Bucket, clip_of: Callable, step: int, accelerator) -> tuple[Tensor, list[str]]:
     """Return a step's clips (B, 3, F, Y, X), half of them in a mirror and some of them stills, and a caption of each:
     functions of the seed and each sample's number alone.
     """
-    clip_of = order(run.seed, "captioner", len(bucket))
     clips, texts = [], []
     for number in share(run.batch, step, accelerator.process_index, accelerator.num_processes):
         rng = np.random.default_rng([run.seed, 8, number])

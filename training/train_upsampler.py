@@ -38,7 +38,7 @@ from captioning.upsampler import (
     tokenizer_of,
 )
 from training.config import UpsamplerRun
-from training.dataset import MOVING, STILL, Bucket, bucket_of, data_hash, order, share, texts_of
+from training.dataset import MOVING, STILL, Bucket, bucket_of, data_hash, drawn, share, texts_of
 from training.describing import truth
 from training.loop import Course, accelerator_for, adamw, descend, describe, rate_at
 from training.muon import muon
@@ -79,7 +79,7 @@ def train(run: UpsamplerRun) -> dict:
     writer, optimizer = accelerator.prepare(writer, optimizer)
     course = Course("train upsampler", run, accelerator, {"writer": writer, "optimizer": optimizer})
     bare = accelerator.unwrap_model(writer)
-    clip_of = order(run.seed, "upsampler", len(bucket))
+    clip_of = drawn(bucket, run.seed, "upsampler", run.crowds)
     held = [pair_of(run.seed, held_out, number % len(held_out), number) for number in range(run.validation_pairs)]
 
     for step in course:
