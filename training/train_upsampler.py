@@ -44,7 +44,7 @@ from training.loop import Course, accelerator_for, adamw, descend, describe, rat
 from training.muon import muon
 from training.telling import meanings, telling
 from training.thesaurus import say, typed
-from training.upsampling import read, survival, verdicts
+from training.upsampling import read, survival
 from training.world.lexicon import SIDES, Meaning
 from training.world.scene import COLOURS, EVENTS, SIZES, Scene
 from training.world.words import caption, said
@@ -56,10 +56,12 @@ CHINESE = 0.4  # of those, how often in Chinese
 RECAPTIONED = 0.95  # how often the caption is the captioner's own
 EMPHASIS = 8.0  # what a token of both texts counts, where one of their style counts for 1
 ALONE = 8  # of so many short texts one is learned without its caption
+FALSE = 3  # captions that take two things for each other, beside a true one
 GROUP = 16  # texts worked on at once
 ACROSS = {"left of": "right of", "right of": "left of", "behind": "in front of", "in front of": "behind"}
 SURE = 0.01  # the share of true pairs that may be doubted, and of nearly true ones that may be believed
 Pair = tuple[str, str, str]  # what is to be written, the short text, the caption
+Choice = tuple[str, str, list[str]]  # a short text, the caption that is true, and false ones
 
 
 def train(run: UpsamplerRun) -> dict:
@@ -81,21 +83,23 @@ def train(run: UpsamplerRun) -> dict:
     bare = accelerator.unwrap_model(writer)
     clip_of = drawn(bucket, run.seed, "upsampler", run.crowds)
     held = [pair_of(run.seed, held_out, number % len(held_out), number) for number in range(run.validation_pairs)]
+    doubtful = choices_of([(held_out.scene(number % len(held_out)), pair) for number, pair in enumerate(held)])
 
     for step in course:
         numbers = list(share(run.batch, step, accelerator.process_index, accelerator.num_processes))
         pairs = [pair_of(run.seed, bucket, clip_of(number), number, written) for number in numbers]
         forth, back = losses(writer, tokenizer, pairs, accelerator.device)
-        told = [(bucket.scene(clip_of(number)), pair) for number, pair in zip(numbers, pairs, strict=True)]
-        choices = [choice for scene, pair in told if (choice := choice_of(scene, *pair[:2]))]
+        choices = choices_of(
+            [(bucket.scene(clip_of(number)), pair) for number, pair in zip(numbers, pairs, strict=True)]
+        )
         mixed = mistaken(bare, tokenizer, choices, accelerator.device)  # as often as each process wants
         norm = descend(accelerator, writer, optimizer, forth + back + mixed, rate_at(step, run), run.clip_norm)
         course.note(step, norm, written=forth, recalled=back, mixed=mixed)
         if step % run.validate_every == run.validate_every - 1:
-            course.log(step + 1, validate(bare, tokenizer, held))
+            course.log(step + 1, validate(bare, tokenizer, held, doubtful))
 
     bare.eval()
-    report: dict = validate(bare, tokenizer, held)
+    report: dict = validate(bare, tokenizer, held, doubtful)
     if accelerator.is_main_process:
         upsampler = Ours(tokenizer, bare.cpu())
         false = [near_miss(held_out, number % len(held_out), number) for number in range(run.validation_pairs)]
@@ -165,37 +169,43 @@ def agree(short: str, told: str, scene: Scene) -> bool:
     return said(told).get("thing", set()) <= truth(scene)["thing"] and meanings(short) <= meanings(told)
 
 
-def choice_of(scene: Scene, mark: str, short: str) -> tuple[str, str, str] | None:
-    """Return a short text, a caption that is true of its scene, and one with the same words that takes two things for
-    each other, or a side for the other; None where there are no two, or the short text does not tell them apart.
+def choices_of(told: list[tuple[Scene, Pair]]) -> list[Choice]:
+    """List the choices that there are in some scenes, each with a pair of it."""
+    return [choice for scene, (mark, short, _) in told if (choice := choice_of(scene, mark, short))]
+
+
+def choice_of(scene: Scene, mark: str, short: str) -> Choice | None:
+    """Return a short text, a caption that is true of its scene, and up to FALSE others with the same words that take
+    two things for each other, or a side for the other; None where there are no two, or the short text does not tell
+    them apart.
     """
     rng = np.random.default_rng([8, scene.index, len(short)])
     placed = any(name == "relation" for name, _ in meanings(short))
     if mark != CLIP or not (options := twisted(scene, placed)):
         return None
-    seed = int(rng.integers(2**31))
-    true, false = (
-        caption(one, "dense", rng=np.random.default_rng(seed)) for one in (scene, options[rng.integers(len(options))])
-    )
-    told = read(short)
-    whole = len(told.get("thing", ())) == len({(thing.colour, thing.shape) for thing in scene.things})
-    return None if true == false or (whole and all(verdicts(told, read(false)).values())) else (short, true, false)
+    kind, seed = ("dense", "plain")[rng.integers(2)], int(rng.integers(2**31))
+    true, *false = (caption(one, kind, rng=np.random.default_rng(seed)) for one in (scene, *options))
+    things = read(short).get("thing", set())
+    if not placed and len(things) == len({(thing.colour, thing.shape) for thing in scene.things}):
+        false = [text for text in false if not things <= read(text)["thing"]]
+    false = [text for text in dict.fromkeys(false) if text != true]
+    return (short, true, [false[place] for place in rng.permutation(len(false))[:FALSE]]) if false else None
 
 
 def twisted(scene: Scene, placed: bool) -> list[Scene]:
-    """List scenes in which two things have exchanged colours or shapes, or where `placed` one stands on the other
-    side.
+    """List scenes in which two things have exchanged colours or shapes, or where `placed` their places, or one stands
+    on the other side.
     """
     if scene.event == "topple":  # whose cubes are not told one by one
         return []
-    found, same = [], sorted((thing.colour, thing.shape) for thing in scene.things)
-    for (first, a), (second, b) in combinations(enumerate(scene.things), 2):
-        for name in ("colour", "shape"):
-            things = list(scene.things)
-            things[first], things[second] = (
-                replace(one, **{name: getattr(other, name)}) for one, other in ((a, b), (b, a))
-            )
-            if sorted((one.colour, one.shape) for one in things) != same and things[0].shape in EVENTS[scene.event]:
+    found, looks = [], [(thing.colour, thing.shape) for thing in scene.things]
+    for (first, a), (second, b) in combinations(enumerate(looks), 2):
+        swaps = [((b[0], a[1]), (a[0], b[1])), ((a[0], b[1]), (b[0], a[1])), (b, a)]
+        for swap in swaps if placed else swaps[:2]:
+            new = list(looks)
+            new[first], new[second] = swap
+            things = [replace(thing, colour=c, shape=s) for thing, (c, s) in zip(scene.things, new, strict=True)]
+            if new != looks and things[0].shape in EVENTS[scene.event] and (placed or sorted(new) != sorted(looks)):
                 found.append(replace(scene, things=tuple(things)))
     taken = {thing.relation for thing in scene.things}
     for number, thing in enumerate(scene.things):
@@ -205,18 +215,21 @@ def twisted(scene: Scene, placed: bool) -> list[Scene]:
     return found
 
 
-def mistaken(writer: nn.Module, tokenizer, choices: list[tuple[str, str, str]], device: torch.device) -> Tensor:
-    """Return how much a false caption is preferred to a true one, by how probable each makes its short text: minus the
-    logarithm of the share that the true one has (Bradley and Terry 1952, as arXiv 2305.18290 learns preferences).
+def mistaken(writer: nn.Module, tokenizer, choices: list[Choice], device: torch.device) -> Tensor:
+    """Return how much false captions are preferred to true ones, by how probable each makes its short text: minus the
+    logarithm of the share that a true one has of two (Bradley and Terry 1952, as arXiv 2305.18290 learns preferences).
     """
-    found = []
-    for start in range(0, len(choices), GROUP // 2):
-        group = choices[start : start + GROUP // 2]
-        rows = [sequence(tokenizer, SHORT, told, short) for short, *both in group for told in both]
-        ids, said = (part.to(device) for part in batched(rows, tokenizer.pad_token_id))
-        true, false = writer(ids, said).sum(1).view(-1, 2).unbind(1)
-        found.append(nn.functional.softplus(false - true))
-    return torch.cat(found).mean() if found else torch.zeros((), device=device)
+    if not choices:
+        return torch.zeros((), device=device)
+    rows = [sequence(tokenizer, SHORT, told, short) for short, true, false in choices for told in (true, *false)]
+    places = sorted(range(len(rows)), key=lambda place: len(rows[place][0]))
+    found = torch.empty(len(rows), device=device)
+    for start in range(0, len(rows), GROUP):
+        group = places[start : start + GROUP]
+        ids, said = (part.to(device) for part in batched([rows[place] for place in group], tokenizer.pad_token_id))
+        found[group] = writer(ids, said).sum(1)
+    each = found.split([1 + len(false) for _, _, false in choices])
+    return torch.cat([nn.functional.softplus(one[1:] - one[0]) for one in each]).mean()
 
 
 def losses(writer: nn.Module, tokenizer, pairs: list[Pair], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -249,10 +262,11 @@ def weights(tokenizer, text: str, about: frozenset[Meaning]) -> list[float]:
 
 
 @torch.no_grad()
-def validate(writer: Writer, tokenizer, pairs: list[Pair]) -> dict[str, float]:
-    """Return both losses over held-out pairs."""
+def validate(writer: Writer, tokenizer, pairs: list[Pair], choices: list[Choice]) -> dict[str, float]:
+    """Return the losses over held-out pairs and choices."""
     written, recalled = losses(writer, tokenizer, pairs, writer.device)
-    return {"held_out_written": float(written), "held_out_recalled": float(recalled)}
+    mixed = mistaken(writer, tokenizer, choices, writer.device)
+    return {"held_out_written": float(written), "held_out_recalled": float(recalled), "held_out_mixed": float(mixed)}
 
 
 def limits_of(upsampler: Ours, true: list[tuple[str, str]], false: list[tuple[str, str]]) -> dict[str, float]:
