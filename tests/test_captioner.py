@@ -16,6 +16,7 @@ from captioning.captioner import FRAMES, PARTS, Caption, CaptionError, Endpoint,
 from tests.test_prepare import shot
 from training.prepare.captions import CaptionsRun, captioner_of, captions, failed_captions
 from training.prepare.clips import ClipsRun, clips
+from training.prepare.filter import FilterRun, filter_clips
 from training.prepare.manifest import PrepareError, read_manifest
 from vae.recorder import write_picture, write_video
 
@@ -347,6 +348,14 @@ def test_captions_of_our_own_are_noted_once_and_it_is_loaded_once(prepared, own)
     with Server(GOOD) as server:
         captions(CaptionsRun(prepared, server.url, "eye", engine="here"))
     assert [len(row.captions) for row in read_manifest(prepared)] == [2, 2]
+
+
+def test_a_clip_that_is_dropped_is_captioned_once_it_is_wanted_again(prepared, own):
+    run = CaptionsRun(prepared, captioner=str(own), engine="here")
+    filter_clips(FilterRun(prepared, engine="here", thresholds={"motion": 99.0}, drop=("motion",)))
+    assert captions(run) == {"clips": 1, "done before": 0, "failed": 0}  # the picture, which has no motion
+    filter_clips(FilterRun(prepared, engine="here", thresholds={"motion": -1.0}, drop=("motion",)))
+    assert captions(run) == {"clips": 2, "done before": 1, "failed": 0}
 
 
 def test_workers_of_a_pool_caption_with_a_captioner_of_their_own(prepared, own):

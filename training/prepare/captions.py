@@ -43,7 +43,8 @@ class Task(NamedTuple):
 
 
 def captions(run: CaptionsRun) -> dict[str, int]:
-    """Caption all clips that this model has not captioned yet; returns how many there are, were done and failed.
+    """Caption all clips that are not dropped and that this model has not captioned yet; returns how many there are,
+    were done and failed.
 
     Raises PrepareError for what cannot be begun, and CaptionError where there is no such captioner.
     """
@@ -51,7 +52,7 @@ def captions(run: CaptionsRun) -> dict[str, int]:
         raise PrepareError("captions need a model; give --captioner, or --endpoint and --model")
     asked = captioner_of(run)
     with alone(run.folder):
-        rows = rows_of(run.folder, begun=True)
+        rows = [row for row in rows_of(run.folder, begun=True) if not row.dropped]
         journal = Journal(run.folder, "captions")
         own = asked.name, asked.version
         todo = [row for row in rows if own not in ((said.source, said.version) for said in row.captions)]
@@ -71,7 +72,8 @@ def failed_captions(run: CaptionsRun) -> list[tuple[str, str]]:
     """List the clips that this model could not caption, and why."""
     name = captioner_of(run).name
     noted = {line["clip"]: line for line in Journal(run.folder, "captions").lines() if line["source"] == name}
-    return [(row.file, noted[row.clip]["error"]) for row in rows_of(run.folder) if "error" in noted.get(row.clip, {})]
+    rows = [row for row in rows_of(run.folder) if not row.dropped]
+    return [(row.file, noted[row.clip]["error"]) for row in rows if "error" in noted.get(row.clip, {})]
 
 
 @cache
