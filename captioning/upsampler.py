@@ -4,8 +4,9 @@ Ours is a small sequence model that was taught in both directions (`training/tra
 out, and to say in few words what a caption tells. At work it writes several captions and keeps the one that makes the
 prompt most probable: a noisy channel (Brown et al. 1993, Computational Linguistics 19:2; between texts Li et al. 2016,
 arXiv 1510.03055). A caption of another colour does not make the prompt probable: it makes a word of it less so than no
-caption at all would. Where all do that, or the prompt holds words that the model does not know, it stays as it was
-typed.
+caption at all would. Of several things it is not always sure which is which; so captions are also read, and must keep
+what the prompt says in words of a glossary. Where none does, or the prompt holds words that neither the glossary nor
+the model knows, it stays as it was typed.
 
 A language model of transformers, or one behind an endpoint, can take its place; each is told what to do, and shown how.
 """
@@ -25,6 +26,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
+from captioning.lexicon import Glossary, load_glossary
 from captioning.text_encoder import load_tokenizer, sentences, train_tokenizer
 from vae.weights import CONFIG, load_strictly
 
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig
 
 FILES = ("writer", "tokenizer")
+GLOSSARY = "glossary.json"  # beside them, where words have meanings that are known
 CLIP, PICTURE, SHORT = MARKS = ("<clip>", "<picture>", "<short>")  # what is to be written
 CANDIDATES = 8
 TEMPERATURE = 0.7  # unlikely words are where a caption goes astray; one is still unlike the next
@@ -72,9 +75,9 @@ class Upsampler(Protocol):
 class Writer(ModelMixin, ConfigMixin):
     """transformers' Llama (Touvron et al. 2023, arXiv 2302.13971), small, and when to trust it.
 
-    A caption is kept where it makes each token of the prompt at least `least` probable (a logarithm, so never by
-    default), and at least `gain` more probable than it is without a caption; a prompt of more than `longest` bytes is
-    no short one any more, and passes as it is.
+    Of a prompt with words that no glossary knows, a caption is kept where it makes each token at least `least` probable
+    (a logarithm, so never by default), and at least `gain` more probable than it is without a caption; a prompt of more
+    than `longest` bytes is no short one any more, and passes as it is.
     """
 
     @register_to_config
@@ -122,14 +125,15 @@ class Writer(ModelMixin, ConfigMixin):
 
 
 class Ours:
-    """The writer and its tokenizer, as `longtake train upsampler` leaves them in a folder."""
+    """The writer, its tokenizer and what words mean, as `longtake train upsampler` leaves them in a folder."""
 
-    def __init__(self, tokenizer, writer: Writer, name: str = "ours"):
-        self.tokenizer, self.writer, self.name = tokenizer, writer, name
+    def __init__(self, tokenizer, writer: Writer, glossary: Glossary | None = None, name: str = "ours"):
+        self.tokenizer, self.writer, self.glossary, self.name = tokenizer, writer, glossary, name
         self.net: Any = writer.net  # whose `generate` is not typed
 
     def write(self, prompt: str, seed: int, still: bool = False) -> str:
-        """Write a prompt out; return it as it is where it is long enough, or holds words that the writer does not know.
+        """Write a prompt out; return it as it is where it is long enough, holds words that the writer does not know, or
+        is contradicted by all that was written.
 
         The same seed writes the same text, and torch's own random numbers are left where they were.
         """
@@ -137,11 +141,15 @@ class Ours:
         if not prompt or len(prompt.encode()) > config["longest"]:
             return prompt
         texts = self.candidates(prompt, seed, still)
+        if self.glossary:
+            texts = [text for text in texts if self.glossary.keeps(prompt, text)]
         if not texts:
             return prompt
         found = self.explained(prompt, texts)
         least, gain = self.doubts(prompt, found).unbind(1)
         known = (least >= config["least"]) & (gain >= config["gain"])
+        if self.glossary and self.glossary.knows(prompt):
+            known[:] = True
         best = found.sum(1).where(known, -torch.inf).argmax()
         return texts[best] if known.any() else prompt
 
@@ -260,7 +268,8 @@ def load_upsampler(name: str | Path) -> Upsampler:
         return Asked(str(name))
     folder = Path(name)
     if (folder / FILES[0] / CONFIG).is_file():
-        return Ours(load_tokenizer(folder / FILES[1]), load_strictly(Writer, folder / FILES[0]), str(name))
+        glossary = load_glossary(path) if (path := folder / GLOSSARY).is_file() else None
+        return Ours(load_tokenizer(folder / FILES[1]), load_strictly(Writer, folder / FILES[0]), glossary, str(name))
     return Chosen(str(name))
 
 
@@ -268,6 +277,8 @@ def save_upsampler(upsampler: Ours, folder: Path) -> None:
     """Write the folder that `load_upsampler` loads."""
     upsampler.writer.save_pretrained(folder / FILES[0])
     upsampler.tokenizer.save_pretrained(folder / FILES[1])
+    if upsampler.glossary:
+        upsampler.glossary.save(folder / GLOSSARY)
 
 
 def tokenizer_of(texts, vocabulary: int, context: int):

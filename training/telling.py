@@ -5,15 +5,18 @@ Most words of a caption are a matter of style; the few that tell its scene count
 
 from __future__ import annotations
 
+import re
 from collections.abc import Set
 from functools import cache
 
 import numpy as np
 
-from training.thesaurus import THESAURUS
+from captioning.lexicon import Glossary, Lexicon, Meaning
+from training.thesaurus import BRIEF, EMPTY, THESAURUS
 from training.upsampling import language_of
-from training.world.lexicon import Lexicon, Meaning
-from training.world.words import TABLES
+from training.world.words import LANGUAGES, TABLES
+
+ARTICLES = ("the", "a", "")
 
 
 @cache
@@ -21,6 +24,23 @@ def lexicon_of(language: str) -> Lexicon:
     """Return what the words of captions and of the thesaurus mean."""
     table = TABLES[language]
     return table.build_lexicon((table.WORDS, THESAURUS[language]))
+
+
+def glossary() -> Glossary:
+    """Return what words mean in captions, and in prompts of each language, also where articles are others or none."""
+    table, prompts = TABLES["en"], {}
+    for language in LANGUAGES:
+        tables = TABLES[language].WORDS, THESAURUS[language], BRIEF[language]
+        lexicon = prompts[language] = TABLES[language].build_lexicon(tables)
+        spaced = not lexicon.letters
+        for words, meant in list(lexicon.meanings.items()):
+            for article in ARTICLES if spaced and not any(name == "relation" for name, _ in meant) else ():
+                other = re.sub(r"\b(?:an?|the)\b", article, " ".join(words))
+                if (tokens := tuple(lexicon.split(other))) and tokens not in lexicon.meanings:
+                    lexicon.add(other, *meant)
+        for phrase in EMPTY[language]:
+            lexicon.add(phrase)
+    return Glossary(table.build_lexicon((table.WORDS,)), prompts)
 
 
 def meanings(text: str) -> frozenset[Meaning]:

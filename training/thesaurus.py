@@ -172,6 +172,37 @@ OPENINGS = {
     "en": ("a video of", "a clip of", "show me", "make a video of", "i want to see", "video:", "please show"),
     "zh": ("一段视频：", "请生成", "我想看", "视频：", "做一个视频，", "画面："),
 }
+# What is understood besides, but not said: deeds in a word, and words that nothing could contradict.
+BRIEF: dict[str, Table] = {
+    "en": {
+        "event": {
+            "rest": ("~stand still", "~stay still", "~lie there"),
+            "spin": ("~spin", "~spin around", "~turn around", "~twirl"),
+            "fall": ("~fall from the sky", "~fall to the ground", "~fall onto the ground"),
+            "swing": ("~swing", "~swing on a rope", "~swing from a string", "~swing from side to side"),
+            "collide": ("~collide", "~collide with each other"),
+        }
+    },
+    "zh": {
+        "event": {
+            "rest": ("不动", "静止"),
+            "spin": ("旋转", "转动", "打转"),
+            "fall": ("落下", "掉落", "下落"),
+            "swing": ("摆动", "摇摆"),
+            "collide": ("相撞", "撞到"),
+        }
+    },
+}
+ENGLISH_EMPTY = """
+    a an the and with while as then is are being it its there which that in on at of from under over onto above across
+    to by near nearby beside next together some one gets video clip shot film scene camera view object sky ground floor
+    stack tower please show make create generate me us i want see
+"""
+CHINESE_EMPTY = """
+    一个 个 一只 一段 的 地 在 从 把 上 下 天空 里 中 面 它 它的 是 有 和 与 并 正 正在 着 同时 然后 物体 附近 旁边
+    叠在一起的 叠成一摞的 视频 画面 镜头 请 生成 请生成 我想看 做
+"""
+EMPTY = {"en": ENGLISH_EMPTY.split(), "zh": CHINESE_EMPTY.split()}
 ARTICLES = {"en": r"\b(?:an?|the) ", "zh": "一个"}
 HURRIED, OPENED = 0.15, 0.1  # how often articles are left out, and an opening is put before
 

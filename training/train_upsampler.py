@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from captioning.lexicon import OPPOSITE, Meaning
 from captioning.upsampler import (
     CLIP,
     PICTURE,
@@ -42,10 +43,10 @@ from training.dataset import MOVING, STILL, Bucket, bucket_of, data_hash, drawn,
 from training.describing import truth
 from training.loop import Course, accelerator_for, adamw, descend, describe, rate_at
 from training.muon import muon
-from training.telling import meanings, telling
+from training.telling import glossary, meanings, telling
 from training.thesaurus import say, typed
 from training.upsampling import read, survival
-from training.world.lexicon import SIDES, Meaning
+from training.world.lexicon import SIDES
 from training.world.scene import COLOURS, EVENTS, SIZES, Scene
 from training.world.words import caption, said
 
@@ -58,7 +59,6 @@ EMPHASIS = 8.0  # what a token of both texts counts, where one of their style co
 ALONE = 8  # of so many short texts one is learned without its caption
 FALSE = 3  # captions that take two things for each other, beside a true one
 GROUP = 16  # texts worked on at once
-ACROSS = {"left of": "right of", "right of": "left of", "behind": "in front of", "in front of": "behind"}
 SURE = 0.01  # the share of true pairs that may be doubted, and of nearly true ones that may be believed
 Pair = tuple[str, str, str]  # what is to be written, the short text, the caption
 Choice = tuple[str, str, list[str]]  # a short text, the caption that is true, and false ones
@@ -101,7 +101,7 @@ def train(run: UpsamplerRun) -> dict:
     bare.eval()
     report: dict = validate(bare, tokenizer, held, doubtful)
     if accelerator.is_main_process:
-        upsampler = Ours(tokenizer, bare.cpu())
+        upsampler = Ours(tokenizer, bare.cpu(), glossary())
         false = [near_miss(held_out, number % len(held_out), number) for number in range(run.validation_pairs)]
         limits = limits_of(upsampler, [pair[1:] for pair in held], false)
         bare.register_to_config(**limits)
@@ -209,8 +209,8 @@ def twisted(scene: Scene, placed: bool) -> list[Scene]:
                 found.append(replace(scene, things=tuple(things)))
     taken = {thing.relation for thing in scene.things}
     for number, thing in enumerate(scene.things):
-        if placed and thing.relation and ACROSS[thing.relation] not in taken:
-            moved = replace(thing, relation=ACROSS[thing.relation])
+        if placed and thing.relation and OPPOSITE[thing.relation] not in taken:
+            moved = replace(thing, relation=OPPOSITE[thing.relation])
             found.append(replace(scene, things=(*scene.things[:number], moved, *scene.things[number + 1 :])))
     return found
 
@@ -270,9 +270,9 @@ def validate(writer: Writer, tokenizer, pairs: list[Pair], choices: list[Choice]
 
 
 def limits_of(upsampler: Ours, true: list[tuple[str, str]], false: list[tuple[str, str]]) -> dict[str, float]:
-    """Return how improbable the least probable token of a prompt may be for a caption to be trusted, as SURE of the
-    true captions make it, and what each token must gain: more than SURE of the true captions bring, and than all but
-    SURE of the nearly true ones do.
+    """Return how improbable the least probable token of a prompt may be for a caption to be trusted where not all words
+    are known, as SURE of the true captions make it, and what each token must gain: more than SURE of the true captions
+    bring, and than all but SURE of the nearly true ones do.
     """
     doubts = [
         torch.cat([upsampler.doubts(short, upsampler.explained(short, [text])) for short, text in pairs]).numpy()

@@ -19,17 +19,17 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from captioning.lexicon import Said, verdicts
 from captioning.upsampler import Upsampler, load_upsampler
 from training.metrics import interval
 from training.thesaurus import say
+from training.world.facts import places
 from training.world.scene import Scene, rng_of, sample_scene
 from training.world.words import caption, prompt, said
 
 FIRST = 800_000_000  # the first index looked at: far beyond any clip that a data set holds, or that is evaluated
 TOLD = ("colour", "shape", "size", "event", "direction", "camera")  # what prompts in other words say
 SETS = ("label", "plain", "reserved", "chinese", "synonyms")
-SEVERAL = ("colour", "shape", "size", "material", "thing", "relation")  # of which a clip may have more than one
-Said = dict[str, set[str]]
 
 
 def survival(upsampler: Upsampler, prompts: int, seed: int = 0) -> dict[str, dict]:
@@ -68,7 +68,9 @@ def cases(words: str, prompts: int, seed: int) -> Iterator[tuple[str, Said]]:
         rng = rng_of(scene.seed, scene.split, scene.index, 8)
         if words == "synonyms":
             told = ("colour", "shape", "event", "direction")
-            yield say(scene, "en", rng, told, used=1.0), truth_of(scene)
+            text = say(scene, "en", rng, told, used=1.0)
+            stands = places(scene) if "relation" in read(text) else set()
+            yield text, truth_of(scene) | ({"place": stands} if stands else {})
             continue
         if words == "reserved":
             text = prompt(scene, rng=rng, mention=TOLD, reserved=True)
@@ -97,21 +99,6 @@ def truth_of(scene: Scene) -> Said:
     found = {"thing": {f"{thing.colour} {thing.shape}" for thing in things}, "event": {scene.event}}
     found["count"] = {str(len(scene.things))}
     return found | ({"direction": {scene.direction}} if scene.direction else {})
-
-
-def verdicts(told: Said, found: Said) -> dict[str, bool]:
-    """Say of each attribute that was told whether it is found: the same values, and where there are several things
-    these among others: which of several things has a size or material is not compared. The cubes of a stack are named
-    by their colours alone.
-    """
-    if "topple" in found.get("event", ()):
-        stacked = {f"{colour} cube" for colour in found.get("colour", ())}
-        found = found | {"thing": found.get("thing", set()) | stacked}
-    alone = told.get("count") == {"1"}
-    return {
-        name: values <= found.get(name, set()) if name in SEVERAL and not alone else values == found.get(name)
-        for name, values in told.items()
-    }
 
 
 def main() -> None:

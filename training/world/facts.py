@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from captioning.lexicon import place_of
+
 from .scene import RANGE_SPEEDS, Scene, Thing
 
 # Which factor a viewer would call slow or fast: the outer parts of scene.SPEEDS, and all of scene.RANGE_SPEEDS.
@@ -44,3 +46,10 @@ def bystanders(scene: Scene) -> list[Thing]:
 def patients(scene: Scene) -> list[Thing]:
     """List the things that the event happens to: what is hit in "collide", the stack from the bottom up in "topple"."""
     return [thing for thing in scene.things[1:] if not thing.relation]
+
+
+def places(scene: Scene) -> set[str]:
+    """State who stands where, as `Lexicon.said` reads it: "red ball behind blue cube"."""
+    names = [f"{thing.colour} {thing.shape}" for thing in scene.things]
+    others = zip(names, scene.things, strict=True)
+    return {place_of(name, thing.relation, names[0]) for name, thing in others if thing.relation}

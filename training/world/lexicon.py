@@ -1,14 +1,13 @@
-"""Words with one meaning each: how a phrase is chosen, and how a text is read back."""
+"""Tables of words with one meaning each, and how a phrase is chosen from them."""
 
 from __future__ import annotations
 
 from bisect import bisect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
 
 import numpy as np
 
-Meaning = tuple[str, str]  # attribute, canonical value
 Table = dict[str, dict[str, tuple[str, ...]]]  # attribute -> canonical value -> phrases, the most usual first
 SIDES = {"left": "right", "right": "left"}  # each side with the other one
 DIRECTED = ("{heading}", "{side}", "{other}")  # marks in a phrase that must be filled with a direction
@@ -53,31 +52,3 @@ class Voice:
         marks = DIRECTABLE if directed else DIRECTED
         options = self.options("event", event)
         return self.pick([words for words in options if any(mark in words for mark in marks) == directed])
-
-
-class Lexicon:
-    """A dictionary from phrases to meanings, read by longest match. `split` turns a text into tokens."""
-
-    def __init__(self, split: Callable[[str], list[str]]):
-        self.split = split
-        self.meanings: dict[tuple[str, ...], frozenset[Meaning]] = {}
-        self.longest: dict[str, int] = {}  # how long the longest phrase with this first token is
-
-    def add(self, phrase: str, *meanings: Meaning) -> None:
-        """Give a phrase its meanings. Raises ValueError where it already means something else."""
-        tokens = tuple(self.split(phrase))
-        known = self.meanings.setdefault(tokens, frozenset(meanings))
-        if known != frozenset(meanings):
-            both = f"{sorted(known)} and {sorted(meanings)}"
-            raise ValueError(f"a phrase must have one meaning; {phrase!r} has {both}: change one of the phrases")
-        self.longest[tokens[0]] = max(self.longest.get(tokens[0], 1), len(tokens))
-
-    def read(self, text: str) -> Iterator[tuple[tuple[str, ...], frozenset[Meaning]]]:
-        """Yield the text's phrases in order with their meanings; a token that the lexicon does not know has none."""
-        tokens = self.split(text)
-        start = 0
-        while start < len(tokens):
-            ends = range(min(len(tokens), start + self.longest.get(tokens[start], 1)), start, -1)
-            phrase = next((p for end in ends if (p := tuple(tokens[start:end])) in self.meanings), (tokens[start],))
-            yield phrase, self.meanings.get(phrase, frozenset())
-            start += len(phrase)

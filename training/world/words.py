@@ -76,27 +76,9 @@ def prompt(
 def said(text: str, language: str = "en") -> dict[str, set[str]]:
     """Read a caption back: for every attribute that is spoken of, the canonical values it is given.
 
-    Besides the keys of `attributes`: "relation", and "thing" for every colour that is bound to a shape ("red ball").
-    "count" is the number of things named.
+    Besides the keys of `attributes`: "relation", and those of `Lexicon.said`.
     """
-    found: dict[str, set[str]] = {}
-    colour, stacked = None, 0
-    for phrase, meanings in LEXICONS[language].read(text):
-        if not meanings and phrase[0] not in TABLES[language].FILLERS:
-            colour = None
-        for attribute, value in meanings:
-            if attribute == "stack":
-                stacked = int(value)
-                continue
-            found.setdefault(attribute, set()).add(value)
-            if attribute == "colour":
-                colour = value
-            elif attribute == "shape" and colour:
-                found.setdefault("thing", set()).add(f"{colour} {value}")
-                colour = None
-    if count := len(found.get("thing", ())) + stacked:
-        found["count"] = {str(count)}
-    return found
+    return LEXICONS[language].said(text)
 
 
 def _voice(language: str, rng: np.random.Generator, use_reserved: bool = False) -> Voice:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import re
 
-from .lexicon import SIDES, Lexicon, Table
+from captioning.lexicon import Lexicon
+
+from .lexicon import SIDES, Table
 
 WORDS: Table = {
     "colour": {
@@ -208,15 +210,18 @@ PACES = {
     "very fast": "very fast",
 }
 STATIC = ("static shot", "static camera", "fixed camera")
-FILLERS = ()  # words that may stand between a colour and its shape and mean nothing
 DOUBLED = ("spin", "skid", "sit", "hit", "drop", "hop", "run", "pan", "swivel")
 
 
 def inflect(template: str, form: str) -> str:
-    """Put every `~verb` in a form: it rolls ("finite"), is rolling ("progressive"), rolling ("participle")."""
+    """Put every `~verb` in a form: it rolls ("finite"), is rolling ("progressive"), rolling ("participle"), roll it
+    ("imperative").
+    """
 
     def one(match: re.Match) -> str:
         verb = match[1]
+        if form == "imperative":
+            return verb
         if form == "finite":
             stem = verb[:-1] + "ie" if re.search("[^aeiou]y$", verb) else verb
             return "is" if verb == "be" else stem + ("es" if re.search("(s|sh|ch|x|z|o)$", verb) else "s")
@@ -231,14 +236,9 @@ def inflect(template: str, form: str) -> str:
     return f"is {text}" if form == "progressive" else text
 
 
-def split(text: str) -> list[str]:
-    """Cut a text into lower-case words, hyphens kept, and punctuation marks."""
-    return re.findall(r"[a-z]+(?:-[a-z]+)*|[^a-z\s]", text.lower())
-
-
 def build_lexicon(tables: tuple[Table, ...] = (WORDS, RESERVED)) -> Lexicon:
     """List every phrase the grammar can say from the tables with what it means."""
-    lexicon = Lexicon(split)
+    lexicon = Lexicon()
     for side, other in SIDES.items():
         for way in WAYS:
             lexicon.add(way.format(side=side, other=other), ("direction", side))
@@ -281,7 +281,7 @@ def add_event(lexicon: Lexicon, event: str, template: str) -> None:
     for verb in ("~roll", "~slide") if event == "edge" else ("",):
         words = template.replace("~roll", verb) if verb else template
         words = words.split(" {object}")[0]
-        for form in ("finite", "progressive", "participle"):
+        for form in ("finite", "progressive", "participle", "imperative"):
             spoken = inflect(words, form).removeprefix("is ").removeprefix("being ")
             if not re.search("{side}|{other}|{heading}", spoken):
                 lexicon.add(spoken.replace(" {way}", ""), ("event", event))
@@ -294,5 +294,5 @@ def add_event(lexicon: Lexicon, event: str, template: str) -> None:
 
 def add_camera(lexicon: Lexicon, move: str, template: str) -> None:
     for side in SIDES if "{side}" in template else ("",):
-        for form in ("finite", "participle"):
+        for form in ("finite", "participle", "imperative"):
             lexicon.add(inflect(template, form).format(side=side), ("camera", f"{move} {side}".strip()))

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import re
 
-from .lexicon import DIRECTABLE, DIRECTED, SIDES, Lexicon, Table
+from captioning.lexicon import OPPOSITE, Lexicon
+
+from .lexicon import DIRECTABLE, DIRECTED, SIDES, Table
 
 HANDS = {"left": "左", "right": "右"}
 WORDS: Table = {
@@ -174,17 +176,10 @@ PLACES = {
     "left of": ("左边", "左侧"),
     "right of": ("右边", "右侧"),
 }
-OPPOSITE = {"behind": "in front of", "in front of": "behind", "left of": "right of", "right of": "left of"}
 STANDS = ("有", "是", "放着")
 SIZED = {"tiny": "极小", "small": "很小", "medium": "大小中等", "large": "很大", "huge": "巨大"}
 PACES = {"very slow": "非常慢", "slow": "很慢", "normal": "速度正常", "fast": "很快", "very fast": "非常快"}
 STATIC = ("固定镜头", "静止镜头")
-FILLERS = ("的",)  # may stand between a colour and its shape and means nothing
-
-
-def split(text: str) -> list[str]:
-    """Cut a text into its characters."""
-    return [letter for letter in text if not letter.isspace()]
 
 
 def fill(template: str, way: str, direction: str | None = None) -> str:
@@ -196,7 +191,8 @@ def fill(template: str, way: str, direction: str | None = None) -> str:
 
 def build_lexicon(tables: tuple[Table, ...] = (WORDS, RESERVED)) -> Lexicon:
     """List every phrase the grammar can say from the tables with what it means."""
-    lexicon = Lexicon(split)
+    lexicon = Lexicon(letters=True, fillers=("的",), objects=("体", "物体"))
+    lexicon.add("没有其他物体")
     for side in SIDES:
         for way in (*WAYS, "从{other}边过来"):
             lexicon.add(fill(way, "", side), ("direction", side))

@@ -1,0 +1,190 @@
+"""What words mean: who stands where, which words are known, and which captions keep what a prompt says."""
+
+import json
+
+import numpy as np
+import pytest
+
+from captioning.lexicon import Glossary, Lexicon, load_glossary, verdicts
+from captioning.upsampler import GLOSSARY, Ours
+from training.telling import glossary
+from training.thesaurus import BRIEF, EMPTY, THESAURUS, say
+from training.train_upsampler import twisted
+from training.world.facts import places
+from training.world.scene import sample_scene
+from training.world.words import LANGUAGES, TABLES, caption
+from vae.weights import WeightsError
+
+SCENES = [sample_scene(0, "test", index) for index in range(600)]
+PLACED = [scene for scene in SCENES if places(scene)]
+WORLDS = glossary()
+
+HANDWRITTEN = {
+    "a green cylinder behind a yellow box": "green cylinder behind yellow cube",
+    "blue cube left of a red ball": "blue cube left of red ball",
+    "red ball to the right of the blue cube": "blue cube left of red ball",
+    "the red cube is in front of the green cube": "green cube behind red cube",
+    "the green ball is behind the red cube": "green ball behind red cube",
+    "behind the red ball is a blue cube": "blue cube behind red ball",
+    "a red ball, to its left a blue cube": "blue cube left of red ball",
+    "red ball with a blue cube in front of it": "red ball behind blue cube",
+    "orange cube, purple ball to its left, yellow drum behind it": (
+        "purple ball left of orange cube, yellow cylinder behind orange cube"
+    ),
+    "黑球在红色方块左边": "black ball left of red cube",
+    "一个黄色方块，左边有一个紫色的球": "purple ball left of yellow cube",
+    "红球后面有一个蓝色方块": "blue cube behind red ball",
+}
+
+
+def rng(scene) -> np.random.Generator:
+    return np.random.default_rng(scene.index)
+
+
+@pytest.mark.parametrize("text", HANDWRITTEN)
+def test_who_stands_where_is_read_out_of_what_people_write(text):
+    assert WORLDS.prompts["en" if text.isascii() else "zh"].said(text)["place"] == set(HANDWRITTEN[text].split(", "))
+    assert WORLDS.knows(text)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_who_stands_where_is_read_out_of_captions_without_a_mistake(language):
+    assert len(PLACED) > 100
+    table = TABLES[language].build_lexicon()
+    for scene in PLACED:
+        assert table.said(caption(scene, "dense", language, rng=rng(scene)))["place"] == places(scene)
+        for text in (caption(scene, "plain", language, rng=rng(scene)), say(scene, language, rng(scene), used=1.0)):
+            assert WORLDS.prompts[language].said(text).get("place", set()) <= places(scene), text
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_true_captions_keep_what_prompts_say_and_those_of_things_in_each_others_place_do_not(language):
+    twists = 0
+    for scene in SCENES:
+        true = caption(scene, "dense", rng=rng(scene))
+        for prompt in (caption(scene, "plain", language, rng=rng(scene)), say(scene, language, rng(scene))):
+            assert WORLDS.keeps(prompt, true), (prompt, true)
+        prompt = caption(scene, "plain", language, rng=rng(scene))
+        if places(scene) and WORLDS.prompts[language].said(prompt).get("place", set()) == places(scene):
+            for other in twisted(scene, True):
+                told = caption(other, "dense", rng=rng(scene))
+                if not places(scene) <= places(other):  # it may be that only those who are alike are exchanged
+                    twists += 1
+                    assert not WORLDS.keeps(prompt, told), (prompt, told)
+    assert twists > 100
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_nearly_all_that_the_world_and_the_thesaurus_say_is_known_and_nothing_that_is_kept_back(language):
+    known = [WORLDS.knows(caption(scene, "plain", language, rng=rng(scene))) for scene in SCENES]
+    known += [WORLDS.knows(say(scene, language, rng(scene), used=1.0)) for scene in SCENES]
+    assert np.mean(known) > (0.9 if language == "en" else 0.85)
+    mine = WORLDS.prompts[language]
+    for values in TABLES[language].RESERVED.values():
+        for phrases in values.values():
+            for phrase in phrases:
+                words = tuple(mine.split(phrase.replace("~", "").replace("{}", "")))
+                assert "{" in phrase or words not in mine.meanings, phrase
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        *(
+            "a cat",
+            "red ball and a dog",
+            "a crimson ball",
+            "a ball bouncing like crazy",
+            "not a red ball",
+            "a video",
+            "",
+        ),
+        *("2 red balls", "一只猫", "一个红球和一只狗", "behind", "a ball behind a cube"),
+    ],
+)
+def test_prompts_with_other_words_are_not_known_and_neither_are_those_that_say_nothing(prompt):
+    assert not WORLDS.knows(prompt)
+
+
+def test_no_word_that_means_nothing_means_something():
+    for language in LANGUAGES:
+        said = TABLES[language].build_lexicon((TABLES[language].WORDS, THESAURUS[language], BRIEF[language]))
+        assert not {tuple(said.split(phrase)) for phrase in EMPTY[language]} & set(said.meanings)
+
+
+def test_what_is_told_of_one_thing_must_be_all_that_is_found_and_of_several_be_among_it():
+    one, two = {"colour": {"red"}, "count": {"1"}}, {"colour": {"red", "blue"}, "count": {"2"}}
+    assert verdicts(one, {"colour": {"red", "blue"}, "count": {"1"}}) == {"colour": False, "count": True}
+    assert verdicts(two, {"colour": {"red", "blue", "green"}, "count": {"3"}}) == {"colour": True, "count": False}
+    stack = {"colour": {"red", "blue"}, "thing": {"blue ball"}, "stack": {"cube"}}
+    assert verdicts({"thing": {"red cube"}}, stack)["thing"] and not verdicts({"thing": {"red ball"}}, stack)["thing"]
+
+
+def test_a_glossary_means_the_same_after_it_was_written_and_read(tmp_path):
+    WORLDS.save(tmp_path / GLOSSARY)
+    loaded = load_glossary(tmp_path / GLOSSARY)
+    pairs = [(WORLDS.captions, loaded.captions)]
+    pairs += [(WORLDS.prompts[language], loaded.prompts[language]) for language in LANGUAGES]
+    for one, two in pairs:
+        assert vars(one) == vars(two)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"captions": {}}', '{"captions": 3, "prompts": []}'])
+def test_a_file_that_is_no_glossary_is_refused_by_name(tmp_path, text):
+    (tmp_path / GLOSSARY).write_text(text)
+    with pytest.raises(WeightsError, match=r"glossary.json must hold the meanings of phrases"):
+        load_glossary(tmp_path / GLOSSARY)
+    whole = {"letters": False, "fillers": [], "objects": [], "phrases": {"colour": ["red"]}}
+    (tmp_path / GLOSSARY).write_text(json.dumps({"captions": whole, "prompts": {}}))
+    with pytest.raises(WeightsError, match=r"glossary.json must hold"):
+        load_glossary(tmp_path / GLOSSARY)
+
+
+# How the upsampler chooses by it
+
+
+class Several(Ours):
+    """A writer whose captions are given, the first of them the most probable; of `sure`, it doubts none."""
+
+    def __init__(self, texts: list[str], sure: bool, glossary: Glossary | None):
+        super().__init__(None, type("Net", (), {"config": {"least": -1.0, "gain": 0.0, "longest": 99}, "net": None}))
+        self.texts, self.sure, self.glossary = texts, sure, glossary
+
+    def candidates(self, *_, **__):
+        return self.texts
+
+    def explained(self, prompt, texts):
+        import torch
+
+        return torch.tensor([[-float(self.texts.index(text))] for text in texts])
+
+    def doubts(self, prompt, explained):
+        import torch
+
+        return torch.full((len(explained), 2), 1.0 if self.sure else -9.0)
+
+
+def toy() -> Glossary:
+    captions, prompts = Lexicon(), Lexicon()
+    for colour in ("red", "blue"):
+        for lexicon in (captions, prompts):
+            lexicon.add(colour, ("colour", colour))
+    for lexicon in (captions, prompts):
+        lexicon.add("ball", ("shape", "ball"))
+    prompts.add("a")
+    return Glossary(captions, {"en": prompts})
+
+
+def test_the_most_probable_caption_is_chosen_of_those_that_keep_the_prompt():
+    texts = ["a blue ball at noon.", "a red ball at noon.", "a red ball at night."]
+    for sure in (True, False):
+        assert Several(texts, sure, toy()).write("a red ball", 0) == texts[1]
+        assert Several(texts[:1], sure, toy()).write("a red ball", 0) == "a red ball"
+    assert Several(texts, True, None).write("a red ball", 0) == texts[0]
+    assert Several(texts, False, None).write("a red ball", 0) == "a red ball"
+
+
+def test_of_prompts_with_unknown_words_the_writer_must_be_sure_too():
+    texts = ["a blue ball at noon.", "a red ball at noon."]
+    assert Several(texts, True, toy()).write("a red ball sings", 0) == texts[1]
+    assert Several(texts, False, toy()).write("a red ball sings", 0) == "a red ball sings"
