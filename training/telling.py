@@ -17,6 +17,7 @@ from training.upsampling import language_of
 from training.world.words import LANGUAGES, TABLES
 
 ARTICLES = ("the", "a", "")
+PROPS = (("event", "occlude"), ("event", "edge"), ("event", "swing"))  # walls, platforms and strings
 
 
 @cache
@@ -40,7 +41,7 @@ def glossary() -> Glossary:
                     lexicon.add(other, *meant)
         for phrase in EMPTY[language]:
             lexicon.add(phrase)
-    return Glossary(table.build_lexicon((table.WORDS,)), prompts)
+    return Glossary(table.build_lexicon((table.WORDS,)), prompts, PROPS)
 
 
 def meanings(text: str) -> frozenset[Meaning]:

@@ -53,3 +53,8 @@ def places(scene: Scene) -> set[str]:
     names = [f"{thing.colour} {thing.shape}" for thing in scene.things]
     others = zip(names, scene.things, strict=True)
     return {place_of(name, thing.relation, names[0]) for name, thing in others if thing.relation}
+
+
+def looks(scene: Scene) -> set[str]:
+    """State the size and material of each thing, as `Lexicon.said` reads it: "large red ball"."""
+    return {f"{look} {thing.colour} {thing.shape}" for thing in scene.things for look in (thing.size, thing.material)}
