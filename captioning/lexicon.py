@@ -6,27 +6,32 @@ compared with what was asked.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-
-from vae.weights import WeightsError
 
 Meaning = tuple[str, str]  # attribute, canonical value
 Said = dict[str, set[str]]  # attribute -> the canonical values it is given
 Phrase = tuple[tuple[str, ...], frozenset[Meaning]]  # its tokens, and what it means
-SEVERAL = ("colour", "shape", "size", "material", "thing", "look", "place", "relation")  # of which a clip may have many
+SEVERAL = (
+    "colour",
+    "shape",
+    "size",
+    "material",
+    "thing",
+    "look",
+    "place",
+    "struck",
+    "relation",
+)  # of which a clip may have many
 LOOKS = ("size", "material")
 OPPOSITE = {"behind": "in front of", "in front of": "behind", "left of": "right of", "right of": "left of"}
 FROM = ("behind", "left of")  # of two relations that say the same of two things, the one that is kept
 OF = ("it", "the", "left", "right")  # how a relation ends that says from what: "behind the" ball, "to its left"
-BREAKS = (",", ".", "and")  # what parts a thing from a relation that is not said of it
+BREAKS = (",", "，", ".", "。", "and")  # what parts a thing from a relation that is not said of it
 STOPS = (".", "。")
 STANDS = "有是着"  # how a relation ends in Chinese where the thing that it is said of comes next
-ARTICLES = ("a", "an", "the")
-UPON = ("on", "onto", "in", "into", "inside", "under", "over", "above", "across", "from", "at", "上", "下", "里", "中")
+NEW = ("a", "an", "one", "another", "一个", "一只")  # what comes before a thing that was not spoken of yet
 
 
 @dataclass
@@ -38,6 +43,7 @@ class Thing:
     colour: str | None
     number: int  # of those alike, where they are counted
     looks: set[str]
+    again: bool = False  # it was spoken of before
 
     @property
     def name(self) -> str | None:
@@ -80,49 +86,38 @@ class Lexicon:
             yield phrase, self.meanings.get(phrase, frozenset())
             start += len(phrase)
 
-    def knows(self, text: str) -> bool:
-        """Say whether every word of a text is known and something is said by them, of places all."""
-        phrases = list(self.read(text))
-        things, said = self._things(phrases), [name for _, meanings in phrases for name, _ in meanings]
-        return (
-            bool(said)
-            and all(phrase in self.meanings or not phrase[0].isalnum() for phrase, _ in phrases)
-            and said.count("relation") == len(self._places(phrases, things))
-            and not any(self._put(phrases, thing) for thing in things)
-        )
-
     def said(self, text: str) -> Said:
         """Read a text: for every attribute that is spoken of, the canonical values it is given.
 
         "thing" is every colour that is bound to a shape ("red ball"), "look" what is said of its size and material
-        ("large red ball"), "place" where one thing stands from another ("red ball behind blue cube"), "stack" the shape
-        of those that are counted ("a tower of two cubes"), and "count" the number of things and of those, where none is
-        left without a name.
+        ("large red ball"), "place" where one thing stands from another ("red ball behind blue cube"), "struck" the one
+        that another one hits, "stack" the shape of those that are counted ("a tower of two cubes"), and "count" the
+        number of things and of those, where none of several is left without a name.
         """
         phrases = list(self.read(text))
-        things = self._things(phrases)
-        stacks = {thing.shape: thing.number for thing in reversed(things) if thing.number and thing.shape}
-        single = {thing.name for thing in things if thing.name and not thing.number}
+        things = self.things(phrases)
+        first = [thing for thing in things if not thing.again]
         found: Said = {
             "thing": {thing.name for thing in things if thing.name},
             "look": {f"{look} {thing.name}" for thing in things if thing.name for look in thing.looks},
-            "place": self._places(phrases, things),
-            "stack": set(stacks),
+            "place": self.places(phrases, things),
+            "struck": self._struck(phrases, things),
+            "stack": {thing.shape for thing in first if thing.number and thing.shape},
         }
-        if all(thing.name or thing.number for thing in things) and (count := len(single) + sum(stacks.values())):
-            found["count"] = {str(count)}
+        if first and (len(first) == 1 or all(thing.name or thing.number for thing in first)):
+            found["count"] = {str(sum(thing.number or 1 for thing in first))}
         for _, meanings in phrases:
             for attribute, value in meanings:
                 if attribute != "stack":
                     found.setdefault(attribute, set()).add(value)
         return {attribute: values for attribute, values in found.items() if values}
 
-    def _things(self, phrases: list[Phrase]) -> list[Thing]:
+    def things(self, phrases: list[Phrase]) -> list[Thing]:
         """List the things that are spoken of, in order. Looks are those of the next one, or of the last in the
         sentence, or else of the first of all ("it is large").
         """
         things: list[Thing] = []
-        colour, number, looks, sentence = None, 0, set(), 0
+        colour, number, looks, sentence, article = None, 0, set(), 0, ""
         for at, (phrase, meanings) in enumerate([*phrases, ((STOPS[0],), frozenset())]):
             if phrase[0] in STOPS:
                 for thing in things[sentence:][-1:] or things[:1]:
@@ -130,6 +125,8 @@ class Lexicon:
                 looks, sentence = set(), len(things)
             if not meanings:
                 colour = colour if phrase[0] in self.fillers else None
+                if phrase[0] not in self.fillers:
+                    article = (article + "".join(phrase))[-2:] if self.letters else phrase[-1]
                 if "".join(phrase) in self.objects:
                     things.append(Thing(at, None, None, 0, looks))
                     looks = set()
@@ -141,16 +138,22 @@ class Lexicon:
                 elif attribute in LOOKS:
                     looks.add(value)
                 elif attribute == "shape":
-                    if not colour and not number and (self.letters or (at and phrases[at - 1][0][-1] == "the")):
-                        same = [thing for thing in things if thing.shape == value]  # of which it is said again
+                    same = [] if number or article in NEW else [one for one in things if one.shape == value]
+                    if colour:
+                        same = [one for one in same if one.colour == colour]
+                    elif self.letters or article == "the":
                         many = self.letters or phrase[-1].endswith("s")
-                        same = [thing for thing in same if thing.number and many] or same
-                        colour, number = (same[-1].colour, same[-1].number) if same else (None, 0)
-                    things.append(Thing(at, value, colour, number, looks))
+                        same = [one for one in same if one.number and many] or same
+                        colour, number = (same[-1].colour, same[-1].number) if same else (None, number)
+                    else:
+                        same = []
+                    things.append(Thing(at, value, colour, number, looks, bool(same)))
                     colour, number, looks = None, 0, set()
+            if meanings and not {"colour", *LOOKS} & dict(meanings).keys():
+                article = phrase[-1]
         return things
 
-    def _places(self, phrases: list[Phrase], things: list[Thing]) -> set[str]:
+    def places(self, phrases: list[Phrase], things: list[Thing]) -> set[str]:
         """List which thing stands where from which other: each relation is said of the nearest one before or after it,
         and from the first one of which none is said.
         """
@@ -175,13 +178,13 @@ class Lexicon:
             nearest = after[1:] if phrase[-1] == "the" else after  # "behind the cube stands a ball"
         return nearest[0] if nearest else None
 
-    def _put(self, phrases: list[Phrase], thing: Thing) -> bool:
-        """Say whether a thing is where something else is put, as no caption says it: "on a blue cube"."""
-        if self.letters:
-            return any(phrase in {(word,) for word in UPON} for phrase, _ in phrases[thing.at + 1 : thing.at + 2])
-        before = (one for one in reversed(phrases[: thing.at]) if not {*LOOKS, "colour"} & dict(one[1]).keys())
-        phrase, meanings = next((one for one in before if one[0][0] not in ARTICLES), ((".",), frozenset()))
-        return not meanings and phrase[0] in UPON
+    def _struck(self, phrases: list[Phrase], things: list[Thing]) -> set[str]:
+        """Name what is hit, which comes next."""
+        hits = [at for at, (_, meanings) in enumerate(phrases) if ("event", "collide") in meanings]
+        next_of = (next((thing for thing in things if thing.at > at), None) for at in hits)
+        pairs = zip(hits, next_of, strict=True)
+        near = [one for at, one in pairs if one and not any(words[0] in BREAKS for words, _ in phrases[at : one.at])]
+        return {thing.name for thing in near if thing.name}
 
 
 def place_of(figure: str, relation: str, ground: str) -> str:
@@ -199,65 +202,5 @@ def verdicts(told: Said, found: Said) -> dict[str, bool]:
     return {
         name: values <= found.get(name, set()) if name in several else values == found.get(name)
         for name, values in told.items()
+        if name != "relation" or "place" not in told  # which may say it the other way round
     }
-
-
-@dataclass(frozen=True)
-class Glossary:
-    """What words mean in `captions`, and in prompts of each language; `props` are meanings that bring a wall or the
-    like into the picture.
-    """
-
-    captions: Lexicon
-    prompts: dict[str, Lexicon]
-    props: tuple[Meaning, ...] = ()
-
-    def keeps(self, prompt: str, caption: str) -> bool:
-        """Say whether a caption keeps all that a prompt says, as far as their words are known, and adds no props."""
-        found, told = self.captions.said(caption), [lexicon.said(prompt) for lexicon in self.prompts.values()]
-        added = [(name, value) for name, value in self.props if value in found.get(name, ())]
-        asked = all(any(value in said.get(name, ()) for said in told) for name, value in added)
-        return asked and all(all(verdicts(said, found).values()) for said in told)
-
-    def knows(self, prompt: str) -> bool:
-        """Say whether all words of a prompt are known, in one language."""
-        return any(lexicon.knows(prompt) for lexicon in self.prompts.values())
-
-    def save(self, path: Path) -> None:
-        """Write a file of phrases by their meanings, which `load_glossary` reads."""
-        listed = {name: _listed(lexicon) for name, lexicon in self.prompts.items()}
-        told = {"captions": _listed(self.captions), "prompts": listed, "props": self.props}
-        path.write_text(json.dumps(told, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-
-
-def load_glossary(path: Path) -> Glossary:
-    """Read what `Glossary.save` wrote. Raises WeightsError naming the file where it is something else."""
-    try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-        prompts = {str(name): _lexicon(part) for name, part in told["prompts"].items()}
-        props = tuple((str(attribute), str(value)) for attribute, value in told["props"])
-        return Glossary(_lexicon(told["captions"]), prompts, props)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise WeightsError(f"{path} must hold the meanings of phrases; it does not ({error!r})") from error
-
-
-def _listed(lexicon: Lexicon) -> dict:
-    phrases: dict[str, list[str]] = {}
-    for phrase, meanings in lexicon.meanings.items():
-        meant = "; ".join(sorted(f"{attribute}={value}" for attribute, value in meanings))
-        phrases.setdefault(meant, []).append(("" if lexicon.letters else " ").join(phrase))
-    return {
-        "letters": lexicon.letters,
-        "fillers": lexicon.fillers,
-        "objects": lexicon.objects,
-        "phrases": phrases,
-    }
-
-
-def _lexicon(listed: dict) -> Lexicon:
-    lexicon = Lexicon(bool(listed["letters"]), tuple(listed["fillers"]), tuple(listed["objects"]))
-    for meant, phrases in listed["phrases"].items():
-        meanings = [(attribute, value) for attribute, value in (one.split("=") for one in meant.split("; ") if one)]
-        for phrase in phrases:
-            lexicon.add(phrase, *meanings)
-    return lexicon

@@ -26,7 +26,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from captioning.lexicon import Glossary, load_glossary
+from captioning.glossary import Glossary, load_glossary
 from captioning.text_encoder import load_tokenizer, sentences, train_tokenizer
 from vae.weights import CONFIG, load_strictly
 

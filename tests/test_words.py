@@ -9,7 +9,7 @@ from functools import cache
 import numpy as np
 import pytest
 
-from training.world.facts import MOTION, STAYS, bystanders, looks, places
+from training.world.facts import MOTION, STAYS, bystanders, looks, places, struck
 from training.world.scene import EVENTS, SPLITS, Scene, Thing, rng_of, sample_scene
 from training.world.words import KINDS, LANGUAGES, LEXICONS, TABLES, attributes, caption, in_a_mirror, prompt, said
 
@@ -46,7 +46,7 @@ def contradictions(scene: Scene, found: dict[str, set[str]]) -> dict[str, set[st
         allowed[name] = {getattr(thing, name) for thing in scene.things}
     allowed["thing"] = names(scene.things)
     allowed["count"] = {str(len(scene.things))}
-    allowed["place"], allowed["look"] = places(scene), looks(scene)
+    allowed["place"], allowed["look"], allowed["struck"] = places(scene), looks(scene), struck(scene)
     allowed["stack"] = {thing.shape for thing in scene.things[1:] if scene.event == "topple"}
     return {
         name: values - allowed.get(name, set()) for name, values in found.items() if values - allowed.get(name, set())

@@ -11,7 +11,8 @@ from functools import cache
 
 import numpy as np
 
-from captioning.lexicon import Glossary, Lexicon, Meaning
+from captioning.glossary import Glossary
+from captioning.lexicon import Lexicon, Meaning
 from training.thesaurus import BRIEF, EMPTY, THESAURUS
 from training.upsampling import language_of
 from training.world.words import LANGUAGES, TABLES

@@ -194,15 +194,15 @@ BRIEF: dict[str, Table] = {
     },
 }
 ENGLISH_EMPTY = """
-    a an the and with while as then is are being it its there which that in on at of from under over onto above across
-    to by near nearby beside next together some one gets video clip shot film scene camera view object sky ground floor
-    stack tower please show make create generate me us i want see
+    a an the and with while as then is are being it its there which that in on at of under over onto above across to
+    near nearby beside next together some gets video clip shot film scene camera view object sky ground floor stack
+    tower please show make create generate me us move moves moving
 """
 CHINESE_EMPTY = """
     一个 个 一只 一段 的 地 在 从 把 上 下 天空 里 中 面 它 它的 是 有 和 与 并 正 正在 着 同时 然后 物体 附近 旁边
-    叠在一起的 叠成一摞的 视频 画面 镜头 请 生成 请生成 我想看 做
+    叠在一起的 叠成一摞的 视频 画面 镜头 请 生成 请生成 我想看 做 移动
 """
-EMPTY = {"en": ENGLISH_EMPTY.split(), "zh": CHINESE_EMPTY.split()}
+EMPTY = {"en": [*ENGLISH_EMPTY.split(), "i want to see"], "zh": CHINESE_EMPTY.split()}
 ARTICLES = {"en": r"\b(?:an?|the) ", "zh": "一个"}
 HURRIED, OPENED = 0.15, 0.1  # how often articles are left out, and an opening is put before
 

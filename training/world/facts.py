@@ -58,3 +58,8 @@ def places(scene: Scene) -> set[str]:
 def looks(scene: Scene) -> set[str]:
     """State the size and material of each thing, as `Lexicon.said` reads it: "large red ball"."""
     return {f"{look} {thing.colour} {thing.shape}" for thing in scene.things for look in (thing.size, thing.material)}
+
+
+def struck(scene: Scene) -> set[str]:
+    """State what is hit by another thing, as `Lexicon.said` reads it."""
+    return {f"{thing.colour} {thing.shape}" for thing in patients(scene) if scene.event == "collide"}
