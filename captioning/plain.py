@@ -16,18 +16,8 @@ ARTICLES = ("a", "an", "the", "one", "some")
 UPON = ("on", "onto", "in", "into", "inside", "under", "over", "above", "across", "from", "at", "上", "下", "里", "中")
 PILES = ("stack", "tower", "pile", "叠", "摞")
 CAMERA = ("camera", "view", "镜头")
-CAMERAS = (
-    "zoom",
-    "pan",
-    "pans",
-    "pann",
-    "orbi",
-    "cran",
-    "stat",
-    "fixe",
-    "镜",
-    "camera",
-)  # how words begin that no thing does
+# What words begin with that only a camera does.
+CAMERAS = ("zoom", "pan", "pans", "pann", "orbi", "cran", "stat", "fixe", "镜", "camera")
 MOVING = ("move", "moves", "moving", "移动")  # which say nothing without a side
 CLAUSES = (*BREAKS, "while", "as", "with", "同时")
 

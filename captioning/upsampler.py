@@ -5,8 +5,8 @@ out, and to say in few words what a caption tells. At work it writes several cap
 prompt most probable: a noisy channel (Brown et al. 1993, Computational Linguistics 19:2; between texts Li et al. 2016,
 arXiv 1510.03055). A caption of another colour does not make the prompt probable: it makes a word of it less so than no
 caption at all would. Of several things it is not always sure which is which; so captions are also read, and must keep
-what the prompt says in words of a glossary. Where none does, or the prompt holds words that neither the glossary nor
-the model knows, it stays as it was typed.
+what the prompt says in words of a glossary. Where none does, or the prompt is not plainly said in such words and the
+model is not sure of it, it stays as it was typed.
 
 A language model of transformers, or one behind an endpoint, can take its place; each is told what to do, and shown how.
 """
@@ -75,8 +75,8 @@ class Upsampler(Protocol):
 class Writer(ModelMixin, ConfigMixin):
     """transformers' Llama (Touvron et al. 2023, arXiv 2302.13971), small, and when to trust it.
 
-    Of a prompt with words that no glossary knows, a caption is kept where it makes each token at least `least` probable
-    (a logarithm, so never by default), and at least `gain` more probable than it is without a caption; a prompt of more
+    Of a prompt that no glossary knows, a caption is kept where it makes each token at least `least` probable (a
+    logarithm, so never by default), and at least `gain` more probable than it is without a caption; a prompt of more
     than `longest` bytes is no short one any more, and passes as it is.
     """
 
