@@ -13,17 +13,8 @@ from dataclasses import dataclass
 Meaning = tuple[str, str]  # attribute, canonical value
 Said = dict[str, set[str]]  # attribute -> the canonical values it is given
 Phrase = tuple[tuple[str, ...], frozenset[Meaning]]  # its tokens, and what it means
-SEVERAL = (
-    "colour",
-    "shape",
-    "size",
-    "material",
-    "thing",
-    "look",
-    "place",
-    "struck",
-    "relation",
-)  # of which a clip may have many
+# Of which a clip may have many.
+SEVERAL = ("colour", "shape", "size", "material", "thing", "look", "place", "struck", "relation")
 LOOKS = ("size", "material")
 OPPOSITE = {"behind": "in front of", "in front of": "behind", "left of": "right of", "right of": "left of"}
 FROM = ("behind", "left of")  # of two relations that say the same of two things, the one that is kept

@@ -53,6 +53,14 @@ def tiny_model(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def ours():
+    """A writer that learned a toy world; copied by who changes it."""
+    from tests.toy import taught
+
+    return taught()
+
+
+@pytest.fixture(scope="session")
 def world(tmp_path_factory):
     """A data set of a few clips, and another to hold out."""
     from training.config import WorldRun
