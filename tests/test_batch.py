@@ -94,7 +94,8 @@ def test_a_row_that_is_wrong_or_fails_stops_no_other(batch, capsys):
     assert len(manifest(batch.folder)) == 3
 
 
-def test_a_dry_run_counts_and_makes_nothing(batch, capsys):
+def test_a_dry_run_counts_and_makes_nothing(batch, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("LONGTAKE_HOME", str(tmp_path / "home"))  # with no history of what grown processes took
     assert batch("a ball\na ball\n{broken\n", "--dry-run", "--json", "--seed", "1", "2") == 0
     found = json.loads(capsys.readouterr().out)
     assert [found[name] for name in ("clips", "there", "twins", "wrong")] == [2, 0, 2, 1]
