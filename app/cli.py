@@ -12,21 +12,21 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 
-from app.batch import add_render
-from app.caption import add_caption
-from app.desk import add_desk
-from app.estimate import add_estimate
-from app.measure import UPSAMPLE_HELP, add_measure
-from app.policy import add_policy, watch_of
-from app.prepare import add_prepare
-from app.serve import add_serve
-from app.signing import UNSIGNED_HELP, unsigned
-from app.studio.serve import add_studio
-from app.verify import add_sign, add_verify
+from app.batch.batch import add_render
+from app.commands.caption import add_caption
+from app.commands.jobs import add_desk
+from app.commands.measure import UPSAMPLE_HELP, add_measure
+from app.commands.prepare import add_prepare
+from app.commands.serve import add_serve
+from app.commands.studio import add_studio
+from app.commands.verify import add_sign, add_verify
+from app.exit_codes import BAD_INPUT, FAILURE, INTERRUPTED
+from app.policy.policy import add_policy, watch_of
+from app.provenance.signing import UNSIGNED_HELP, unsigned
+from app.queue.estimate import add_estimate
 from dit.modes import MODES, Mode
 from dit.request import CORNERS, METHODS, NONE, SIDES, Request, RequestError, parse_size, read_board
 
-BAD_INPUT, FAILURE, INTERRUPTED = 2, 1, 130
 TRACEBACK = "LONGTAKE_TRACEBACK"  # set this variable to see where an unexpected failure came from
 
 # Commands of days rather than of people: a module and its function, imported when called; their words are read by tyro.
@@ -37,7 +37,7 @@ TRAINING = {
     "captioner": ("training.train_captioner", "train"),
     "upsampler": ("training.train_upsampler", "train"),
     "dit": ("training.train_dit", "train"),
-    "judge": ("training.judge", "train"),
+    "judge": ("training.evaluation.judge", "train"),
     "recipe": ("training.recipe", "train"),
 }
 

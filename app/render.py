@@ -11,23 +11,20 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from app.badge import mark
-from app.names import CLIPS, PICTURES
-from app.policy import Watch
-from app.signing import ready_to_sign, signed
+from app.formats import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from app.policy.policy import Watch
+from app.provenance.signing import ready_to_sign, signed
+from app.provenance.watermark import mark
+from app.registry import DEFAULT_MODEL, model_folder, upsampler_named
 from captioning.text_encoder import within_limit
-from captioning.upsampler import FILES as UPSAMPLER_FILES
 from captioning.upsampler import load_upsampler
-from dit.material import keep_latents
+from dit.inputs import keep_latents
 from dit.pipeline import Dream, Pipeline, Progress, mode_of
-from dit.request import KEY, NONE, Request, RequestError
-from vae.guard import read_metadata
-from vae.pixels import contact_sheet
-from vae.recorder import check_writable, write_picture, write_video
+from dit.request import KEY, Request, RequestError
+from vae.video.pixels import contact_sheet
+from vae.video.sandbox import read_metadata
+from vae.video.write import check_writable, write_picture, write_video
 
-MODELS = Path(__file__).parent / "models"
-DEFAULT_MODEL, UPSAMPLER = "first", MODELS / "upsampler"
-AUTO = "auto"  # the name of the shipped upsampler
 UNWATCHED = Watch()
 
 
@@ -49,13 +46,13 @@ def render(
     what is made to the classifier.
     """
     for request, output in zip(requests, outputs, strict=True):
-        allowed = PICTURES if mode_of(request).still else CLIPS
+        allowed = IMAGE_SUFFIXES if mode_of(request).still else VIDEO_SUFFIXES
         if output.suffix.lower() not in allowed:
             raise RequestError(f"a {request.mode} file must end in {' or '.join(allowed)}; got {str(output)!r}")
     extras = {"contact sheet": sheet, "preview": preview}
     for name, path in extras.items():
         others = [*outputs, *(other for key, other in extras.items() if key != name)]
-        if path and (path.suffix.lower() not in PICTURES or path in others):
+        if path and (path.suffix.lower() not in IMAGE_SUFFIXES or path in others):
             raise RequestError(f"a {name} must be a .png of its own; got {str(path)!r}")
     for path in (*outputs, *filter(None, extras.values())):
         check_writable(path)
@@ -130,30 +127,6 @@ def upsampled(requests: list[Request], pipeline: Pipeline) -> list[Request]:
             print(f"longtake: {request.prompt!r} is read as {read}", file=sys.stderr)
         found.append(request)
     return found
-
-
-def upsampler_named(name: str | None) -> str | None:
-    """Return the upsampler that a request names, None for none; raises RequestError where the shipped one is not
-    there.
-    """
-    if name != AUTO:
-        return None if name == NONE else name
-    if not (UPSAMPLER / UPSAMPLER_FILES[0]).is_dir():
-        raise RequestError(
-            f"upsample {AUTO} needs the shipped upsampler; there is none in this copy, so name another: "
-            "the folder that longtake train upsampler leaves, a language model of transformers, or ADDRESS#MODEL"
-        )
-    return str(UPSAMPLER)
-
-
-def model_folder(name: str | None) -> Path:
-    """Find a model by the name it is shipped under, or by its folder; raises RequestError where neither is one."""
-    name = name or DEFAULT_MODEL
-    for folder in (MODELS / name, Path(name)):
-        if (folder / "model_index.json").is_file():
-            return folder
-    shipped = ", ".join(sorted(path.parent.name for path in MODELS.glob("*/model_index.json"))) or "none"
-    raise RequestError(f"model must be a folder with a model_index.json or a shipped model ({shipped}); got {name!r}")
 
 
 def load(request: Request) -> Pipeline:

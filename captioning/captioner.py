@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from captioning.endpoint import AnswerError, Chat, Wrong, fitting, returned
-from vae.pixels import to_bytes
+from vae.video.pixels import to_bytes
 from vae.weights import CONFIG, read_json
 
 FRAMES = 8  # of a clip that a model is shown

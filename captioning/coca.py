@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from captioning.captioner import Caption, evenly
 from captioning.text_encoder import TextTower, load_tokenizer, sentences, tokenise
-from captioning.watching import Within, watching
+from captioning.video_encoder import Within, watching
 from vae.weights import hash_of_file, load_strictly, weights_in
 
 SEEN = (9, 64, 64)  # frames, rows, columns: what our own watches of a clip

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from captioning.lexicon import OPPOSITE, Lexicon, Meaning, verdicts
-from captioning.plain import plain
+from captioning.literal import plain
 from vae.weights import WeightsError
 
 

@@ -20,17 +20,17 @@ from captioning.text_encoder import FILES as TEXT_FILES
 from captioning.text_encoder import TextTower, load_tokenizer, tokenise
 from dit.canvas import Canvas, blank
 from dit.flops import decode_flops, decoding_bytes, dreaming_bytes, encode_flops, forward_flops, sketch_flops
-from dit.material import LATENTS
+from dit.guidance import Script, plan
+from dit.inputs import LATENTS
 from dit.model import DiT
 from dit.modes import MODES, Ask
 from dit.packing import grid_of, patchify
 from dit.pipeline import Pipeline, hash_of_model
 from dit.request import Request
-from dit.script import Script, plan
 from dit.settings import SETTINGS, read_settings
 from dit.windows import beginning, places_of
-from vae.guard import read_seconds
 from vae.model import VideoVAE
+from vae.video.sandbox import read_seconds
 from vae.weights import CONFIG, load_strictly, read_json, weights_in
 
 LATENT_COPIES = 6  # noise, canvas, what is found, and a step's own

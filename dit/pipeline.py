@@ -17,16 +17,16 @@ from torch import Tensor
 
 from captioning.text_encoder import FILES as TEXT_FILES
 from captioning.text_encoder import Words, encode, load_text_encoder, tokenise
+from dit.batching import Job, packed
 from dit.canvas import Canvas, blank
 from dit.flow import schedule
-from dit.job import Job, packed
-from dit.material import ask_of, hashed
+from dit.guidance import Look, Script, plan
+from dit.inputs import ask_of, hashed
 from dit.model import DiT
 from dit.modes import MODES, Mode
 from dit.packing import grid_of, pack, unpack
 from dit.request import METHODS, NONE, SIDES, Request, RequestError, check_values
 from dit.sampler import Heading, Velocity, sample
-from dit.script import Look, Script, plan
 from dit.settings import SETTINGS, Settings, read_settings
 from dit.windows import Windows, beginning, cut_open, window_of
 from vae.model import VideoVAE

@@ -22,12 +22,12 @@ from openai.types.video import Video
 from PIL import Image
 from starlette.testclient import TestClient
 
-from app.asked import fields_of, read_form, read_json
-from app.batch import crew
+from app.batch.batch import crew
 from app.cli import main
-from app.jobs import Queue
+from app.queue.jobs import Queue
 from app.render import request_in
-from app.service import Service, offers_of
+from app.server.parsing import fields_of, read_form, read_json
+from app.server.service import Service, offers_of
 from dit.request import RequestError
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")
@@ -71,7 +71,7 @@ def other(served):
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory, tiny_model):
     """What a server without tokens and without workers answers, asked within this process."""
-    from app.api import server
+    from app.server.api import server
 
     queue = Queue(tmp_path_factory.mktemp("alone"))
     service = Service(queue, offers_of(queue, [str(tiny_model)]))
@@ -188,7 +188,7 @@ def test_what_the_model_cannot_make_is_not_queued(client, found, told):
 
 
 def test_who_has_as_many_in_line_as_may_is_told_to_come_again_and_others_are_served(tmp_path, tiny_model):
-    from app.api import server
+    from app.server.api import server
 
     queue = Queue(tmp_path)
     asking = TestClient(server(Service(queue, offers_of(queue, [str(tiny_model)]), most_jobs=2), [ONE, OTHER]))
@@ -368,7 +368,7 @@ def test_bodies_that_are_none_are_refused_in_one_sentence(alone, body):
 
 
 def test_a_body_beyond_the_limit_is_not_taken(alone, monkeypatch):
-    monkeypatch.setattr("app.gate.JSON_BYTES", 1000)
+    monkeypatch.setattr("app.server.auth.JSON_BYTES", 1000)
     body = {"prompt": "ball " * 300}
     assert alone.post("/v1/videos", json=body).status_code == 413
     pieces = (b" " * 100 for _ in range(20))

@@ -10,11 +10,12 @@ import time
 
 import pytest
 
-from app.batch import MANIFEST
+from app.batch.batch import MANIFEST
+from app.batch.cluster import make
 from app.cli import main
-from app.cluster import make
-from app.jobs import CANCELLED, DONE, QUEUED, RUNNING, Job, Queue, new_ids
-from app.render import UPSAMPLER, request_in
+from app.queue.jobs import CANCELLED, DONE, QUEUED, RUNNING, Job, Queue, new_ids
+from app.registry import UPSAMPLER
+from app.render import request_in
 from captioning.upsampler import load_upsampler
 from dit.request import Request
 
@@ -123,7 +124,7 @@ def test_bad_words_are_refused_before_anything_is_made(batch, capsys):
 
 
 def test_a_row_that_does_not_fit_in_memory_is_refused_and_the_others_are_made(batch, capsys, monkeypatch):
-    from app import estimate
+    from app.queue import estimate
 
     most = estimate.Estimator().estimate(Request(mode="text-to-image", prompt="a", model=batch.model)).peak()
     monkeypatch.setattr(estimate, "room_on", lambda device, holders=(): most + 2**18)

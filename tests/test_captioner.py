@@ -18,7 +18,7 @@ from training.prepare.captions import CaptionsRun, captioner_of, captions, faile
 from training.prepare.clips import ClipsRun, clips
 from training.prepare.filter import FilterRun, filter_clips
 from training.prepare.manifest import PrepareError, read_manifest
-from vae.recorder import write_picture, write_video
+from vae.video.write import write_picture, write_video
 
 GOOD = {
     "subject": "a white disc",
@@ -283,7 +283,7 @@ def test_a_name_of_any_bytes_is_printed_on_one_line(files, capsys):
     ],
 )
 def test_the_command_refuses_bad_arguments_before_it_opens_a_file(words, rule, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("app.caption.SHIPPED", tmp_path / "none")
+    monkeypatch.setattr("app.commands.caption.SHIPPED", tmp_path / "none")
     try:
         code = main(["caption", str(tmp_path / "gone.mp4"), *words])
     except SystemExit as stop:  # argparse's own
@@ -293,13 +293,13 @@ def test_the_command_refuses_bad_arguments_before_it_opens_a_file(words, rule, t
 
 
 def test_the_shipped_captioner_is_the_default(files, own, monkeypatch, capsys):
-    monkeypatch.setattr("app.caption.SHIPPED", own)
+    monkeypatch.setattr("app.commands.caption.SHIPPED", own)
     assert main(["caption", str(files / "still.png")]) == 0
     assert capsys.readouterr().out.startswith(f"{files / 'still.png'}\t")
 
 
 def test_preparing_captions_by_the_shipped_captioner_too_unless_another_is_named(prepared, own, monkeypatch, capsys):
-    monkeypatch.setattr("app.caption.SHIPPED", own)
+    monkeypatch.setattr("app.commands.caption.SHIPPED", own)
     words = ["prepare", "captions", str(prepared), "--engine", "here"]
     with Server(GOOD) as server:
         assert main([*words, "--endpoint", server.url, "--model", "eye"]) == 0
@@ -311,7 +311,7 @@ def test_preparing_captions_by_the_shipped_captioner_too_unless_another_is_named
 
 
 def test_preparing_all_writes_captions(files, own, tmp_path_factory, monkeypatch, capsys):
-    monkeypatch.setattr("app.caption.SHIPPED", own)
+    monkeypatch.setattr("app.commands.caption.SHIPPED", own)
     (files / "broken.mp4").unlink()
     folder = tmp_path_factory.mktemp("done")
     assert main(["prepare", "all", str(files), str(folder), "--engine", "here"]) == 0
@@ -320,7 +320,7 @@ def test_preparing_all_writes_captions(files, own, tmp_path_factory, monkeypatch
 
 
 def test_preparing_captions_wants_a_captioner_named_where_none_is_shipped(prepared, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("app.caption.SHIPPED", tmp_path / "none")
+    monkeypatch.setattr("app.commands.caption.SHIPPED", tmp_path / "none")
     assert main(["prepare", "captions", str(prepared), "--engine", "here"]) == 2
     assert "a captioner must be named where none is shipped" in capsys.readouterr().err
     assert main(["prepare", "captions", str(prepared), "--engine", "here", "--model", "eye"]) == 2

@@ -13,9 +13,9 @@ from captioning.coca import FRAMES, CoCaCaptioner, FrameByFrame, OpenClipWords, 
 from captioning.text_encoder import load_text_encoder, tokenise, train_tokenizer
 from training.config import CaptionerRun
 from training.dataset import bucket_of
-from training.describing import SCORED, cider, describe, truthfulness
-from training.evaluate import JUDGED
-from training.recaption import ASKED, KINDS, compare, picture, summary, variant
+from training.evaluation.captions import SCORED, cider, describe, truthfulness
+from training.evaluation.evaluate import JUDGED
+from training.experiments.recaption import ASKED, KINDS, compare, picture, summary, variant
 from training.train_captioner import begun, telling_of, train
 from training.world.scene import rng_of, sample_scene
 from training.world.words import caption, in_a_mirror, said
@@ -263,7 +263,7 @@ def test_the_three_sets_of_the_experiment_differ_in_captions_alone_and_one_in_tw
 
 def test_describing_a_data_set_goes_on_where_it_was_stopped(world, tmp_path, monkeypatch):
     base = bucket_of(world / "train", (64, 64, 17))
-    monkeypatch.setattr("training.describing.TOGETHER", 2)
+    monkeypatch.setattr("training.evaluation.captions.TOGETHER", 2)
     asked = []
 
     class Counting:

@@ -11,8 +11,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from app.certificate import AUTHORITY, CHAIN, FOLDER, KEY, ProvenanceError, anchors, certificate
-from app.provenance import TRUSTED, VALID, check_signing, sign, sign_here
+from app.provenance.certificate import AUTHORITY, CHAIN, FOLDER, KEY, ProvenanceError, anchors, certificate
+from app.provenance.credentials import TRUSTED, VALID, check_signing, sign, sign_here
 from tests.test_provenance import REQUEST, flipped, judged, overlooked, signed, written
 
 
@@ -46,7 +46,7 @@ def test_who_does_not_know_the_signer_finds_a_file_valid_and_who_trusts_its_auth
 def test_a_certificate_is_made_once_and_privately_also_by_many_at_once(tmp_path, monkeypatch):
     home = tmp_path / "deep" / "home"
     monkeypatch.setenv("LONGTAKE_HOME", str(home))
-    code = "from app.certificate import certificate; print(certificate())"
+    code = "from app.provenance.certificate import certificate; print(certificate())"
     many = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(6)]
     assert len({one.communicate()[0] for one in many} | {f"{certificate()}\n"}) == 1
     assert [path.name for path in home.iterdir()] == [FOLDER]

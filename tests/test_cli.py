@@ -15,8 +15,8 @@ from PIL import Image
 from app.cli import TRAINING, main
 from app.render import request_in
 from dit.modes import MODES
-from vae.media import read_metadata, read_picture, read_video
-from vae.recorder import write_video
+from vae.video.read import read_metadata, read_picture, read_video
+from vae.video.write import write_video
 
 
 @pytest.fixture
@@ -145,7 +145,7 @@ def test_a_clip_is_extended_edited_and_made_again_with_its_files(generate, longt
 
 
 def test_latents_that_were_kept_are_given_instead_of_the_file_coded_again(generate, longtake, tiny_model, tmp_path):
-    from dit.material import keep_latents, kept_latents
+    from dit.inputs import keep_latents, kept_latents
     from dit.pipeline import Pipeline
 
     clip, made = tmp_path / "clip.mp4", tmp_path / "longer.mp4"

@@ -11,12 +11,12 @@ import psutil
 import pytest
 import torch
 
-from app.batch import MANIFEST
+from app.batch.batch import MANIFEST
 from app.cli import main
 from tests.test_prepare import shot
 from training.prepare.engine import each
 from training.prepare.manifest import read_manifest
-from vae.recorder import write_video
+from vae.video.write import write_video
 
 ROWS = "".join(f"a red ball {n}\n" for n in range(6))
 

@@ -10,8 +10,8 @@ from training.prepare.duplicates import BYTES, NEAR, away, candidates, duplicate
 from training.prepare.filter import FilterRun, filter_clips
 from training.prepare.manifest import read_manifest
 from training.world import make_clips
-from vae.pixels import from_bytes
-from vae.recorder import write_video
+from vae.video.pixels import from_bytes
+from vae.video.write import write_video
 
 
 def scaled(clip, share):

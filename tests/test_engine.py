@@ -13,8 +13,8 @@ import pytest
 from app.cli import main
 from tests.test_prepare import shot
 from training.prepare.engine import TRIES, Where, shown
-from training.prepare.pace import pace
-from vae.recorder import write_video
+from training.prepare.throughput import pace
+from vae.video.write import write_video
 
 
 def odd_alone(number: int) -> int:

@@ -11,10 +11,10 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from app.cli import main
-from app.estimate import Estimator, Unfit
-from app.history import History
-from app.jobs import Queue
-from app.worker import work
+from app.queue.estimate import Estimator, Unfit
+from app.queue.history import History
+from app.queue.jobs import Queue
+from app.queue.worker import work
 from dit.estimate import Outline
 from dit.flops import decoding_bytes, dreaming_bytes
 from dit.model import DiT, DiTConfig
@@ -22,7 +22,7 @@ from dit.packing import pack
 from dit.pipeline import Pipeline
 from dit.request import Moment, Request
 from vae.model import VideoVAE
-from vae.recorder import write_video
+from vae.video.write import write_video
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ from PIL import Image
 
 from captioning.coca import CoCaCaptioner, VideoCoCa
 from captioning.text_encoder import train_tokenizer
-from training.evaluate import JUDGED, SETS, evaluate, fits, prompt_of, scenes_of, score
-from training.judge import ATTRIBUTES, REPORT, THINGS, Judge, judge_loss, spoil, targets_of, truth_of
-from training.metrics import interval
+from training.evaluation.evaluate import JUDGED, SETS, evaluate, fits, prompt_of, scenes_of, score
+from training.evaluation.judge import ATTRIBUTES, REPORT, THINGS, Judge, judge_loss, spoil, targets_of, truth_of
+from training.evaluation.metrics import interval
 from training.world import sample_scene
 from training.world.scene import HELD_OUT, pairs
 from training.world.words import said

@@ -17,7 +17,7 @@ from training.prepare.clips import ClipsRun, clips
 from training.prepare.filter import FilterRun, filter_clips
 from training.prepare.latents import Shelf, encoder_of, latents
 from training.prepare.manifest import read_manifest
-from vae.recorder import write_picture, write_video
+from vae.video.write import write_picture, write_video
 
 
 def titled(clip):

@@ -8,7 +8,7 @@ import torch
 
 from training.config import WorldRun
 from training.dataset import as_pixels, bucket_of, make_world
-from training.framing import SQUARE, WIDE, coloured, count, crop, cut, left_of, subject
+from training.experiments.framing import SQUARE, WIDE, coloured, count, crop, cut, left_of, subject
 from training.world import make_clip
 from training.world.scene import sample_scene
 

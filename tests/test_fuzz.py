@@ -6,10 +6,10 @@ from random import Random
 import pytest
 import yaml
 
-from app.feeds import Broken, check_sentence, goes_on
-from app.fuzz import SHARES, campaign
-from app.mutation import LAUGHS, MERGES, altered, torn
-from app.rows import read_rows
+from app.batch.rows import read_rows
+from app.loadtest.feeds import Broken, check_sentence, goes_on
+from app.loadtest.fuzz import SHARES, campaign
+from app.loadtest.mutation import LAUGHS, MERGES, altered, torn
 from dit.request import BOARD_BYTES, Request, RequestError, read_board
 
 

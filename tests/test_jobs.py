@@ -13,10 +13,10 @@ from itertools import count
 import pytest
 import torch
 
-from app.jobs import CANCELLED, DONE, FAILED, INTERRUPTED, QUEUED, RUNNING, JobError, Queue
+from app.queue.jobs import CANCELLED, DONE, FAILED, INTERRUPTED, QUEUED, RUNNING, JobError, Queue
+from app.queue.lease import Shift, Superseded, recover, staging
+from app.queue.worker import Bench, make, make_room, make_together, work
 from app.render import request_in
-from app.shift import Shift, Superseded, recover, staging
-from app.worker import Bench, make, make_room, make_together, work
 from dit.request import Request
 
 
@@ -345,8 +345,8 @@ def test_a_full_disk_pauses_the_queue_and_the_job_waits(queue, tiny_model, tmp_p
 WORKER = """
 import sys
 from pathlib import Path
-from app.jobs import Queue
-from app.worker import work
+from app.queue.jobs import Queue
+from app.queue.worker import work
 work(Queue(Path(sys.argv[1])), until_empty=True, together=3)
 """
 

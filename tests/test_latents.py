@@ -15,12 +15,12 @@ from tests.test_prepare import shot
 from training.dataset import DataError
 from training.prepare.clips import ClipsRun, clips, rows_of
 from training.prepare.filter import FilterRun, filter_clips
-from training.prepare.glossary import Glossary, speaker_of
 from training.prepare.latents import LatentsRun, Shelf, encoder_of, failed_latents, fit, latents, retell
 from training.prepare.manifest import Journal, Row, read_manifest
-from vae.media import read_picture, read_video
-from vae.pixels import fit_picture
-from vae.recorder import write_picture, write_video
+from training.prepare.text_cache import Glossary, speaker_of
+from vae.video.pixels import fit_picture
+from vae.video.read import read_picture, read_video
+from vae.video.write import write_picture, write_video
 from vae.weights import WEIGHTS
 
 FORMATS = ((64, 64, 9), (64, 64, 17), (80, 48, 9), (64, 64, 1))

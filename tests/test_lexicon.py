@@ -8,12 +8,12 @@ from itertools import product
 import numpy as np
 import pytest
 
-from app.render import UPSAMPLER
+from app.registry import UPSAMPLER
 from captioning.glossary import Glossary, load_glossary
 from captioning.lexicon import Lexicon, verdicts
 from captioning.upsampler import GLOSSARY, Ours
-from training.telling import glossary
-from training.thesaurus import BRIEF, EMPTY, THESAURUS, say
+from training.salience import glossary
+from training.synonyms import BRIEF, EMPTY, THESAURUS, say
 from training.train_upsampler import twisted
 from training.world.facts import looks, patients, places, struck
 from training.world.scene import sample_scene

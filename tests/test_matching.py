@@ -12,7 +12,7 @@ from training.prepare.clips import ClipsRun, clips
 from training.prepare.filter import FilterRun, failed_scores, filter_clips
 from training.prepare.manifest import Journal, read_manifest
 from training.prepare.match import JOURNAL, LEAST, LEAST_OF_OTHERS, least_match, least_of
-from vae.recorder import write_video
+from vae.video.write import write_video
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from dit.canvas import shares
 from dit.modes import MODES
 from dit.pipeline import Pipeline
 from dit.request import Moment, Request, RequestError, read_board
-from vae.media import read_picture, read_video, write_picture, write_video
+from vae.video.read import read_picture, read_video, write_picture, write_video
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from app.names import LATENTS, hashes_of, name_of, parse_shard, shard_of, slug_of
-from app.rows import KINDS, Row, read_rows
-from app.sweeps import expand
+from app.batch.names import LATENTS, hashes_of, name_of, parse_shard, shard_of, slug_of
+from app.batch.rows import KINDS, Row, read_rows
+from app.batch.sweeps import expand
 from dit.modes import MODES
 from dit.request import Moment, Request, RequestError
 
@@ -28,7 +28,7 @@ def given(*found: dict) -> list[Row]:
 
 
 def test_latents_end_as_they_are_kept():
-    from dit import material
+    from dit import inputs as material
 
     assert LATENTS == material.LATENTS
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from app.cli import main
-from app.jobs import DONE, FAILED, Queue
-from app.policy import OFF, POLICIES, STANDARD, STRICT, PolicyError, Watch, check_output, check_prompt, rules
+from app.policy.policy import OFF, POLICIES, STANDARD, STRICT, PolicyError, Watch, check_output, check_prompt, rules
+from app.queue.jobs import DONE, FAILED, Queue
+from app.queue.worker import work
 from app.render import render
-from app.worker import work
 from dit.request import Moment, Request
-from training.evaluate import SETS, WORDS, prompt_of, scenes_of
+from training.evaluation.evaluate import SETS, WORDS, prompt_of, scenes_of
 
 FIRES = {
     "minors": ["a naked child", "nude 12-year-old girl", "teen hentai", "裸体的小女孩", "十二岁的裸女", "lolicon"],
@@ -189,7 +189,7 @@ def eye(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def classifier(eye):
-    from app.classifier import Classifier
+    from app.policy.classifier import Classifier
 
     return Classifier(eye)
 
@@ -228,7 +228,7 @@ def test_a_classifier_sees_a_frame_a_second_the_first_and_the_last(classifier):
 
 
 def test_a_classifier_that_is_none_or_has_no_such_label_is_refused(eye, tmp_path):
-    from app.classifier import Classifier
+    from app.policy.classifier import Classifier
 
     with pytest.raises(PolicyError, match="labels to refuse must be among normal, nsfw"):
         Classifier(eye, ["cats"])

@@ -22,8 +22,8 @@ from training.prepare.clips import ClipsRun, clips, failed_clips, rows_of
 from training.prepare.engine import TRIES, each
 from training.prepare.manifest import PrepareError, alone, read_manifest
 from training.prepare.sources import sources
-from vae.media import read_picture, read_video, write_picture, write_video
-from vae.pixels import to_bytes
+from vae.video.pixels import to_bytes
+from vae.video.read import read_picture, read_video, write_picture, write_video
 
 
 def shot(hue: float, frames: int, rows: int = 48, columns: int = 64, speed: int = 2):

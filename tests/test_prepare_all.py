@@ -13,7 +13,7 @@ from training.config import DiTRun
 from training.prepare.manifest import read_manifest
 from training.train_dit import Source, draw, train
 from vae.model import VideoVAE
-from vae.recorder import write_picture, write_video
+from vae.video.write import write_picture, write_video
 from vae.weights import load_strictly
 
 FORMATS = ((64, 64, 9), (64, 64, 1))

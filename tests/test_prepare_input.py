@@ -17,7 +17,7 @@ from tests.test_prepare import coded_film, run_of, shot
 from training.prepare.clips import ClipsRun, clips, failed_clips, rows_of
 from training.prepare.manifest import Journal, PrepareError, read_manifest
 from training.prepare.sources import sources
-from vae.recorder import write_picture, write_video
+from vae.video.write import write_picture, write_video
 
 
 @pytest.fixture

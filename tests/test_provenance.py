@@ -16,12 +16,13 @@ import c2pa
 import pytest
 import torch
 from PIL import Image
+from tests.test_media import smooth_clip
 
-from app import provenance
-from app.certificate import ProvenanceError, anchors, certificate
 from app.cli import main
-from app.prepare import PARTLY
-from app.provenance import (
+from app.commands.verify import add_verify
+from app.exit_codes import PARTIAL
+from app.provenance.certificate import ProvenanceError, anchors, certificate
+from app.provenance.credentials import (
     TAMPERED,
     TRUSTED,
     UNSIGNED,
@@ -32,12 +33,11 @@ from app.provenance import (
     verify,
     verify_here,
 )
-from app.verify import add_verify
+from app.provenance.credentials import credentials as provenance
 from dit.request import KEY as WORDS
 from dit.request import Moment, Request
-from tests.test_media import smooth_clip
-from vae.media import read_metadata, read_picture, read_video, write_picture, write_video
-from vae.pixels import MediaError
+from vae.video.pixels import MediaError
+from vae.video.read import read_metadata, read_picture, read_video, write_picture, write_video
 
 SUFFIXES = (".mp4", ".webm", ".mkv", ".gif", ".png", ".webp")
 REQUEST = Request(
@@ -350,7 +350,7 @@ def test_the_command_says_a_line_for_each_file(tmp_path, capsys):
     assert all("made by an AI model; model first 0a1b2c3d" in line for line in lines)
     plain = written(tmp_path / "plain\n.png")
     two.write_bytes(two.read_bytes() + b"\0")
-    assert command(one, plain, two, tmp_path / "missing.png") == PARTLY
+    assert command(one, plain, two, tmp_path / "missing.png") == PARTIAL
     printed = capsys.readouterr()
     states = [line.split("\t")[1] for line in printed.out.splitlines()]
     assert states == [TRUSTED, UNSIGNED, TAMPERED] and r"plain\n.png" in printed.out
@@ -372,5 +372,5 @@ def test_the_command_signs_what_carries_its_request(tmp_path, capsys):
 
 def test_the_command_imports_nothing_heavy_before_it_is_called():
     heavy = {"c2pa", "cryptography", "torch", "av", "numpy"}
-    code = f"import sys, app.verify, app.provenance; print(sorted({heavy} & sys.modules.keys()))"
+    code = f"import sys, app.commands.verify, app.provenance.credentials; print(sorted({heavy} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"

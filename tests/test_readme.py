@@ -10,11 +10,12 @@ import pytest
 from PIL import Image
 
 from app.cli import main
-from app.render import DEFAULT_MODEL, MODELS, model_folder, request_in
+from app.registry import DEFAULT_MODEL, MODELS, model_folder
+from app.render import request_in
 from dit.pipeline import Pipeline
-from training.evaluate import SETS, Asking, dreams, read, scenes_of, score
-from training.judge import Judge, truth_of
-from vae.media import read_video
+from training.evaluation.evaluate import SETS, Asking, dreams, read, scenes_of, score
+from training.evaluation.judge import Judge, truth_of
+from vae.video.read import read_video
 from vae.weights import load_strictly
 
 HOUSE = Path(__file__).parents[1]

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from app.rows import Row, read_rows
-from app.sweeps import expand
+from app.batch.rows import Row, read_rows
+from app.batch.sweeps import expand
 from dit.request import Moment, Request, RequestError
 
 
@@ -24,7 +24,7 @@ def read(folder: Path, name: str, content: str | bytes) -> list[Row]:
 
 def test_rows_sweeps_and_names_import_nothing_heavy():
     heavy = {"torch", "numpy", "av", "pyarrow", "diffusers", "yaml"}
-    code = f"import sys, app.rows, app.sweeps, app.names; print(sorted({heavy} & sys.modules.keys()))"
+    code = f"import sys, app.batch.rows, app.batch.sweeps, app.batch.names; print(sorted({heavy} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 

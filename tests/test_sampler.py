@@ -7,10 +7,10 @@ import torch
 
 from dit.canvas import Canvas, blank
 from dit.flow import schedule, scheduler_for
+from dit.guidance import Script, plan
 from dit.modes import MODES, Ask
 from dit.request import METHODS, Moment, Request
 from dit.sampler import guide, noise_for, sample
-from dit.script import Script, plan
 
 MEAN, SPREAD = 3.0, 0.5
 

@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from app.certificate import anchors, certificate
+from app.batch.names import hash_file
 from app.cli import main
-from app.names import hash_file
-from app.provenance import TRUSTED, UNSIGNED, credentials_of, sign_here
+from app.provenance.certificate import anchors, certificate
+from app.provenance.credentials import TRUSTED, UNSIGNED, credentials_of, sign_here
+from app.provenance.signing import signed
 from app.render import request_in
-from app.signing import signed
-from dit.material import keep_latents, kept_latents
+from dit.inputs import keep_latents, kept_latents
 from tests.test_provenance import REQUEST, SUFFIXES, judged, written
-from vae.credentials import hash_of_contents, place_in
-from vae.media import read_picture
+from vae.video.credentials import hash_of_contents, place_in
+from vae.video.read import read_picture
 
 
 @pytest.fixture

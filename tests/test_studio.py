@@ -12,14 +12,14 @@ import torch
 from PIL import Image
 from starlette.testclient import TestClient
 
-from app.jobs import FAILED, Queue
-from app.previews import PREVIEWS, path_of, viewer
-from app.serve import check_for
-from app.service import Service, offers_of
-from app.shift import Shift
-from app.studio.ballots import VOTES, add_line
-from app.studio.serve import studio
-from app.worker import work
+from app.commands.serve import check_for
+from app.commands.studio import studio
+from app.queue.jobs import FAILED, Queue
+from app.queue.lease import Shift
+from app.queue.previews import PREVIEWS, path_of, viewer
+from app.queue.worker import work
+from app.server.service import Service, offers_of
+from app.studio.votes import VOTES, add_line
 from dit.modes import MODES
 from dit.request import Request
 
@@ -305,7 +305,7 @@ def test_those_who_wait_are_told_when_their_clips_will_be_there(visitor, monkeyp
 
 
 def test_where_a_clip_does_not_fit_the_nearest_that_does_is_named(visitor, monkeypatch):
-    monkeypatch.setattr("app.estimate.room_on", lambda *_: 2**20 * 480)
+    monkeypatch.setattr("app.queue.estimate.room_on", lambda *_: 2**20 * 480)
     crowded = TestClient(
         studio(replace(visitor.app.state.service, check=check_for("standard", "cpu", []))), base_url=HERE
     )
@@ -437,7 +437,7 @@ def test_a_storyboard_is_read_from_its_text_and_written_as_one(visitor):
 
 
 def test_a_prompt_is_written_out_by_the_shipped_upsampler_where_there_is_one(visitor, tmp_path, monkeypatch):
-    monkeypatch.setattr("app.render.UPSAMPLER", tmp_path / "none")
+    monkeypatch.setattr("app.registry.UPSAMPLER", tmp_path / "none")
     assert "needs the shipped upsampler" in visitor.refused("/studio/upsample", {"prompt": "a ball", "seed": 1})
     from captioning.upsampler import Ours, Writer, save_upsampler, tokenizer_of
 
@@ -447,7 +447,7 @@ def test_a_prompt_is_written_out_by_the_shipped_upsampler_where_there_is_one(vis
     shape = {"vocabulary": len(tokenizer), "context": 64, "width": 32, "heads": 2, "layers": 1}
     writer = Writer(**shape, least=-99.0, gain=-99.0, end_id=tokenizer.eos_token_id, pad_id=tokenizer.pad_token_id)
     save_upsampler(Ours(tokenizer, writer), tmp_path / "upsampler")
-    monkeypatch.setattr("app.render.UPSAMPLER", tmp_path / "upsampler")
+    monkeypatch.setattr("app.registry.UPSAMPLER", tmp_path / "upsampler")
     asked = {"prompt": "a red ball", "seed": 1, "still": False}
     first, second = (visitor.post("/studio/upsample", json=asked) for _ in range(2))
     assert first.status_code == 200 and first.json() == second.json() and first.json()["written"]
@@ -457,8 +457,8 @@ def test_a_prompt_is_written_out_by_the_shipped_upsampler_where_there_is_one(vis
 
 @pytest.mark.parametrize("together", [1, 3])
 def test_who_watches_sees_a_clip_move_while_it_is_dreamed_and_not_after(visitor, together, monkeypatch):
-    monkeypatch.setattr("app.previews.SHARE", 1.0)
-    monkeypatch.setattr("app.previews.FIRST_SECONDS", 0.0)
+    monkeypatch.setattr("app.queue.previews.SHARE", 1.0)
+    monkeypatch.setattr("app.queue.previews.FIRST_SECONDS", 0.0)
     cards = visitor.asks(steps=40, variations=together)
     seen, note = {card["id"]: {} for card in cards}, Shift.note
 

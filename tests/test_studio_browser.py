@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from app.render import DEFAULT_MODEL, model_folder
+from app.registry import DEFAULT_MODEL, model_folder
 from dit.modes import MODES
 from dit.settings import SETTINGS, read_settings
 
@@ -252,7 +252,7 @@ def lineage(card: dict, cards: dict) -> list[str]:
 
 
 def titles() -> dict[str, str]:
-    from app.studio.words import read_words
+    from app.studio.translations import read_words
 
     return {mode: read_words()["en"][f"modes.{mode}"] for mode in MODES}
 

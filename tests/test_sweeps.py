@@ -4,8 +4,8 @@ from dataclasses import fields
 
 import pytest
 
-from app.rows import KINDS, Row
-from app.sweeps import expand, is_several, read_wildcards
+from app.batch.rows import KINDS, Row
+from app.batch.sweeps import expand, is_several, read_wildcards
 from dit.request import Request, RequestError
 
 

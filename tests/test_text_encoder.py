@@ -4,7 +4,7 @@ import pytest
 import torch
 import transformers
 
-from captioning.contrast import VideoTower, contrast
+from captioning.contrastive import VideoTower, contrast
 from captioning.text_encoder import (
     FILES,
     TextTower,

@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from app.uploads import HALF, Caps, UploadError, keep_upload, sniffed
-from vae.media import read_video
-from vae.recorder import write_video
+from app.server.uploads import HALF, Caps, UploadError, keep_upload, sniffed
+from vae.video.read import read_video
+from vae.video.write import write_video
 
 KINDS = (".mp4", ".webm", ".mkv", ".gif", ".png", ".jpg", ".webp")
 

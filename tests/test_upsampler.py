@@ -31,9 +31,9 @@ from tests.test_captioner import Server
 from tests.toy import COLOURS, SHAPES, toy_doubts
 from training import train_upsampler
 from training.dataset import bucket_of
-from training.telling import meanings
+from training.evaluation.upsampler import read, verdicts
+from training.salience import meanings
 from training.train_upsampler import limits_of, near_miss, weights
-from training.upsampling import read, verdicts
 from training.world.scene import sample_scene
 from training.world.words import caption
 from vae.weights import WeightsError
@@ -288,7 +288,7 @@ def test_an_endpoint_that_is_wrong_slow_or_gone_is_told_of_in_a_sentence(
     ],
 )
 def test_a_name_that_is_no_upsamplers_is_bad_input(longtake, tmp_path, monkeypatch, name, reason):
-    monkeypatch.setattr("app.render.UPSAMPLER", tmp_path / "none")
+    monkeypatch.setattr("app.registry.UPSAMPLER", tmp_path / "none")
     code, err = longtake("generate", "a red ball", "--upsample", name, "-o", "c.mp4")
     assert code == 2 and reason in err.splitlines()[-1] and not list(tmp_path.iterdir())
 
@@ -351,7 +351,7 @@ def test_help_imports_no_upsampler():
 
 def test_prompts_are_evaluated_in_other_words_and_written_out(folder, tiny_model):
     from dit.pipeline import Pipeline
-    from training.evaluate import WORDS, Asking, prompt_of
+    from training.evaluation.evaluate import WORDS, Asking, prompt_of
 
     scene = sample_scene(0, "test", 5)
     assert len({prompt_of(scene, words) for words in WORDS}) == len(WORDS)

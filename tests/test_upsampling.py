@@ -13,9 +13,9 @@ from app.cli import main
 from captioning.upsampler import CLIP, PICTURE, Ours, Writer, load_upsampler, tokenizer_of
 from training.config import UpsamplerRun
 from training.dataset import bucket_of, texts_of
-from training.thesaurus import THESAURUS, say, typed
+from training.evaluation.upsampler import FIRST, SETS, cases, read, survival, verdicts
+from training.synonyms import THESAURUS, say, typed
 from training.train_upsampler import agree, choice_of, mistaken, pair_of, train, twisted
-from training.upsampling import FIRST, SETS, cases, read, survival, verdicts
 from training.world.scene import sample_scene
 from training.world.words import LANGUAGES, TABLES, caption
 

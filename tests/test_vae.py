@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from training.metrics import linear_psnr, principal, psnr
+from training.evaluation.metrics import linear_psnr, principal, psnr
 from vae.losses import PatchDiscriminator, adaptive_weight, discriminator_loss, kl, perceptual, ssim
 from vae.model import VideoVAE
 

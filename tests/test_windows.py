@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from dit.batching import Job
 from dit.canvas import Canvas, blank
 from dit.flow import interpolate
-from dit.job import Job
 from dit.pipeline import Pipeline
 from dit.request import Request
 from dit.windows import Windows, beginning, cut_open, cuts_of, places_of, window_of
@@ -173,8 +173,8 @@ def test_a_circle_is_cut_open_where_least_changes(pipeline):
 
 
 def test_a_still_clip_drifts_nowhere_and_a_fading_one_does():
-    from training.bench import meter
-    from training.judge import Judge
+    from training.evaluation.bench import meter
+    from training.evaluation.judge import Judge
 
     eye = Judge(width=8).eval()
     still = torch.rand(3, 1, 64, 64).expand(-1, 51, -1, -1)
@@ -184,7 +184,7 @@ def test_a_still_clip_drifts_nowhere_and_a_fading_one_does():
 
 
 def test_others_ways_of_long_clips_can_be_measured_beside_ours(pipeline):
-    from training.bench import chained
+    from training.evaluation.bench import chained
 
     request = pipeline.resolve(Request(mode="long", prompt="a red ball", seconds=5.0))
     clip = chained(pipeline, request)

@@ -17,7 +17,7 @@ from training.presets import PRESETS
 PARTS = {
     "world": ("training.dataset", "make_world"),
     "vae": ("training.train_vae", "train"),
-    "judge": ("training.judge", "train"),
+    "judge": ("training.evaluation.judge", "train"),
     "text": ("training.train_text", "train"),
     "dit": ("training.train_dit", "train"),
 }

@@ -24,10 +24,10 @@ from captioning.coca import CoCaCaptioner, OpenClipWords, VideoCoCa
 from captioning.text_encoder import TextTower, load_text_encoder, tokenise
 from training.config import CaptionerRun
 from training.dataset import Bucket, bucket_of, data_hash, drawn, share, texts_of
-from training.describing import measure
+from training.evaluation.captions import measure
 from training.loop import Course, accelerator_for, adamw, descend, describe, rate_at, short_attention
 from training.muon import muon
-from training.telling import telling
+from training.salience import telling
 from training.world.words import in_a_mirror
 from vae.weights import hash_of_file, weights_in
 

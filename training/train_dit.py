@@ -32,11 +32,11 @@ from training.config import DiTRun, Format
 from training.dataset import PREPARED, Bucket, bucket_of, code, data_hash, order, share
 from training.loop import Course, accelerator_for, adamw, descend, describe, rate_at
 from training.muon import muon
-from training.prepare.glossary import Glossary
+from training.prepare.text_cache import Glossary
 from training.world.words import in_a_mirror
 from vae.model import VideoVAE
-from vae.pixels import contact_sheet
-from vae.recorder import write_picture
+from vae.video.pixels import contact_sheet
+from vae.video.write import write_picture
 from vae.weights import halve, load_strictly
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from captioning.contrast import VideoTower, contrast
+from captioning.contrastive import VideoTower, contrast
 from captioning.text_encoder import FILES, TextTower, encode, tokenise, train_tokenizer
 from training.config import TextRun
 from training.dataset import Bucket, bucket_of, data_hash, order, share, texts_of

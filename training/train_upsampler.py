@@ -3,7 +3,7 @@
     python -m training.train_upsampler --preset tiny
 
 The pairs are a data set's own: what names a clip in a few words, in English or Chinese, and a caption of it in English,
-the captioner's where it has written them (`python -m training.describing CAPTIONER --data DATA --write FILE`), but for
+the captioner's where it has written them (`python -m training.evaluation.captions CAPTIONER --data DATA --write FILE`), but for
 those that contradict the short text. Half of the short ones are said anew of the clip's scene, in words of a thesaurus
 and with more left out, as people do. One model learns both directions of every pair, and what people say of no clip in
 particular; `captioning/upsampler.py` says what for. Most words of a caption are left to chance; the few that a prompt
@@ -40,12 +40,12 @@ from captioning.upsampler import (
 )
 from training.config import UpsamplerRun
 from training.dataset import MOVING, STILL, Bucket, bucket_of, data_hash, drawn, share, texts_of
-from training.describing import truth
+from training.evaluation.captions import truth
+from training.evaluation.upsampler import read, survival
 from training.loop import Course, accelerator_for, adamw, descend, describe, rate_at
 from training.muon import muon
-from training.telling import glossary, meanings, telling
-from training.thesaurus import say, typed
-from training.upsampling import read, survival
+from training.salience import glossary, meanings, telling
+from training.synonyms import say, typed
 from training.world.lexicon import SIDES
 from training.world.scene import COLOURS, EVENTS, SIZES, Scene
 from training.world.words import caption, said

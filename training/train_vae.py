@@ -15,8 +15,8 @@ from torch import Tensor
 
 from training.config import Format, VAERun
 from training.dataset import Bucket, as_pixels, bucket_of, data_hash, order, share
+from training.evaluation.metrics import linear_psnr, lpips_or_none, principal, psnr, video_ssim
 from training.loop import Course, accelerator_for, adamw, descend, describe, rate_at
-from training.metrics import linear_psnr, lpips_or_none, principal, psnr, video_ssim
 from training.muon import muon
 from vae.losses import PatchDiscriminator, adaptive_weight, discriminator_loss, kl, perceptual
 from vae.model import ENCODER, VideoVAE

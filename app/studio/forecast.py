@@ -1,4 +1,4 @@
-"""When clips will be there: what each will take, by `app.estimate`, and who waits for whom."""
+"""When clips will be there: what each will take, by `app.queue.estimate`, and who waits for whom."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from contextlib import suppress
 from dataclasses import replace
 from heapq import heapify, heapreplace
 
-from app.estimate import Estimate, Estimator
-from app.jobs import RUNNING, WAITING, Job, Queue
-from app.names import CLIPS, PICTURES
+from app.formats import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from app.queue.estimate import Estimate, Estimator
+from app.queue.jobs import RUNNING, WAITING, Job, Queue
 from dit.modes import MODES
 from dit.request import Request
 
@@ -91,6 +91,6 @@ class Forecast:
         self.learned, estimator = time.monotonic(), self.estimator
         self.takes = {}
         for like, found in estimator.known.items():
-            suffix = PICTURES[0] if MODES[like.mode].still else CLIPS[0]
+            suffix = IMAGE_SUFFIXES[0] if MODES[like.mode].still else VIDEO_SUFFIXES[0]
             pace = estimator.history.pace(found.cost.request.model_hash, estimator.device, estimator.threads, suffix)
             estimator.known[like] = replace(found, pace=pace)

@@ -10,7 +10,7 @@ from typing import Any
 
 import gradio as gr
 
-from app.studio.words import read_words
+from app.studio.translations import read_words
 
 MOST_STEPS, MOST_GUIDANCE = 100, 20
 

@@ -14,7 +14,7 @@ import gradio as gr
 from gradio.themes.utils.fonts import LocalFont
 
 from app.studio.form import Form, add_form, place
-from app.studio.words import read_words
+from app.studio.translations import read_words
 
 AT = "/studio"
 FONTS = (

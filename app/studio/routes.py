@@ -14,16 +14,16 @@ from fastapi.responses import FileResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
-from app.api import SAFE, Owner, asked
-from app.asked import read_json, shown
-from app.jobs import JobError
-from app.previews import path_of
-from app.studio import ask
-from app.studio.again import again
-from app.studio.ballots import Ballots
-from app.studio.cards import Cards
-from app.studio.offer import offered
-from app.studio.shelf import Item, check_kind
+from app.queue.jobs import JobError
+from app.queue.previews import path_of
+from app.server.api import SAFE, Owner, asked
+from app.server.parsing import read_json, shown
+from app.studio import actions as ask
+from app.studio.gallery import Item, check_kind
+from app.studio.options import offered
+from app.studio.remake import again
+from app.studio.views import Cards
+from app.studio.votes import Ballots
 from dit.request import Request as Clip
 from dit.request import RequestError
 

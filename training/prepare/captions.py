@@ -12,8 +12,8 @@ from captioning.captioner import LONGEST_SIDE, MOST_FRAMES, Captioner, load_capt
 from training.prepare.clips import remake_manifest, rows_of
 from training.prepare.engine import Where
 from training.prepare.manifest import Journal, PrepareError, Row, alone
-from vae.guard import MEMORY
-from vae.media import read_glimpse
+from vae.video.read import read_glimpse
+from vae.video.sandbox import MEMORY
 
 
 @dataclass(frozen=True)

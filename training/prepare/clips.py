@@ -20,14 +20,14 @@ import torch
 from av.video.frame import VideoFrame
 from torch import Tensor
 
+from training.prepare.encrypted import refuse_locked
 from training.prepare.engine import Where
-from training.prepare.locked import refuse_locked
 from training.prepare.manifest import Caption, Journal, PrepareError, Row, alone, digest_of, write_manifest
 from training.prepare.shots import DETECTORS, Look, check_of, look_at, parted
 from training.prepare.sources import Source, at_hand, sha256_of, sources, unchanged
-from vae.media import DiskError, MediaError, opened, picture_stream, read_picture, readable, shown_frames, upright
-from vae.pixels import from_bytes
-from vae.recorder import write_picture, write_video
+from vae.video.pixels import from_bytes
+from vae.video.read import DiskError, MediaError, opened, picture_stream, read_picture, readable, shown_frames, upright
+from vae.video.write import write_picture, write_video
 
 COPIED = ("h264", "hevc", "av1", "mpeg4")  # codecs that an mp4 takes as they are
 PIECE = 16  # frames coded at a time

@@ -9,8 +9,8 @@ from pathlib import Path
 from training.prepare.captions import CaptionsRun, captioner_of, captions, failed_captions
 from training.prepare.clips import ClipsRun, check, clips, failed_clips
 from training.prepare.filter import FilterRun, check_filter, dropped_in, failed_scores, filter_clips
-from training.prepare.glossary import speaker_of
 from training.prepare.latents import LatentsRun, encoder_of, failed_latents, latents
+from training.prepare.text_cache import speaker_of
 
 Failures = list[tuple[str, str]]  # what failed, and why
 Step = Callable[..., tuple[str, Failures]]

@@ -21,7 +21,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from vae.guard import MEMORY, limit_memory, without_main
+from vae.video.sandbox import MEMORY, limit_memory, without_main
 
 ENGINES = ("here", "pool", "ray")
 TRIES = 3  # of an item whose worker died, which may not have been its fault

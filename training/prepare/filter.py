@@ -35,8 +35,8 @@ from training.prepare.engine import Where
 from training.prepare.manifest import Journal, Row, alone, read_manifest
 from training.prepare.match import MatchRun, failed_matches, least_match, match_clips, matcher_of
 from training.prepare.thresholds import Threshold, counts, failing, named, thresholds_at
-from vae.media import opened, picture_stream, read_picture, shown_frames
-from vae.pixels import to_bytes
+from vae.video.pixels import to_bytes
+from vae.video.read import opened, picture_stream, read_picture, shown_frames
 
 VERSION = 2  # of what the scores mean
 WIDTH = 256  # columns at which clips are scored

@@ -27,7 +27,6 @@ from training.config import Format
 from training.dataset import DataError
 from training.prepare.clips import rows_of
 from training.prepare.engine import Where, each, shown
-from training.prepare.glossary import WORDS, key_of, portions, speaker_of, stored, write_words
 from training.prepare.manifest import (
     Journal,
     Kind,
@@ -42,9 +41,10 @@ from training.prepare.manifest import (
     tars,
     write_manifest,
 )
-from vae.media import MediaError, read_picture, read_video
+from training.prepare.text_cache import WORDS, key_of, portions, speaker_of, stored, write_words
 from vae.model import VideoVAE
-from vae.pixels import fit_picture
+from vae.video.pixels import fit_picture
+from vae.video.read import MediaError, read_picture, read_video
 from vae.weights import load_strictly
 
 FORMATS: tuple[Format, ...] = ((64, 64, 17), (80, 48, 17), (48, 80, 17), (64, 64, 1))

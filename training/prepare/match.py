@@ -20,7 +20,7 @@ from captioning.matching import Matcher, OpenClip, load_matcher
 from training.dataset import bucket_of, texts_of
 from training.prepare.engine import Where
 from training.prepare.manifest import Journal, Row, digest_of
-from vae.media import read_glimpse
+from vae.video.read import read_glimpse
 
 JOURNAL = "matches"
 # Cosines of different models cannot be compared. Below this one are 1 % of 500 held-out world clips with their first

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vae.media import MediaError, opened, picture_stream, rate_of, shown_frames
+from vae.video.read import MediaError, opened, picture_stream, rate_of, shown_frames
 
 DETECTORS = ("adaptive", "content")
 SLOWEST = 1001  # seconds a frame, and the largest denominator of a rate, which is that of NTSC

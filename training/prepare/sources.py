@@ -17,8 +17,8 @@ from itertools import takewhile
 from pathlib import Path
 
 from training.prepare.manifest import PrepareError
-from vae.media import readable
-from vae.pixels import MediaError
+from vae.video.pixels import MediaError
+from vae.video.read import readable
 
 FILMS = (".mp4", ".mkv", ".webm", ".mov", ".m4v", ".avi", ".gif")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")

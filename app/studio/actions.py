@@ -1,0 +1,140 @@
+"""What the page asks for: variations of a clip, an estimate, a prompt written out, a storyboard's text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+
+from app.formats import IMAGE_SUFFIXES
+from app.queue.estimate import outline_of
+from app.queue.jobs import Job
+from app.registry import AUTO, upsampler_named
+from app.server.parsing import fields_of, shown
+from app.server.service import Service
+from app.studio.forecast import Forecast
+from app.studio.gallery import Shelf
+from app.studio.remake import again
+from captioning.text_encoder import within_limit
+from captioning.upsampler import Upsampler, load_upsampler
+from dit.pipeline import mode_of
+from dit.request import BOARD_BYTES, LARGEST, Request, RequestError, parse_board
+
+VARIATIONS, MOST_VARIATIONS = "variations", 8
+BOARD = ("mode", "prompt", "negative", "size", "seconds", "steps", "guidance", "seed", "moments")  # in this order
+
+
+def submit(service: Service, found: dict[str, Any], owner: str) -> list[Job]:
+    """Queue a clip, or as many `variations` of it as a client asks for, with the seed and those after it: all or none.
+
+    Raises what `Service.request` does, and Crowded where the owner would have too many in line.
+    """
+    request, many = _asked(service, found, owner)
+    if request.seed + many > LARGEST:
+        raise RequestError(f"seeds must lie below 2^63; got {request.seed} and {many - 1} after it")
+    requests = [replace(request, seed=request.seed + more) for more in range(many)]
+    still = mode_of(request).still
+    return service.queue.submit(requests, IMAGE_SUFFIXES[0] if still else ".mp4", owner=owner, most=service.most_jobs)
+
+
+def _asked(service: Service, found: dict[str, Any], owner: str) -> tuple[Request, int]:
+    many = _many(found.get(VARIATIONS, 1))
+    with plainly():
+        return service.request({name: value for name, value in found.items() if name != VARIATIONS}, owner), many
+
+
+@contextmanager
+def plainly() -> Iterator[None]:
+    """Say what is refused without the flags of the command line, which a page does not have."""
+    try:
+        yield
+    except RequestError as error:
+        raise RequestError(without_flags(str(error))) from error
+
+
+def without_flags(sentence: str) -> str:
+    """Name fields as a page does: --seconds is seconds."""
+    return re.sub(r"(?<![\w-])--(?=[a-z])", "", sentence)
+
+
+def _many(told: Any) -> int:
+    many = int(told) if isinstance(told, str) and told.isascii() and told.isdecimal() and len(told) < 5 else told
+    if isinstance(many, bool) or not isinstance(many, int) or not 1 <= many <= MOST_VARIATIONS:
+        raise RequestError(f"variations must be a whole number from 1 to {MOST_VARIATIONS}; got {shown(told)}")
+    return many
+
+
+def estimate(service: Service, forecast: Forecast, found: dict[str, Any], owner: str) -> dict[str, Any]:
+    """Say how long what a client would ask for takes and how large its files will be; raises what `submit` does."""
+    request, many = _asked(service, found, owner)
+    with plainly():
+        each = forecast.estimate(request)
+    seconds, size = many * each.seconds, many * each.file_bytes
+    since = f"as fast as {each.pace.clips} clips made here" if each.pace.clips else "a guess until one was made here"
+    sentence = f"about {lasting(seconds)}, {since}; {size / 1000:,.0f} kB"
+    return {"seconds": round(seconds, 1), "bytes": size, "sentence": sentence, "learned": bool(each.pace.clips)}
+
+
+def lasting(seconds: float) -> str:
+    """Say how long something lasts."""
+    if seconds < 90:
+        return f"{seconds:.0f} s" if seconds >= 1 else "a second"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def written_out(service: Service, prompt: Any, seed: Any, still: Any, model: Any = None) -> str:
+    """Write a prompt out by the shipped upsampler, in as many sentences as the model can read; what was typed and what
+    is written are held to the policy. Raises RequestError where none is shipped, or for no prompt.
+    """
+    fields = fields_of({"prompt": prompt, "seed": seed} | ({"model": model} if model else {}))
+    name = fields.pop("model", next(iter(service.offers)))
+    if not isinstance(name, str) or name not in service.offers:
+        raise RequestError(f"model must be one of {', '.join(service.offers)}; got {shown(name)}")
+    request = Request.from_dict(fields | {"model": service.offers[name].model})
+    if not request.prompt.strip():
+        raise RequestError("a prompt must say something; got none, so describe the clip in a sentence")
+    named = upsampler_named(AUTO)
+    service.check(request)
+    text = writer(str(named)).write(request.prompt.strip(), request.seed, bool(still))
+    written = within_limit(outline_of(request.model).pipeline.tokenizer, text) or request.prompt.strip()
+    service.check(replace(request, written=written))
+    return written
+
+
+@cache
+def writer(folder: str) -> Upsampler:
+    """Load an upsampler once, and keep it."""
+    return load_upsampler(folder)
+
+
+def board_in(text: Any, shelf: Shelf, owner: str) -> tuple[dict[str, Any], list[str]]:
+    """Return the fields of a storyboard's text, and a sentence for each thing that is not there: files go by ids of
+    the owner's. Raises RequestError for what is no storyboard.
+    """
+    if not isinstance(text, str):
+        raise RequestError(f"a storyboard must be text, YAML or JSON; got a {type(text).__name__}")
+    if len(text.encode(errors="replace")) > BOARD_BYTES:
+        raise RequestError(f"a storyboard must have at most {BOARD_BYTES:,} bytes; got more; shorten it")
+    fields = fields_of({"mode": "storyboard"} | parse_board(text))
+    fields.pop("model", None)
+    return again(Request.from_dict(fields), shelf, owner)
+
+
+def board_text(found: Any) -> str:
+    """Write a storyboard's fields as YAML; raises RequestError for what is none."""
+    if not isinstance(found, dict):
+        raise RequestError(f"a storyboard must be an object of fields; got a {type(found).__name__}")
+    request = Request.from_dict(fields_of(found))
+    if not request.moments:
+        raise RequestError("a storyboard must have moments, each with at and prompt; got none, so tell one")
+    fields = {name: getattr(request, name) for name in BOARD if name not in ("size", "moments")}
+    if request.size:
+        fields["size"] = "{}x{}".format(*request.size)
+    moments = [{name: value for name, value in vars(one).items() if value is not None} for one in request.moments]
+    told = {name: fields[name] for name in BOARD if fields.get(name) not in (None, "")} | {"moments": moments}
+    return yaml.safe_dump(told, allow_unicode=True, sort_keys=False, width=100)

@@ -1,0 +1,77 @@
+"""One look at a clip or a picture: its first frame as a poster, how long and large it is, and the request it carries.
+
+Files may be strangers', so `glance` is to be called in a child process, by `vae.video.sandbox.guarded`.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from dit.request import KEY
+from vae.video import read as media
+from vae.video.pixels import MediaError, from_bytes, to_bytes
+
+POSTER_SIDE = 320  # the most pixels of a poster's longer side
+POSTER_QUALITY = 82  # of WebP, where no blocks are to be seen at 64 x 64 yet
+MEMORY, SECONDS = 4 * 2**30, 60.0  # for the child
+PICTURES = {".png": "PNG", ".jpg": "JPEG", ".webp": "WEBP"}
+
+
+def glance(path: Path) -> dict[str, Any]:
+    """Return `poster` (bytes of a WebP), `columns`, `rows`, `frames`, `fps` and `seconds` (None of a picture), and
+    `request`, the text that longtake left in the file, if any.
+
+    Raises MediaError for what cannot be read.
+    """
+    try:
+        found = _picture(path) if path.suffix in PICTURES else _film(path)
+    except (MediaError, MemoryError):
+        raise
+    except Exception as error:  # readers raise nearly anything on a broken file
+        what = (str(error).splitlines() or [type(error).__name__])[0]
+        raise MediaError(f"{path} cannot be read: {what}; make it again") from None
+    try:
+        return found | {"request": media.read_metadata(path).get(KEY)}
+    except MediaError:  # pictures that are no PNG have no words of ours
+        return found | {"request": None}
+
+
+def _picture(path: Path) -> dict[str, Any]:
+    with Image.open(media.readable(path), formats=[PICTURES[path.suffix]]) as image:
+        image.load()
+        image = ImageOps.exif_transpose(image)
+        size = {"columns": image.width, "rows": image.height}
+        image = image.convert("RGBA")
+        image.thumbnail((POSTER_SIDE, POSTER_SIDE))
+        return size | {"poster": _webp(image), "frames": 1, "fps": None, "seconds": None}
+
+
+def _film(path: Path) -> dict[str, Any]:
+    frames, end, first = 0, 0, None
+    with media.opened(path) as container:
+        stream = media.picture_stream(container, path)
+        for frames, (_, end, frame) in enumerate(media.shown_frames(container, stream), 1):  # noqa: B007
+            if first is None:
+                first = media.upright(frame, None)
+        if first is None:
+            raise MediaError(f"{path} holds no frame that can be decoded; export it again")
+        fps = media.rate_of(container, stream, frames, end)
+    image = Image.fromarray(_bytes(first))
+    size = {"columns": image.width, "rows": image.height}
+    image.thumbnail((POSTER_SIDE, POSTER_SIDE))
+    return size | {"poster": _webp(image), "frames": frames, "fps": float(fps), "seconds": float(end)}
+
+
+def _bytes(picture: Tensor):
+    return to_bytes(from_bytes(picture) if picture.dtype.itemsize == 1 else picture).permute(1, 2, 0).numpy()
+
+
+def _webp(image: Image.Image) -> bytes:
+    poster = io.BytesIO()
+    image.save(poster, "WEBP", quality=POSTER_QUALITY)
+    return poster.getvalue()
