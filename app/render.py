@@ -23,7 +23,7 @@ from dit.pipeline import Dream, Pipeline, Progress, mode_of
 from dit.request import KEY, Request, RequestError
 from vae.video.pixels import contact_sheet
 from vae.video.sandbox import read_metadata
-from vae.video.write import check_writable, write_picture, write_video
+from vae.video.write import check_writable, write_image, write_video
 
 UNWATCHED = Watch()
 
@@ -168,7 +168,7 @@ def write(
     frames = mark(looked, dream.request.mark) if dream.request.mark else looked
     with signed(output, _named(dream.request)) as draft:
         if mode_of(dream.request).still:
-            write_picture(draft, next(frames), metadata=metadata)
+            write_image(draft, next(frames), metadata=metadata)
         else:
             write_video(draft, frames, dream.request.fps or pipeline.settings.fps, metadata=metadata)
 
@@ -176,7 +176,7 @@ def write(
 def write_sheet(path: Path, views: list[torch.Tensor], requests: list[Request], clips: Sequence[Path] = ()) -> None:
     """Write a signed picture of clips (3, F, Y, X), with their prompts; `clips` are the files where these are shown."""
     with signed(path, _named(requests[0]), clips) as draft:
-        write_picture(draft, contact_sheet(views, captions=[request.prompt for request in requests]))
+        write_image(draft, contact_sheet(views, captions=[request.prompt for request in requests]))
 
 
 def _named(request: Request) -> Request:

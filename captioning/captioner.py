@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from captioning.endpoint import AnswerError, Chat, Wrong, fitting, returned
-from vae.video.pixels import to_bytes
+from vae.video.pixels import to_uint8
 from vae.weights import CONFIG, read_json
 
 FRAMES = 8  # of a clip that a model is shown
@@ -156,7 +156,7 @@ def evenly(frames: int, count: int) -> list[int]:
 def pictures(video: Tensor) -> list[Image.Image]:
     """Choose the frames of a clip (3, F, Y, X) in [-1, 1] that a model is shown."""
     chosen = rearrange(
-        to_bytes(video[:, evenly(video.shape[1], min(video.shape[1], FRAMES))]), "c f y x -> f y x c"
+        to_uint8(video[:, evenly(video.shape[1], min(video.shape[1], FRAMES))]), "c f y x -> f y x c"
     ).contiguous()
     return [Image.fromarray(frame.numpy()) for frame in chosen]
 

@@ -30,7 +30,7 @@ from dit.request import Request
 from dit.settings import SETTINGS, read_settings
 from dit.windows import beginning, places_of
 from vae.model import VideoVAE
-from vae.video.sandbox import read_seconds
+from vae.video.sandbox import read_duration
 from vae.weights import CONFIG, load_strictly, read_json, weights_in
 
 LATENT_COPIES = 6  # noise, canvas, what is found, and a step's own
@@ -171,7 +171,7 @@ class Empty(Ask):
             return torch.zeros(C, seen or T, H, W)
 
         def steps(path: str) -> int:
-            frames = max(1, round(read_seconds(path) * fps))
+            frames = max(1, round(read_duration(path) * fps))
             return 1 + (frames - 1) // vae.stride[0]
 
         def film(path: str) -> Tensor:

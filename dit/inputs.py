@@ -17,9 +17,9 @@ from dit.modes import Ask, Mode
 from dit.request import Request, RequestError
 from vae.model import VideoVAE
 from vae.video.credentials import hash_of_contents
-from vae.video.pixels import DiskError, fit_picture
-from vae.video.read import readable
-from vae.video.sandbox import read_picture, read_video
+from vae.video.pixels import DiskError, fit_image
+from vae.video.read import check_readable
+from vae.video.sandbox import read_image, read_video
 
 FILMS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif")  # a mask of another name is a picture
 LATENTS = ".latents"  # added to a clip's name
@@ -38,7 +38,7 @@ def ask_of(request: Request, vae: VideoVAE, patch: tuple[int, int, int], shape, 
         return vae.encode(pixels[None].to(vae.device))[0].cpu()
 
     def picture(path: str) -> Tensor:
-        return fit_picture(read_picture(path), rows, columns)
+        return fit_image(read_image(path), rows, columns)
 
     def video(path: str, box: Box) -> Tensor:
         left, top, right, bottom = box
@@ -112,7 +112,7 @@ def _maker(vae: VideoVAE) -> dict[str, str]:
 
 
 def _sha256(path: str | Path) -> str:
-    return hash_of_contents(readable(path))
+    return hash_of_contents(check_readable(path))
 
 
 def whole(video: Tensor, time: int) -> Tensor:

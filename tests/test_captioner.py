@@ -18,7 +18,7 @@ from training.prepare.captions import CaptionsRun, captioner_of, captions, faile
 from training.prepare.clips import ClipsRun, clips
 from training.prepare.filter import FilterRun, filter_clips
 from training.prepare.manifest import PrepareError, read_manifest
-from vae.video.write import write_picture, write_video
+from vae.video.write import write_image, write_video
 
 GOOD = {
     "subject": "a white disc",
@@ -132,7 +132,7 @@ def test_captions_go_into_the_manifest_beside_those_that_came_with_the_source(tm
     raw.mkdir()
     write_video(raw / "film.mp4", shot(0, 16), 8)
     (raw / "film.txt").write_text("a disc\n")
-    write_picture(raw / "still.png", shot(3, 1))
+    write_image(raw / "still.png", shot(3, 1))
     clips(ClipsRun(str(raw), folder, engine="here"))
     with Server("never JSON", "never JSON", "never JSON", GOOD) as server:
         run = CaptionsRun(folder, server.url, "eye", engine="here")
@@ -213,7 +213,7 @@ def own(tmp_path_factory):
 def files(tmp_path):
     """A film, a picture, and a file that is neither."""
     write_video(tmp_path / "film.mp4", shot(0, 16), 8)
-    write_picture(tmp_path / "still.png", shot(3, 1))
+    write_image(tmp_path / "still.png", shot(3, 1))
     (tmp_path / "broken.mp4").write_text("no film")
     return tmp_path
 

@@ -15,7 +15,7 @@ from PIL import Image
 from app.cli import TRAINING, main
 from app.render import request_in
 from dit.modes import MODES
-from vae.video.read import read_metadata, read_picture, read_video
+from vae.video.read import read_image, read_metadata, read_video
 from vae.video.write import write_video
 
 
@@ -262,7 +262,7 @@ def test_variations_of_a_request_have_the_seeds_after_it(generate, tmp_path):
 
 def test_a_picture_is_a_png_that_carries_its_request(generate, tmp_path):
     code, _, _ = generate("a blue cube", "--mode", "text-to-image", "-o", tmp_path / "cube.png")
-    assert code == 0 and read_picture(tmp_path / "cube.png").shape == (3, 1, 64, 64)
+    assert code == 0 and read_image(tmp_path / "cube.png").shape == (3, 1, 64, 64)
     assert request_in(tmp_path / "cube.png").mode == "text-to-image"
 
 
@@ -278,13 +278,13 @@ def test_a_still_comes_alive(generate, tmp_path):
 def test_a_contact_sheet_is_made_on_request(generate, tmp_path):
     code, out, _ = generate("a red ball", "-o", tmp_path / "c.mp4", "--sheet", tmp_path / "c.png")
     assert code == 0 and out.split() == [str(tmp_path / "c.mp4"), str(tmp_path / "c.png")]
-    assert min(read_picture(tmp_path / "c.png").shape[2:]) > 100
+    assert min(read_image(tmp_path / "c.png").shape[2:]) > 100
 
 
 def test_a_preview_shows_what_is_being_dreamed(generate, tmp_path):
     code, out, _ = generate("a red ball", "-o", tmp_path / "c.mp4", "--preview", tmp_path / "p.png")
     assert code == 0 and out.split() == [str(tmp_path / "c.mp4")]
-    assert min(read_picture(tmp_path / "p.png").shape[2:]) > 100
+    assert min(read_image(tmp_path / "p.png").shape[2:]) > 100
     code, _, err = generate("a red ball", "-o", tmp_path / "c.mp4", "--preview", p := tmp_path / "s.png", "--sheet", p)
     assert code == 2 and "must be a .png of its own" in err
 

@@ -10,7 +10,7 @@ from training.prepare.duplicates import BYTES, NEAR, away, candidates, duplicate
 from training.prepare.filter import FilterRun, filter_clips
 from training.prepare.manifest import read_manifest
 from training.world import make_clips
-from vae.video.pixels import from_bytes
+from vae.video.pixels import from_uint8
 from vae.video.write import write_video
 
 
@@ -33,7 +33,7 @@ COPIES = {
 def world_clips():
     """Some clips of the world, of 4 seconds."""
     made = make_clips(range(12), split="test", workers=1, rows=80, columns=80, frames=33, fps=8)
-    return [from_bytes(clip.video) for clip in made]
+    return [from_uint8(clip.video) for clip in made]
 
 
 def test_copies_are_found_and_no_other_clips(world_clips, tmp_path):

@@ -17,7 +17,7 @@ from training.prepare.clips import ClipsRun, clips
 from training.prepare.filter import FilterRun, filter_clips
 from training.prepare.latents import Shelf, encoder_of, latents
 from training.prepare.manifest import read_manifest
-from vae.video.write import write_picture, write_video
+from vae.video.write import write_image, write_video
 
 
 def titled(clip):
@@ -56,7 +56,7 @@ def scored(tmp_path_factory):
     for name, film in films.items():
         write_video(raw / f"{name}.mp4", film, 8)
     write_video(raw / "again.webm", F.interpolate(clip.transpose(0, 1), scale_factor=0.75).transpose(0, 1), 8)
-    write_picture(raw / "picture.png", clip[:, :1])
+    write_image(raw / "picture.png", clip[:, :1])
     clips(ClipsRun(str(raw), folder, engine="here"))
     report = filter_clips(FilterRun(folder, engine="here"))
     return {row.source.split(".")[0]: row.scores for row in read_manifest(folder)}, report, folder

@@ -18,9 +18,9 @@ from training.prepare.filter import FilterRun, filter_clips
 from training.prepare.latents import LatentsRun, Shelf, encoder_of, failed_latents, fit, latents, retell
 from training.prepare.manifest import Journal, Row, read_manifest
 from training.prepare.text_cache import Glossary, speaker_of
-from vae.video.pixels import fit_picture
-from vae.video.read import read_picture, read_video
-from vae.video.write import write_picture, write_video
+from vae.video.pixels import fit_image
+from vae.video.read import read_image, read_video
+from vae.video.write import write_image, write_video
 from vae.weights import WEIGHTS
 
 FORMATS = ((64, 64, 9), (64, 64, 17), (80, 48, 9), (64, 64, 1))
@@ -35,7 +35,7 @@ def prepared(tmp_path, parts, vae_run):
         write_video(raw / f"{name}.mp4", film, 8)
         (raw / f"{name}.txt").write_text(f"a {name} film")
     (raw / "still.txt").write_text("very " * 500 + "long words")
-    write_picture(raw / "still.png", shot(3, 1, 80, 64))
+    write_image(raw / "still.png", shot(3, 1, 80, 64))
     clips(ClipsRun(str(raw), folder, engine="here"))
     return LatentsRun(folder, vae_run.out / "vae", vae_run.out.parent / "text" / "text", FORMATS, engine="here")
 
@@ -64,7 +64,7 @@ def test_samples_are_what_the_vae_says_of_the_clip_and_webdataset_reads_the_same
         wanted = vae.encode(film[None, :, 17 * part : 17 * part + 17])[0].to(torch.float16).numpy()
         assert np.array_equal(shelf[part], wanted) and shelf.shape[1:] == wanted.shape
     still = Shelf(prepared.folder, (64, 64, 1), stamp, 8.0)
-    picture = fit_picture(read_picture(prepared.folder / rows["still.png"].file), 64, 64)
+    picture = fit_image(read_image(prepared.folder / rows["still.png"].file), 64, 64)
     assert np.array_equal(still[0], vae.encode(picture[None])[0].to(torch.float16).numpy())
     assert still.captions == [{"still": ["very " * 500 + "long words"]}]
     tars = {str(path.relative_to(prepared.folder)) for path in prepared.folder.rglob("*.tar")}

@@ -10,7 +10,8 @@ from dit.canvas import shares
 from dit.modes import MODES
 from dit.pipeline import Pipeline
 from dit.request import Moment, Request, RequestError, read_board
-from vae.video.read import read_picture, read_video, write_picture, write_video
+from vae.video.read import read_image, read_video
+from vae.video.write import write_image, write_video
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +27,8 @@ def files(tmp_path_factory):
     for name, speed in (("one.mkv", 2), ("two.mkv", -1)):
         ball = ((row - 32) ** 2 + (column - 32 - speed * (time - 8)) ** 2 < 150).float() * 2 - 1
         write_video(folder / name, torch.stack([ball, -ball, row / 32 - 1]), 8)
-    write_picture(folder / "still.png", torch.rand(3, 64, 64) * 2 - 1)
-    write_picture(folder / "mask.png", ((column[:1] >= 32).float() * 2 - 1).expand(3, -1, -1))
+    write_image(folder / "still.png", torch.rand(3, 64, 64) * 2 - 1)
+    write_image(folder / "mask.png", ((column[:1] >= 32).float() * 2 - 1).expand(3, -1, -1))
     return folder
 
 
@@ -203,7 +204,7 @@ def test_a_file_that_changed_since_is_not_taken_for_the_one_that_was(pipeline, f
     path = tmp_path / "still.png"
     path.write_bytes((files / "still.png").read_bytes())
     (dream,) = pipeline.generate([Request(mode="image-to-video", prompt="it spins", image=str(path))])
-    write_picture(path, -read_picture(path))
+    write_image(path, -read_image(path))
     with pytest.raises(RequestError, match="its contents have changed since"):
         pipeline.resolve(dream.request)
 

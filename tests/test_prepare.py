@@ -22,8 +22,9 @@ from training.prepare.clips import ClipsRun, clips, failed_clips, rows_of
 from training.prepare.engine import TRIES, each
 from training.prepare.manifest import PrepareError, alone, read_manifest
 from training.prepare.sources import sources
-from vae.video.pixels import to_bytes
-from vae.video.read import read_picture, read_video, write_picture, write_video
+from vae.video.pixels import to_uint8
+from vae.video.read import read_image, read_video
+from vae.video.write import write_image, write_video
 
 
 def shot(hue: float, frames: int, rows: int = 48, columns: int = 64, speed: int = 2):
@@ -44,7 +45,7 @@ def raw(tmp_path):
     (folder / "more").mkdir(parents=True)
     write_video(folder / "three.mp4", torch.cat([shot(0, 16), shot(2.2, 24), shot(4.4, 12)], 1), 8)
     write_video(folder / "more" / "one.webm", shot(1, 17, 50, 38), 10)
-    write_picture(folder / "still.png", shot(3, 1))
+    write_image(folder / "still.png", shot(3, 1))
     (folder / "notes.txt").write_text("no video")
     return folder
 
@@ -72,7 +73,7 @@ def test_a_film_is_cut_at_its_shots_and_keeps_size_rate_and_pictures(raw, tmp_pa
         assert clip.fps == 8 and (clip.video - film[:, 8 * begin : 8 * begin + frames]).abs().mean() < 0.02
     webm = rows["more/one.webm", 0]
     assert (webm.frames, webm.fps, webm.columns, webm.rows) == (17, 10, 38, 50)
-    assert read_picture(tmp_path / "done" / rows["still.png", 0].file).shape == (3, 1, 48, 64)
+    assert read_image(tmp_path / "done" / rows["still.png", 0].file).shape == (3, 1, 48, 64)
 
 
 def test_a_shot_of_whole_groups_of_pictures_is_copied_bit_for_bit(tmp_path):
@@ -159,7 +160,7 @@ def coded_film(path, pictures, times, keys, options):
         stream = out.add_stream("libx264", rate=100, options=options)
         stream.width, stream.height, stream.pix_fmt = pictures.shape[3], pictures.shape[2], "yuv420p"
         stream.codec_context.time_base = Fraction(1, 100)
-        for number, (time_, picture) in enumerate(zip(times, to_bytes(pictures).permute(1, 2, 3, 0), strict=True)):
+        for number, (time_, picture) in enumerate(zip(times, to_uint8(pictures).permute(1, 2, 3, 0), strict=True)):
             frame = av.VideoFrame.from_ndarray(picture.contiguous().numpy(), format="rgb24")
             frame.pts, frame.time_base = time_, Fraction(1, 100)
             if keys and number in keys:

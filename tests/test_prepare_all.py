@@ -13,7 +13,7 @@ from training.config import DiTRun
 from training.prepare.manifest import read_manifest
 from training.train_dit import Source, draw, train
 from vae.model import VideoVAE
-from vae.video.write import write_picture, write_video
+from vae.video.write import write_image, write_video
 from vae.weights import load_strictly
 
 FORMATS = ((64, 64, 9), (64, 64, 1))
@@ -28,7 +28,7 @@ def mixed(tmp_path_factory):
     write_video(raw / "holidays" / "wide.webm", shot(1, 15, 48, 80), 12)
     write_video(raw / "holidays" / "high.mkv", shot(2, 36, 80, 64), 24)
     write_video(raw / "odd.gif", shot(3, 20, 51, 65), 10)
-    write_picture(raw / "still.png", shot(4, 1, 70, 90))
+    write_image(raw / "still.png", shot(4, 1, 70, 90))
     with tarfile.open(raw / "films.tar", "w") as tar:
         for number in (0, 1):
             path = raw.with_name(f"{raw.name}-{number}.mp4")

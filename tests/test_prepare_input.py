@@ -17,7 +17,7 @@ from tests.test_prepare import coded_film, run_of, shot
 from training.prepare.clips import ClipsRun, clips, failed_clips, rows_of
 from training.prepare.manifest import Journal, PrepareError, read_manifest
 from training.prepare.sources import sources
-from vae.video.write import write_picture, write_video
+from vae.video.write import write_image, write_video
 
 
 @pytest.fixture
@@ -254,7 +254,7 @@ def test_films_of_any_container_are_read_and_what_is_no_film_is_told(tmp_path, c
 
 
 def picture_of(folder, picture):
-    write_picture(folder / "picture.png", picture)
+    write_image(folder / "picture.png", picture)
     return (folder / "picture.png").read_bytes()
 
 

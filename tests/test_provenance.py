@@ -37,7 +37,8 @@ from app.provenance.credentials import credentials as provenance
 from dit.request import KEY as WORDS
 from dit.request import Moment, Request
 from vae.video.pixels import MediaError
-from vae.video.read import read_metadata, read_picture, read_video, write_picture, write_video
+from vae.video.read import read_image, read_metadata, read_video
+from vae.video.write import write_image, write_video
 
 SUFFIXES = (".mp4", ".webm", ".mkv", ".gif", ".png", ".webp")
 REQUEST = Request(
@@ -51,7 +52,7 @@ def written(path: Path, request: Request = REQUEST) -> Path:
     if path.suffix == ".webp":
         Image.fromarray(((clip[:, 0] + 1) * 127.5).byte().permute(1, 2, 0).numpy()).save(path, lossless=True)
     elif path.suffix == ".png":
-        write_picture(path, clip[:, 0], metadata=words)
+        write_image(path, clip[:, 0], metadata=words)
     else:
         write_video(path, clip, 8, metadata=words)
     return path
@@ -104,7 +105,7 @@ def test_what_is_signed_is_trusted_here_and_says_who_made_it_with_what(tmp_path,
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_signing_changes_no_pixel_and_no_word(tmp_path, suffix):
     path = written(tmp_path / f"clip{suffix}")
-    see = read_picture if suffix in (".png", ".webp") else lambda path: read_video(path).video
+    see = read_image if suffix in (".png", ".webp") else lambda path: read_video(path).video
     words = (lambda path: None) if suffix == ".webp" else read_metadata
     before = see(path), words(path)
     sign_here(path, REQUEST, certificate(), anchors())
@@ -244,7 +245,7 @@ def test_inputs_are_ingredients_with_their_own_credentials(tmp_path):
 
 def test_every_file_that_a_mode_reads_is_an_ingredient_and_no_other(tmp_path):
     for number, name in enumerate("abcdef"):
-        write_picture(tmp_path / f"{name}.png", torch.full((3, 8, 8), number / 10))
+        write_image(tmp_path / f"{name}.png", torch.full((3, 8, 8), number / 10))
     a, b, c, d, e, f = (str(tmp_path / f"{name}.png") for name in "abcdef")
     moments = (Moment(0, "a ball", image=d), Moment(1, "a cube", clip=e), Moment(2, "a ball", image=d))
     whole = replace(REQUEST, image=a, clip=b, other=c, mask=f, pictures=((0.0, d),), moments=moments)

@@ -10,20 +10,9 @@ import torch
 from einops import rearrange, repeat
 from PIL import Image
 
-from vae.video.read import (
-    MediaError,
-    check_writable,
-    exact_rate,
-    fit_picture,
-    from_bytes,
-    read_glimpse,
-    read_metadata,
-    read_picture,
-    read_video,
-    to_bytes,
-    write_picture,
-    write_video,
-)
+from vae.video.pixels import MediaError, exact_fps, fit_image, from_uint8, to_uint8
+from vae.video.read import read_image, read_metadata, read_sampled_frames, read_video
+from vae.video.write import check_writable, write_image, write_video
 
 VIDEOS = (".mp4", ".webm", ".mkv", ".gif")
 
@@ -53,7 +42,7 @@ def film(path, clip, encoder, pixels, stamps=None, rate=24, rotation=0, options=
         stream.codec_context.time_base = Fraction(1, 1000) if stamps else Fraction(1, rate)
         if rotation:
             stream.set_display_rotation(rotation)
-        for index, picture in enumerate(rearrange(to_bytes(clip), "c f y x -> f y x c").contiguous().numpy()):
+        for index, picture in enumerate(rearrange(to_uint8(clip), "c f y x -> f y x c").contiguous().numpy()):
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format=pixels)
             frame.pts = stamps[index] if stamps else index
             frame.time_base = stream.codec_context.time_base
@@ -71,20 +60,20 @@ def levels(video: torch.Tensor) -> list[float]:
 
 def test_every_byte_survives_the_way_to_float_and_back():
     every = torch.arange(256, dtype=torch.uint8)
-    assert torch.equal(to_bytes(from_bytes(every)), every)
-    assert to_bytes(torch.tensor([-7.0, -1.0, 0.001, 1.0, 9.0])).tolist() == [0, 0, 128, 255, 255]  # clamped
+    assert torch.equal(to_uint8(from_uint8(every)), every)
+    assert to_uint8(torch.tensor([-7.0, -1.0, 0.001, 1.0, 9.0])).tolist() == [0, 0, 128, 255, 255]  # clamped
     with pytest.raises(MediaError, match="NaN"):
-        to_bytes(torch.tensor([math.nan]))
+        to_uint8(torch.tensor([math.nan]))
 
 
 def test_television_rates_are_exact():
-    rates = [exact_rate(fps) for fps in (23.976, 23.98, 29.97, 59.94, 24.0, 12.5, 30, Fraction(24000, 1001), 2.0)]
+    rates = [exact_fps(fps) for fps in (23.976, 23.98, 29.97, 59.94, 24.0, 12.5, 30, Fraction(24000, 1001), 2.0)]
     assert [str(rate) for rate in rates] == [
         *("24000/1001", "24000/1001", "30000/1001", "60000/1001", "24", "25/2", "30", "24000/1001", "2")
     ]
     for wrong in (0, -1, math.nan, math.inf, 1e9, "fast"):
         with pytest.raises(MediaError, match="fps must be"):
-            exact_rate(wrong)
+            exact_fps(wrong)
 
 
 @pytest.mark.parametrize("rotation", [90, -90, 180])
@@ -153,7 +142,7 @@ def test_the_alpha_of_films_and_pictures_is_laid_over_black(tmp_path):
         51,
     )  # red, solid on the left, a fifth on the right
     Image.fromarray(colours).save(tmp_path / "glass.png")
-    picture = to_bytes(read_picture(tmp_path / "glass.png"))
+    picture = to_uint8(read_image(tmp_path / "glass.png"))
     assert picture.shape == (3, 1, 8, 8)
     assert picture[:, 0, 0].tolist() == [[200] * 4 + [40] * 4, [0] * 8, [0] * 8]
     with av.open(str(tmp_path / "glass.mov"), "w") as container:
@@ -161,29 +150,29 @@ def test_the_alpha_of_films_and_pictures_is_laid_over_black(tmp_path):
         stream.height, stream.width, stream.pix_fmt = 8, 8, "argb"
         container.mux(stream.encode(av.VideoFrame.from_ndarray(colours, format="rgba").reformat(format="argb")))
         container.mux(stream.encode(None))
-    assert torch.equal(to_bytes(read_video(tmp_path / "glass.mov", 24).video), picture)
+    assert torch.equal(to_uint8(read_video(tmp_path / "glass.mov", 24).video), picture)
 
 
 def test_pictures_of_every_kind_are_read(tmp_path):
     ramp = np.linspace(0, 255, 64 * 48).reshape(48, 64).astype(np.uint8)
-    grey = from_bytes(torch.from_numpy(ramp)).expand(3, 1, 48, 64)
+    grey = from_uint8(torch.from_numpy(ramp)).expand(3, 1, 48, 64)
     for name, mode in (("l.png", "L"), ("p.png", "P"), ("rgb.bmp", "RGB"), ("la.png", "LA"), ("rgb.tiff", "RGB")):
         Image.fromarray(ramp).convert(mode).save(tmp_path / name)
-        assert torch.equal(read_picture(tmp_path / name), grey), name
+        assert torch.equal(read_image(tmp_path / name), grey), name
     for name, mode in (("rgb.jpg", "RGB"), ("cmyk.jpg", "CMYK"), ("rgb.webp", "RGB")):
         Image.fromarray(ramp).convert(mode).save(tmp_path / name, quality=95)
-        assert psnr(read_picture(tmp_path / name), grey) > 35, name
+        assert psnr(read_image(tmp_path / name), grey) > 35, name
     Image.fromarray(ramp.astype(np.uint16) * 257).save(tmp_path / "deep.png")  # 257 x 255 = 65535
-    assert torch.allclose(read_picture(tmp_path / "deep.png"), grey, atol=1e-6)
+    assert torch.allclose(read_image(tmp_path / "deep.png"), grey, atol=1e-6)
 
 
 def test_a_picture_is_turned_as_the_camera_was_held(tmp_path):
-    image = Image.fromarray(rearrange(to_bytes(smooth_clip(1, 16, 24)), "c 1 y x -> y x c").numpy())
+    image = Image.fromarray(rearrange(to_uint8(smooth_clip(1, 16, 24)), "c 1 y x -> y x c").numpy())
     exif = Image.Exif()
     exif[0x0112] = 6  # orientation: the camera stood on its left side
     image.save(tmp_path / "phone.png", exif=exif)
     upright = torch.rot90(smooth_clip(1, 16, 24), -1, dims=(2, 3))
-    assert torch.equal(to_bytes(read_picture(tmp_path / "phone.png")), to_bytes(upright))
+    assert torch.equal(to_uint8(read_image(tmp_path / "phone.png")), to_uint8(upright))
 
 
 @pytest.mark.parametrize("suffix", VIDEOS)
@@ -199,14 +188,14 @@ def test_a_film_cut_short_is_refused(tmp_path, suffix, kept):
 @pytest.mark.parametrize("kept", [0.02, 0.5, 0.99])
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
 def test_a_picture_cut_short_is_refused(tmp_path, suffix, kept):
-    Image.fromarray(rearrange(to_bytes(noise_clip(1)), "c 1 y x -> y x c").numpy()).save(tmp_path / f"whole{suffix}")
+    Image.fromarray(rearrange(to_uint8(noise_clip(1)), "c 1 y x -> y x c").numpy()).save(tmp_path / f"whole{suffix}")
     whole = (tmp_path / f"whole{suffix}").read_bytes()
     (tmp_path / f"cut{suffix}").write_bytes(whole[: int(len(whole) * kept)])
     with pytest.raises(MediaError, match="cannot be read as a picture"):
-        read_picture(tmp_path / f"cut{suffix}")
+        read_image(tmp_path / f"cut{suffix}")
 
 
-@pytest.mark.parametrize("read", [read_video, read_picture, read_metadata])
+@pytest.mark.parametrize("read", [read_video, read_image, read_metadata])
 @pytest.mark.parametrize(
     "name", ["text.mp4", "text.png", "list.mp4", "empty.mp4", "empty.png", "none.mp4", "folder.mp4"]
 )
@@ -227,7 +216,7 @@ def test_what_is_no_film_or_picture_is_refused_by_name(tmp_path, read, name):
 )
 def test_addresses_are_refused(tmp_path, monkeypatch, address):
     monkeypatch.chdir(tmp_path)
-    for use in (read_video, read_picture, read_metadata, check_writable):
+    for use in (read_video, read_image, read_metadata, check_writable):
         with pytest.raises(MediaError, match="file on this machine"):
             use(address)
 
@@ -262,13 +251,13 @@ def test_only_the_listed_containers_and_codecs_are_opened(tmp_path):
 
 def test_too_many_pixels_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
     write_video(tmp_path / "large.mp4", smooth_clip(9), 24)
-    write_picture(tmp_path / "large.png", smooth_clip(1))
-    monkeypatch.setattr("vae.video.read.MOST_CLIP_PIXELS", 8 * 64 * 64)
+    write_image(tmp_path / "large.png", smooth_clip(1))
+    monkeypatch.setattr("vae.video.read.MAX_CLIP_PIXELS", 8 * 64 * 64)
     with pytest.raises(MediaError, match="too large"):
         read_video(tmp_path / "large.mp4")
     assert read_video(tmp_path / "large.mp4", size=(32, 32)).video.shape == (3, 9, 32, 32)
-    monkeypatch.setattr("vae.video.read.MOST_FRAME_PIXELS", 63 * 64)
-    for read, name in ((read_video, "large.mp4"), (read_picture, "large.png")):
+    monkeypatch.setattr("vae.video.read.MAX_FRAME_PIXELS", 63 * 64)
+    for read, name in ((read_video, "large.mp4"), (read_image, "large.png")):
         with pytest.raises(MediaError, match="at most 4032 pixels"):
             read(tmp_path / name)
 
@@ -276,16 +265,16 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(tmp_path, monkeypat
 def test_fitting_fills_the_frame_with_the_middle():
     stripes = torch.full((3, 2, 32, 96), -1.0)
     stripes[..., 32:64] = 1.0
-    assert torch.equal(fit_picture(stripes, 16, 16), torch.ones(3, 2, 16, 16))
-    assert fit_picture(stripes, 32, 96) is stripes
-    assert fit_picture(noise_clip(1), 8, 8).std() < 0.1  # 0.58 / 8 by averaging 8 x 8; without antialiasing it stays
-    assert fit_picture(torch.zeros(3, 1, 1, 100_000), 64, 64).shape == (3, 1, 64, 64)
-    assert psnr(fit_picture(smooth_clip(2, 96, 64), 48, 32), smooth_clip(2, 48, 32)) > 35
+    assert torch.equal(fit_image(stripes, 16, 16), torch.ones(3, 2, 16, 16))
+    assert fit_image(stripes, 32, 96) is stripes
+    assert fit_image(noise_clip(1), 8, 8).std() < 0.1  # 0.58 / 8 by averaging 8 x 8; without antialiasing it stays
+    assert fit_image(torch.zeros(3, 1, 1, 100_000), 64, 64).shape == (3, 1, 64, 64)
+    assert psnr(fit_image(smooth_clip(2, 96, 64), 48, 32), smooth_clip(2, 48, 32)) > 35
 
 
 def test_reading_to_a_size_equals_reading_and_fitting(tmp_path):
     write_video(tmp_path / "wide.mp4", smooth_clip(3, 48, 80), 24)
-    fitted = fit_picture(read_video(tmp_path / "wide.mp4").video, 32, 32)
+    fitted = fit_image(read_video(tmp_path / "wide.mp4").video, 32, 32)
     assert torch.allclose(read_video(tmp_path / "wide.mp4", size=(32, 32)).video, fitted, atol=1e-6)
 
 
@@ -293,19 +282,19 @@ def test_a_glimpse_is_spread_evenly_over_a_film_however_long(tmp_path):
     frames = 300
     film = repeat(torch.linspace(-1, 1, frames), "f -> c f 24 40", c=3).contiguous()
     write_video(tmp_path / "long.mkv", film, 25)
-    bytes_of = to_bytes(film[0, :, 0, 0]).int()
-    seen = to_bytes(read_glimpse(tmp_path / "long.mkv", 8, 512)[0, :, 0, 0]).int()
+    bytes_of = to_uint8(film[0, :, 0, 0]).int()
+    seen = to_uint8(read_sampled_frames(tmp_path / "long.mkv", 8, 512)[0, :, 0, 0]).int()
     assert len(seen) == 8 and seen[0] == bytes_of[0] and seen[-1] == bytes_of[-1]
     places = torch.tensor([(bytes_of - byte).abs().argmin() for byte in seen])
     wanted = torch.linspace(0, frames - 1, 8)
     assert (places - wanted).abs().max() <= frames / 8 / 4  # of the spacing, a quarter: four times as many are kept
-    whole = read_glimpse(tmp_path / "long.mkv", 400, 512)
+    whole = read_sampled_frames(tmp_path / "long.mkv", 400, 512)
     assert torch.equal(whole, read_video(tmp_path / "long.mkv").video)
 
 
 def test_a_glimpse_is_no_larger_than_asked_and_of_the_same_shape(tmp_path):
     write_video(tmp_path / "film.mp4", torch.rand(3, 5, 48, 96) * 2 - 1, 8)
-    write_picture(tmp_path / "tall.png", torch.rand(3, 1, 200, 20) * 2 - 1)
-    assert read_glimpse(tmp_path / "film.mp4", 3, 32).shape == (3, 3, 16, 32)
-    assert read_glimpse(tmp_path / "film.mp4", 8, 512).shape == (3, 5, 48, 96)
-    assert read_glimpse(tmp_path / "tall.png", 8, 50).shape == (3, 1, 50, 5)
+    write_image(tmp_path / "tall.png", torch.rand(3, 1, 200, 20) * 2 - 1)
+    assert read_sampled_frames(tmp_path / "film.mp4", 3, 32).shape == (3, 3, 16, 32)
+    assert read_sampled_frames(tmp_path / "film.mp4", 8, 512).shape == (3, 5, 48, 96)
+    assert read_sampled_frames(tmp_path / "tall.png", 8, 50).shape == (3, 1, 50, 5)

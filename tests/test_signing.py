@@ -16,8 +16,8 @@ from app.provenance.signing import signed
 from app.render import request_in
 from dit.inputs import keep_latents, kept_latents
 from tests.test_provenance import REQUEST, SUFFIXES, judged, written
-from vae.video.credentials import hash_of_contents, place_in
-from vae.video.read import read_picture
+from vae.video.credentials import find_manifest_store, hash_of_contents
+from vae.video.read import read_image
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def test_the_hash_of_a_file_is_the_same_before_and_after_signing_and_changes_wit
     for request in (REQUEST, replace(REQUEST, seed=8)):  # signed again, with other words
         sign_here(path, request, certificate(), anchors())
         assert hash_of_contents(path) == before
-    data, place = path.read_bytes(), place_in(path.read_bytes())
+    data, place = path.read_bytes(), find_manifest_store(path.read_bytes())
     assert (place is None) == (suffix in (".webm", ".mkv"))
     begin, end = (place.begin, place.end) if place else (0, 0)
     draw, inside = random.Random(suffix), data.find(place.store[:200]) if place else 0
@@ -96,7 +96,7 @@ def test_sheets_and_previews_are_signed_and_a_sheet_tells_of_its_clips(longtake,
     assert judged(sheet).ingredients == (("clip-01.mp4", "signed"), ("clip-02.mp4", "signed"))
     assert judged(preview).ingredients == () and judged(preview).by_model
     assert judged(sheet).model_hash == judged(preview).model_hash == request_in(tmp_path / "clip-01.mp4").model_hash
-    assert min(read_picture(sheet).shape[2:]) > 100
+    assert min(read_image(sheet).shape[2:]) > 100
 
 
 def test_a_batch_is_signed(tmp_path, tiny_model, capsys):

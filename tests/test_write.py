@@ -12,19 +12,9 @@ import pytest
 import torch
 from tests.test_media import VIDEOS, grey_clip, noise_clip, psnr, smooth_clip
 
-from vae.video.read import (
-    DiskError,
-    MediaError,
-    check_writable,
-    contact_sheet,
-    exact_rate,
-    read_metadata,
-    read_picture,
-    read_video,
-    to_bytes,
-    write_picture,
-    write_video,
-)
+from vae.video.pixels import DiskError, MediaError, contact_sheet, exact_fps, to_uint8
+from vae.video.read import read_image, read_metadata, read_video
+from vae.video.write import check_writable, write_image, write_video
 
 REQUEST = {
     "longtake": json.dumps(
@@ -62,10 +52,10 @@ def test_frames_and_rate_are_exact(tmp_path, suffix, fps):
     for frames in (1, 17):
         write_video(path, smooth_clip(frames, 16, 16), fps)
         back = read_video(path)
-        assert (back.video.shape[1], back.fps) == (frames, exact_rate(fps))
+        assert (back.video.shape[1], back.fps) == (frames, exact_fps(fps))
         assert read_video(path, fps).video.shape[1] == frames
     with av.open(str(path)) as container:
-        assert container.duration / av.time_base == pytest.approx(17 / float(exact_rate(fps)), abs=0.001)
+        assert container.duration / av.time_base == pytest.approx(17 / float(exact_fps(fps)), abs=0.001)
 
 
 @pytest.mark.parametrize("fps", [8, 10, 24, 30, 50])
@@ -78,12 +68,12 @@ def test_a_gif_keeps_frames_and_rate_even_where_nothing_moves(tmp_path, fps):
 def test_matroska_is_lossless_even_for_noise_of_odd_size(tmp_path):
     clip = noise_clip(9, 45, 67)
     write_video(tmp_path / "noise.mkv", clip, 24)
-    assert torch.equal(to_bytes(read_video(tmp_path / "noise.mkv").video), to_bytes(clip))
+    assert torch.equal(to_uint8(read_video(tmp_path / "noise.mkv").video), to_uint8(clip))
 
 
 def test_pixels_out_of_range_are_clamped_not_wrapped(tmp_path):
     write_video(tmp_path / "loud.mkv", noise_clip(3) * 40, 24)
-    assert torch.equal(to_bytes(read_video(tmp_path / "loud.mkv").video), to_bytes(noise_clip(3) * 40))
+    assert torch.equal(to_uint8(read_video(tmp_path / "loud.mkv").video), to_uint8(noise_clip(3) * 40))
 
 
 def test_an_mp4_plays_in_browsers(tmp_path):
@@ -108,9 +98,9 @@ def test_words_survive_in_every_container(tmp_path, suffix):
 
 
 def test_words_and_pixels_survive_in_a_picture(tmp_path):
-    write_picture(tmp_path / "still.png", noise_clip(1), metadata=REQUEST)
+    write_image(tmp_path / "still.png", noise_clip(1), metadata=REQUEST)
     assert read_metadata(tmp_path / "still.png") == REQUEST
-    assert torch.equal(to_bytes(read_picture(tmp_path / "still.png")), to_bytes(noise_clip(1)))
+    assert torch.equal(to_uint8(read_image(tmp_path / "still.png")), to_uint8(noise_clip(1)))
 
 
 @pytest.mark.parametrize("metadata", [{"Title": "x"}, {"a b": "x"}, {"encoder": "x"}, {"a": ""}, {"a": "\0"}, {"a": 1}])
@@ -195,7 +185,7 @@ def test_a_disk_that_takes_no_more_is_one_sentence(tmp_path, suffix):
     try:
         with pytest.raises(DiskError, match=rf"clip\{suffix} could not be written: [^\n]+; ") as caught:
             if suffix == ".png":
-                write_picture(tmp_path / "clip.png", noise_clip(1), metadata=REQUEST)
+                write_image(tmp_path / "clip.png", noise_clip(1), metadata=REQUEST)
             else:
                 write_video(tmp_path / f"clip{suffix}", noise_clip(), 24, metadata=REQUEST)
     finally:
@@ -212,7 +202,7 @@ def test_a_full_disk_is_called_full(tmp_path, monkeypatch, suffix):
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(DiskError, match=r"disk is full; .* free some space"):
         if suffix == ".png":
-            write_picture(tmp_path / "clip.png", noise_clip(1))
+            write_image(tmp_path / "clip.png", noise_clip(1))
         else:
             write_video(tmp_path / f"clip{suffix}", noise_clip(2), 24)
     assert not list(tmp_path.iterdir())
@@ -272,7 +262,7 @@ def test_checking_a_place_leaves_no_trace_and_follows_links(tmp_path):
         ("clip.mp4", [torch.zeros(3, 2, 64, 64), torch.zeros(3, 2, 32, 64)], 24, "all pieces"),
         ("clip.mp4", torch.full((3, 2, 64, 64), math.nan), 24, "NaN"),
         ("clip.gif", torch.zeros(3, 2, 64, 64), 60, "at most 50"),
-        ("clip.png", torch.zeros(3, 2, 64, 64), 24, "write_picture"),
+        ("clip.png", torch.zeros(3, 2, 64, 64), 24, "write_image"),
     ],
 )
 def test_frames_that_cannot_be_written_are_refused(tmp_path, name, frames, fps, rule):
@@ -286,12 +276,12 @@ def test_a_contact_sheet_shows_the_frames_enlarged_and_named(tmp_path):
     sheet = contact_sheet(clips, captions=["a red ball " * 90, "红色的球"], columns=3, scale=2)
     assert sheet.dtype == torch.uint8
     frame = sheet[:, 4 : 4 + 32, 4 + 52 : 4 + 52 + 48]  # the second cell of the first row: 48 and a margin of 4 further
-    assert torch.equal(frame[:, ::2, ::2], to_bytes(clips[0][:, 8]))
-    assert torch.equal(frame[:, 1::2, 1::2], to_bytes(clips[0][:, 8]))
+    assert torch.equal(frame[:, ::2, ::2], to_uint8(clips[0][:, 8]))
+    assert torch.equal(frame[:, 1::2, 1::2], to_uint8(clips[0][:, 8]))
     captions = [sheet[:, 4 + 36 : 4 + 36 + 20], sheet[:, -26:]]
     assert all((caption == 0).any() for caption in captions)  # ink
-    write_picture(tmp_path / "sheet.png", sheet)
-    assert torch.equal(to_bytes(read_picture(tmp_path / "sheet.png"))[:, 0], sheet)
+    write_image(tmp_path / "sheet.png", sheet)
+    assert torch.equal(to_uint8(read_image(tmp_path / "sheet.png"))[:, 0], sheet)
     for wrong in ({"captions": ["one"]}, {"columns": 0}, {"font": tmp_path / "none.ttf"}):
         with pytest.raises(MediaError):
             contact_sheet(clips, **wrong)

@@ -36,7 +36,7 @@ from training.prepare.text_cache import Glossary
 from training.world.words import in_a_mirror
 from vae.model import VideoVAE
 from vae.video.pixels import contact_sheet
-from vae.video.write import write_picture
+from vae.video.write import write_image
 from vae.weights import halve, load_strictly
 
 if TYPE_CHECKING:
@@ -361,7 +361,7 @@ def show(pipeline: Pipeline, run: DiTRun, source: Source, step: int, clips: int 
             requests.append(pipeline.resolve(Request(prompt=prompt, seed=number)))
     videos = [pipeline.pixels(dream) for dream in pipeline.generate(requests)]
     if videos:
-        write_picture(run.out / f"sample-{step:06d}.png", contact_sheet(videos, captions=[r.prompt for r in requests]))
+        write_image(run.out / f"sample-{step:06d}.png", contact_sheet(videos, captions=[r.prompt for r in requests]))
 
 
 def save(pipeline: Pipeline, run: DiTRun) -> None:

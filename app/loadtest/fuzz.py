@@ -31,7 +31,7 @@ from typing import Any
 
 from app.loadtest.feeds import BYTES, DATA, EXAMPLES, REFUSED, TAKEN, feed
 from app.server.uploads import CHILD_SECONDS
-from vae.video.sandbox import without_main
+from vae.video.sandbox import hide_main_module
 
 SHARES = {"request": 0.4, "rows": 0.15, "board": 0.15, "file": 0.2, "upload": 0.1}
 SECONDS = 10.0  # of a processor that one input may take
@@ -57,7 +57,7 @@ def fuzz(kind: str, inputs: int, seed: int, sandbox: Path) -> Tally:
         context: Any = get_context("spawn")
         here, there = context.Pipe(duplex=False)
         process = context.Process(target=feed, args=(kind, seed, range(number, inputs), sandbox, there))
-        with without_main():
+        with hide_main_module():
             process.start()
         there.close()
         for said in _heard(here, number, inputs, seconds):

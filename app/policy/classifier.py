@@ -12,7 +12,7 @@ from torch import Tensor
 
 from app.policy.policy import PolicyError
 from captioning.endpoint import shortened
-from vae.video.pixels import to_bytes
+from vae.video.pixels import to_uint8
 
 BAD = ("nsfw", "porn", "hentai", "sexual", "nude", "nudity", "explicit", "unsafe", "gore", "violence", "violent")
 BATCH = 16  # frames at a time
@@ -54,7 +54,7 @@ class Classifier:
     @torch.inference_mode()
     def worst(self, frames: Tensor) -> tuple[str, float]:
         """Return how sure it is, 0 to 1, that something refused is seen in any of (3, F, Y, X) in [-1, 1], and what."""
-        pictures = [Image.fromarray(one) for one in rearrange(to_bytes(frames), "c f y x -> f y x c").cpu().numpy()]
+        pictures = [Image.fromarray(one) for one in rearrange(to_uint8(frames), "c f y x -> f y x c").cpu().numpy()]
         several = self.model.config.problem_type == "multi_label_classification"
         places = list(self.refused)
         found = "", 0.0

@@ -123,9 +123,9 @@ def sign(path: str | Path, request: Request, clips: Sequence[Path] | None = None
     if next(_sources(request, clips), None) is None:
         sign_here(path, request, by, trusted, clips)
     else:
-        from vae.video.sandbox import guarded
+        from vae.video.sandbox import run_sandboxed
 
-        guarded(sign_here, path, request, by, trusted, clips)
+        run_sandboxed(sign_here, path, request, by, trusted, clips)
     return credentials_of(path)
 
 
@@ -135,9 +135,9 @@ def verify(path: str | Path) -> Verdict:
 
     Raises ProvenanceError for what cannot carry credentials or is broken, MediaError for what cannot be read at all.
     """
-    from vae.video.sandbox import guarded
+    from vae.video.sandbox import run_sandboxed
 
-    return Verdict(**guarded(verify_here, path, anchors()))
+    return Verdict(**run_sandboxed(verify_here, path, anchors()))
 
 
 def credentials_of(path: Path) -> Path:
@@ -293,16 +293,16 @@ def verify_here(path: str | Path, trusted: str) -> dict:
     """Do `verify` in this process; return the fields of the Verdict."""
     import c2pa
 
-    from vae.video.read import readable
+    from vae.video.read import check_readable
 
-    path = readable(path)
+    path = check_readable(path)
     credentials = credentials_of(path)
     if credentials != path and not credentials.is_file():
         with path.open("rb") as file:
             if file.read(len(MATROSKA)) != MATROSKA:
                 raise ProvenanceError(_unreadable(path, "it does not begin as WebM and Matroska do"))
         return asdict(Verdict(UNSIGNED))
-    store = readable(credentials).read_bytes() if credentials != path else None
+    store = check_readable(credentials).read_bytes() if credentials != path else None
     try:
         with (
             _context(trusted) as context,

@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 from app.provenance.certificate import Certificate
 from app.provenance.seal import SALT, boxes, head_of, label_of, string
-from vae.video.credentials import framed, place_in
+from vae.video.credentials import find_manifest_store, wrap_manifest_store
 
 RANDOM = ("ps256",)  # ways of signing that are never the same twice
 HASHES = {"es256": "SHA256", "es384": "SHA384", "es512": "SHA512"}
@@ -33,10 +33,10 @@ def label_for(*parts: bytes) -> str:
 def settle(signed: BinaryIO, by: Certificate) -> None:
     """Leave nothing random in the credentials that a file was just given, as `settled` does."""
     signed.seek(0)
-    place = place_in(signed.read())
+    place = find_manifest_store(signed.read())
     if place is not None:
         signed.seek(place.begin)
-        signed.write(framed(place.kind, settled(place.store, by)))
+        signed.write(wrap_manifest_store(place.kind, settled(place.store, by)))
         signed.flush()
 
 

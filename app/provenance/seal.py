@@ -12,13 +12,13 @@ import mmap
 from collections.abc import Iterator
 from pathlib import Path
 
-from vae.video.credentials import STORE, boxes_of, description, kind_of, place_in
+from vae.video.credentials import STORE_PREFIX, file_kind, find_manifest_store, iter_boxes, jumbf_description
 
 OVERLOOKED = (b"ftyp", b"free", b"skip", b"mfra")
 SALTED = 0x13  # flags of a JUMBF box: it may be asked for by its label, and it holds a random number
 SALT = (24).to_bytes(4, "big") + b"c2sh"  # how the box of that number begins
 KINDS = {"c2pa.assertions": b"c2as", "c2pa.claim.v2": b"c2cl", "c2pa.signature": b"c2cs"}
-TRACES = (STORE[8:32], b"\x03c2pa.assertions\0", b"\x03c2pa.signature\0")  # of which one changed byte leaves two
+TRACES = (STORE_PREFIX[8:32], b"\x03c2pa.assertions\0", b"\x03c2pa.signature\0")  # of which one changed byte leaves two
 
 
 def holds_traces(path: Path) -> bool:
@@ -32,14 +32,14 @@ def rest_of(path: Path) -> str | None:
     GIF, which are beside it; None where there is nothing.
     """
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        kind = kind_of(data[:8])
+        kind = file_kind(data[:8])
         if kind == "gif":
             words = path.with_name(path.name + ".json")
             return hashlib.sha256(words.read_bytes()).hexdigest() if words.is_file() else None
         if kind != "mp4":
             return None
         digest = hashlib.sha256()
-        for kind, begin, _, end in boxes_of(data, 0, len(data)):
+        for kind, begin, _, end in iter_boxes(data, 0, len(data)):
             if kind in OVERLOOKED:
                 digest.update(data[begin:end])
     return digest.hexdigest()
@@ -53,7 +53,7 @@ def is_as_written(path: Path, credentials: Path, ours: set[str]) -> bool:
         if credentials != path:
             return _store_as_written(credentials.read_bytes(), ours)
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            place = place_in(data)
+            place = find_manifest_store(data)
         return place is not None and _store_as_written(place.store, ours)
     except (ValueError, IndexError):  # what is no box, or ends too early
         return False
@@ -73,20 +73,20 @@ def _store_as_written(store: bytes, ours: set[str]) -> bool:
     """Compare the boxes that hold boxes, and the padding, with what they must be."""
     ((kind, begin, end),) = boxes(store, 0, len(store))
     (_, *described), *manifests = boxes(store, begin, end)
-    if kind != b"jumb" or store[slice(*described)] != description(b"c2pa", "c2pa") or not manifests:
+    if kind != b"jumb" or store[slice(*described)] != jumbf_description(b"c2pa", "c2pa") or not manifests:
         return False
     for number, (kind, begin, end) in enumerate(manifests, start=1):
         (_, *described), *parts = boxes(store, begin, end)
         label = label_of(store, *described)
         if label not in ours:
             continue
-        if kind != b"jumb" or store[slice(*described)] != description(b"c2ma", label):
+        if kind != b"jumb" or store[slice(*described)] != jumbf_description(b"c2ma", label):
             return False
         labels = []
         for kind, begin, end in parts:
             (_, *described), *contents = boxes(store, begin, end)
             labels.append(label_of(store, *described))
-            is_known = store[slice(*described)] == description(KINDS.get(labels[-1], b""), labels[-1])
+            is_known = store[slice(*described)] == jumbf_description(KINDS.get(labels[-1], b""), labels[-1])
             if kind != b"jumb" or not is_known:
                 return False
             if labels[-1] == "c2pa.assertions" and not all(_is_salted(store, *content) for content in contents):
@@ -108,7 +108,7 @@ def _is_salted(store: bytes, kind: bytes, begin: int, end: int) -> bool:
     """Say whether an assertion is described as ours are: as CBOR, with a label and a random number."""
     (_, begin, end), *_ = boxes(store, begin, end)
     salt = end - 24
-    described = description(b"cbor", label_of(store, begin, salt), SALTED)
+    described = jumbf_description(b"cbor", label_of(store, begin, salt), SALTED)
     return kind == b"jumb" and store[begin:salt] == described and store[salt : salt + 8] == SALT
 
 

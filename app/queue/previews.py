@@ -68,10 +68,10 @@ def show(path: Path, view: Tensor, fps: float) -> None:
     """
     from PIL import Image
 
-    from vae.video.pixels import to_bytes
+    from vae.video.pixels import to_uint8
 
     every = -(-view.shape[1] // FRAMES)
-    pictures = to_bytes(view[:, ::every]).permute(1, 2, 3, 0).cpu().numpy()
+    pictures = to_uint8(view[:, ::every]).permute(1, 2, 3, 0).cpu().numpy()
     images = [Image.fromarray(picture) for picture in pictures]
     for image in images:
         image.thumbnail((SIDE, SIDE))

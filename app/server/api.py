@@ -26,8 +26,8 @@ from app.server.parsing import CLIP, SENDABLE, read_form, read_json, shown
 from app.server.schemas import ABOUT, EXAMPLES, FAILURES, Model, Models, Removed, Upload, Video, Videos, body
 from app.server.service import LONGEST_SENTENCE, REFUSALS, NotFound, Service
 from dit.request import RequestError
-from vae.video.pixels import contact_sheet, to_bytes
-from vae.video.sandbox import read_glimpse
+from vae.video.pixels import contact_sheet, to_uint8
+from vae.video.sandbox import read_sampled_frames
 
 MOST_FILES, MOST_FIELDS = 6, 2000  # of a form
 GLIMPSE_SIDE, GLIMPSES = 256, 6  # pixels and frames of a spritesheet
@@ -225,8 +225,8 @@ def add_videos(app: FastAPI) -> None:
 
 def look(path: Path, variant: str) -> bytes:
     """Return a picture of a clip, as WebP: its first frame, or a row of frames."""
-    seen = read_glimpse(path, 1 if variant == "thumbnail" else GLIMPSES, GLIMPSE_SIDE)
-    pixels = to_bytes(seen[:, 0]) if variant == "thumbnail" else contact_sheet([seen], columns=GLIMPSES, scale=1)
+    seen = read_sampled_frames(path, 1 if variant == "thumbnail" else GLIMPSES, GLIMPSE_SIDE)
+    pixels = to_uint8(seen[:, 0]) if variant == "thumbnail" else contact_sheet([seen], columns=GLIMPSES, scale=1)
     picture = io.BytesIO()
     Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(picture, "WEBP")
     return picture.getvalue()

@@ -19,9 +19,9 @@ from typing import BinaryIO
 
 from PIL import Image
 
-from vae.video import read as media
 from vae.video.pixels import MediaError
-from vae.video.sandbox import guarded
+from vae.video.read import decode_frames, open_video, select_video_stream
+from vae.video.sandbox import run_sandboxed
 
 PIECE_BYTES = 2**20  # read at a time
 HEAD_BYTES = 4096  # by which a file's type is told
@@ -66,7 +66,7 @@ def keep_upload(source: BinaryIO, folder: Path, caps: Caps | None = None) -> Pat
             os.fsync(file.fileno())
         suffix = sniffed(head)
         try:
-            guarded(look_through, half, suffix, caps, memory=CHILD_BYTES, seconds=CHILD_SECONDS)
+            run_sandboxed(look_through, half, suffix, caps, memory=CHILD_BYTES, seconds=CHILD_SECONDS)
         except MediaError as error:
             raise UploadError(_without_path(str(error), half)) from None
         kept = folder / f"{digest}{suffix}"
@@ -104,7 +104,7 @@ def sniffed(head: bytes) -> str:
 def look_through(path: Path, suffix: str, caps: Caps) -> dict[str, float]:
     """Read a file from end to end as what its suffix says; returns its pixels in a frame, frames and seconds.
 
-    To be called in a child process, by `guarded`. Raises MediaError where it cannot be read so, or is beyond the caps.
+    To be called in a child process, by `run_sandboxed`. Raises MediaError where it cannot be read so, or is beyond the caps.
     """
     try:
         return _picture(path, suffix, caps) if suffix in PICTURES else _film(path, suffix, caps)
@@ -126,13 +126,13 @@ def _picture(path: Path, suffix: str, caps: Caps) -> dict[str, float]:
 
 def _film(path: Path, suffix: str, caps: Caps) -> dict[str, float]:
     pixels, frames, end = 0, 0, Fraction(0)
-    with media.opened(path) as container:
+    with open_video(path) as container:
         if FILMS[suffix] not in container.format.name.split(","):
             raise MediaError(f"{path} begins as {suffix[1:]} and goes on as another; export it again")
-        stream = media.picture_stream(container, path)
+        stream = select_video_stream(container, path)
         _check("pixels in a frame", stream.width * stream.height, caps.pixels)
         stream.codec_context.options = {"max_pixels": str(caps.pixels)}
-        for frames, (_, end, frame) in enumerate(media.shown_frames(container, stream), 1):
+        for frames, (_, end, frame) in enumerate(decode_frames(container, stream), 1):
             pixels = max(pixels, frame.width * frame.height)
             _check("pixels in a frame", pixels, caps.pixels)
             _check("frames", frames, caps.frames)

@@ -26,7 +26,7 @@ from app.studio.probe import MEMORY, SECONDS, glance
 from dit.request import Request, RequestError
 from vae.video.credentials import hash_of_contents
 from vae.video.pixels import MediaError
-from vae.video.sandbox import guarded
+from vae.video.sandbox import run_sandboxed
 
 POSTERS = "posters"  # the folder, in a queue's, of first frames
 LONGEST_NOTE = 2000  # letters
@@ -258,7 +258,7 @@ class Shelf:
         row = self.rows.execute("SELECT * FROM known WHERE id = ?", (id,)).fetchone()
         if row is None or row["stamp"] != stamp or not self.poster_of(id).is_file():
             try:
-                found = guarded(glance, path, memory=MEMORY, seconds=SECONDS)
+                found = run_sandboxed(glance, path, memory=MEMORY, seconds=SECONDS)
             except MediaError as error:
                 raise MediaError(self.service.told(str(error))) from None
             _write_whole(self.poster_of(id), found["poster"])

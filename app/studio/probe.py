@@ -1,6 +1,6 @@
 """One look at a clip or a picture: its first frame as a poster, how long and large it is, and the request it carries.
 
-Files may be strangers', so `glance` is to be called in a child process, by `vae.video.sandbox.guarded`.
+Files may be strangers', so `glance` is to be called in a child process, by `vae.video.sandbox.run_sandboxed`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,16 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from dit.request import KEY
-from vae.video import read as media
-from vae.video.pixels import MediaError, from_bytes, to_bytes
+from vae.video.pixels import MediaError, from_uint8, to_uint8
+from vae.video.read import (
+    check_readable,
+    decode_frames,
+    frame_rate,
+    frame_to_tensor,
+    open_video,
+    read_metadata,
+    select_video_stream,
+)
 
 POSTER_SIDE = 320  # the most pixels of a poster's longer side
 POSTER_QUALITY = 82  # of WebP, where no blocks are to be seen at 64 x 64 yet
@@ -36,13 +44,13 @@ def glance(path: Path) -> dict[str, Any]:
         what = (str(error).splitlines() or [type(error).__name__])[0]
         raise MediaError(f"{path} cannot be read: {what}; make it again") from None
     try:
-        return found | {"request": media.read_metadata(path).get(KEY)}
+        return found | {"request": read_metadata(path).get(KEY)}
     except MediaError:  # pictures that are no PNG have no words of ours
         return found | {"request": None}
 
 
 def _picture(path: Path) -> dict[str, Any]:
-    with Image.open(media.readable(path), formats=[PICTURES[path.suffix]]) as image:
+    with Image.open(check_readable(path), formats=[PICTURES[path.suffix]]) as image:
         image.load()
         image = ImageOps.exif_transpose(image)
         size = {"columns": image.width, "rows": image.height}
@@ -53,14 +61,14 @@ def _picture(path: Path) -> dict[str, Any]:
 
 def _film(path: Path) -> dict[str, Any]:
     frames, end, first = 0, 0, None
-    with media.opened(path) as container:
-        stream = media.picture_stream(container, path)
-        for frames, (_, end, frame) in enumerate(media.shown_frames(container, stream), 1):  # noqa: B007
+    with open_video(path) as container:
+        stream = select_video_stream(container, path)
+        for frames, (_, end, frame) in enumerate(decode_frames(container, stream), 1):  # noqa: B007
             if first is None:
-                first = media.upright(frame, None)
+                first = frame_to_tensor(frame, None)
         if first is None:
             raise MediaError(f"{path} holds no frame that can be decoded; export it again")
-        fps = media.rate_of(container, stream, frames, end)
+        fps = frame_rate(container, stream, frames, end)
     image = Image.fromarray(_bytes(first))
     size = {"columns": image.width, "rows": image.height}
     image.thumbnail((POSTER_SIDE, POSTER_SIDE))
@@ -68,7 +76,7 @@ def _film(path: Path) -> dict[str, Any]:
 
 
 def _bytes(picture: Tensor):
-    return to_bytes(from_bytes(picture) if picture.dtype.itemsize == 1 else picture).permute(1, 2, 0).numpy()
+    return to_uint8(from_uint8(picture) if picture.dtype.itemsize == 1 else picture).permute(1, 2, 0).numpy()
 
 
 def _webp(image: Image.Image) -> bytes:

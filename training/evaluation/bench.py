@@ -38,7 +38,7 @@ import json, resource, sys, time
 from pathlib import Path
 from dit.pipeline import Pipeline
 from dit.request import Request
-from vae.video.read import write_video
+from vae.video.write import write_video
 folder, request, output = sys.argv[1:]
 start = time.monotonic()
 pipeline = Pipeline.from_pretrained(folder)

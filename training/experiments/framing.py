@@ -31,7 +31,7 @@ from training.presets import dit_probe
 from training.train_dit import train
 from training.world.scene import COLOURS, Scene
 from vae.video.pixels import contact_sheet
-from vae.video.write import write_picture
+from vae.video.write import write_image
 
 WIDE, SQUARE = (80, 48, 17), (48, 48, 17)
 HUE, SATURATION, VALUE = 0.06, 0.55, 0.08  # how near a pixel is to a colour, how saturated beside it, how bright
@@ -145,7 +145,7 @@ def main(prompts: int = 150) -> dict:
         requests = [Request(prompt=prompt_of(scene), seed=n) for n, scene in enumerate(scenes)]
         clips = [pipeline.pixels(dream) for dream in pipeline.generate(requests, together=8)]
         report[name] = count(clips, [scene.things[0].colour for scene in scenes])
-        write_picture(
+        write_image(
             run.out.parent / f"{name}.png", contact_sheet(clips[:16], captions=[r.prompt for r in requests[:16]])
         )
         (run.out.parent / "report.json").write_text(json.dumps(report, indent=2))

@@ -12,8 +12,8 @@ from captioning.captioner import LONGEST_SIDE, MOST_FRAMES, Captioner, load_capt
 from training.prepare.clips import remake_manifest, rows_of
 from training.prepare.engine import Where
 from training.prepare.manifest import Journal, PrepareError, Row, alone
-from vae.video.read import read_glimpse
-from vae.video.sandbox import MEMORY
+from vae.video.read import read_sampled_frames
+from vae.video.sandbox import MAX_MEMORY_BYTES
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class CaptionsRun(Where):
     @property
     def memory(self) -> int | None:
         """Bytes that a worker may take: a model that runs in it may need any number."""
-        return None if self.captioner else MEMORY
+        return None if self.captioner else MAX_MEMORY_BYTES
 
 
 class Task(NamedTuple):
@@ -85,5 +85,5 @@ def captioner_of(run: CaptionsRun) -> Captioner:
 def describe(task: Task) -> dict:
     """Ask for one clip's description; returns its text and its parts."""
     row, run = task
-    found = captioner_of(run).describe(read_glimpse(run.folder / row.file, MOST_FRAMES, LONGEST_SIDE))
+    found = captioner_of(run).describe(read_sampled_frames(run.folder / row.file, MOST_FRAMES, LONGEST_SIDE))
     return {"text": found.text, "parts": found.parts}

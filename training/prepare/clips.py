@@ -25,9 +25,9 @@ from training.prepare.engine import Where
 from training.prepare.manifest import Caption, Journal, PrepareError, Row, alone, digest_of, write_manifest
 from training.prepare.shots import DETECTORS, Look, check_of, look_at, parted
 from training.prepare.sources import Source, at_hand, sha256_of, sources, unchanged
-from vae.video.pixels import from_bytes
-from vae.video.read import DiskError, MediaError, opened, picture_stream, read_picture, readable, shown_frames, upright
-from vae.video.write import write_picture, write_video
+from vae.video.pixels import DiskError, MediaError, from_uint8
+from vae.video.read import check_readable, decode_frames, frame_to_tensor, open_video, read_image, select_video_stream
+from vae.video.write import write_image, write_video
 
 COPIED = ("h264", "hevc", "av1", "mpeg4")  # codecs that an mp4 takes as they are
 PIECE = 16  # frames coded at a time
@@ -181,10 +181,10 @@ def cut(task: Task) -> dict:
     """
     source, run = task
     with unchanged(source), at_hand(source, run.folder / PASSING) as path:
-        refuse_locked(readable(path))
+        refuse_locked(check_readable(path))
         if not source.still:
-            with opened(path) as container:  # before a file of any size is read whole
-                picture_stream(container, path)
+            with open_video(path) as container:  # before a file of any size is read whole
+                select_video_stream(container, path)
         sha256 = sha256_of(path)
         make = still if source.still else film
         said = [Caption(source.words, SIDECAR, "1")] if source.words else []
@@ -195,25 +195,25 @@ def cut(task: Task) -> dict:
 
 def still(path: Path, source: Source, sha256: str, run: ClipsRun) -> tuple[list[Row], list[Times]]:
     """Keep a picture as a clip of one frame."""
-    picture = read_picture(path)
+    picture = read_image(path)
     clip, place = placed(run.folder, sha256, 0, 1, ".png")
-    write_picture(run.folder / place, picture)
+    write_image(run.folder / place, picture)
     return [row_of(run.folder, clip, place, source, sha256, (0.0, 0.0), picture, 1, 1.0, copied=False)], []
 
 
 def film(path: Path, source: Source, sha256: str, run: ClipsRun) -> tuple[list[Row], list[Times]]:
     """Cut a film at its shots; returns the rows of those that are clips, and the times of those that are too short."""
     look, rows, short, at = look_at(path, run.detector), [], [], 0
-    with opened(path) as container:
-        stream = picture_stream(container, path)
-        frames = (frame for _, _, frame in shown_frames(container, stream))
+    with open_video(path) as container:
+        stream = select_video_stream(container, path)
+        frames = (frame for _, _, frame in decode_frames(container, stream))
         for first, last in parted(look, run.longest):
             times = (float(look.time(first)), float(look.time(last)))
             if look.time(last) - look.time(first) < run.shortest:
                 short.append(times)
                 continue
             head = next(islice(frames, first - at, None))
-            picture, at, fps = upright(head, None), first + 1, look.rate(first, last)
+            picture, at, fps = frame_to_tensor(head, None), first + 1, look.rate(first, last)
             clip, place = placed(run.folder, sha256, first, last, ".mp4")
             copied = copy(path, run.folder / place, look, first, last)
             if not copied:
@@ -251,10 +251,10 @@ def pieces(head: Tensor, frames: Iterator[VideoFrame]) -> Iterator[Tensor]:
     held = [head]
     for frame in frames:
         if len(held) == PIECE:
-            yield from_bytes(torch.stack(held, 1))
+            yield from_uint8(torch.stack(held, 1))
             held = []
-        held.append(upright(frame, None))
-    yield from_bytes(torch.stack(held, 1))
+        held.append(frame_to_tensor(frame, None))
+    yield from_uint8(torch.stack(held, 1))
 
 
 def copy(path: Path, target: Path, look: Look, first: int, last: int) -> bool:
@@ -270,8 +270,8 @@ def copy(path: Path, target: Path, look: Look, first: int, last: int) -> bool:
         return False
     temporary = target.with_name(f".{target.stem}-{os.getpid()}{target.suffix}")
     try:
-        with opened(path) as container:
-            stream = picture_stream(container, path)
+        with open_video(path) as container:
+            stream = select_video_stream(container, path)
             if stream.codec_context.name not in COPIED:
                 return False
             container.seek(begin, stream=stream)
@@ -299,6 +299,6 @@ def copy(path: Path, target: Path, look: Look, first: int, last: int) -> bool:
 
 def checks_in(path: Path) -> list[int]:
     """Return the checksums of a film's pictures."""
-    with opened(path) as container:
-        shown = shown_frames(container, picture_stream(container, path))
+    with open_video(path) as container:
+        shown = decode_frames(container, select_video_stream(container, path))
         return [check_of(frame.to_ndarray(format="bgr24")) for _, _, frame in shown]

@@ -21,7 +21,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from vae.video.sandbox import MEMORY, limit_memory, without_main
+from vae.video.sandbox import MAX_MEMORY_BYTES, hide_main_module, limit_memory
 
 ENGINES = ("here", "pool", "ray")
 TRIES = 3  # of an item whose worker died, which may not have been its fault
@@ -55,7 +55,7 @@ class Where:
     @property
     def memory(self) -> int | None:
         """Bytes that a worker may take; None for as many as there are."""
-        return MEMORY
+        return MAX_MEMORY_BYTES
 
     @property
     def gpu(self) -> bool:
@@ -90,7 +90,7 @@ def each(
     engine: str = "pool",
     workers: int = 2,
     seconds: float = SECONDS,
-    memory: int | None = MEMORY,
+    memory: int | None = MAX_MEMORY_BYTES,
     gpu: bool = False,
 ) -> Iterator[Outcome]:
     """Do work on all items; yields an Outcome for each as it is done, in any order.
@@ -161,7 +161,7 @@ def _pool(work: Work, items: Sequence[Any], workers: int, seconds: float, memory
 class Worker:
     """A process that does work on one item after the other, started when needed."""
 
-    def __init__(self, work: Work, memory: int | None = MEMORY):
+    def __init__(self, work: Work, memory: int | None = MAX_MEMORY_BYTES):
         self.work, self.memory = work, memory
         self.process, self.connection, self.stopped = None, None, False
 
@@ -189,7 +189,7 @@ class Worker:
         context.set_forkserver_preload([__name__, self.work.__module__])
         self.connection, there = context.Pipe()
         process = context.Process(target=_serve, args=(there, self.work, self.memory), daemon=True)
-        with without_main():
+        with hide_main_module():
             process.start()
         there.close()
         self.process = process

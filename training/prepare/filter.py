@@ -35,8 +35,8 @@ from training.prepare.engine import Where
 from training.prepare.manifest import Journal, Row, alone, read_manifest
 from training.prepare.match import MatchRun, failed_matches, least_match, match_clips, matcher_of
 from training.prepare.thresholds import Threshold, counts, failing, named, thresholds_at
-from vae.video.pixels import to_bytes
-from vae.video.read import opened, picture_stream, read_picture, shown_frames
+from vae.video.pixels import to_uint8
+from vae.video.read import decode_frames, open_video, read_image, select_video_stream
 
 VERSION = 2  # of what the scores mean
 WIDTH = 256  # columns at which clips are scored
@@ -173,7 +173,7 @@ def score(task: Task) -> dict:
     """Return a clip's scores, and the perceptual hashes, in hexadecimal digits, by which duplicates are found."""
     path = task.folder / task.row.file
     if path.suffix == ".png":
-        frames, motion = [narrowed(to_bytes(read_picture(path)[:, 0]).permute(1, 2, 0).contiguous().numpy())], 0.0
+        frames, motion = [narrowed(to_uint8(read_image(path)[:, 0]).permute(1, 2, 0).contiguous().numpy())], 0.0
         hashes = [hash_of(frames[0])]
     else:
         frames, motion, hashes = look(path, task.row)
@@ -196,11 +196,11 @@ def look(path: Path, row: Row) -> tuple[list[np.ndarray], float, list[bytes]]:
     """
     every = max(1, -(-row.frames // MOST_FRAMES))
     frames, moved, hashes = [], [], []
-    with opened(path) as container:
-        stream = picture_stream(container, path)
+    with open_video(path) as container:
+        stream = select_video_stream(container, path)
         stream.codec_context.flags2 |= av.codec.context.Flags2.export_mvs
         stream.codec_context.thread_count = 1  # several threads leave out vectors, other ones each time
-        for number, (_, end, frame) in enumerate(shown_frames(container, stream)):
+        for number, (_, end, frame) in enumerate(decode_frames(container, stream)):
             vectors = frame.side_data.get("MOTION_VECTORS")
             if vectors is not None:
                 moved.append(travel(vectors.to_ndarray(), row))

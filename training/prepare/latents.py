@@ -43,8 +43,8 @@ from training.prepare.manifest import (
 )
 from training.prepare.text_cache import WORDS, key_of, portions, speaker_of, stored, write_words
 from vae.model import VideoVAE
-from vae.video.pixels import fit_picture
-from vae.video.read import MediaError, read_picture, read_video
+from vae.video.pixels import MediaError, fit_image
+from vae.video.read import read_image, read_video
 from vae.weights import load_strictly
 
 FORMATS: tuple[Format, ...] = ((64, 64, 17), (80, 48, 17), (48, 80, 17), (64, 64, 1))
@@ -183,7 +183,7 @@ def code_clip(task: Task) -> list[np.ndarray]:
     row, run, (_, fps, (columns, rows, frames)) = task
     path = run.folder / row.file
     if path.suffix == ".png":
-        video = fit_picture(read_picture(path), rows, columns)
+        video = fit_image(read_image(path), rows, columns)
     else:
         video = read_video(path, fps, size=(rows, columns)).video
     vae = encoder_of(run.vae)

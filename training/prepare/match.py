@@ -20,7 +20,7 @@ from captioning.matching import Matcher, OpenClip, load_matcher
 from training.dataset import bucket_of, texts_of
 from training.prepare.engine import Where
 from training.prepare.manifest import Journal, Row, digest_of
-from vae.video.read import read_glimpse
+from vae.video.read import read_sampled_frames
 
 JOURNAL = "matches"
 # Cosines of different models cannot be compared. Below this one are 1 % of 500 held-out world clips with their first
@@ -106,7 +106,7 @@ def fit(task: Task) -> dict:
     """Return a clip's scores."""
     row, run = task
     matcher = matcher_of(run)
-    video = read_glimpse(run.folder / row.file, MOST_FRAMES, LONGEST_SIDE)[None]
+    video = read_sampled_frames(run.folder / row.file, MOST_FRAMES, LONGEST_SIDE)[None]
     scores = {"match": float(matcher.match(video, [said.text for said in row.captions]).min())}
     if isinstance(matcher, OpenClip):
         scores["aesthetics"] = float(matcher.beauty(video))

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vae.video.read import MediaError, opened, picture_stream, rate_of, shown_frames
+from vae.video.pixels import MediaError
+from vae.video.read import decode_frames, frame_rate, open_video, select_video_stream
 
 DETECTORS = ("adaptive", "content")
 SLOWEST = 1001  # seconds a frame, and the largest denominator of a rate, which is that of NTSC
@@ -62,9 +63,9 @@ def look_at(path: Path, detector: str) -> Look:
     kind = AdaptiveDetector if detector == "adaptive" else ContentDetector
     judge = kind(min_scene_len=2)
     begins, stamps, keys, checks, cuts, size, last = [], [], [], [], [], None, Fraction(0)
-    with opened(path) as container:
-        stream = picture_stream(container, path)
-        for begin, end, frame in shown_frames(container, stream):
+    with open_video(path) as container:
+        stream = select_video_stream(container, path)
+        for begin, end, frame in decode_frames(container, stream):
             if size not in (None, (frame.width, frame.height)):
                 raise MediaError(f"{path} changes its size midway; export it again at one size")
             size = (frame.width, frame.height)
@@ -80,7 +81,7 @@ def look_at(path: Path, detector: str) -> Look:
         if not begins:
             raise MediaError(f"{path} holds no frame that can be decoded; export it again")
         cuts += [found.frame_num for found in judge.post_process(FrameTimecode(len(begins) - 1, 24.0))]
-        fps = Fraction(rate_of(container, stream, len(begins), last))
+        fps = Fraction(frame_rate(container, stream, len(begins), last))
     return Look(begins, stamps, keys, checks, last, fps, sorted(set(cuts)))
 
 

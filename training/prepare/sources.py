@@ -18,7 +18,7 @@ from pathlib import Path
 
 from training.prepare.manifest import PrepareError
 from vae.video.pixels import MediaError
-from vae.video.read import readable
+from vae.video.read import check_readable
 
 FILMS = (".mp4", ".mkv", ".webm", ".mov", ".m4v", ".avi", ".gif")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
@@ -196,7 +196,7 @@ def unchanged(source: Source) -> Iterator[None]:
     if source.away:
         rule = "links that lead out of a list's folder are not followed unless asked"
         raise MediaError(f"{rule}; got {source.name}; give --follow")
-    before = _stamp(readable(source.path))
+    before = _stamp(check_readable(source.path))
     changed = f"{source.name} changed while it was read; run again when it is whole"
     try:
         yield

@@ -22,20 +22,22 @@ OFFSETS = {b"stco": 4, b"co64": 8}  # boxes that say where the frames of an MP4 
 AROUND_OFFSETS = (b"moov", b"trak", b"mdia", b"minf", b"stbl")  # boxes that hold them, or each other
 
 
-def jumbf(kind: bytes, content: bytes) -> bytes:
+def jumbf_box(kind: bytes, content: bytes) -> bytes:
     """Return a box: its size, its type and what it holds."""
     return (8 + len(content)).to_bytes(4, "big") + kind + content
 
 
-def description(kind: bytes, label: str, flags: int = 3) -> bytes:
+def jumbf_description(kind: bytes, label: str, flags: int = 3) -> bytes:
     """Return what a JUMBF description box holds: a type, flags (3: it may be asked for by its label), a label."""
     return kind + bytes.fromhex("00110010800000aa00389b71") + bytes([flags]) + label.encode() + b"\0"
 
 
-STORE = b"jumb" + jumbf(b"jumd", description(b"c2pa", "c2pa"))  # how credentials begin, behind their size
+STORE_PREFIX = b"jumb" + jumbf_box(
+    b"jumd", jumbf_description(b"c2pa", "c2pa")
+)  # how credentials begin, behind their size
 
 
-class Place(NamedTuple):
+class StoreLocation(NamedTuple):
     """Where the credentials of a file lie with their frame, in bytes, and what they are without it."""
 
     kind: str
@@ -44,13 +46,13 @@ class Place(NamedTuple):
     store: bytes
 
 
-def kind_of(head: bytes) -> str:
+def file_kind(head: bytes) -> str:
     """Name a kind of file by how it begins, since files are renamed."""
     begins = {b"\x89PNG": "png", b"GIF8": "gif", b"RIFF": "webp"}
     return "mp4" if head[4:8] == b"ftyp" else begins.get(head[:4], "other")
 
 
-def framed(kind: str, store: bytes) -> bytes:
+def wrap_manifest_store(kind: str, store: bytes) -> bytes:
     """Return credentials as a file of some kind holds them."""
     size = len(store)
     if kind == "mp4":
@@ -63,10 +65,10 @@ def framed(kind: str, store: bytes) -> bytes:
     return b"\x21\xff\x0bC2PA_GIF\x01\0\0" + b"".join(bytes([len(one)]) + one for one in pieces) + b"\0"
 
 
-def place_in(data: bytes | mmap.mmap) -> Place | None:
+def find_manifest_store(data: bytes | mmap.mmap) -> StoreLocation | None:
     """Find the credentials in a file; None where it holds none, or holds them in another way than longtake writes."""
-    kind = kind_of(data[:8])
-    if kind not in LEAD or (found := data.find(STORE)) < 4 + LEAD[kind]:
+    kind = file_kind(data[:8])
+    if kind not in LEAD or (found := data.find(STORE_PREFIX)) < 4 + LEAD[kind]:
         return None
     begin, size = found - 4, int.from_bytes(data[found - 4 : found], "big")
     store = data[begin : begin + size]
@@ -74,9 +76,9 @@ def place_in(data: bytes | mmap.mmap) -> Place | None:
         pieces = data[begin - 1 : begin + size + (size - 1) // 255]
         store = b"".join(pieces[at + 1 : at + 256] for at in range(0, len(pieces), 256))
     begin -= LEAD[kind]
-    whole = framed(kind, store)
+    whole = wrap_manifest_store(kind, store)
     end = begin + len(whole)
-    return Place(kind, begin, end, store) if len(store) == size and data[begin:end] == whole else None
+    return StoreLocation(kind, begin, end, store) if len(store) == size and data[begin:end] == whole else None
 
 
 def hash_of_contents(path: str | Path) -> str:
@@ -96,7 +98,7 @@ def hash_of_contents(path: str | Path) -> str:
 
 def _before_signing(data: mmap.mmap) -> list[tuple[int, int, bytes]]:
     """Return, in order, which bytes signing added or changed, from and to, and what was there before."""
-    place = place_in(data)
+    place = find_manifest_store(data)
     if place is None:
         return []
     grown, found = place.end - place.begin, [(place.begin, place.end, b"")]
@@ -117,7 +119,7 @@ def _less(number: bytes, by: int, order) -> bytes:
 
 def _offsets(data: mmap.mmap, begin: int, end: int) -> Iterator[tuple[int, int, int]]:
     """Yield where the offsets in an MP4 lie, from and to, and how many bytes each has."""
-    for kind, _, inner, after in boxes_of(data, begin, end):
+    for kind, _, inner, after in iter_boxes(data, begin, end):
         if kind in AROUND_OFFSETS:
             yield from _offsets(data, inner, after)
         elif width := OFFSETS.get(kind):
@@ -127,7 +129,7 @@ def _offsets(data: mmap.mmap, begin: int, end: int) -> Iterator[tuple[int, int, 
                 yield first, first + count * width, width
 
 
-def boxes_of(data: mmap.mmap, begin: int, end: int) -> Iterator[tuple[bytes, int, int, int]]:
+def iter_boxes(data: mmap.mmap, begin: int, end: int) -> Iterator[tuple[bytes, int, int, int]]:
     """Walk through the boxes of an MP4: the type of each, where it begins, where its content does, and where it ends.
     What is no box ends the walk.
     """

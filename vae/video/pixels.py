@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional
 
-FASTEST_FPS = 1000  # Matroska and WebM stamp frames in milliseconds
+MAX_FPS = 1000  # Matroska and WebM stamp frames in milliseconds
 MARGIN, LETTER_HEIGHT, LETTERS = 4, 13, 300  # of a contact sheet: in pixels, and how much of a caption may be read
 
 
@@ -23,7 +23,7 @@ class DiskError(OSError):
     """A file that could not be written although the request was right, as when the disk is full: a failure."""
 
 
-def to_bytes(video: Tensor) -> Tensor:
+def to_uint8(video: Tensor) -> Tensor:
     """Turn pixels in [-1, 1] into uint8, clamped and rounded; uint8 passes as it is. Raises MediaError on NaN."""
     if video.dtype == torch.uint8:
         return video
@@ -32,12 +32,12 @@ def to_bytes(video: Tensor) -> Tensor:
     return ((video.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
-def from_bytes(video: Tensor) -> Tensor:
-    """Turn uint8 into float32 in [-1, 1]; `to_bytes` gives the same bytes back."""
+def from_uint8(video: Tensor) -> Tensor:
+    """Turn uint8 into float32 in [-1, 1]; `to_uint8` gives the same bytes back."""
     return video.float() / 127.5 - 1
 
 
-def exact_rate(fps: float | Fraction) -> Fraction:
+def exact_fps(fps: float | Fraction) -> Fraction:
     """Name the exact frames a second that a number stands for: 23.976 and 23.98 are 24000/1001."""
     try:
         rate = Fraction(fps)
@@ -47,12 +47,12 @@ def exact_rate(fps: float | Fraction) -> Fraction:
         television = Fraction(round(rate) * 1000, 1001)
         is_television = abs(rate - television) < Fraction(5, 1000)  # half of the last digit in 23.98
         rate = television if is_television else rate.limit_denominator(1001)
-    if not 0 < rate <= FASTEST_FPS:
-        raise MediaError(f"fps must be above 0 and at most {FASTEST_FPS}; got {fps}; give one such as 24")
+    if not 0 < rate <= MAX_FPS:
+        raise MediaError(f"fps must be above 0 and at most {MAX_FPS}; got {fps}; give one such as 24")
     return rate
 
 
-def fit_picture(video: Tensor, rows: int, columns: int) -> Tensor:
+def fit_image(video: Tensor, rows: int, columns: int) -> Tensor:
     """Fill rows x columns with the middle of (3, F, Y, X), cut to shape and resized with antialiasing.
 
     The cut comes first, so a picture that is long and thin never grows; one of the right size is returned as it is.
@@ -77,7 +77,7 @@ def contact_sheet(
     scale: int = 3,
     font: str | Path | None = None,
 ) -> Tensor:
-    """Print clips (3, F, Y, X) as rows of `columns` evenly spaced frames: uint8 (3, Y, X), for `write_picture`.
+    """Print clips (3, F, Y, X) as rows of `columns` evenly spaced frames: uint8 (3, Y, X), for `write_image`.
 
     Pixels are enlarged `scale` times without smoothing. Captions stand below their rows, numbered, so that rows can be
     told apart even where letters fail: Pillow's own font has only English ones and draws a box for any other. For
@@ -92,7 +92,7 @@ def contact_sheet(
     for clip in clips:
         _, frames, _, _ = clip.shape
         places = torch.linspace(0, frames - 1, min(columns, frames)).round().long()
-        cells = repeat(to_bytes(clip[:, places.to(clip.device)]), "c f y x -> c f (y a) (x b)", a=scale, b=scale).cpu()
+        cells = repeat(to_uint8(clip[:, places.to(clip.device)]), "c f y x -> c f (y a) (x b)", a=scale, b=scale).cpu()
         cells = functional.pad(cells, (0, MARGIN, 0, MARGIN), value=255)
         strips.append(rearrange(cells, "c f y x -> c y (f x)"))
     width = max(strip.shape[2] for strip in strips)

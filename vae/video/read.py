@@ -21,38 +21,11 @@ from einops import rearrange, repeat
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from vae.video.pixels import DiskError, MediaError, contact_sheet, exact_rate, fit_picture, from_bytes, to_bytes
-from vae.video.write import (
-    CONTAINER_KEYS,
-    check_writable,
-    read_sidecar,
-    reason,
-    refuse_addresses,
-    write_picture,
-    write_video,
-)
+from vae.video.pixels import DiskError, MediaError, exact_fps, fit_image, from_uint8
+from vae.video.write import CONTAINER_KEYS, read_sidecar, reason, refuse_addresses
 
-__all__ = [
-    "Clip",
-    "DiskError",
-    "MediaError",
-    "check_writable",
-    "contact_sheet",
-    "exact_rate",
-    "fit_picture",
-    "from_bytes",
-    "read_glimpse",
-    "read_metadata",
-    "read_picture",
-    "read_video",
-    "readable",
-    "to_bytes",
-    "write_picture",
-    "write_video",
-]
-
-MOST_FRAME_PIXELS = 2**26  # one frame or picture: 8192 x 8192, beyond most cameras and short of a decompression bomb
-MOST_CLIP_PIXELS = 2**30  # a whole clip: 12 GiB as float32, for example 500 frames of 1080p
+MAX_FRAME_PIXELS = 2**26  # one frame or picture: 8192 x 8192, beyond most cameras and short of a decompression bomb
+MAX_CLIP_PIXELS = 2**30  # a whole clip: 12 GiB as float32, for example 500 frames of 1080p
 MILLISECOND = Fraction(1, 1000)  # the time stamps of Matroska and WebM, the coarsest that we write
 UNSPECIFIED = 2  # ITU-T H.273: no colour matrix is named
 
@@ -72,7 +45,7 @@ EXACT = (
 )
 
 
-class Clip(NamedTuple):
+class DecodedVideo(NamedTuple):
     """What `read_video` returns: video (3, F, Y, X) in [-1, 1] and its frames a second."""
 
     video: Tensor
@@ -85,56 +58,56 @@ def read_video(
     seconds: float | None = None,
     *,
     size: tuple[int, int] | None = None,
-) -> Clip:
+) -> DecodedVideo:
     """Read a video as (3, F, Y, X) in [-1, 1], at `fps`, or frame for frame; the first `seconds`, or all of it.
 
     At `fps`, each moment shows the frame with the nearest time stamp, but none more than half a moment early, so that
     a still which lasts stays. Frame for frame, an uneven film plays evenly at its average rate. Frames are turned as
     the camera was held, and alpha is laid over black (VP8's and VP9's is ignored). `size` is (rows, columns) for
-    `fit_picture`, done frame by frame.
+    `fit_image`, done frame by frame.
     Raises MediaError naming the file, and the codec when that is the reason.
     """
     if seconds is not None and not seconds > 0:
         raise MediaError(f"seconds must be above 0; got {seconds}; leave it out to read the whole video")
-    rate = None if fps is None else exact_rate(fps)
+    rate = None if fps is None else exact_fps(fps)
     pictures: list[Tensor] = []
-    with opened(path) as container:
-        stream = picture_stream(container, path)
+    with open_video(path) as container:
+        stream = select_video_stream(container, path)
         ends: list[Fraction] = []
-        shown = shown_frames(container, stream)
+        shown = decode_frames(container, stream)
         chosen = _frame_for_frame(shown, seconds, ends) if rate is None else _resampled(shown, rate, seconds)
         last = None
         for frame in chosen:
-            picture = pictures[-1] if frame is last else upright(frame, size)
+            picture = pictures[-1] if frame is last else frame_to_tensor(frame, size)
             last = frame
             if pictures and picture.shape != pictures[0].shape:
                 raise MediaError(
                     f"{path} changes its size midway; give size=(rows, columns) to bring all frames to one"
                 )
             pictures.append(picture)
-            if len(pictures) * picture[0].numel() > MOST_CLIP_PIXELS:
+            if len(pictures) * picture[0].numel() > MAX_CLIP_PIXELS:
                 raise MediaError(f"{path} is too large to hold in memory; give fewer seconds, a lower fps or a size")
         if not pictures:
             raise MediaError(f"{path} holds no frame that can be decoded; export it again")
-        rate = rate or rate_of(container, stream, len(pictures), ends[-1])
+        rate = rate or frame_rate(container, stream, len(pictures), ends[-1])
     channels, rows, columns = pictures[0].shape
     video = torch.empty(channels, len(pictures), rows, columns)
     for index, picture in enumerate(pictures):
-        video[:, index] = from_bytes(picture) if picture.dtype == torch.uint8 else picture
-    return Clip(video, rate)
+        video[:, index] = from_uint8(picture) if picture.dtype == torch.uint8 else picture
+    return DecodedVideo(video, rate)
 
 
-def read_picture(path: str | Path) -> Tensor:
+def read_image(path: str | Path) -> Tensor:
     """Read a picture as (3, 1, Y, X) in [-1, 1], turned as the camera was held, alpha over black, 16 bits kept.
 
     Raises MediaError naming the file when it is missing, broken, cut short, too large or no picture.
     """
-    readable(path)
+    check_readable(path)
     try:
         with Image.open(path, formats=PICTURES) as image:
-            if image.width * image.height > MOST_FRAME_PIXELS:
+            if image.width * image.height > MAX_FRAME_PIXELS:
                 raise MediaError(
-                    f"{path} must have at most {MOST_FRAME_PIXELS} pixels; got {image.size}; shrink it first"
+                    f"{path} must have at most {MAX_FRAME_PIXELS} pixels; got {image.size}; shrink it first"
                 )
             image.load()
             image = ImageOps.exif_transpose(image)
@@ -151,35 +124,35 @@ def read_picture(path: str | Path) -> Tensor:
     except Exception as error:  # Pillow raises nearly anything on a broken file
         kinds = ", ".join(PICTURES)
         raise MediaError(f"{path} cannot be read as a picture ({kinds}): {error}; save it again as PNG") from error
-    return from_bytes(rearrange(pixels, "y x c -> c 1 y x").contiguous())
+    return from_uint8(rearrange(pixels, "y x c -> c 1 y x").contiguous())
 
 
-def read_glimpse(path: str | Path, frames: int, side: int) -> Tensor:
+def read_sampled_frames(path: str | Path, frames: int, side: int) -> Tensor:
     """Read `frames` spread evenly over a film of any duration, or a picture, as (3, F, Y, X) in [-1, 1] with no side
     longer than `side`; of a film that has no more, all.
 
     Raises MediaError naming the file when it cannot be decoded.
     """
     if str(path).lower().endswith(STILLS):
-        picture = read_picture(path)
-        return fit_picture(picture, *_at_most(side, *picture.shape[2:]))
+        picture = read_image(path)
+        return fit_image(picture, *_at_most(side, *picture.shape[2:]))
     kept: dict[int, Tensor] = {}
     every, number, size, last = 1, -1, None, None  # `every` grows with the film, of which nobody knows how long it is
-    with opened(path) as container:
-        stream = picture_stream(container, path)
-        for number, (_, _, last) in enumerate(shown_frames(container, stream)):
-            size = size or _at_most(side, *upright(last, None).shape[1:])
+    with open_video(path) as container:
+        stream = select_video_stream(container, path)
+        for number, (_, _, last) in enumerate(decode_frames(container, stream)):
+            size = size or _at_most(side, *frame_to_tensor(last, None).shape[1:])
             if number % every == 0:
-                kept[number] = upright(last, size)
+                kept[number] = frame_to_tensor(last, size)
             if len(kept) == 4 * frames:  # of which the nearest to where a frame is wanted will do
                 every *= 2
                 kept = {place: picture for place, picture in kept.items() if place % every == 0}
         if last is None:
             raise MediaError(f"{path} holds no frame that can be decoded; export it again")
-        kept[number] = upright(last, size)
+        kept[number] = frame_to_tensor(last, size)
     wanted = torch.linspace(0, number, min(frames, number + 1)).tolist()
     chosen = [kept[min(kept, key=lambda place: abs(place - want))] for want in wanted]
-    return torch.stack([from_bytes(one) if one.dtype == torch.uint8 else one for one in chosen], 1)
+    return torch.stack([from_uint8(one) if one.dtype == torch.uint8 else one for one in chosen], 1)
 
 
 def _at_most(side: int, rows: int, columns: int) -> tuple[int, int]:
@@ -189,7 +162,7 @@ def _at_most(side: int, rows: int, columns: int) -> tuple[int, int]:
 
 def read_metadata(path: str | Path) -> dict[str, str]:
     """Read the texts that travel inside a video or PNG, or beside a GIF in `<file>.json`; their keys in lower case."""
-    path = readable(path)
+    path = check_readable(path)
     if path.suffix.lower() == ".gif":
         return read_sidecar(path)
     if path.suffix.lower() == ".png":
@@ -197,18 +170,18 @@ def read_metadata(path: str | Path) -> dict[str, str]:
             with Image.open(path, formats=["PNG"]) as image:
                 image.load()
                 found = dict(getattr(image, "text", {}))
-        except Exception as error:  # as in `read_picture`
+        except Exception as error:  # as in `read_image`
             raise MediaError(f"{path} cannot be read as PNG: {error}; save it again as PNG") from error
     else:
-        with opened(path) as container:
+        with open_video(path) as container:
             found = dict(container.metadata)
     return {key.lower(): str(text) for key, text in found.items() if key.lower() not in CONTAINER_KEYS}
 
 
 def read_duration(path: str | Path) -> dict[str, float]:
     """Read how many seconds a film says that it lasts; raises MediaError for one that does not say."""
-    with opened(path) as container:
-        stream = picture_stream(container, path)
+    with open_video(path) as container:
+        stream = select_video_stream(container, path)
         if stream.duration and stream.time_base:
             return {"seconds": float(stream.duration * stream.time_base)}
         if container.duration:
@@ -216,7 +189,7 @@ def read_duration(path: str | Path) -> dict[str, float]:
     raise MediaError(f"{path} must say how long it lasts; it does not; export it again as mp4 with H.264")
 
 
-def readable(path: str | Path) -> Path:
+def check_readable(path: str | Path) -> Path:
     """Return the path of a file that is there and holds something; raises MediaError with the reason otherwise."""
     refuse_addresses(path)
     try:
@@ -231,9 +204,9 @@ def readable(path: str | Path) -> Path:
 
 
 @contextmanager
-def opened(path: str | Path) -> Iterator[InputContainer]:
+def open_video(path: str | Path) -> Iterator[InputContainer]:
     """Open a whole video through a Python file, so that FFmpeg reaches that file and nothing else."""
-    path = readable(path)
+    path = check_readable(path)
 
     def refuse(address: str, flags: int, options: dict) -> None:
         raise MediaError(f"{path} must be one file; it points to {address}; export it as one file")
@@ -283,7 +256,7 @@ def _ebml_size(head: bytes, at: int) -> tuple[int | None, int]:
     return (None if size == unknown else size), at + width
 
 
-def picture_stream(container: InputContainer, path: str | Path) -> VideoStream:
+def select_video_stream(container: InputContainer, path: str | Path) -> VideoStream:
     """Choose the moving pictures of a file; raises MediaError where there are none that may be read."""
     streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     if not streams:
@@ -292,15 +265,15 @@ def picture_stream(container: InputContainer, path: str | Path) -> VideoStream:
     codec = stream.codec_context.name if stream.codec_context else "unknown"
     if codec not in CODECS.split(","):
         raise MediaError(f"{path} must use a codec among {CODECS}; got {codec}; export it again as mp4 with H.264")
-    if stream.width * stream.height > MOST_FRAME_PIXELS:
+    if stream.width * stream.height > MAX_FRAME_PIXELS:
         got = f"{stream.width} x {stream.height}"
-        raise MediaError(f"{path} must have at most {MOST_FRAME_PIXELS} pixels a frame; got {got}; shrink it first")
-    stream.codec_context.options = {"max_pixels": str(MOST_FRAME_PIXELS)}
+        raise MediaError(f"{path} must have at most {MAX_FRAME_PIXELS} pixels a frame; got {got}; shrink it first")
+    stream.codec_context.options = {"max_pixels": str(MAX_FRAME_PIXELS)}
     stream.thread_type = "AUTO"
     return stream
 
 
-def shown_frames(container: InputContainer, stream: VideoStream) -> Iterator[tuple[Fraction, Fraction, VideoFrame]]:
+def decode_frames(container: InputContainer, stream: VideoStream) -> Iterator[tuple[Fraction, Fraction, VideoFrame]]:
     """Decode: when each frame appears and disappears, in seconds from the first, and the frame."""
     rate = stream.guessed_rate or stream.average_rate
     step = 1 / rate if rate else Fraction(0)
@@ -340,7 +313,7 @@ def _resampled(shown: Iterable, fps: Fraction, seconds: float | None) -> Iterato
         tick += 1
 
 
-def rate_of(container: InputContainer, stream: VideoStream, frames: int, seconds: Fraction) -> Fraction:
+def frame_rate(container: InputContainer, stream: VideoStream, frames: int, seconds: Fraction) -> Fraction:
     """Believe the declared rate where it agrees with the stamps, else take the simplest that does."""
     declared = [stream.guessed_rate, stream.average_rate] if container.format.name != "gif" else []  # GIFs have none
     for rate in declared:
@@ -356,7 +329,7 @@ def rate_of(container: InputContainer, stream: VideoStream, frames: int, seconds
     return frames / seconds
 
 
-def upright(frame: VideoFrame, size: tuple[int, int] | None) -> Tensor:
+def frame_to_tensor(frame: VideoFrame, size: tuple[int, int] | None) -> Tensor:
     """Turn a decoded frame into (3, Y, X): uint8, or float32 when it was fitted to `size`."""
     matrix = None
     if frame.colorspace == UNSPECIFIED and not frame.format.is_rgb:  # as players guess: BT.709 from high definition on
@@ -369,4 +342,4 @@ def upright(frame: VideoFrame, size: tuple[int, int] | None) -> Tensor:
     picture = rearrange(torch.rot90(pixels, round(frame.rotation / 90)), "y x c -> c y x").contiguous()
     if size is None:
         return picture
-    return fit_picture(from_bytes(picture)[:, None], *size)[:, 0]
+    return fit_image(from_uint8(picture)[:, None], *size)[:, 0]

@@ -23,9 +23,9 @@ from torch import Tensor
 from vae.video import read as media
 from vae.video.pixels import MediaError
 
-MEMORY = 20 * 2**30  # bytes: room for the largest clip that `read_video` takes, as bytes and as numbers
-SECONDS = 300.0
-MEMORY_NOW = Path("/proc/self/statm")  # in pages
+MAX_MEMORY_BYTES = 20 * 2**30  # bytes: room for the largest clip that `read_video` takes, as bytes and as numbers
+MAX_SECONDS = 300.0
+STATM = Path("/proc/self/statm")  # in pages
 
 
 def read_video(
@@ -34,32 +34,34 @@ def read_video(
     seconds: float | None = None,
     *,
     size: tuple[int, int] | None = None,
-) -> media.Clip:
+) -> media.DecodedVideo:
     """Do `media.read_video` in a child; raises MediaError also where the file takes too much time or memory."""
-    return guarded(media.read_video, path, fps, seconds, size=size)
+    return run_sandboxed(media.read_video, path, fps, seconds, size=size)
 
 
-def read_picture(path: str | Path) -> Tensor:
-    """Do `media.read_picture` in a child; raises MediaError also where the file takes too much time or memory."""
-    return guarded(media.read_picture, path)
+def read_image(path: str | Path) -> Tensor:
+    """Do `media.read_image` in a child; raises MediaError also where the file takes too much time or memory."""
+    return run_sandboxed(media.read_image, path)
 
 
-def read_glimpse(path: str | Path, frames: int, side: int) -> Tensor:
-    """Do `media.read_glimpse` in a child; raises MediaError also where the file takes too much time or memory."""
-    return guarded(media.read_glimpse, path, frames, side)
+def read_sampled_frames(path: str | Path, frames: int, side: int) -> Tensor:
+    """Do `media.read_sampled_frames` in a child; raises MediaError also where the file takes too much time or memory."""
+    return run_sandboxed(media.read_sampled_frames, path, frames, side)
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
     """Do `media.read_metadata` in a child; raises MediaError also where the file takes too much time or memory."""
-    return guarded(media.read_metadata, path)
+    return run_sandboxed(media.read_metadata, path)
 
 
-def read_seconds(path: str | Path) -> float:
+def read_duration(path: str | Path) -> float:
     """Do `media.read_duration` in a child; raises MediaError also where the file takes too much time or memory."""
-    return guarded(media.read_duration, path)["seconds"]
+    return run_sandboxed(media.read_duration, path)["seconds"]
 
 
-def guarded(read: Callable, path: str | Path, *args, memory: int = MEMORY, seconds: float = SECONDS, **settings) -> Any:
+def run_sandboxed(
+    read: Callable, path: str | Path, *args, memory: int = MAX_MEMORY_BYTES, seconds: float = MAX_SECONDS, **settings
+) -> Any:
     """Return what a reader, a function of some module, returns for a file, read in a child of at most `memory` bytes
     more than it begins with and `seconds`.
 
@@ -69,7 +71,7 @@ def guarded(read: Callable, path: str | Path, *args, memory: int = MEMORY, secon
     context.set_forkserver_preload([media.__name__])
     here, there = context.Pipe(duplex=False)
     child = context.Process(target=_answer, args=(there, memory, read, (path, *args), settings), daemon=True)
-    with without_main():
+    with hide_main_module():
         child.start()
     there.close()
     try:
@@ -88,7 +90,7 @@ def guarded(read: Callable, path: str | Path, *args, memory: int = MEMORY, secon
 
 
 @contextmanager
-def without_main() -> Iterator[None]:
+def hide_main_module() -> Iterator[None]:
     """Hide the script that runs, which a child would import, and so run again where it does not guard against that."""
     with _hiding:
         main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
@@ -103,10 +105,10 @@ _hiding = Lock()
 
 def limit_memory(most: int) -> None:
     """Let this process have at most so many bytes more than it has now; does nothing where that cannot be done."""
-    if MEMORY_NOW.exists():  # only Linux limits memory so
+    if STATM.exists():  # only Linux limits memory so
         import resource
 
-        begun = int(MEMORY_NOW.read_text().split()[0]) * resource.getpagesize()
+        begun = int(STATM.read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (begun + most, begun + most))
 
 
@@ -125,6 +127,6 @@ def _answer(answer: Connection, memory: int, read: Callable, args: tuple, settin
 
 def _with(found, change: Callable):
     """Change the pixels in what a reader returned: arrays travel between processes as bytes, tensors would not."""
-    if isinstance(found, media.Clip):
+    if isinstance(found, media.DecodedVideo):
         return found._replace(video=change(found.video))
     return found if isinstance(found, dict) else change(found)

@@ -5,7 +5,6 @@ import io
 import json
 import os
 import re
-import secrets
 import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -29,7 +28,8 @@ from einops import rearrange
 from PIL import Image, PngImagePlugin
 from torch import Tensor
 
-from vae.video.pixels import DiskError, MediaError, exact_rate, to_bytes
+from vae.files import atomic_write
+from vae.video.pixels import DiskError, MediaError, exact_fps, to_uint8
 
 PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow")
 THREADS = 4  # fixed: x264's bytes depend on how many there are, and must not depend on the machine
@@ -49,7 +49,7 @@ BT709, LIMITED = 1, 1  # ITU-T H.273's code for matrix, primaries and transfer; 
 
 
 @dataclass(frozen=True)
-class Recipe:
+class FileFormat:
     """How one kind of file is written: FFmpeg's names, and the range of crf where there is one."""
 
     muxer: str
@@ -62,11 +62,11 @@ class Recipe:
 
 
 # Measured on smooth clips of 17 x 64 x 64 and 64 x 512 x 512: x264 41 and 48 dB, VP9 43 and 46 dB.
-RECIPES = {
-    ".mp4": Recipe("mp4", "libx264", "yuv420p", TELEVISION, H264, crf=12, worst_crf=51),
-    ".webm": Recipe("webm", "libvpx-vp9", "yuv420p", TELEVISION, VP9, crf=12, worst_crf=63),
-    ".mkv": Recipe("matroska", "ffv1", "bgr0", EXACT, FFV1),
-    ".gif": Recipe("gif", "gif", "pal8"),
+FILE_FORMATS = {
+    ".mp4": FileFormat("mp4", "libx264", "yuv420p", TELEVISION, H264, crf=12, worst_crf=51),
+    ".webm": FileFormat("webm", "libvpx-vp9", "yuv420p", TELEVISION, VP9, crf=12, worst_crf=63),
+    ".mkv": FileFormat("matroska", "ffv1", "bgr0", EXACT, FFV1),
+    ".gif": FileFormat("gif", "gif", "pal8"),
 }
 
 
@@ -77,7 +77,7 @@ def check_writable(path: str | Path) -> Path:
     protected file, or its suffix is unknown. An existing file is fine: it is replaced when the new one is whole.
     """
     refuse_addresses(path)
-    known, suffix = (*RECIPES, ".png"), Path(path).suffix.lower()
+    known, suffix = (*FILE_FORMATS, ".png"), Path(path).suffix.lower()
     if suffix not in known:
         raise MediaError(f"a file's name must end in one of {', '.join(known)}; got {path}; rename it")
     try:
@@ -113,13 +113,15 @@ def write_video(
     and after any error or Ctrl+C, nothing does. `crf` (mp4, webm) and `preset` (mp4) are the encoders'.
     Raises MediaError for a wrong request, DiskError when the disk fails; what `frames` raises passes through.
     """
-    target, rate, metadata = check_writable(path), exact_rate(fps), _checked_metadata(metadata)
+    target, rate, metadata = check_writable(path), exact_fps(fps), _checked_metadata(metadata)
     suffix = target.suffix.lower()
-    if suffix not in RECIPES:
-        raise MediaError(f"a video must end in one of {', '.join(RECIPES)}; got {path}; a picture is for write_picture")
+    if suffix not in FILE_FORMATS:
+        raise MediaError(
+            f"a video must end in one of {', '.join(FILE_FORMATS)}; got {path}; a picture is for write_image"
+        )
     if suffix == ".gif" and rate > GIF_FASTEST_FPS:
         raise MediaError(f"a GIF must have at most {GIF_FASTEST_FPS} frames a second; got {fps}; write .mp4")
-    recipe, options = RECIPES[suffix], _encoder_options(suffix, crf, preset)
+    recipe, options = FILE_FORMATS[suffix], _encoder_options(suffix, crf, preset)
     chunks = iter([frames] if isinstance(frames, Tensor) else frames)
     first = next(chunks, None)
     if first is None:
@@ -142,7 +144,7 @@ def write_video(
             _write_sidecar(target, metadata)
 
 
-def write_picture(path: str | Path, picture: Tensor, *, metadata: Mapping[str, str] | None = None) -> None:
+def write_image(path: str | Path, picture: Tensor, *, metadata: Mapping[str, str] | None = None) -> None:
     """Write (3, Y, X) or (3, 1, Y, X), in [-1, 1] or uint8, as PNG with the metadata as iTXt; whole or not at all.
 
     Raises MediaError for a wrong request, DiskError when the disk fails.
@@ -164,7 +166,7 @@ def write_picture(path: str | Path, picture: Tensor, *, metadata: Mapping[str, s
 
 
 def _drawn(picture: Tensor) -> np.ndarray:
-    return rearrange(to_bytes(picture), "c y x -> y x c").contiguous().cpu().numpy()
+    return rearrange(to_uint8(picture), "c y x -> y x c").contiguous().cpu().numpy()
 
 
 class _Encoder:
@@ -173,7 +175,7 @@ class _Encoder:
     def __init__(
         self,
         container: OutputContainer,
-        recipe: Recipe,
+        recipe: FileFormat,
         fps: Fraction,
         rows: int,
         columns: int,
@@ -228,7 +230,7 @@ class _Encoder:
 
 
 def _encoder_options(suffix: str, crf: int | None, preset: str | None) -> dict[str, str]:
-    recipe = RECIPES[suffix]
+    recipe = FILE_FORMATS[suffix]
     options = dict(recipe.options)
     if crf is not None and not 1 <= crf <= recipe.worst_crf:  # 0 makes x264 write a profile that browsers cannot play
         rule = f"be 1 to {recipe.worst_crf}" if recipe.crf else "be left out"
@@ -289,21 +291,20 @@ def _write_sidecar(path: Path, metadata: Mapping[str, str]) -> None:
 
 @contextmanager
 def _draft(target: Path) -> Iterator[Path]:
-    """Give a hidden file in the same folder; put it in the target's place when the block ends well, else remove it."""
-    draft = target.with_name(f".{secrets.token_hex(8)}.part")
+    """Do `atomic_write`, with errors of the disk and of the encoder as DiskError; those of the block pass through."""
+    in_block = False
     try:
-        with _disk_errors(target):
-            os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-        try:
-            yield draft
-        except av.error.FFmpegError as error:
-            raise _disk_error(target, error) from error
-        with _disk_errors(target):
-            with draft.open("rb+") as file:
-                os.fsync(file.fileno())  # network disks tell only now that they are full
-            os.replace(draft, target)
-    finally:
-        draft.unlink(missing_ok=True)
+        with atomic_write(target) as draft:
+            in_block = True
+            try:
+                yield draft
+            except av.error.FFmpegError as error:
+                raise _disk_error(target, error) from error
+            in_block = False
+    except OSError as error:
+        if in_block:
+            raise
+        raise _disk_error(target, error) from error
 
 
 @contextmanager
