@@ -14,7 +14,7 @@ from tqdm import tqdm
 from app.formats import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from app.policy.policy import Watch
 from app.provenance.signing import ready_to_sign, signed
-from app.provenance.watermark import mark
+from app.provenance.watermark import add_watermark
 from app.registry import DEFAULT_MODEL, model_folder, upsampler_named
 from captioning.text_encoder import within_limit
 from captioning.upsampler import load_upsampler
@@ -165,7 +165,7 @@ def write(
                 progress(done, total)
 
     looked = watch.look(told(), dream.request.fps or pipeline.settings.fps)
-    frames = mark(looked, dream.request.mark) if dream.request.mark else looked
+    frames = add_watermark(looked, dream.request.mark) if dream.request.mark else looked
     with signed(output, _named(dream.request)) as draft:
         if mode_of(dream.request).still:
             write_image(draft, next(frames), metadata=metadata)

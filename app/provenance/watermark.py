@@ -1,4 +1,4 @@
-"""A badge that anybody can see: "AI", small, in a corner of every frame."""
+"""Draw a visible watermark: the letters "AI" on a dark plate, small, in a corner of every frame."""
 
 from __future__ import annotations
 
@@ -10,61 +10,66 @@ from torch import Tensor
 
 from dit.request import CORNERS
 
-SHARE = 18  # of the shorter side: what the letters are high
-LEAST_HEIGHT = 6  # of the letters in pixels: lower ones are not legible
-FINER = 8  # how many times finer than the frame the badge is drawn
-LETTERS, PLATE, OPACITY = 0.92, -0.85, 0.72  # white and black short of the extremes; how much of the plate is seen
+HEIGHT_DIVISOR = 18  # the letters are the frame's shorter side divided by this high
+MIN_LETTER_HEIGHT = 6  # pixels; lower letters are not legible
+SUPERSAMPLING = 8  # the watermark is drawn this many times finer than the frame, then averaged
+LETTER_VALUE, PLATE_VALUE, PLATE_OPACITY = 0.92, -0.85, 0.72  # white and black, short of the extremes of [-1, 1]
 
 
-def mark(pieces: Iterable[Tensor], corner: str = CORNERS[0]) -> Iterator[Tensor]:
-    """Stamp the badge on frames (3, F, Y, X) in [-1, 1], piece by piece as they come; no other pixel changes.
+def add_watermark(chunks: Iterable[Tensor], corner: str = CORNERS[0]) -> Iterator[Tensor]:
+    """Draw the watermark on chunks of frames, each (3, F, Y, X) in [-1, 1], as they arrive; no other pixel changes.
 
-    Raises ValueError for a corner that there is not.
+    Raises ValueError for an unknown corner.
     """
     if corner not in CORNERS:
-        raise ValueError(f"a badge must be in one of the corners {', '.join(CORNERS)}; got {corner!r}; choose one")
-    return (_stamped(piece, corner) for piece in pieces)
+        raise ValueError(f"a watermark must be in one of the corners {', '.join(CORNERS)}; got {corner!r}; choose one")
+    return (_watermarked(chunk, corner) for chunk in chunks)
 
 
-def _stamped(piece: Tensor, corner: str) -> Tensor:
-    _, _, rows, columns = piece.shape
-    colour, cover = (part.to(piece) for part in badge(rows, columns))
-    down, across = cover.shape
-    margin = max(0, min(max(2, min(rows, columns) // 32), (rows - down) // 2, (columns - across) // 2))
-    top = margin if corner.startswith("top") else rows - margin - down
-    left = margin if corner.endswith("left") else columns - margin - across
-    stamped = piece.clone()
-    place = stamped[:, :, top : top + down, left : left + across]
-    place.copy_(torch.lerp(place, colour.expand_as(place), cover))
-    return stamped
+def _watermarked(chunk: Tensor, corner: str) -> Tensor:
+    _, _, rows, columns = chunk.shape
+    colour, opacity = (part.to(chunk) for part in draw_watermark(rows, columns))
+    height, width = opacity.shape
+    margin = max(0, min(max(2, min(rows, columns) // 32), (rows - height) // 2, (columns - width) // 2))
+    top = margin if corner.startswith("top") else rows - margin - height
+    left = margin if corner.endswith("left") else columns - margin - width
+    watermarked = chunk.clone()
+    region = watermarked[:, :, top : top + height, left : left + width]
+    region.copy_(torch.lerp(region, colour.expand_as(region), opacity))
+    return watermarked
 
 
-def badge(rows: int, columns: int) -> tuple[Tensor, Tensor]:
-    """Draw the badge for frames of a size: its colour (Y, X) in [-1, 1], and how much it covers (Y, X), 0 to 1.
+def draw_watermark(rows: int, columns: int) -> tuple[Tensor, Tensor]:
+    """Draw the watermark for frames of this size; return its colour (Y, X) in [-1, 1] and its opacity (Y, X) in [0, 1].
 
-    It is a plate with round corners and two letters; where the frame is smaller than the plate, what fits of it.
+    It is a plate with round corners and two letters. A frame smaller than the plate gets the top left part of it.
     """
-    height = max(LEAST_HEIGHT, round(min(rows, columns) / SHARE))
-    stroke, space = max(1, round(height / 6)), max(2, round(height / 2.6))
-    wide = round(height * 0.95) // 2 * 2 + stroke % 2  # so that the A's tip is on whole pixels
-    down, across = height + 2 * space, wide + 3 * stroke + 2 * space
-    y, x = ((torch.arange(side * FINER, dtype=torch.float32) + 0.5) / FINER - space for side in (down, across))
-    y, x = y[:, None], x[None]
-    lean = (wide - stroke) / 2 / height
-    left, right = (height - y) * lean, wide - stroke - (height - y) * lean
-    inside = (y >= 0) & (y <= height)
-    legs = inside & (((x >= left) & (x <= left + stroke)) | ((x >= right) & (x <= right + stroke)))
-    bar_top = round(height * 0.6)
-    bar = (y >= bar_top) & (y <= bar_top + stroke) & (x >= left) & (x <= right + stroke)
-    second = wide + 2 * stroke
-    letters = (legs | bar | (inside & (x >= second) & (x <= second + stroke))).float()
-    radius = down / 4
-    far_y = ((y - height / 2).abs() - (down / 2 - radius)).clamp(min=0)
-    far_x = ((x - (across / 2 - space)).abs() - (across / 2 - radius)).clamp(min=0)
-    plate = (far_y.square() + far_x.square() <= radius**2).float()
-    letters, plate = (
-        reduce(part, "(y a) (x b) -> y x", "mean", a=FINER, b=FINER)[:rows, :columns] for part in (letters, plate)
+    letter_height = max(MIN_LETTER_HEIGHT, round(min(rows, columns) / HEIGHT_DIVISOR))
+    stroke, padding = max(1, round(letter_height / 6)), max(2, round(letter_height / 2.6))
+    a_width = round(letter_height * 0.95) // 2 * 2 + stroke % 2  # so that the tip of the A is on whole pixels
+    height, width = letter_height + 2 * padding, a_width + 3 * stroke + 2 * padding
+    y, x = (
+        (torch.arange(side * SUPERSAMPLING, dtype=torch.float32) + 0.5) / SUPERSAMPLING - padding
+        for side in (height, width)
     )
-    cover = torch.maximum(letters, plate * OPACITY)
-    colour = torch.where(cover > 0, (letters * LETTERS + (cover - letters) * PLATE) / cover.clamp(min=1e-6), 0)
-    return colour, cover
+    y, x = y[:, None], x[None]
+    slope = (a_width - stroke) / 2 / letter_height
+    left, right = (letter_height - y) * slope, a_width - stroke - (letter_height - y) * slope
+    in_line = (y >= 0) & (y <= letter_height)
+    legs = in_line & (((x >= left) & (x <= left + stroke)) | ((x >= right) & (x <= right + stroke)))
+    bar_top = round(letter_height * 0.6)
+    bar = (y >= bar_top) & (y <= bar_top + stroke) & (x >= left) & (x <= right + stroke)
+    i_left = a_width + 2 * stroke
+    letters = (legs | bar | (in_line & (x >= i_left) & (x <= i_left + stroke))).float()
+    radius = height / 4
+    corner_y = ((y - letter_height / 2).abs() - (height / 2 - radius)).clamp(min=0)
+    corner_x = ((x - (width / 2 - padding)).abs() - (width / 2 - radius)).clamp(min=0)
+    plate = (corner_y.square() + corner_x.square() <= radius**2).float()
+    letters, plate = (
+        reduce(part, "(y a) (x b) -> y x", "mean", a=SUPERSAMPLING, b=SUPERSAMPLING)[:rows, :columns]
+        for part in (letters, plate)
+    )
+    opacity = torch.maximum(letters, plate * PLATE_OPACITY)
+    plate_share = opacity - letters
+    colour = torch.where(opacity > 0, (letters * LETTER_VALUE + plate_share * PLATE_VALUE) / opacity.clamp(min=1e-6), 0)
+    return colour, opacity
