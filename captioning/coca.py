@@ -91,7 +91,7 @@ class VideoCoCa(ModelMixin, ConfigMixin):
         """Return what open_clip's CoCaLoss wants of clips (B, 3, F, Y, X) in [-1, 1] and their captions' ids (B, L)."""
         return self.coca(pixels, ids)
 
-    def hidden(self) -> list[tuple[nn.Module | nn.Parameter, int]]:
+    def muon_params(self) -> list[tuple[nn.Module | nn.Parameter, int]]:
         """List the matrices that Muon steps on: those of attention as the three that they are."""
         found: list[tuple[nn.Module | nn.Parameter, int]] = []
         for module in self.modules():

@@ -16,7 +16,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from einops import rearrange
 from torch import Tensor, nn
 
-from vae.model import fold
+from vae.model import patchify
 
 
 class VideoTower(ModelMixin, ConfigMixin):
@@ -45,7 +45,7 @@ class VideoTower(ModelMixin, ConfigMixin):
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Return one vector a clip (B, D) and its tokens (B, N, width) of pixels (B, 3, F, Y, X) in [-1, 1]."""
-        x = self.enter(fold(rearrange(pixels, "B rgb F Y X -> B F Y X rgb"), self.block, first=True))
+        x = self.enter(patchify(rearrange(pixels, "B rgb F Y X -> B F Y X rgb"), self.block, first=True))
         T, H, W = x.shape[1:4]
         time, row, column = self.places
         x = x + time[:T, None, None] + row[:H, None] + column[:W]

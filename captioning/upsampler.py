@@ -119,7 +119,7 @@ class Writer(ModelMixin, ConfigMixin):
         found = -F.cross_entropy(logits, ids[said], reduction="none")
         return found.new_zeros(ids.shape).masked_scatter(said, found)
 
-    def hidden(self) -> list[tuple[nn.Linear, int]]:
+    def muon_params(self) -> list[tuple[nn.Linear, int]]:
         """List the linear layers of all blocks, each with how many matrices its weight is: what Muon steps on."""
         return [(part, 1) for part in self.net.model.layers.modules() if isinstance(part, nn.Linear)]
 

@@ -120,7 +120,7 @@ class Outline:
             show += encode_flops(vae, 1, H, W) + decode_flops(vae, 1 + 2 * T, H, W)
             frames = T * vae.stride[0]
         else:
-            frames = vae.frames_of(T)
+            frames = vae.frame_count(T)
         columns, rows = request.size or pipeline.settings.size
         tokens = math.prod(grid_of((window, H, W), pipeline.transformer.shape.patch))
         return Cost(

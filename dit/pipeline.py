@@ -215,7 +215,7 @@ class Pipeline(DiffusionPipeline):
                 if watch and step % WATCHED == 0:
                     for job, latents in zip(jobs, clean, strict=True):
                         begin = max(0, [*job.canvas.dreamed, True].index(True) - 1)
-                        watch(job.number, self.vae.sketch(latents[None, :, begin : begin + WATCHED_STEPS])[0])
+                        watch(job.number, self.vae.linear_preview(latents[None, :, begin : begin + WATCHED_STEPS])[0])
 
             found = [job.canvas.given for job in jobs]
             for step, latest in enumerate(self.dream_jobs(jobs, heading)):

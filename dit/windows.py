@@ -125,7 +125,7 @@ class Windows:
 
     def picture(self, step: int) -> Tensor:
         """Return the last frame of a time step, as far as it can be guessed by now, coded as a picture (C, 1, H, W)."""
-        shown = self.vae.sketch(self.clean[None, :, [step, step]])[:, :, -1:]
+        shown = self.vae.linear_preview(self.clean[None, :, [step, step]])[:, :, -1:]
         return self.vae.encode(shown)[0]
 
 
@@ -135,6 +135,6 @@ def cut_open(ring: Tensor, vae: VideoVAE) -> Tensor:
     """
     change, last = [], vae.stride[0]
     for step in range(ring.shape[1]):
-        frames = vae.sketch(ring[None, :, [step - 1, step - 1, step]])[0]
+        frames = vae.linear_preview(ring[None, :, [step - 1, step - 1, step]])[0]
         change.append(float((frames[:, last + 1] - frames[:, last]).square().mean()))
     return ring.roll(-change.index(min(change)), 1)

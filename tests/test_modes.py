@@ -68,7 +68,7 @@ def test_what_is_given_comes_out_bit_identical_and_the_rest_is_dreamed(pipeline,
         assert torch.equal(dream.latents[kept], canvas.given[kept])
         assert not torch.equal(dream.latents[~kept], canvas.given[~kept])
     frames = pipeline.pixels(dream)
-    assert frames.shape[1] == (4 * canvas.steps if canvas.circle else pipeline.vae.frames_of(canvas.steps))
+    assert frames.shape[1] == (4 * canvas.steps if canvas.circle else pipeline.vae.frame_count(canvas.steps))
     assert frames.isfinite().all() and frames.abs().max() <= 1
 
 

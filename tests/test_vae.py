@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from training.evaluation.metrics import linear_psnr, principal, psnr
-from vae.losses import PatchDiscriminator, adaptive_weight, discriminator_loss, kl, perceptual, ssim
+from vae.losses import PatchDiscriminator, adaptive_weight, discriminator_loss, kl, ms_ssim_loss, ssim
 from vae.model import VideoVAE
 
 ONE, TWO = {"encoder_blocks": (1, 1), "decoder_blocks": (1, 1)}, ((1, 2, 2), (1, 2, 2))
@@ -76,7 +76,7 @@ def test_latents_are_normalised_by_what_travels_in_the_model(tmp_path):
     with torch.no_grad():
         raw, _, _ = vae.posterior(clip)
         latents = vae.encode(clip)
-        assert torch.allclose(vae.denormalise(latents), raw, atol=1e-5)
+        assert torch.allclose(vae.denormalize(latents), raw, atol=1e-5)
         vae.save_pretrained(tmp_path)
         assert torch.equal(VideoVAE.from_pretrained(tmp_path).encode(clip), latents)
 
@@ -95,7 +95,7 @@ def test_a_frame_that_does_not_fit_is_refused():
 def test_a_vae_starts_as_the_best_linear_code():
     clips = (film(5, 32, 32) * 127.5 + 127.5).to(torch.uint8).numpy()
     vae = VideoVAE(channels=4, widths=(16, 32), encoder_blocks=(1, 1), decoder_blocks=(1, 1))
-    vae.start_linear(*principal(clips, vae.stride, vae.channels))
+    vae.init_linear(*principal(clips, vae.stride, vae.channels))
     with torch.no_grad():
         pixels = torch.from_numpy(clips).float() / 127.5 - 1
         raw, _, _ = vae.posterior(pixels)
@@ -104,7 +104,7 @@ def test_a_vae_starts_as_the_best_linear_code():
         psnr(shown.clamp(-1, 1), pixels), linear_psnr(clips, clips, vae.stride, vae.channels), atol=1e-3
     )
     assert raw.var((0, 2, 3, 4)) == pytest.approx(torch.ones(4), abs=0.1)
-    assert torch.allclose(vae.sketch(vae.normalise(raw)), shown.clamp(-1, 1), atol=1e-5)
+    assert torch.allclose(vae.linear_preview(vae.normalize(raw)), shown.clamp(-1, 1), atol=1e-5)
 
 
 def test_a_vae_learns():
@@ -136,7 +136,7 @@ def test_structure_is_1_for_a_picture_and_itself_and_falls_with_blur():
     frame = clip[:, :, 0]
     assert torch.allclose(ssim(frame, frame), torch.ones(1))
     blurred = torch.nn.functional.avg_pool3d(clip, (1, 3, 3), 1, (0, 1, 1))
-    assert perceptual(clip, clip) < 1e-5 < 0.1 < perceptual(clip, blurred)
+    assert ms_ssim_loss(clip, clip) < 1e-5 < 0.1 < ms_ssim_loss(clip, blurred)
 
 
 def test_the_adversarial_weight_balances_gradients_at_the_last_layer():

@@ -138,7 +138,7 @@ def test_a_circle_is_seen_in_windows_that_are_cut_elsewhere_at_every_look(pipeli
         for window in seen[-2:]:
             (cut,) = (step for step in range(7) if torch.equal(window[:, 1], x[:, step]))
             assert torch.equal(window[:, 1:], x[:, (cut + torch.arange(4)) % 7])
-            last = pipeline.vae.sketch(before[None, :, [cut - 1, cut - 1]])[:, :, -1:]
+            last = pipeline.vae.linear_preview(before[None, :, [cut - 1, cut - 1]])[:, :, -1:]
             picture = interpolate(pipeline.vae.encode(last)[0], noise[:, [cut - 1]], level[:1])
             assert torch.allclose(window[:, :1], picture, atol=1e-5)
             cuts.append(cut)
@@ -166,7 +166,7 @@ def test_no_seam_stays_where_each_window_changes_what_is_at_its_ends(pipeline):
 @torch.no_grad()
 def test_a_circle_is_cut_open_where_least_changes(pipeline):
     ring = torch.randn(4, 6, 8, 8, generator=torch.Generator().manual_seed(0))
-    twice = pipeline.vae.sketch(ring.repeat(1, 2, 1, 1)[None])[0]  # step t shows frames 4 t - 3 to 4 t
+    twice = pipeline.vae.linear_preview(ring.repeat(1, 2, 1, 1)[None])[0]  # step t shows frames 4 t - 3 to 4 t
     joins = {step: (twice[:, 4 * step - 3] - twice[:, 4 * step - 4]).square().mean() for step in range(1, 7)}
     calmest = min(joins, key=joins.get)
     assert torch.equal(cut_open(ring, pipeline.vae), ring.roll(-calmest, 1))

@@ -46,7 +46,7 @@ def train(run: CaptionerRun) -> dict:
     describe(run, accelerator, data=data_hash(run.data, (FORMAT,)), encoder=encoder)
     torch.manual_seed(run.seed)
     model, tokenizer = begun(run)
-    optimizer = adamw(model, run) if run.start else muon(model.hidden(), model, run)
+    optimizer = adamw(model, run) if run.start else muon(model.muon_params(), model, run)
     model, optimizer = accelerator.prepare(model, optimizer)
     course = Course("train captioner", run, accelerator, {"captioner": model, "optimizer": optimizer})
     bare = accelerator.unwrap_model(model)

@@ -77,7 +77,7 @@ def train(run: UpsamplerRun) -> dict:
     tokenizer, writer = begin(run, bucket)
     if accelerator.device.type == "cpu":  # where the other's backward takes a quarter of a step
         writer.net.set_attn_implementation("eager")
-    optimizer = muon(writer.hidden(), writer, run) if run.optimizer == "muon" else adamw(writer, run)
+    optimizer = muon(writer.muon_params(), writer, run) if run.optimizer == "muon" else adamw(writer, run)
     writer, optimizer = accelerator.prepare(writer, optimizer)
     course = Course("train upsampler", run, accelerator, {"writer": writer, "optimizer": optimizer})
     bare = accelerator.unwrap_model(writer)

@@ -18,8 +18,8 @@ from training.dataset import Bucket, as_pixels, bucket_of, data_hash, order, sha
 from training.evaluation.metrics import linear_psnr, lpips_or_none, principal, psnr, video_ssim
 from training.loop import Course, accelerator_for, adamw, descend, describe, rate_at
 from training.muon import muon
-from vae.losses import PatchDiscriminator, adaptive_weight, discriminator_loss, kl, perceptual
-from vae.model import ENCODER, VideoVAE
+from vae.losses import PatchDiscriminator, adaptive_weight, discriminator_loss, kl, ms_ssim_loss
+from vae.model import ENCODER_PREFIXES, VideoVAE
 from vae.weights import load_strictly
 
 MEASURED = 256  # clips for the statistics of the latents, and at most as many for the report
@@ -36,7 +36,7 @@ def train(run: VAERun) -> dict:
     torch.manual_seed(run.seed)
     vae = begin(run, buckets[run.formats[0]])
     critic = PatchDiscriminator(run.discriminator_width)
-    optimizer = muon(vae.hidden(), vae, run) if run.optimizer == "muon" else adamw(vae, run)
+    optimizer = muon(vae.muon_params(), vae, run) if run.optimizer == "muon" else adamw(vae, run)
     critic_optimizer = adamw(critic, run)
     average = EMAModel(vae.parameters(), decay=run.ema_decay, foreach=True)
     vae, critic, optimizer, critic_optimizer = accelerator.prepare(vae, critic, optimizer, critic_optimizer)
@@ -54,7 +54,7 @@ def train(run: VAERun) -> dict:
     for step in course:
         pixels, noise = batch(run, buckets, bare.latent_shape, step, accelerator)
         shown, mean, log_variance = vae(pixels, noise)
-        fidelity = (shown - pixels).abs().mean() + run.perceptual_weight * perceptual(shown, pixels)
+        fidelity = (shown - pixels).abs().mean() + run.perceptual_weight * ms_ssim_loss(shown, pixels)
         narrowness = kl(mean, log_variance)
         loss = fidelity + run.kl_weight * narrowness
         rate = rate_at(step, run)
@@ -98,10 +98,10 @@ def begin(run: VAERun, bucket: Bucket) -> VideoVAE:
     if run.start is not None:
         vae = load_strictly(VideoVAE, run.start)
         for name, value in vae.named_parameters():
-            value.requires_grad_(not (run.decoder_only and name.startswith(ENCODER)))
+            value.requires_grad_(not (run.decoder_only and name.startswith(ENCODER_PREFIXES)))
         return vae.train()
     vae = VideoVAE(run.channels, run.patch, run.widths, run.downs, run.encoder_blocks, run.decoder_blocks)
-    vae.start_linear(*principal(np.array(bucket.pixels[: min(MEASURED, len(bucket))]), vae.stride, run.channels))
+    vae.init_linear(*principal(np.array(bucket.pixels[: min(MEASURED, len(bucket))]), vae.stride, run.channels))
     return vae
 
 

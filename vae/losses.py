@@ -17,7 +17,7 @@ def kl(mean: Tensor, log_variance: Tensor) -> Tensor:
     return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
 
 
-def frames_of(video: Tensor) -> Tensor:
+def flatten_frames(video: Tensor) -> Tensor:
     """Return all frames of (B, 3, F, Y, X) as pictures (B F, 3, Y, X)."""
     return rearrange(video, "B rgb F Y X -> (B F) rgb Y X")
 
@@ -43,13 +43,13 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     return (luminance * structure).mean((1, 2, 3))
 
 
-def perceptual(a: Tensor, b: Tensor) -> Tensor:
+def ms_ssim_loss(a: Tensor, b: Tensor) -> Tensor:
     """Return 1 - multi-scale SSIM of videos (B, 3, F, Y, X): Wang et al. 2003 (doi 10.1109/ACSSC.2003.1292216).
 
     A perceptual term that needs no trained weights. As many of the five scales as the
     frame allows.
     """
-    a, b = frames_of(a), frames_of(b)
+    a, b = flatten_frames(a), flatten_frames(b)
     scales = next(n for n in range(len(SCALES), 0, -1) if min(a.shape[2:]) >= 7 * 2 ** (n - 1))
     weights = [weight / sum(SCALES[:scales]) for weight in SCALES[:scales]]
     score = torch.ones((), device=a.device)
@@ -80,7 +80,7 @@ class PatchDiscriminator(nn.Module):
 
     def forward(self, video: Tensor) -> Tensor:
         """Return a score (B F, 1, y, x), higher for real, of a video (B, 3, F, Y, X)."""
-        return self.net(frames_of(video))
+        return self.net(flatten_frames(video))
 
 
 def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:

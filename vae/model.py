@@ -1,7 +1,7 @@
 """The spacetime VAE: pixels to a few latent numbers and back, causal in time.
 
 A latent's first time step covers the first frame alone, every later one the next `stride[0]` frames, so an image is a
-one-frame video and a clip can be coded in pieces: what a piece must know of the past is an argument (`Past`) and a
+one-frame video and a clip can be coded in pieces: what a piece must know of the past is an argument (`StreamState`) and a
 result.
 
 Beside the network runs a linear code of each block of pixels. Training starts with the network silent and this code at
@@ -25,11 +25,11 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 Triple = tuple[int, int, int]
-Past = dict[
+StreamState = dict[
     str, Tensor
 ]  # the last two time steps that each causal mix has seen, by layer; empty at a clip's first piece
 
-ENCODER = ("encoder.", "linear_encoder.", "latent_")  # how the names of all weights begin that latents depend on
+ENCODER_PREFIXES = ("encoder.", "linear_encoder.", "latent_")  # how the names of all weights begin that latents depend on
 LOG_VARIANCE = (-20.0, 10.0)  # limits of the posterior's, far outside what training visits
 START_LOG_VARIANCE = -6.0  # of a posterior before training: noise of a twentieth of the latents' spread
 
@@ -70,7 +70,7 @@ class VideoVAE(ModelMixin, ConfigMixin):
         self.register_buffer("latent_scale", torch.ones(channels))
 
     @torch.no_grad()
-    def start_linear(self, basis: Tensor, mean: Tensor, spread: Tensor) -> None:
+    def init_linear(self, basis: Tensor, mean: Tensor, spread: Tensor) -> None:
         """Begin as a linear code of blocks of pixels and nothing else: the network is silenced, latents have variance
         1.
 
@@ -91,11 +91,11 @@ class VideoVAE(ModelMixin, ConfigMixin):
         """
         digest = hashlib.sha256(repr((self.stride, self.channels)).encode())
         for name, value in sorted(self.state_dict().items()):
-            if name.startswith(ENCODER):
+            if name.startswith(ENCODER_PREFIXES):
                 digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
 
-    def hidden(self) -> list[tuple[nn.Linear | nn.Conv2d, int]]:
+    def muon_params(self) -> list[tuple[nn.Linear | nn.Conv2d, int]]:
         """List the layers between the first and the last of both nets, each as one matrix: what Muon steps on."""
         layers: list[nn.Linear | nn.Conv2d] = []
         for block in self.modules():
@@ -120,7 +120,7 @@ class VideoVAE(ModelMixin, ConfigMixin):
             )
         return 1 + (frames - 1) // time, rows // down, columns // across
 
-    def frames_of(self, steps: int) -> int:
+    def frame_count(self, steps: int) -> int:
         """Return how many frames `steps` latent time steps stand for at the start of a clip."""
         return 1 + (steps - 1) * self.stride[0]
 
@@ -132,26 +132,26 @@ class VideoVAE(ModelMixin, ConfigMixin):
         shown, _ = self.reconstruct(mean + noise * (log_variance / 2).exp())
         return shown, mean, log_variance
 
-    def posterior(self, pixels: Tensor, past: Past | None = None) -> tuple[Tensor, Tensor, Past]:
+    def posterior(self, pixels: Tensor, past: StreamState | None = None) -> tuple[Tensor, Tensor, StreamState]:
         """Return mean and log-variance (B, C, T, H, W) of the raw latents of pixels (B, 3, F, Y, X), and the past for
         the next piece.
         """
-        future: Past = {}
-        blocks = fold(rearrange(pixels, "B rgb F Y X -> B F Y X rgb"), self.stride, first=not past)
+        future: StreamState = {}
+        blocks = patchify(rearrange(pixels, "B rgb F Y X -> B F Y X rgb"), self.stride, first=not past)
         linear = rearrange(self.linear_encoder(blocks), "B T H W C -> B C T H W")
         mean, log_variance = self.encoder(pixels, past or {}, future).chunk(2, dim=1)
         return linear + mean, log_variance.clamp(*LOG_VARIANCE), future
 
-    def reconstruct(self, raw: Tensor, past: Past | None = None) -> tuple[Tensor, Past]:
+    def reconstruct(self, raw: Tensor, past: StreamState | None = None) -> tuple[Tensor, StreamState]:
         """Return pixels (B, 3, F, Y, X), not clamped, of raw latents (B, C, T, H, W), and the past for the next
         piece.
         """
-        future: Past = {}
+        future: StreamState = {}
         blocks = self.linear_decoder(rearrange(raw, "B C T H W -> B T H W C"))
-        linear = rearrange(unfold(blocks, self.stride, first=not past), "B F Y X rgb -> B rgb F Y X")
+        linear = rearrange(unpatchify(blocks, self.stride, first=not past), "B F Y X rgb -> B rgb F Y X")
         return linear + self.decoder(raw, past or {}, future), future
 
-    def encode_piece(self, pixels: Tensor, past: Past | None = None) -> tuple[Tensor, Past]:
+    def encode_piece(self, pixels: Tensor, past: StreamState | None = None) -> tuple[Tensor, StreamState]:
         """Code the next piece of a clip: normalised latents and the past for the piece after it.
 
         The first piece has 1 + stride n frames and no past, later ones stride n frames. Raises ValueError otherwise.
@@ -159,13 +159,13 @@ class VideoVAE(ModelMixin, ConfigMixin):
         frames, rows, columns = pixels.shape[2:]
         self.latent_shape(frames + 1 if past else frames, rows, columns)
         mean, _, future = self.posterior(pixels, past)
-        return self.normalise(mean), future
+        return self.normalize(mean), future
 
-    def decode_piece(self, latents: Tensor, past: Past | None = None) -> tuple[Tensor, Past]:
+    def decode_piece(self, latents: Tensor, past: StreamState | None = None) -> tuple[Tensor, StreamState]:
         """Show the next piece of normalised latents (B, C, T, H, W) as pixels in [-1, 1], and the past for the piece
         after it.
         """
-        pixels, future = self.reconstruct(self.denormalise(latents), past)
+        pixels, future = self.reconstruct(self.denormalize(latents), past)
         return pixels.clamp(-1, 1), future
 
     def encode(self, pixels: Tensor) -> Tensor:
@@ -176,21 +176,21 @@ class VideoVAE(ModelMixin, ConfigMixin):
         """Show whole clips: normalised latents (B, C, T, H, W) to pixels (B, 3, F, Y, X) in [-1, 1]."""
         return self.decode_piece(latents)[0]
 
-    def sketch(self, latents: Tensor) -> Tensor:
+    def linear_preview(self, latents: Tensor) -> Tensor:
         """Show normalised latents (B, C, T, H, W) roughly and at once, by the linear code alone: pixels (B, 3, F, Y, X)
         in [-1, 1].
         """
-        blocks = self.linear_decoder(rearrange(self.denormalise(latents), "B C T H W -> B T H W C"))
-        return rearrange(unfold(blocks, self.stride, first=True), "B F Y X rgb -> B rgb F Y X").clamp(-1, 1)
+        blocks = self.linear_decoder(rearrange(self.denormalize(latents), "B C T H W -> B T H W C"))
+        return rearrange(unpatchify(blocks, self.stride, first=True), "B F Y X rgb -> B rgb F Y X").clamp(-1, 1)
 
-    def normalise(self, raw: Tensor) -> Tensor:
+    def normalize(self, raw: Tensor) -> Tensor:
         """Scale each channel to mean 0 over the training set, and to the variance of its share in the picture, 1 on
         average.
         """
         return (raw - _per_channel(self.latent_mean)) / _per_channel(self.latent_scale)
 
-    def denormalise(self, latents: Tensor) -> Tensor:
-        """Undo `normalise`."""
+    def denormalize(self, latents: Tensor) -> Tensor:
+        """Undo `normalize`."""
         return latents * _per_channel(self.latent_scale) + _per_channel(self.latent_mean)
 
 
@@ -207,13 +207,13 @@ class Encoder(nn.Module):
         self.norm = nn.LayerNorm(widths[-1])
         self.exit = nn.Linear(widths[-1], 2 * channels)
 
-    def forward(self, pixels: Tensor, past: Past, future: Past) -> Tensor:
+    def forward(self, pixels: Tensor, past: StreamState, future: StreamState) -> Tensor:
         first = not past
-        x = fold(rearrange(pixels, "B rgb F Y X -> B F Y X rgb"), self.patch, first)
+        x = patchify(rearrange(pixels, "B rgb F Y X -> B F Y X rgb"), self.patch, first)
         x = self.enter(x)
         for number, stage in enumerate(self.stages):
             if number:
-                x = self.fewer[number - 1](fold(x, self.downs[number - 1], first))
+                x = self.fewer[number - 1](patchify(x, self.downs[number - 1], first))
             x = through(stage, x, f"encoder.{number}", past, future)
         return rearrange(self.exit(F.silu(self.norm(x))), "B T H W C -> B C T H W")
 
@@ -232,14 +232,14 @@ class Decoder(nn.Module):
         self.norm = nn.LayerNorm(widths[-1])
         self.exit = Frame(widths[-1], 3 * math.prod(patch))
 
-    def forward(self, raw: Tensor, past: Past, future: Past) -> Tensor:
+    def forward(self, raw: Tensor, past: StreamState, future: StreamState) -> Tensor:
         first = not past
         x = self.enter(rearrange(raw, "B C T H W -> B T H W C"))
         for number, stage in enumerate(self.stages):
             if number:
-                x = unfold(self.more[number - 1](x), self.ups[number - 1], first)
+                x = unpatchify(self.more[number - 1](x), self.ups[number - 1], first)
             x = through(stage, x, f"decoder.{number}", past, future)
-        pixels = unfold(self.exit(F.silu(self.norm(x))), self.patch, first)
+        pixels = unpatchify(self.exit(F.silu(self.norm(x))), self.patch, first)
         return rearrange(pixels, "B F Y X rgb -> B rgb F Y X")
 
 
@@ -283,7 +283,7 @@ def _stage(width: int, blocks: int) -> nn.ModuleList:
     return nn.ModuleList(Block(width) for _ in range(blocks))
 
 
-def through(stage: nn.Module, x: Tensor, name: str, past: Past, future: Past) -> Tensor:
+def through(stage: nn.Module, x: Tensor, name: str, past: StreamState, future: StreamState) -> Tensor:
     """Run a stage's blocks, taking each one's past by name and leaving its future."""
     for number, block in enumerate(stage.children()):
         layer = f"{name}.{number}"
@@ -291,7 +291,7 @@ def through(stage: nn.Module, x: Tensor, name: str, past: Past, future: Past) ->
     return x
 
 
-def fold(x: Tensor, step: Triple, first: bool) -> Tensor:
+def patchify(x: Tensor, step: Triple, first: bool) -> Tensor:
     """Gather blocks of positions into channels: (B, T t, H h, W w, D) to (B, T, H, W, t h w D).
 
     At a clip's start the first frame is repeated to fill its own block.
@@ -302,8 +302,8 @@ def fold(x: Tensor, step: Triple, first: bool) -> Tensor:
     return rearrange(x, "B (T t) (H h) (W w) D -> B T H W (t h w D)", t=t, h=h, w=w)
 
 
-def unfold(x: Tensor, step: Triple, first: bool) -> Tensor:
-    """Spread channels over blocks of positions; the inverse of `fold`, also in dropping what it repeated."""
+def unpatchify(x: Tensor, step: Triple, first: bool) -> Tensor:
+    """Spread channels over blocks of positions; the inverse of `patchify`, also in dropping what it repeated."""
     t, h, w = step
     x = rearrange(x, "B T H W (t h w D) -> B (T t) (H h) (W w) D", t=t, h=h, w=w)
     return x[:, t - 1 :] if first else x

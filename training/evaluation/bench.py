@@ -94,10 +94,10 @@ def chained(pipeline: Pipeline, request: Request) -> Tensor:
     canvas, time_ = pipeline.paint(request), pipeline.vae.stride[0]
     window = pipeline.window_for(request, canvas)
     kept = (window + 1) // 2
-    frames = pipeline.vae.frames_of(kept)
+    frames = pipeline.vae.frame_count(kept)
     noise = noise_for(request.seed, (*canvas.given.shape[:1], canvas.steps + window, *canvas.given.shape[2:]))
     shown = torch.zeros(3, 0, 1, 1)
-    while shown.shape[1] < pipeline.vae.frames_of(canvas.steps):
+    while shown.shape[1] < pipeline.vae.frame_count(canvas.steps):
         part = blank((canvas.given.shape[0], window, *canvas.given.shape[2:]), canvas.fps)
         at = 0
         if shown.shape[1]:
@@ -106,7 +106,7 @@ def chained(pipeline: Pipeline, request: Request) -> Tensor:
         *_, (latents,) = pipeline.dream([part], [request], [at], [noise[:, at : at + window]])
         pixels = pipeline.pixels(Dream(request, latents))
         shown = torch.cat([shown, pixels[:, frames:]], dim=1) if shown.shape[1] else pixels
-    return shown[:, : pipeline.vae.frames_of(canvas.steps)]
+    return shown[:, : pipeline.vae.frame_count(canvas.steps)]
 
 
 @torch.no_grad()

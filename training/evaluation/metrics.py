@@ -7,7 +7,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from vae.losses import frames_of, ssim
+from vae.losses import flatten_frames, ssim
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
@@ -20,7 +20,7 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
 
 def video_ssim(a: Tensor, b: Tensor) -> Tensor:
     """Return each clip's structural similarity, (B,), averaged over frames."""
-    return rearrange(ssim(frames_of(a), frames_of(b)), "(B F) -> B F", B=len(a)).mean(1)
+    return rearrange(ssim(flatten_frames(a), flatten_frames(b)), "(B F) -> B F", B=len(a)).mean(1)
 
 
 def lpips_or_none():
@@ -39,7 +39,7 @@ def lpips_or_none():
     if not stored:
         return None
     net = lpips.LPIPS(net="alex", verbose=False).eval()
-    return lambda a, b: rearrange(net(frames_of(a), frames_of(b)), "(B F) 1 1 1 -> B F", B=len(a)).mean(1)
+    return lambda a, b: rearrange(net(flatten_frames(a), flatten_frames(b)), "(B F) 1 1 1 -> B F", B=len(a)).mean(1)
 
 
 def principal(clips: np.ndarray, stride: tuple[int, int, int], channels: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -69,14 +69,14 @@ def linear_psnr(clips: np.ndarray, held_out: np.ndarray, stride: tuple[int, int,
 
 def _blocks(clips: np.ndarray, stride: tuple[int, int, int]):
     """Cut clips into a VAE's blocks, (N, values), and return how to put them together again."""
-    from vae.model import fold, unfold
+    from vae.model import patchify, unpatchify
 
     pixels = rearrange(torch.from_numpy(clips).float() / 127.5 - 1, "B rgb F Y X -> B F Y X rgb")
-    folded = fold(pixels, stride, first=True)
+    folded = patchify(pixels, stride, first=True)
     B, T, H, W, _ = folded.shape
 
     def back(blocks: Tensor) -> Tensor:
-        whole = unfold(rearrange(blocks, "(B T H W) D -> B T H W D", B=B, T=T, H=H, W=W), stride, first=True)
+        whole = unpatchify(rearrange(blocks, "(B T H W) D -> B T H W D", B=B, T=T, H=H, W=W), stride, first=True)
         return rearrange(whole, "B F Y X rgb -> B rgb F Y X")
 
     return rearrange(folded, "B T H W D -> (B T H W) D"), back
