@@ -331,7 +331,7 @@ def _train(chosen: argparse.Namespace) -> None:
         chosen.usage.print_help(sys.stdout if chosen.rest else sys.stderr)
         sys.exit(0 if chosen.rest else BAD_INPUT)
     module, function = TRAINING[chosen.part]
-    run = importlib.import_module("training.presets").run_of(chosen.part, chosen.rest)
+    run = importlib.import_module("training.command").parse_run(chosen.part, chosen.rest)
     getattr(importlib.import_module(module), function)(run)
 
 

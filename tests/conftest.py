@@ -19,7 +19,7 @@ from dit.model import DiT, DiTConfig
 def tiny_dit() -> DiT:
     """A DiT of two blocks whose last layers are not zero, so that every input matters to its output."""
     torch.manual_seed(0)
-    model = DiT.from_shape(DiTConfig(depth=2, width=64, head_width=32, channels=4, words_width=24)).eval()
+    model = DiT.from_dit_config(DiTConfig(depth=2, width=64, head_dim=32, channels=4, text_dim=24)).eval()
     for value in model.parameters():
         if not value.any():
             torch.nn.init.normal_(value, std=0.1)
@@ -30,7 +30,7 @@ def tiny_dit() -> DiT:
 def tiny_model(tmp_path_factory):
     """The folder of a whole model with fresh weights: two-block DiT, four-channel VAE, one-layer text tower."""
     from captioning.text_encoder import TextTower, train_tokenizer
-    from dit.flow import scheduler_for
+    from dit.flow import make_scheduler
     from dit.pipeline import Pipeline
     from dit.settings import Settings
     from vae.model import VideoVAE
@@ -39,14 +39,14 @@ def tiny_model(tmp_path_factory):
     tokenizer = train_tokenizer(["a red ball bounces", "the blue cube spins while the camera orbits left"], 300, 96)
     text = TextTower(len(tokenizer), 96, 24, 2, 1, tokenizer.eos_token_id, tokenizer.pad_token_id)
     vae = VideoVAE(channels=4, widths=(16, 32), encoder_blocks=(1, 1), decoder_blocks=(1, 1))
-    dit = DiT.from_shape(DiTConfig(depth=2, width=64, head_width=32, channels=4, words_width=24))
+    dit = DiT.from_dit_config(DiTConfig(depth=2, width=64, head_dim=32, channels=4, text_dim=24))
     for module in (vae, dit):
         for value in module.parameters():
             if not value.any():
                 torch.nn.init.normal_(value, std=0.1)
     formats = ((64, 64, 17), (64, 64, 9), (48, 64, 9), (64, 64, 1))
     settings = Settings(formats, fps=8.0, size=(64, 64), seconds=2.125, steps=3, guidance=2.0)
-    pipeline = Pipeline(dit, vae, text, tokenizer, scheduler_for(80, 1.0), settings)
+    pipeline = Pipeline(dit, vae, text, tokenizer, make_scheduler(80, 1.0), settings)
     folder = tmp_path_factory.mktemp("models") / "tiny"
     pipeline.save_pretrained(folder)
     return folder
@@ -81,18 +81,18 @@ def vae_run(world):
         held_out=world / "test",
         out=world / "vae",
         steps=4,
-        batch=2,
+        batch_size=2,
         frames=5,
         widths=(16, 32),
         channels=4,
         encoder_blocks=(1, 1),
         decoder_blocks=(1, 1),
-        adversarial_from=2,
+        adversarial_start=2,
         discriminator_width=8,
         validate_every=2,
         warmup_steps=1,
         decay_steps=1,
-        save_minutes=0,
+        checkpoint_minutes=0,
     )
 
 
@@ -108,8 +108,8 @@ def parts(world, vae_run):
         held_out=world / "test",
         out=world / "text",
         steps=2,
-        batch=4,
-        vocabulary=400,
+        batch_size=4,
+        vocab_size=400,
         width=32,
         heads=2,
         layers=1,
@@ -129,15 +129,15 @@ def dit_run(world, parts, tmp_path):
         held_out=world / "test",
         out=tmp_path / "dit",
         vae=world / "vae" / "vae",
-        text=world / "text" / "text",
+        text_encoder=world / "text" / "text",
         formats=((64, 64, 17), (64, 64, 1)),
-        clips=(2, 2),
+        batch_sizes=(2, 2),
         depth=1,
         steps=6,
         warmup_steps=2,
         decay_steps=2,
         validate_every=3,
-        show_every=6,
+        sample_every=6,
         sample_steps=2,
         validation_clips=2,
         ema_decay=0.9,

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from captioning.coca import FRAMES, CoCaCaptioner, FrameByFrame, OpenClipWords, VideoCoCa, load_coca
 from captioning.text_encoder import load_text_encoder, tokenise, train_tokenizer
 from training.config import CaptionerRun
-from training.dataset import bucket_of
+from training.dataset import open_bucket
 from training.evaluation.captions import SCORED, cider, describe, truthfulness
 from training.evaluation.evaluate import JUDGED
 from training.experiments.recaption import ASKED, KINDS, compare, picture, summary, variant
@@ -112,14 +112,14 @@ def test_training_a_captioner_resumes_exactly_and_leaves_the_text_tower_as_it_is
         data=world / "train",
         held_out=world / "test",
         out=tmp_path / "whole",
-        text=world / "text" / "text",
+        text_encoder=world / "text" / "text",
         steps=4,
-        short_steps=2,
+        short_caption_steps=2,
         warmup_steps=1,
         decay_steps=2,
-        batch=4,
-        watcher_width=16,
-        watcher_layers=1,
+        batch_size=4,
+        video_width=16,
+        video_layers=1,
         decoder_layers=1,
         queries=4,
         validate_every=4,
@@ -132,7 +132,7 @@ def test_training_a_captioner_resumes_exactly_and_leaves_the_text_tower_as_it_is
     train(broken)
     found = [load_file(r.out / "captioner" / "captioner" / WEIGHTS) for r in (run, broken)]
     assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
-    _, tower = load_text_encoder(run.text)
+    _, tower = load_text_encoder(run.text_encoder)
     kept = load_coca(run.out / "captioner").model.coca.text.tower
     for name, value in tower.state_dict().items():
         assert torch.equal(kept.state_dict()[name], value.half().float()), name
@@ -162,7 +162,7 @@ def test_a_clip_of_one_picture_is_at_first_that_picture_to_an_open_clip_checkpoi
 
 
 def test_an_open_clip_checkpoint_trains_writes_and_is_loaded_again(small, tmp_path):
-    run = CaptionerRun(start=":".join(map(str, small)))
+    run = CaptionerRun(init_from=":".join(map(str, small)))
     model, words = begun(run)
     assert isinstance(model.coca.visual, FrameByFrame) and isinstance(words, OpenClipWords)
     clips = torch.rand(2, 3, 5, 24, 32) * 2 - 1
@@ -179,12 +179,12 @@ def test_an_open_clip_checkpoint_is_trained_further_on_clips(small, world, tmp_p
         data=world / "train",
         held_out=world / "test",
         out=tmp_path,
-        start=":".join(map(str, small)),
+        init_from=":".join(map(str, small)),
         steps=3,
-        short_steps=1,
+        short_caption_steps=1,
         warmup_steps=1,
         decay_steps=1,
-        batch=2,
+        batch_size=2,
         validation_clips=2,
     )
     report = train(run)
@@ -197,11 +197,11 @@ def test_an_open_clip_checkpoint_is_trained_further_on_clips(small, world, tmp_p
 
 def test_a_start_that_open_clip_does_not_have_is_refused(small):
     with pytest.raises(ValueError, match="a start must be one of open_clip's CoCa models"):
-        begun(CaptionerRun(start="ViT-B-32:openai"))
+        begun(CaptionerRun(init_from="ViT-B-32:openai"))
     with pytest.raises(ValueError, match=r"and its weights, as NAME:WEIGHTS; got 'coca_small' and ''"):
-        begun(CaptionerRun(start="coca_small"))
+        begun(CaptionerRun(init_from="coca_small"))
     with pytest.raises(ValueError, match="open_clip must have the weights 'nowhere' of coca_small"):
-        begun(CaptionerRun(start="coca_small:nowhere"))
+        begun(CaptionerRun(init_from="coca_small:nowhere"))
 
 
 def dense(index: int) -> tuple[str, object]:
@@ -248,10 +248,10 @@ def test_cider_is_ten_for_the_reference_itself_none_for_other_words_and_less_for
 
 
 def test_the_three_sets_of_the_experiment_differ_in_captions_alone_and_one_in_twenty_is_the_label(world, tmp_path):
-    base = bucket_of(world / "train", (64, 64, 17))
+    base = open_bucket(world / "train", (64, 64, 17))
     for kind in KINDS:
         variant(base, tmp_path / kind, kind, [f"A clip, the {n}th." for n in range(len(base))])
-    labels, recaptioned, dense = (bucket_of(tmp_path / kind, base.format) for kind in KINDS)
+    labels, recaptioned, dense = (open_bucket(tmp_path / kind, base.format) for kind in KINDS)
     for bucket in (labels, recaptioned, dense):
         assert len(bucket) == len(base) and np.array_equal(bucket.pixels, base.pixels)
     for n, before in enumerate(base.captions):
@@ -262,7 +262,7 @@ def test_the_three_sets_of_the_experiment_differ_in_captions_alone_and_one_in_tw
 
 
 def test_describing_a_data_set_goes_on_where_it_was_stopped(world, tmp_path, monkeypatch):
-    base = bucket_of(world / "train", (64, 64, 17))
+    base = open_bucket(world / "train", (64, 64, 17))
     monkeypatch.setattr("training.evaluation.captions.TOGETHER", 2)
     asked = []
 

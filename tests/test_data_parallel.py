@@ -15,7 +15,7 @@ from vae.weights import WEIGHTS
 @pytest.mark.parametrize("part", ["vae"])
 def test_two_processes_share_a_run(part, tmp_path):
     make_world(WorldRun(folder=tmp_path / "train", clips=(6,), workers=1))
-    sizes = "--steps 2 --batch 2 --frames 5 --adversarial-from 9 --warmup-steps 1 --decay-steps 1 --image-share 0"
+    sizes = "--steps 2 --batch-size 2 --frames 5 --adversarial-start 9 --warmup-steps 1 --decay-steps 1 --image-ratio 0"
     sizes += " --precision no"  # sums in another order differ more in bf16
     words = f"--preset tiny --data {tmp_path}/train --held-out {tmp_path}/train {sizes}".split()
     env = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
@@ -24,7 +24,7 @@ def test_two_processes_share_a_run(part, tmp_path):
         out = tmp_path / f"out{processes}"
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
         done = subprocess.run(
-            [*command, "-m", f"training.train_{part}", *words, "--out", str(out)],
+            [*command, "-m", "training.command", part, *words, "--out", str(out)],
             capture_output=True,
             text=True,
             env=env,
@@ -38,10 +38,10 @@ def test_two_processes_share_a_run(part, tmp_path):
 def test_processes_that_have_unlike_many_things_to_tell_apart_train_together(tmp_path):
     make_world(WorldRun(folder=tmp_path / "train", clips=(6,), workers=1))
     words = f"--preset tiny --data {tmp_path}/train --held-out {tmp_path}/train --out {tmp_path}/out --steps 6"
-    words += " --batch 4 --read 20 --vocabulary 512 --warmup-steps 1 --decay-steps 1 --validation-pairs 4 --prompts 1"
+    words += " --batch-size 4 --tokenizer-pairs 20 --vocab-size 512 --warmup-steps 1 --decay-steps 1 --validation-pairs 4 --evaluation-prompts 1"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
-        [*command, "-m", "training.train_upsampler", *words.split()],
+        [*command, "-m", "training.command", "upsampler", *words.split()],
         capture_output=True,
         text=True,
         env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},

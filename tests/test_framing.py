@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from training.config import WorldRun
-from training.dataset import as_pixels, bucket_of, make_world
+from training.dataset import make_world, open_bucket, uint8_to_float
 from training.experiments.framing import SQUARE, WIDE, coloured, count, crop, cut, left_of, subject
 from training.world import make_clip
 from training.world.scene import sample_scene
@@ -22,7 +22,7 @@ def alone():
 def test_a_subject_is_where_its_hue_is(scene):
     columns, rows, frames = WIDE
     clip = make_clip(0, "train", scene.index, rows=rows, columns=columns, frames=frames)
-    found = subject(as_pixels(clip.video), scene.things[0].colour)
+    found = subject(uint8_to_float(clip.video), scene.things[0].colour)
     for frame in range(frames):
         if clip.truth.visible[frame, 0] < 0.5:
             continue
@@ -51,7 +51,7 @@ def test_a_subject_at_the_border_is_cut_and_one_that_is_nowhere_is_not_counted()
 def test_crops_are_squares_of_the_clips_with_their_captions_and_scenes(tmp_path):
     make_world(WorldRun(folder=tmp_path / "wide", formats=(WIDE,), clips=(2,), workers=1))
     crop(tmp_path / "wide", tmp_path / "square")
-    wide, square = bucket_of(tmp_path / "wide", WIDE), bucket_of(tmp_path / "square", SQUARE)
+    wide, square = open_bucket(tmp_path / "wide", WIDE), open_bucket(tmp_path / "square", SQUARE)
     for clip in range(2):
         assert np.array_equal(square.pixels[clip], wide.pixels[clip, ..., left_of(clip) : left_of(clip) + 48])
     lefts = [left_of(clip) for clip in range(500)]

@@ -214,7 +214,7 @@ def test_a_model_trains_on_a_prepared_folder(prepared, dit_run):
 
     latents(prepared)
     formats = ((64, 64, 17), (64, 64, 1))
-    run = replace(dit_run, data=prepared.folder, held_out=prepared.folder, formats=formats, clips=(2, 2))
+    run = replace(dit_run, data=prepared.folder, held_out=prepared.folder, formats=formats, batch_sizes=(2, 2))
     report = train(run)
     assert np.isfinite(report["validation"]) and (run.out / "model" / "transformer").is_dir()
 
@@ -307,8 +307,8 @@ def test_a_model_trains_to_the_same_weights_without_its_text_encoder(prepared, d
     from training.train_dit import train
 
     latents(prepared)
-    run = replace(dit_run, data=prepared.folder, held_out=prepared.folder, text=prepared.text, precision="no")
-    run = replace(run, show_every=100, caption_drop=0.3)
+    run = replace(dit_run, data=prepared.folder, held_out=prepared.folder, text_encoder=prepared.text, precision="no")
+    run = replace(run, sample_every=100, caption_dropout=0.3)
     with Heard() as heard:
         looked_up = train(run)
         assert not heard

@@ -7,7 +7,7 @@ from app.cli import main
 from captioning.captioner import CaptionError
 from captioning.matching import OpenClip, load_matcher
 from tests.test_captions import COLOURS, painted, painter, small  # noqa: F401
-from training.dataset import bucket_of, texts_of
+from training.dataset import open_bucket, select_captions
 from training.prepare.clips import ClipsRun, clips
 from training.prepare.filter import FilterRun, failed_scores, filter_clips
 from training.prepare.manifest import Journal, read_manifest
@@ -57,9 +57,9 @@ def test_the_threshold_is_that_of_the_model_that_scored(prepared, painter, small
 
 def test_the_least_match_is_measured_on_true_captions(painter, world, tmp_path):  # noqa: F811
     painter.save(tmp_path / "captioner")
-    bucket = bucket_of(world / "test", (64, 64, 17))
-    texts = [texts_of(captions, "dense")[0] for captions in bucket.captions]
-    wanted = painter.match(bucket.clips(range(6)), texts).diag()
+    bucket = open_bucket(world / "test", (64, 64, 17))
+    texts = [select_captions(captions, "dense")[0] for captions in bucket.captions]
+    wanted = painter.match(bucket.load_clips(range(6)), texts).diag()
     assert least_of(tmp_path / "captioner", world / "test", 6, 0.0) == pytest.approx(float(wanted.min()), abs=1e-4)
     assert least_of(tmp_path / "captioner", world / "test", 6, 1.0) == pytest.approx(float(wanted.max()), abs=1e-4)
 

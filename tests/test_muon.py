@@ -5,7 +5,7 @@ import torch.distributed as dist
 
 from dit.model import DiT, DiTConfig
 from training.config import DiTRun
-from training.loop import restore, tensors_of
+from training.loop import restore, state_tensors
 from training.muon import Muon, muon, orthogonal, shared
 
 
@@ -66,16 +66,16 @@ def test_queries_keys_and_values_are_matrices_of_their_own():
 def test_muons_state_is_restored():
     torch.manual_seed(0)
     model = DiT.from_shape(DiTConfig(depth=1, width=64, words_width=16))
-    optimizer = muon(model.hidden(), model, DiTRun())
+    optimizer = muon(model.muon_params(), model, DiTRun())
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters()))
     for value in model.parameters():
         value.grad = torch.randn_like(value)
     optimizer.step()
-    state = {name: value.clone() for name, value in tensors_of(optimizer).items()}
-    fresh = muon(model.hidden(), model, DiTRun())
+    state = {name: value.clone() for name, value in state_tensors(optimizer).items()}
+    fresh = muon(model.muon_params(), model, DiTRun())
     restore(fresh, state)
-    assert state.keys() == tensors_of(fresh).keys()
-    assert all(torch.equal(value, tensors_of(fresh)[name]) for name, value in state.items())
+    assert state.keys() == state_tensors(fresh).keys()
+    assert all(torch.equal(value, state_tensors(fresh)[name]) for name, value in state.items())
 
 
 def matrices_to_share():

@@ -11,7 +11,7 @@ from tests.test_latents import Heard
 from tests.test_prepare import shot
 from training.config import DiTRun
 from training.prepare.manifest import read_manifest
-from training.train_dit import Source, draw, train
+from training.train_dit import LatentSource, draw, train
 from vae.model import VideoVAE
 from vae.video.write import write_image, write_video
 from vae.weights import load_strictly
@@ -80,15 +80,15 @@ def test_a_model_trains_on_every_clip_of_it(prepared, tiny_model, tmp_path):
         held_out=folder,
         out=tmp_path / "dit",
         vae=tiny_model / "vae",
-        text=tiny_model,
+        text_encoder=tiny_model,
         formats=FORMATS,
-        clips=(2, 1),
+        batch_sizes=(2, 1),
         depth=1,
         steps=4,
         warmup_steps=1,
         decay_steps=1,
         validate_every=2,
-        show_every=100,
+        sample_every=100,
         validation_clips=2,
     )
     with Heard() as heard:
@@ -98,7 +98,7 @@ def test_a_model_trains_on_every_clip_of_it(prepared, tiny_model, tmp_path):
     vae, rows = load_strictly(VideoVAE, run.vae), read_manifest(folder)
     seen = set()
     for format, count in zip(run.formats, run.clips, strict=True):
-        source = Source.open(run, folder, format, vae, vae.encoder_hash())
+        source = LatentSource.open(run, folder, format, vae, vae.encoder_hash())
         fitting = [row for row in rows for sample in row.latents if sample.format == format]
         examples = [one for step in range(run.steps) for one in draw(run, source, (1, 2, 2), count, step, Alone)]
         for one in examples:

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from training.config import WorldRun
-from training.dataset import bucket_of, make_world
+from training.dataset import make_world, open_bucket
 from vae.model import VideoVAE
 from vae.weights import WEIGHTS
 
@@ -24,14 +24,14 @@ def test_a_dit_goes_on_deeper_from_where_another_ended(dit_run, parts):
     from training.train_dit import begin, train
 
     before = train(replace(dit_run, steps=2))
-    run = replace(dit_run, start=dit_run.out / "model" / "transformer", depth=3, out=dit_run.out.parent / "deeper")
-    first = DiT.from_pretrained(run.start)
-    assert begin(run, first.shape).shape == replace(first.shape, depth=3)
-    after = train(replace(run, steps=1, rate=0.0, decay_steps=0))
+    run = replace(dit_run, init_from=dit_run.out / "model" / "transformer", depth=3, out=dit_run.out.parent / "deeper")
+    first = DiT.from_pretrained(run.init_from)
+    assert begin(run, first.dit_config).dit_config == replace(first.dit_config, depth=3)
+    after = train(replace(run, steps=1, lr=0.0, decay_steps=0))
     assert after == pytest.approx(before, rel=2e-3)  # the start is stored in 16 bits
-    assert DiT.from_pretrained(run.out / "model" / "transformer").shape.depth == 3
-    with pytest.raises(ValueError, match="start must have words_width 8"):
-        begin(run, replace(first.shape, words_width=8))
+    assert DiT.from_pretrained(run.out / "model" / "transformer").dit_config.depth == 3
+    with pytest.raises(ValueError, match="start must have text_dim 8"):
+        begin(run, replace(first.dit_config, text_dim=8))
 
 
 def test_a_dit_goes_back_to_what_it_began_with(dit_run, parts):
@@ -39,8 +39,10 @@ def test_a_dit_goes_back_to_what_it_began_with(dit_run, parts):
 
     if not (dit_run.out / "model").exists():
         train(dit_run)
-    run = replace(dit_run, start=dit_run.out / "model" / "transformer", steps=2, warmup_steps=0, out=dit_run.out.parent)
-    here, there, half = (replace(run, back=back, out=run.out / f"back-{back}") for back in (0.0, 1.0, 0.5))
+    run = replace(
+        dit_run, init_from=dit_run.out / "model" / "transformer", steps=2, warmup_steps=0, out=dit_run.out.parent
+    )
+    here, there, half = (replace(run, interpolate_back=back, out=run.out / f"back-{back}") for back in (0.0, 1.0, 0.5))
     for one in (here, there, half):
         train(one)
     begun, trained, between = (load_file(one.out / "model" / "transformer" / WEIGHTS) for one in (dit_run, here, half))
@@ -52,26 +54,26 @@ def test_a_dit_goes_back_to_what_it_began_with(dit_run, parts):
 
 
 def test_the_times_of_a_step_are_spread_evenly(dit_run, parts):
-    from training.train_dit import Source, draw
+    from training.train_dit import LatentSource, draw
 
     vae = VideoVAE.from_pretrained(dit_run.vae)
-    source = Source.open(dit_run, dit_run.data, dit_run.formats[0], vae, vae.encoder_hash())
+    source = LatentSource.open(dit_run, dit_run.data, dit_run.formats[0], vae, vae.encoder_hash())
     times = sorted(e.uniform for step in (0, 1) for e in draw(dit_run, source, (1, 2, 2), 8, step, Alone))
     gaps = [after - before for before, after in zip(times, [*times[1:], times[0] + 1], strict=True)]
     assert min(gaps) > 0.3 / 16 and max(gaps) < 2 / 16
 
 
 def test_half_of_the_clips_are_seen_in_a_mirror_and_their_words_say_so(dit_run, parts):
-    from training.train_dit import Source, draw
+    from training.train_dit import LatentSource, draw
     from training.world.words import in_a_mirror
 
     vae = VideoVAE.from_pretrained(dit_run.vae)
     plain, mirroring = (
-        Source.open(dit_run, dit_run.data, dit_run.formats[0], vae, vae.encoder_hash(), mirror)
+        LatentSource.open(dit_run, dit_run.data, dit_run.formats[0], vae, vae.encoder_hash(), mirror)
         for mirror in (False, True)
     )
     with torch.no_grad():
-        wanted = vae.encode(bucket_of(dit_run.data, dit_run.formats[0]).clips([3]).flip(-1))[0].half()
+        wanted = vae.encode(open_bucket(dit_run.data, dit_run.formats[0]).load_clips([3]).flip(-1))[0].half()
     assert plain.mirrored is None and np.array_equal(mirroring.mirrored[3], wanted)
     turned = 0
     for here, there in zip(*(draw(dit_run, one, (1, 2, 2), 40, 0, Alone) for one in (plain, mirroring)), strict=True):
@@ -85,13 +87,13 @@ def test_half_of_the_clips_are_seen_in_a_mirror_and_their_words_say_so(dit_run, 
 
 
 def test_of_long_clips_the_first_picture_and_a_stretch_from_anywhere_are_seen(dit_run, tmp_path):
-    from training.train_dit import Source, begin, draw, settings, shape_of, tokens_of
+    from training.train_dit import LatentSource, begin, draw, settings, shape_of, tokens_of
 
     world = WorldRun(folder=tmp_path / "world", formats=((64, 64, 33),), clips=(4,))
     make_world(world)
-    run = replace(dit_run, data=world.folder, formats=((64, 64, 33), (64, 64, 17)), window=17)
+    run = replace(dit_run, data=world.folder, formats=((64, 64, 33), (64, 64, 17)), window_frames=17)
     vae = VideoVAE.from_pretrained(run.vae)
-    source = Source.open(run, run.data, run.formats[0], vae, vae.encoder_hash())
+    source = LatentSource.open(run, run.data, run.formats[0], vae, vae.encoder_hash())
     dit = begin(run, shape_of(run, vae.stride, vae.channels, 64))
     assert source.shape[1] == 5 and source.latents.shape[2] == 9 and settings(run).formats == ((64, 64, 17),)
     begun = set()
@@ -102,17 +104,17 @@ def test_of_long_clips_the_first_picture_and_a_stretch_from_anywhere_are_seen(di
         assert 1 in found or (not example.level[0].any() and example.level[1:].any())
         assert example.level.shape == example.noise.shape[1:] == source.shape[1:]
         begun |= found
-    assert begun == {1, 2, 3, 4, 5} and tokens_of(source, dit.shape) == 5 * 4 * 4
+    assert begun == {1, 2, 3, 4, 5} and tokens_of(source, dit.dit_config) == 5 * 4 * 4
 
 
 def test_what_stands_out_counts_for_more_the_less_noise_there_is():
     from dit.packing import pack
-    from training.train_dit import Example, standing_out, weights_of
+    from training.train_dit import Example, saliency, weights_of
 
     patch, rows = (1, 2, 2), torch.linspace(-1, 1, 8)[None, None, :, None]
     latents = rows.expand(4, 3, 8, 8).clone()  # a sky and a ground, the same in every column
     latents[:, :, 4:6, 2:4] += 1  # and something on it
-    out = standing_out(latents, patch).reshape(3, 4, 4)
+    out = saliency(latents, patch).reshape(3, 4, 4)
     assert torch.allclose(out[:, 2, 1], torch.tensor(1.0)) and not out[:, 0].any()
     for now in (0.25, 0.5, 1.0):
         level = torch.full((3, 8, 8), now)

@@ -13,10 +13,18 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from training.canvases import draw_level
+from training.canvases import draw_denoise_mask
 from training.config import DiTRun, WorldRun
-from training.dataset import DataError, bucket_of, code, drawn, make_world, order, share
-from training.loop import Checkpoints, Course, Stopped, accelerator_for, adamw, descend, rate_at
+from training.dataset import (
+    DataError,
+    encode_latents,
+    make_world,
+    open_bucket,
+    sample_order,
+    shard_samples,
+    weighted_sample_order,
+)
+from training.loop import Checkpoints, Stopped, TrainLoop, adamw, create_accelerator, lr_at, optimizer_step
 from vae.model import VideoVAE
 from vae.weights import WEIGHTS
 
@@ -35,16 +43,16 @@ def test_resuming_gives_the_same_weights_as_not_stopping(dit_run, tmp_path, monk
     from training import train_dit
 
     train_dit.train(dit_run)
-    broken = replace(dit_run, out=tmp_path / "broken", save_minutes=0)
+    broken = replace(dit_run, out=tmp_path / "broken", checkpoint_minutes=0)
     calls = []
 
     def die_once(*args, **kwargs):
         calls.append(1)
         if len(calls) == 4:
             raise RuntimeError("killed")
-        return descend(*args, **kwargs)
+        return optimizer_step(*args, **kwargs)
 
-    monkeypatch.setattr(train_dit, "descend", die_once)
+    monkeypatch.setattr(train_dit, "optimizer_step", die_once)
     with pytest.raises(RuntimeError, match="killed"):
         train_dit.train(broken)
     train_dit.train(broken)
@@ -79,7 +87,7 @@ def test_a_vae_resumes_to_the_same_weights_too(vae_run, parts, tmp_path):
 def test_a_decoder_trained_alone_leaves_latents_as_they_are(vae_run, parts):
     from training.train_vae import train as train_vae
 
-    run = replace(vae_run, start=vae_run.out / "vae", decoder_only=True, out=vae_run.out.parent / "vae-decoder")
+    run = replace(vae_run, init_from=vae_run.out / "vae", freeze_encoder=True, out=vae_run.out.parent / "vae-decoder")
     train_vae(run)
     before, after = (VideoVAE.from_pretrained(folder / "vae") for folder in (vae_run.out, run.out))
     assert before.encoder_hash() == after.encoder_hash()
@@ -90,19 +98,19 @@ def test_a_decoder_trained_alone_leaves_latents_as_they_are(vae_run, parts):
         after.latent_mean[0] += 1e-3
     assert before.encoder_hash() != after.encoder_hash()
     with pytest.raises(ValueError, match="decoder_only needs a VAE"):
-        train_vae(replace(run, start=None, out=vae_run.out.parent / "vae-none"))
+        train_vae(replace(run, init_from=None, out=vae_run.out.parent / "vae-none"))
 
 
 def test_a_latent_channel_is_as_loud_as_its_share_of_the_picture(vae_run):
-    from training.dataset import bucket_of
+    from training.dataset import open_bucket
     from training.train_vae import loudness, measure_latents
 
-    bucket = bucket_of(vae_run.data, vae_run.formats[0])
+    bucket = open_bucket(vae_run.data, vae_run.formats[0])
     vae = VideoVAE.from_pretrained(vae_run.out / "vae").eval()
     with torch.no_grad():
         vae.decoder.exit.weight.zero_(), vae.decoder.exit.bias.zero_()  # what is left is linear
         measure_latents(vae, [bucket])
-        clips = bucket.clips(range(len(bucket)))
+        clips = bucket.load_clips(range(len(bucket)))
         variance = vae.encode(clips).var((0, 2, 3, 4))
         columns = vae.linear_decoder.weight.square().mean(0)
         raw, _, _ = vae.posterior(clips)
@@ -132,17 +140,17 @@ class Toy:
     """One weight that follows a rate, as any trainer drives it."""
 
     def __init__(self, run):
-        self.run, self.accelerator = run, accelerator_for(run)
+        self.run, self.accelerator = run, create_accelerator(run)
         torch.manual_seed(0)
         self.model = nn.Linear(2, 1)
         self.optimizer = adamw(self.model, run)
-        self.course = Course("toy", run, self.accelerator, {"model": self.model, "optimizer": self.optimizer})
+        self.course = TrainLoop("toy", run, self.accelerator, {"model": self.model, "optimizer": self.optimizer})
 
     def train(self, spoil=(), stop_at=None):
         for step in self.course:
             x = torch.tensor([[float(step), 1.0]])
             loss = (self.model(x) - 1).square().sum() * (float("nan") if step in spoil else 1)
-            norm = descend(self.accelerator, self.model, self.optimizer, loss, rate_at(step, self.run), 1.0)
+            norm = optimizer_step(self.accelerator, self.model, self.optimizer, loss, lr_at(step, self.run), 1.0)
             self.course.note(step, norm, loss=loss)
             if step == stop_at:
                 signal.raise_signal(signal.SIGTERM)
@@ -151,7 +159,7 @@ class Toy:
 
 @pytest.fixture
 def toy_run(tmp_path):
-    return DiTRun(out=tmp_path / "toy", steps=60, warmup_steps=2, decay_steps=5, save_minutes=1e9)
+    return DiTRun(out=tmp_path / "toy", steps=60, warmup_steps=2, decay_steps=5, checkpoint_minutes=1e9)
 
 
 def test_a_run_asked_to_stop_saves_and_goes_on_from_there(toy_run, tmp_path):
@@ -168,7 +176,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(toy_run):
     for step in toy.course:
         loss = toy.model(torch.ones(1, 2)).sum() * (float("inf") if step == 3 else 1)
         before[step] = toy.model.weight.detach().clone()
-        toy.course.note(step, descend(toy.accelerator, toy.model, toy.optimizer, loss, 1e-2, 1.0))
+        toy.course.note(step, optimizer_step(toy.accelerator, toy.model, toy.optimizer, loss, 1e-2, 1.0))
         assert torch.equal(toy.model.weight, before[step]) == (step == 3)
     assert toy.course.skipped == 1
 
@@ -179,7 +187,7 @@ def test_a_run_that_is_never_finite_gives_up(toy_run):
 
 
 def test_the_rate_rises_stays_and_falls_to_zero(toy_run):
-    rates = [rate_at(step, toy_run) / toy_run.rate for step in range(61)]
+    rates = [lr_at(step, toy_run) / toy_run.lr for step in range(61)]
     assert rates[0] == 0.5 and rates[1:55] == [1.0] * 54
     assert rates[60] == 0 and all(a > b for a, b in pairwise(rates[55:]))
 
@@ -223,10 +231,10 @@ def test_a_world_interrupted_goes_on_to_the_same_clips(world, tmp_path, monkeypa
     with pytest.raises(KeyboardInterrupt):
         make_world(run)
     with pytest.raises(DataError, match="has 2 of 6"):
-        len(bucket_of(run.folder, SQUARE))
+        len(open_bucket(run.folder, SQUARE))
     monkeypatch.setattr(dataset, "caption", real)
     make_world(run)
-    a, b = bucket_of(run.folder, SQUARE), bucket_of(world / "train", SQUARE)
+    a, b = open_bucket(run.folder, SQUARE), open_bucket(world / "train", SQUARE)
     assert np.array_equal(a.pixels, b.pixels) and a.captions == b.captions
 
 
@@ -237,39 +245,39 @@ def test_a_data_set_of_other_clips_is_not_overwritten(world):
 
 def test_a_missing_data_set_is_named(tmp_path):
     with pytest.raises(DataError, match="has none, so make them: longtake world"):
-        len(bucket_of(tmp_path, SQUARE))
+        len(open_bucket(tmp_path, SQUARE))
 
 
 def test_latents_are_coded_once_for_each_vae(world):
-    bucket = bucket_of(world / "train", SQUARE)
+    bucket = open_bucket(world / "train", SQUARE)
     calls = []
 
     def encode(clips):
         calls.append(len(clips))
         return clips[:, :, ::4, ::8, ::8]
 
-    first = np.array(code(bucket, encode, "aaaa", still=False, batch=4))
+    first = np.array(encode_latents(bucket, encode, "aaaa", still=False, batch=4))
     assert calls == [4, 2] and first.shape == (6, 3, 5, 8, 8)
-    code(bucket, encode, "aaaa", still=False)
+    encode_latents(bucket, encode, "aaaa", still=False)
     assert calls == [4, 2]
-    code(bucket, encode, "bbbb", still=True)
-    assert calls == [4, 2, 6] and bucket.latents("bbbb", True).shape == (6, 3, 1, 8, 8)
+    encode_latents(bucket, encode, "bbbb", still=True)
+    assert calls == [4, 2, 6] and bucket.load_latents("bbbb", True).shape == (6, 3, 1, 8, 8)
 
 
 def test_the_order_of_clips_is_a_shuffle_of_each_epoch_and_a_function_of_the_number():
-    clip_of = order(0, "x", 10)
+    clip_of = sample_order(0, "x", 10)
     epochs = [[clip_of(n) for n in range(start, start + 10)] for start in (0, 10)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(10)) and epochs[0] != epochs[1]
-    assert order(0, "x", 10)(17) == epochs[1][7]
-    assert [order(1, "x", 10)(n) for n in range(10)] != epochs[0]
+    assert sample_order(0, "x", 10)(17) == epochs[1][7]
+    assert [sample_order(1, "x", 10)(n) for n in range(10)] != epochs[0]
 
 
 def test_clips_of_several_things_are_drawn_more_often_where_that_is_asked(world):
-    bucket = bucket_of(world / "train", SQUARE)
+    bucket = open_bucket(world / "train", SQUARE)
     things = [len(bucket.scene(clip).things) for clip in range(len(bucket))]
     assert len(set(things)) > 1
     for crowds in (0, 1, 2):
-        clip_of, often = drawn(bucket, 0, "x", crowds), [n**crowds for n in things]
+        clip_of, often = weighted_sample_order(bucket, 0, "x", crowds), [n**crowds for n in things]
         epochs = [[clip_of(n) for n in range(start, start + sum(often))] for start in (0, sum(often))]
         assert [epochs[0].count(clip) for clip in range(len(bucket))] == often
         assert sorted(epochs[0]) == sorted(epochs[1]) and epochs[0] != epochs[1]
@@ -277,15 +285,15 @@ def test_clips_of_several_things_are_drawn_more_often_where_that_is_asked(world)
 
 def test_processes_share_a_step_without_gaps_whatever_their_number():
     for world in (1, 2, 4):
-        assert [n for rank in range(world) for n in share(8, 3, rank, world)] == list(range(24, 32))
+        assert [n for rank in range(world) for n in shard_samples(8, 3, rank, world)] == list(range(24, 32))
     with pytest.raises(ValueError, match="multiple of the 3 processes; got 8"):
-        list(share(8, 0, 0, 3))
+        list(shard_samples(8, 0, 0, 3))
 
 
 def test_canvases_always_leave_something_to_dream_and_show_every_painting():
     seen = {"blank": 0, "prefix": 0, "image": 0, "soft": 0, "region": 0}
     for number in range(2000):
-        level = draw_level(np.random.default_rng(number), (5, 8, 8), (1, 2, 2))
+        level = draw_denoise_mask(np.random.default_rng(number), (5, 8, 8), (1, 2, 2))
         assert level.shape == (5, 8, 8) and level.max() == 1 and level.min() >= 0
         flat = level.reshape(5, -1)
         seen["blank"] += bool((level == 1).all())

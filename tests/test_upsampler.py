@@ -30,7 +30,7 @@ from dit.request import Request
 from tests.test_captioner import Server
 from tests.toy import COLOURS, SHAPES, toy_doubts
 from training import train_upsampler
-from training.dataset import bucket_of
+from training.dataset import open_bucket
 from training.evaluation.upsampler import read, verdicts
 from training.salience import meanings
 from training.train_upsampler import limits_of, near_miss, weights
@@ -124,7 +124,7 @@ def test_words_of_what_both_texts_say_count_for_more(ours, short, told, expected
 @pytest.mark.parametrize("drawn", [0.0, 1.0])
 def test_a_near_miss_contradicts_what_the_short_text_says(world, monkeypatch, drawn):
     monkeypatch.setattr(train_upsampler, "DRAWN", drawn)
-    bucket = bucket_of(world / "train", (64, 64, 17))
+    bucket = open_bucket(world / "train", (64, 64, 17))
     for number in range(60):
         clip = number % 6
         short, other = near_miss(bucket, clip, number)

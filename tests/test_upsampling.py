@@ -12,7 +12,7 @@ import torch
 from app.cli import main
 from captioning.upsampler import CLIP, PICTURE, Ours, Writer, load_upsampler, tokenizer_of
 from training.config import UpsamplerRun
-from training.dataset import bucket_of, texts_of
+from training.dataset import open_bucket, select_captions
 from training.evaluation.upsampler import FIRST, SETS, cases, read, survival, verdicts
 from training.synonyms import THESAURUS, say, typed
 from training.train_upsampler import agree, choice_of, mistaken, pair_of, train, twisted
@@ -67,7 +67,7 @@ def test_typing_leaves_out_articles_and_asks_for_videos_now_and_then():
 
 
 def test_pairs_are_functions_of_the_number_and_true_of_their_clip(world):
-    bucket = bucket_of(world / "train", (64, 64, 17))
+    bucket = open_bucket(world / "train", (64, 64, 17))
     pairs = [pair_of(0, bucket, number % 6, number) for number in range(40)]
     assert pairs == [pair_of(0, bucket, number % 6, number) for number in range(40)]
     assert {mark for mark, *_ in pairs} == {"<clip>", "<picture>"}
@@ -76,8 +76,8 @@ def test_pairs_are_functions_of_the_number_and_true_of_their_clip(world):
 
 
 def test_pairs_have_the_captioners_words_but_where_they_contradict_the_clip_or_the_short_text(world):
-    bucket = bucket_of(world / "train", (64, 64, 17))
-    true = [texts_of(bucket.captions[clip], "dense")[0] for clip in range(6)]
+    bucket = open_bucket(world / "train", (64, 64, 17))
+    true = [select_captions(bucket.captions[clip], "dense")[0] for clip in range(6)]
     own = [f"Look! {text}" for text in true]  # as true as the world's, and told apart from them
     told = [pair_of(0, bucket, number % 6, number, own) for number in range(80)]
     plain = [pair_of(0, bucket, number % 6, number) for number in range(80)]
@@ -97,7 +97,9 @@ def test_pairs_have_the_captioners_words_but_where_they_contradict_the_clip_or_t
 
 def test_captions_of_more_clips_than_there_are_are_refused(world, tmp_path):
     (tmp_path / "many.jsonl").write_text('"A red ball."\n' * 7)
-    run = UpsamplerRun(data=world / "train", held_out=world / "test", out=tmp_path, written=tmp_path / "many.jsonl")
+    run = UpsamplerRun(
+        data=world / "train", held_out=world / "test", out=tmp_path, captions_file=tmp_path / "many.jsonl"
+    )
     with pytest.raises(ValueError, match="must hold captions of 6 clips; it holds 7"):
         train(run)
 
@@ -216,15 +218,15 @@ def run(world, tmp_path_factory):
         steps=4,
         warmup_steps=1,
         decay_steps=1,
-        vocabulary=500,
+        vocab_size=500,
         width=32,
         heads=2,
         layers=1,
-        batch=4,
-        prompts=1,
+        batch_size=4,
+        evaluation_prompts=1,
         validation_pairs=16,
         validate_every=2,
-        save_minutes=0,
+        checkpoint_minutes=0,
         precision="no",
     )
 
@@ -251,7 +253,7 @@ def test_a_run_goes_on_from_an_upsampler_with_its_words_and_shape(run, tmp_path)
     if not (run.out / "upsampler").exists():
         train(run)
     begun = replace(
-        run, start=run.out / "upsampler", out=tmp_path / "on", steps=2, rate=0.0, weight_decay=0.0, width=64
+        run, init_from=run.out / "upsampler", out=tmp_path / "on", steps=2, lr=0.0, weight_decay=0.0, width=64
     )
     train(begun)
     one, two = (load_upsampler(out / "upsampler") for out in (run.out, begun.out))
@@ -259,4 +261,4 @@ def test_a_run_goes_on_from_an_upsampler_with_its_words_and_shape(run, tmp_path)
     before, after = one.writer.state_dict(), two.writer.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
     with pytest.raises(ValueError, match="start must be the folder of an upsampler trained here; got http"):
-        train(replace(begun, start="http://localhost:8000/v1#pen", out=tmp_path / "off"))
+        train(replace(begun, init_from="http://localhost:8000/v1#pen", out=tmp_path / "off"))

@@ -35,7 +35,7 @@ def taught() -> Ours:
     rng = np.random.default_rng(0)
     tokenizer = tokenizer_of((text for _, *texts in toy_pairs(rng, 200) for text in texts), 340, 128)
     writer = Writer(len(tokenizer), 128, 48, 2, 2, tokenizer.eos_token_id, tokenizer.pad_token_id, longest=40)
-    optimizer = adamw(writer, UpsamplerRun(rate=6e-3))
+    optimizer = adamw(writer, UpsamplerRun(lr=6e-3))
     for _ in range(200):
         sum(losses(writer, tokenizer, toy_pairs(rng, 16), writer.device)).backward()
         optimizer.step()

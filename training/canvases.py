@@ -9,7 +9,7 @@ PAINTINGS = {"blank": 0.8, "prefix": 0.1, "suffix": 0.02, "both": 0.03, "window"
 SOFT = 0.2  # of the canvases that are not blank: what would be kept is half forgotten instead
 
 
-def draw_level(rng: np.random.Generator, shape: tuple[int, int, int], patch: tuple[int, int, int]) -> np.ndarray:
+def draw_denoise_mask(rng: np.random.Generator, shape: tuple[int, int, int], patch: tuple[int, int, int]) -> np.ndarray:
     """Draw a level (T, H, W) for a clip of latents: 1 where it is dreamed, 0 where it is kept, between where it is
     edited.
 

@@ -1,5 +1,7 @@
-"""What a run is: flat frozen dataclasses. `presets.py` has functions that return them; the command line overrides
-fields.
+"""What a training run is: flat frozen dataclasses, one per trainer.
+
+`presets.py` holds functions that return them; the command line (`command.py`) overrides single fields. The comment on
+a field is its help text in `longtake train ... --help`.
 """
 
 from __future__ import annotations
@@ -8,199 +10,178 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-Format = tuple[int, int, int]  # columns, rows, frames
+Format = tuple[int, int, int]  # columns, rows, frames of a clip
+MANIFEST_FILE = "manifest.parquet"  # marks a folder that `longtake prepare` made
 
 
 @dataclass(frozen=True)
 class WorldRun:
-    """A data set of world clips. `formats[i]` is (columns, rows, frames) and `clips[i]` how many clips of it there
-    are.
-    """
+    """A dataset of clips of the procedural world: `clips[i]` clips of format `formats[i]`."""
 
-    folder: Path = Path("data/tiny")
-    seed: int = 0
-    split: str = "train"
-    formats: tuple[Format, ...] = ((64, 64, 17),)
-    clips: tuple[int, ...] = (400,)
-    fps: float = 8.0
-    workers: int = 2
+    folder: Path = Path("data/tiny")  # folder that the dataset is written to
+    seed: int = 0  # seed of the scenes
+    split: str = "train"  # split that the scenes are drawn from: train, test or combinations
+    formats: tuple[Format, ...] = ((64, 64, 17),)  # columns, rows and frames of each format
+    clips: tuple[int, ...] = (400,)  # number of clips of each format
+    fps: float = 8.0  # frames per second
+    workers: int = 2  # processes that render
 
 
 @dataclass(frozen=True)
 class Run:
     """What all trainers share.
 
-    The rate rises over `warmup_steps`, stays, and falls to zero over the last `decay_steps`. `precision` is "auto"
-    (bf16 where the processor or GPU has arithmetic for it), "no" or "bf16". Checkpoints are written every
-    `save_minutes` and at the end.
+    The learning rate rises over `warmup_steps`, stays, and falls linearly to zero over the last `decay_steps`.
     """
 
-    data: Path = Path("data/tiny")
-    held_out: Path = Path("data/tiny-test")
-    out: Path = Path("runs/tiny")
-    seed: int = 0
-    steps: int = 1000
-    rate: float = 1e-3
-    warmup_steps: int = 100
-    decay_steps: int = 300
-    betas: tuple[float, float] = (0.9, 0.99)
-    weight_decay: float = 0.01
-    clip_norm: float = 1.0
-    ema_decay: float = 0.999
-    precision: str = "auto"
-    save_minutes: float = 10.0
-    keep_checkpoints: int = 2
-    validate_every: int = 500
-    show_every: int = 1000
+    data: Path = Path("data/tiny")  # folder of the training dataset
+    held_out: Path = Path("data/tiny-test")  # folder of the validation dataset
+    out: Path = Path("runs/tiny")  # folder for checkpoints, logs, the report and the trained model
+    seed: int = 0  # seed of initialisation, data order and noise
+    steps: int = 1000  # optimizer steps
+    lr: float = 1e-3  # peak learning rate
+    warmup_steps: int = 100  # steps over which the learning rate rises linearly
+    decay_steps: int = 300  # last steps, over which the learning rate falls linearly to zero
+    betas: tuple[float, float] = (0.9, 0.99)  # AdamW's decay rates of the first and second moment
+    weight_decay: float = 0.01  # decoupled weight decay of matrices
+    max_grad_norm: float = 1.0  # gradients of a larger norm are scaled down to it
+    ema_decay: float = 0.999  # decay per step of the exponential moving average of the weights
+    precision: str = "auto"  # bf16 (autocast), no (fp32), or auto: bf16 where the hardware multiplies it natively
+    checkpoint_minutes: float = 10.0  # minutes between checkpoints; the last step always writes one
+    keep_checkpoints: int = 2  # newest checkpoints to keep
+    validate_every: int = 500  # steps between validations
+    sample_every: int = 1000  # steps between sheets of samples (diffusion transformer only)
 
 
 @dataclass(frozen=True)
 class VAERun(Run):
-    """A spacetime VAE. A step sees `batch` clips, all of one of the `formats`, which is drawn by its share of the data.
+    """A spacetime VAE. All clips of a step have one format, drawn in proportion to the formats' numbers of clips.
 
-    With `start`, the folder of a trained VAE of the same shape, that one is trained further; with `decoder_only` as
-    well, its encoder and the statistics of its latents stay, and with them all latents that were coded and every model
-    that was trained on them.
-
-    The loss is L1 + `perceptual_weight` * (1 - multi-scale SSIM) + `kl_weight` * KL + an adversarial term of
-    `adversarial_weight` times the reconstruction's gradient, from step `adversarial_from` on.
+    The loss is L1 + `perceptual_weight` * (1 - multi-scale SSIM) + `kl_weight` * KL, and from step
+    `adversarial_start` on an adversarial term of `adversarial_weight` times the gradient of the reconstruction loss.
     """
 
-    optimizer: Literal["muon", "adamw"] = "muon"
-    start: Path | None = None
-    decoder_only: bool = False
-    formats: tuple[Format, ...] = ((64, 64, 17),)
-    channels: int = 16
-    patch: tuple[int, int, int] = (4, 4, 4)
-    widths: tuple[int, ...] = (80, 160)
-    downs: tuple[tuple[int, int, int], ...] = ((1, 2, 2),)
-    encoder_blocks: tuple[int, ...] = (1, 2)
-    decoder_blocks: tuple[int, ...] = (2, 3)
-    batch: int = 8
-    frames: int = 9  # a random stretch of each clip, or one frame in `image_share` of the steps
-    image_share: float = 0.1
-    kl_weight: float = 1e-5
-    perceptual_weight: float = 0.1
-    adversarial_weight: float = 0.05
-    adversarial_from: int = 800
-    adversarial_rate: float = 4e-4
-    discriminator_width: int = 48
+    optimizer: Literal["muon", "adamw"] = "muon"  # muon (hidden matrices; AdamW for all else) or adamw
+    init_from: Path | None = None  # folder of a trained VAE of the same shape to continue from
+    freeze_encoder: bool = False  # train the decoder only, so that latents and models on them stay valid
+    formats: tuple[Format, ...] = ((64, 64, 17),)  # columns, rows and frames of each format of clips
+    channels: int = 16  # latent channels
+    patch: tuple[int, int, int] = (4, 4, 4)  # frames, rows and columns that the first layer folds into channels
+    widths: tuple[int, ...] = (80, 160)  # channels of each stage
+    downsample: tuple[tuple[int, int, int], ...] = ((1, 2, 2),)  # stride in time, rows, columns between stages
+    encoder_blocks: tuple[int, ...] = (1, 2)  # residual blocks of each encoder stage
+    decoder_blocks: tuple[int, ...] = (2, 3)  # residual blocks of each decoder stage
+    batch_size: int = 8  # clips per step, over all processes
+    frames: int = 9  # frames of the random stretch that is taken of each clip
+    image_ratio: float = 0.1  # fraction of the steps that train on single frames
+    kl_weight: float = 1e-5  # weight of the KL divergence from the unit Gaussian
+    perceptual_weight: float = 0.1  # weight of 1 - multi-scale SSIM
+    adversarial_weight: float = 0.05  # weight of the adversarial loss, relative to the reconstruction's gradient
+    adversarial_start: int = 800  # step from which the discriminator takes part
+    discriminator_lr: float = 4e-4  # peak learning rate of the discriminator
+    discriminator_width: int = 48  # channels of the discriminator's first layer
 
 
 @dataclass(frozen=True)
 class TextRun(Run):
-    """A text tower, trained contrastively against a video tower on `batch` clips and captions a step."""
+    """A text tower, trained contrastively against a video tower on clips and their captions."""
 
-    vocabulary: int = 2048
-    context: int = 128
-    width: int = 128
-    heads: int = 4
-    layers: int = 4
-    video_width: int = 192
-    video_layers: int = 4
-    batch: int = 128
+    vocab_size: int = 2048  # tokens of the vocabulary, which is learned from the captions
+    context_length: int = 128  # most tokens of a text
+    width: int = 128  # width of the text tower
+    heads: int = 4  # attention heads of the text tower
+    layers: int = 4  # blocks of the text tower
+    video_width: int = 192  # width of the video tower
+    video_layers: int = 4  # blocks of the video tower
+    batch_size: int = 128  # clips per step, over all processes; each with two captions
 
 
 @dataclass(frozen=True)
 class CaptionerRun(Run):
-    """A captioner around the text tower in `text`, trained on `batch` clips a step: for `short_steps` on labels and
-    single sentences, then on dense captions. `still_share` of the clips are one frame of theirs. A word's loss counts
-    for `caption_weight`, and the mean of those that tell the scene for `emphasis` besides. A clip of n things
-    is drawn n to the power of `crowds` times as often as a clip of one.
+    """A CoCa captioner: a video encoder and a text decoder around a frozen text tower.
 
-    With `start`, "ARCHITECTURE:WEIGHTS" of an open_clip CoCa, that one is trained further, its own tower included,
-    and without emphasis.
+    It is trained on labels and single sentences for `short_caption_steps`, then on dense captions. A checkpoint of
+    open_clip (`init_from`) is fine-tuned whole, its own text tower included, and without the saliency term.
     """
 
-    text: Path = Path("runs/tiny/text/text")
-    start: str = ""
-    short_steps: int = 200
-    watcher_width: int = 48
-    watcher_layers: int = 2
-    decoder_layers: int = 3
-    queries: int = 32
-    batch: int = 32
-    still_share: float = 0.1
-    caption_weight: float = 2.0
-    emphasis: float = 4.0
-    crowds: int = 0
-    validation_clips: int = 128
+    text_encoder: Path = Path("runs/tiny/text/text")  # folder of the frozen text encoder and its tokenizer
+    init_from: str = ""  # open_clip CoCa to fine-tune instead, as ARCHITECTURE:WEIGHTS
+    short_caption_steps: int = 200  # first steps, which train on labels and single sentences
+    video_width: int = 48  # width of the video encoder
+    video_layers: int = 2  # blocks of the video encoder
+    decoder_layers: int = 3  # blocks of the multimodal text decoder
+    queries: int = 32  # queries of the attentional pooler
+    batch_size: int = 32  # clips per step, over all processes
+    image_ratio: float = 0.1  # fraction of the clips that are a single frame, repeated
+    caption_weight: float = 2.0  # weight of the captioning loss; the contrastive loss has 1
+    saliency_weight: float = 4.0  # weight of the mean captioning loss of the tokens that describe the scene
+    object_count_power: int = 0  # draw a clip of n objects n to this power times as often as a clip of one
+    validation_clips: int = 128  # held-out clips that a validation captions
 
 
 @dataclass(frozen=True)
 class UpsamplerRun(Run):
-    """A writer of captions from prompts, and of prompts from captions, trained on `batch` pairs a step, each both ways.
+    """A prompt upsampler: one language model that writes captions from prompts and prompts from captions.
 
-    Its tokenizer is learned from `read` pairs, and `validation_pairs` held-out ones say when to trust it. At the end
-    `prompts` prompts of each kind are written out and compared. `start` is the folder of a trained upsampler to begin
-    from, with its tokenizer and shape. `written` holds the captioner's captions of the first clips of `data`, a
-    line each; the others' pairs have the world's. A clip of n things is drawn n to the power of `crowds` times as
-    often as a clip of one.
+    Every pair is trained in both directions.
     """
 
-    start: Path | None = None
-    written: Path | None = None
-    optimizer: Literal["muon", "adamw"] = "muon"
-    vocabulary: int = 2048
-    context: int = 512
-    width: int = 192
-    heads: int = 6
-    layers: int = 4
-    batch: int = 32
-    crowds: int = 0
-    read: int = 20_000
-    validation_pairs: int = 512
-    prompts: int = 125
+    init_from: Path | None = None  # folder of a trained upsampler to continue from, with its tokenizer and shape
+    captions_file: Path | None = None  # JSON lines: the captioner's captions of the first clips of `data`
+    optimizer: Literal["muon", "adamw"] = "muon"  # muon (hidden matrices; AdamW for all else) or adamw
+    vocab_size: int = 2048  # tokens of the vocabulary, which is learned from the pairs
+    context_length: int = 512  # most tokens of a prompt and a caption together
+    width: int = 192  # width of the language model
+    heads: int = 6  # attention heads
+    layers: int = 4  # blocks
+    batch_size: int = 32  # pairs per step, over all processes
+    object_count_power: int = 0  # draw a clip of n objects n to this power times as often as a clip of one
+    tokenizer_pairs: int = 20_000  # pairs that the tokenizer is learned from
+    validation_pairs: int = 512  # held-out pairs for the validation losses and the thresholds of trust
+    evaluation_prompts: int = 125  # prompts of each kind that the final report upsamples and scores
 
 
 @dataclass(frozen=True)
 class DiTRun(Run):
-    """A diffusion transformer. Every step's pack holds `clips[i]` clips of `formats[i]`; one frame makes an image.
+    """A diffusion transformer. The pack of a step holds `batch_sizes[i]` clips of `formats[i]`.
 
-    `caption_drop` of the clips are trained without words, for guidance. Images are frames of
-    the clips of the same size; on which canvases clips are dreamed is drawn by `canvases.py`. Of clips of more than
-    `window` frames the first picture and a stretch from anywhere are seen, as when a long one is dreamed (0 for all).
-    `start` is the folder of a trained transformer to begin from, in its width; the blocks that it lacks for `depth`
-    begin silent. At the end the weights go `back` so much of the way to those it began with, which keeps what it could
-    before (arXiv 2109.01903).
+    A format of one frame is an image: a frame of the clips of the same size. Denoise masks are drawn by `canvases.py`.
     """
 
-    vae: Path = Path("runs/tiny/vae")
-    text: Path = Path("runs/tiny/text")
-    start: Path | None = None
-    back: float = 0.0
-    depth: int = 6
-    optimizer: Literal["muon", "adamw"] = "muon"
-    formats: tuple[Format, ...] = ((64, 64, 17), (64, 64, 1))
-    clips: tuple[int, ...] = (24, 24)
-    window: int = 0
-    fps: float = 8.0
-    caption_drop: float = 0.1
-    mirror: bool = False  # half of the clips are seen in a mirror, and their captions say so
-    base_tokens: int = 80
-    emphasis: float = 0.0  # how much more what stands out of its surroundings counts in the loss
-    train_shift: float = 1.0  # of the training times, for a clip of base_tokens
-    shift: float = 1.0  # of the sampler's schedule, likewise
-    sample_steps: int = 30
-    guidance: float = 4.0
-    validation_clips: int = 64
+    vae: Path = Path("runs/tiny/vae")  # folder of the VAE that encodes the clips
+    text_encoder: Path = Path("runs/tiny/text")  # folder of the text encoder and its tokenizer
+    init_from: Path | None = None  # folder of a trained transformer to continue from; missing blocks begin as identity
+    interpolate_back: float = 0.0  # final weights move this fraction back to the initial ones (arXiv 2109.01903)
+    depth: int = 6  # number of transformer blocks; the width follows from it
+    optimizer: Literal["muon", "adamw"] = "muon"  # muon (hidden matrices; AdamW for all else) or adamw
+    formats: tuple[Format, ...] = ((64, 64, 17), (64, 64, 1))  # columns, rows and frames of each format of clips
+    batch_sizes: tuple[int, ...] = (24, 24)  # clips per step of each format, over all processes
+    window_frames: int = 0  # of longer clips train on the first frame and a stretch, this many in all; 0 for no limit
+    fps: float = 8.0  # frames per second of the clips
+    caption_dropout: float = 0.1  # fraction of the clips without a caption, for classifier-free guidance
+    horizontal_flip: bool = False  # mirror half of the clips, and the directions in their captions
+    base_tokens: int = 80  # clip length in tokens at which the timestep shifts below apply as given
+    saliency_weight: float = 0.0  # how much more the tokens that differ from their surroundings count in the loss
+    train_shift: float = 1.0  # timestep shift of the training times, for a clip of `base_tokens`
+    sample_shift: float = 1.0  # timestep shift of the sampler's schedule, for a clip of `base_tokens`
+    sample_steps: int = 30  # default sampler steps of the trained model
+    guidance: float = 4.0  # default guidance scale of the trained model
+    validation_clips: int = 64  # held-out clips of each validation pack
 
 
 @dataclass(frozen=True)
 class JudgeRun(Run):
-    """A classifier that reads a clip's attributes from its pixels (`judge.py`), trained on `data` and `more_data`;
-    `coded_share` of the clips, at most half, are seen through the VAE in `coder`.
-    """
+    """A classifier that reads the attributes of a clip from its pixels (`evaluation/judge.py`)."""
 
-    coder: Path | None = None
-    coded_share: float = 0.2
-    more_data: Path = Path("data/first-combinations")
-    width: int = 48
-    batch: int = 32
+    vae: Path | None = None  # folder of a VAE that reconstructs some of the training clips
+    reconstructed_ratio: float = 0.2  # fraction of the training clips that the VAE reconstructs, at most half
+    extra_data: Path = Path("data/first-combinations")  # folder of a second training dataset
+    width: int = 48  # channels of the first stage
+    batch_size: int = 32  # clips per step, over all processes
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """All presets of one name, in order (`recipe.py`)."""
+    """All presets of one model, trained in order (`recipe.py`)."""
 
-    name: str = "tiny"
+    name: str = "tiny"  # first part of the presets' names

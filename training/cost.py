@@ -28,29 +28,29 @@ def _lines(run: Run | WorldRun) -> list[str]:
     if isinstance(run, VAERun):
         return _vae_lines(run)
     if isinstance(run, UpsamplerRun):
-        return [f"pairs seen {run.steps * run.batch:,}, each both ways"]
+        return [f"pairs seen {run.steps * run.batch_size:,}, each both ways"]
     if isinstance(run, TextRun | CaptionerRun):
-        return [f"clips seen {run.steps * run.batch:,}"]
+        return [f"clips seen {run.steps * run.batch_size:,}"]
     return []
 
 
 def _dit_lines(run: DiTRun) -> list[str]:
     from captioning.text_encoder import load_text_encoder, width_of
-    from dit.flops import forward_flops, parameters, training_bytes
+    from dit.flops import count_parameters, forward_flops, training_bytes
     from dit.packing import grid_of
     from training.train_dit import WORDS, begin, shape_of
     from vae.model import VideoVAE
     from vae.weights import load_strictly
 
     vae = load_strictly(VideoVAE, run.vae)
-    shape = begin(run, shape_of(run, vae.stride, vae.channels, width_of(load_text_encoder(run.text)[1]))).shape
+    shape = begin(run, shape_of(run, vae.stride, vae.channels, width_of(load_text_encoder(run.text_encoder)[1]))).shape
     tokens = flops = 0
-    for (columns, rows, frames), count in zip(run.formats, run.clips, strict=True):
+    for (columns, rows, frames), count in zip(run.formats, run.batch_sizes, strict=True):
         T, H, W = grid_of(vae.latent_shape(frames, rows, columns), shape.patch)
         tokens += count * T * H * W
         flops += 3 * count * forward_flops(shape, T * H * W, WORDS)
     return [
-        f"parameters {parameters(shape):,}",
+        f"parameters {count_parameters(shape):,}",
         f"tokens a step {tokens:,}",
         f"FLOPs a step {flops:.3g}, in all {hours(flops * run.steps)}",
         f"memory about {training_bytes(shape, tokens) / 2**30:.1f} GiB",
@@ -64,13 +64,13 @@ def _vae_lines(run: VAERun) -> list[str]:
     from vae.model import VideoVAE
 
     with torch.device("meta"):
-        vae = VideoVAE(run.channels, run.patch, run.widths, run.downs, run.encoder_blocks, run.decoder_blocks)
+        vae = VideoVAE(run.channels, run.patch, run.widths, run.downsample, run.encoder_blocks, run.decoder_blocks)
         columns, rows, frames = run.formats[0]
         pixels = torch.zeros(1, 3, min(run.frames, frames), rows, columns)
         noise = torch.zeros(1, run.channels, *vae.latent_shape(pixels.shape[2], rows, columns))
     with FlopCounterMode(display=False) as counter:
         vae(pixels, noise)
-    flops = 3 * run.batch * counter.get_total_flops()
+    flops = 3 * run.batch_size * counter.get_total_flops()
     return [
         f"parameters {sum(value.numel() for value in vae.parameters()):,}",
         f"stride {vae.stride}, {run.channels} channels",

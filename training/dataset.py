@@ -20,12 +20,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from training.config import Format, WorldRun
+from training.config import MANIFEST_FILE, Format, WorldRun
 from training.world.scene import Scene, rng_of, sample_scene
 from training.world.words import caption
+from vae.files import atomic_write
 
 # The captions kept with each clip, and those that are true of any single frame of it.
-MOVING = (
+VIDEO_CAPTIONS = (
     ("label", "en"),
     ("plain", "en"),
     ("plain", "en"),
@@ -35,9 +36,8 @@ MOVING = (
     ("plain", "zh"),
     ("dense", "zh"),
 )
-STILL = (("label", "en"), ("plain", "en"), ("plain", "en"), ("dense", "en"), ("plain", "zh"))
+IMAGE_CAPTIONS = (("label", "en"), ("plain", "en"), ("plain", "en"), ("dense", "en"), ("plain", "zh"))
 CHUNK = 128  # clips between two notes of progress
-PREPARED = "manifest.parquet"  # in a folder that `longtake prepare` made
 SPREAD = 1_000_000  # the first clip of format i of a data set is clip i * SPREAD of its split
 
 
@@ -91,32 +91,32 @@ class Bucket:
 
     def clips(self, numbers) -> Tensor:
         """Return clips (B, 3, F, Y, X) in [-1, 1]."""
-        return as_pixels(torch.from_numpy(np.stack([self.pixels[number] for number in numbers])))
+        return uint8_to_float(torch.from_numpy(np.stack([self.pixels[number] for number in numbers])))
 
     def latents(self, stamp: str, still: bool, mirrored: bool = False) -> np.ndarray:
         """Return the latents (clips, C, T, H, W) that `code` wrote for the encoder `stamp`; T = 1 for stills."""
         return np.load(self.folder / _latents_name(stamp, still, mirrored), mmap_mode="r")
 
 
-def texts_of(captions: dict[str, list[str]], kind: str, language: str = "en", still: bool = False) -> list[str]:
+def select_captions(captions: dict[str, list[str]], kind: str, language: str = "en", still: bool = False) -> list[str]:
     """Return those captions of a clip, or of any one frame of it, that are of one kind and language."""
-    name, kinds = ("still", STILL) if still else ("moving", MOVING)
+    name, kinds = ("still", IMAGE_CAPTIONS) if still else ("moving", VIDEO_CAPTIONS)
     return [text for text, own in zip(captions[name], kinds, strict=True) if own == (kind, language)]
 
 
-def as_pixels(stored: Tensor) -> Tensor:
+def uint8_to_float(stored: Tensor) -> Tensor:
     """Return uint8 as float in [-1, 1]."""
     return stored.float().div_(127.5).sub_(1)
 
 
-def bucket_of(data: Path, format: Format) -> Bucket:
+def open_bucket(data: Path, format: Format) -> Bucket:
     return Bucket(data / "x".join(map(str, format)))
 
 
 def data_hash(data: Path, formats: tuple[Format, ...]) -> str:
     """Return 16 hexadecimal digits that tell data sets apart: SHA-256 over their descriptions and captions."""
     digest = hashlib.sha256()
-    if (data / PREPARED).exists():
+    if (data / MANIFEST_FILE).exists():
         from training.prepare.manifest import read_manifest
 
         for row in read_manifest(data):  # scores may come later
@@ -125,7 +125,7 @@ def data_hash(data: Path, formats: tuple[Format, ...]) -> str:
             digest.update(json.dumps([row.clip, [caption.text for caption in row.captions]]).encode())
         return digest.hexdigest()[:16]
     for format in formats:
-        bucket = bucket_of(data, format)
+        bucket = open_bucket(data, format)
         digest.update(json.dumps(bucket.state, sort_keys=True).encode())
         digest.update((bucket.folder / "captions.jsonl").read_bytes())
     return digest.hexdigest()[:16]
@@ -137,7 +137,7 @@ def make_world(run: WorldRun) -> None:
 
     for number, (format, clips) in enumerate(zip(run.formats, run.clips, strict=True)):
         columns, rows, frames = format
-        folder = bucket_of(run.folder, format).folder
+        folder = open_bucket(run.folder, format).folder
         folder.mkdir(parents=True, exist_ok=True)
         wanted = {"seed": run.seed, "split": run.split, "first": number * SPREAD, "fps": run.fps, "clips": clips}
         made = _made(folder, wanted)
@@ -186,8 +186,8 @@ def _made(folder: Path, wanted: dict) -> int:
 def _captions(scene: Scene) -> dict[str, list[str]]:
     rng = rng_of(scene.seed, scene.split, scene.index, purpose=1)
     return {
-        "moving": [caption(scene, kind, language, rng=rng) for kind, language in MOVING],
-        "still": [caption(scene, kind, language, moving=False, rng=rng) for kind, language in STILL],
+        "moving": [caption(scene, kind, language, rng=rng) for kind, language in VIDEO_CAPTIONS],
+        "still": [caption(scene, kind, language, moving=False, rng=rng) for kind, language in IMAGE_CAPTIONS],
     }
 
 
@@ -199,16 +199,15 @@ def _keep_lines(path: Path, count: int) -> None:
 
 def _write_json(path: Path, value: dict) -> None:
     """Write a file whole or not at all."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value))
-    os.replace(temporary, path)
+    with atomic_write(path, durable=False) as temporary:  # as the pixels that it counts, which are not synced
+        temporary.write_text(json.dumps(value))
 
 
 def _latents_name(stamp: str, still: bool, mirrored: bool) -> str:
     return f"{'stills' if still else 'latents'}{'-mirrored' if mirrored else ''}-{stamp}.npy"
 
 
-def code(
+def encode_latents(
     bucket: Bucket,
     encode: Callable[[Tensor], Tensor],
     stamp: str,
@@ -223,13 +222,13 @@ def code(
     """
     path = bucket.folder / _latents_name(stamp, still, mirrored)
     if path.exists():
-        return bucket.latents(stamp, still, mirrored)
+        return bucket.load_latents(stamp, still, mirrored)
     partial, note = path.with_suffix(".part"), path.with_suffix(".json")
     made = json.loads(note.read_text())["made"] if note.exists() and partial.exists() else 0
     out = None
     for start in tqdm(range(made, len(bucket), batch), f"code {bucket.folder.name} {path.stem.rsplit('-', 1)[0]}"):
         numbers = range(start, min(start + batch, len(bucket)))
-        clips = bucket.clips(numbers)
+        clips = bucket.load_clips(numbers)
         if still:
             chosen = [int(np.random.default_rng(number).integers(clips.shape[2])) for number in numbers]
             clips = torch.stack([clip[:, frame : frame + 1] for clip, frame in zip(clips, chosen, strict=True)])
@@ -244,10 +243,10 @@ def code(
         out.flush()
     os.replace(partial, path)
     note.unlink(missing_ok=True)
-    return bucket.latents(stamp, still, mirrored)
+    return bucket.load_latents(stamp, still, mirrored)
 
 
-def order(seed: int, stream: str, size: int) -> Callable[[int], int]:
+def sample_order(seed: int, stream: str, size: int) -> Callable[[int], int]:
     """Return the function from a sample's number to a clip's: each epoch a fresh shuffle, the same on every machine."""
     shuffles: dict[int, np.ndarray] = {}
 
@@ -261,19 +260,19 @@ def order(seed: int, stream: str, size: int) -> Callable[[int], int]:
     return clip_of
 
 
-def drawn(bucket: Bucket, seed: int, stream: str, crowds: int = 0) -> Callable[[int], int]:
+def weighted_sample_order(bucket: Bucket, seed: int, stream: str, crowds: int = 0) -> Callable[[int], int]:
     """Return the function from a sample's number to a clip's, as `order` does, but of clips of n things each n to the
     power of `crowds` times an epoch.
     """
     if not crowds:
-        return order(seed, stream, len(bucket))
+        return sample_order(seed, stream, len(bucket))
     often = [len(bucket.scene(clip).things) ** crowds for clip in range(len(bucket))]
     clips = np.arange(len(bucket)).repeat(often)
-    place_of = order(seed, stream, len(clips))
+    place_of = sample_order(seed, stream, len(clips))
     return lambda number: int(clips[place_of(number)])
 
 
-def share(count: int, step: int, rank: int, world: int) -> Iterator[int]:
+def shard_samples(count: int, step: int, rank: int, world: int) -> Iterator[int]:
     """List the global numbers of the samples that one of `world` processes takes at a step, of `count` in all.
 
     Raises ValueError where the processes cannot share them equally.

@@ -25,12 +25,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from training.config import Run
+from vae.files import sync
 
 MOST_SKIPPED = 50  # steps in a row that were not finite before a run gives up
 LOG_EVERY = 25  # steps
 
 
-def accelerator_for(run: Run):
+def create_accelerator(run: Run):
     """Return accelerate's Accelerator: bf16 autocast where it is faster, TensorBoard logs under the run's folder."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
@@ -57,11 +58,11 @@ def bf16_pays() -> bool:
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
-def rate_at(step: int, run: Run) -> float:
+def lr_at(step: int, run: Run) -> float:
     """Return the learning rate: a rise, a plateau, and a linear fall to zero (arXiv 2405.18392)."""
     rise = min(1.0, (step + 1) / max(1, run.warmup_steps))
     fall = min(1.0, (run.steps - step) / max(1, run.decay_steps))
-    return run.rate * min(rise, fall)
+    return run.lr * min(rise, fall)
 
 
 # What may change when a run goes on: its end, its pace, and what it shows on the way.
@@ -136,13 +137,14 @@ class Checkpoints:
             path = temporary / f"{name}.safetensors"
             save_file({key: value.detach().cpu().contiguous() for key, value in group.items()}, path)
             sums[name] = _sha256(path)
-            _sync(path)
+            sync(path)
         (temporary / "state.json").write_text(json.dumps({"step": step, "sha256": sums, **notes}))
-        _sync(temporary / "state.json")
+        sync(temporary / "state.json", temporary)
         if not self.whole(temporary):
             raise OSError(f"a checkpoint must read back as it was written; {temporary} does not, so look at the disk")
         shutil.rmtree(final, ignore_errors=True)
         os.replace(temporary, final)
+        sync(self.folder)
         for old in (*self.steps()[: -self.keep], *self.folder.glob("*.tmp")):
             shutil.rmtree(old)
         return final
@@ -169,7 +171,7 @@ class Checkpoints:
         return None
 
 
-class Course:
+class TrainLoop:
     """The course of a run: iterate over it for the steps still to do; it resumes, saves, logs, and stops when asked to.
 
     `parts` are everything a step changes: modules, optimizers, diffusers' EMAModel. SIGTERM and SIGINT save the state
@@ -213,7 +215,7 @@ class Course:
             yield step
             bar.update()
             self.seconds, clock = self.seconds + time.monotonic() - clock, time.monotonic()
-            due = time.monotonic() - saved > 60 * self.run.save_minutes or step + 1 == self.run.steps
+            due = time.monotonic() - saved > 60 * self.run.checkpoint_minutes or step + 1 == self.run.steps
             stopping = self._agreed(self.asked_to_stop)
             if self._agreed(due) or stopping:
                 self.save(step + 1)
@@ -227,7 +229,7 @@ class Course:
 
     def save(self, step: int) -> None:
         if self.accelerator.is_main_process:
-            tensors = {part: tensors_of(self.unwrapped(part)) for part in self.parts}
+            tensors = {part: state_tensors(self.unwrapped(part)) for part in self.parts}
             self.checkpoints.save(step, tensors, {"skipped": self.skipped, "seconds": round(self.seconds, 1)})
         self.accelerator.wait_for_everyone()
 
@@ -243,7 +245,7 @@ class Course:
             self.skipped_in_a_row = 0
             self.average.add(norm=norm, **values)
         if step % LOG_EVERY == LOG_EVERY - 1:
-            self.log(step + 1, self.average.take() | {"skipped": self.skipped, "rate": rate_at(step, self.run)})
+            self.log(step + 1, self.average.take() | {"skipped": self.skipped, "rate": lr_at(step, self.run)})
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Write numbers to TensorBoard and to `log.jsonl`."""
@@ -269,7 +271,7 @@ class Stopped(KeyboardInterrupt):
     """A run was asked to stop, and did, with its state saved."""
 
 
-def tensors_of(part) -> dict[str, Tensor]:
+def state_tensors(part) -> dict[str, Tensor]:
     """Return the state of a module, an optimizer or an EMAModel as named tensors."""
     if isinstance(part, nn.Module):
         return part.state_dict()
@@ -283,7 +285,7 @@ def tensors_of(part) -> dict[str, Tensor]:
 
 
 def restore(part, tensors: dict[str, Tensor]) -> None:
-    """Put back what `tensors_of` returned."""
+    """Put back what `state_tensors` returned."""
     if isinstance(part, nn.Module):
         part.load_state_dict(tensors, strict=True)
     elif hasattr(part, "shadow_params"):
@@ -303,17 +305,19 @@ def adamw(model: nn.Module, run: Run) -> torch.optim.AdamW:
     matrices = [value for value in model.parameters() if value.requires_grad and value.ndim > 1]
     others = [value for value in model.parameters() if value.requires_grad and value.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": run.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=run.rate, betas=run.betas, fused=True)
+    return torch.optim.AdamW(groups, lr=run.lr, betas=run.betas, fused=True)
 
 
-def short_attention(device: torch.device) -> AbstractContextManager:
+def math_attention_on_cpu(device: torch.device) -> AbstractContextManager:
     """Return what to look at short sequences within: on a CPU torch's fused attention takes several times as long to
     go back as plain multiplications, a quarter of a step of the captioner.
     """
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
 
-def descend(accelerator, model: nn.Module, optimizer, loss: Tensor, rate: float, clip_norm: float) -> float | None:
+def optimizer_step(
+    accelerator, model: nn.Module, optimizer, loss: Tensor, rate: float, clip_norm: float
+) -> float | None:
     """Take one step down a loss. Returns the gradient's norm, or None where loss or gradient is not finite and nothing
     was changed.
     """
@@ -349,8 +353,3 @@ class Average:
 def _sha256(path: Path) -> str:
     with open(path, "rb") as stored:
         return hashlib.file_digest(stored, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    with open(path, "rb") as stored:
-        os.fsync(stored.fileno())

@@ -137,4 +137,4 @@ def muon(hidden: Hidden, model: nn.Module, run) -> Muon:
         {"params": matrices, "muon": False, "weight_decay": run.weight_decay},
         {"params": rest, "muon": False},
     ]
-    return Muon(groups, run.rate, run.betas)
+    return Muon(groups, run.lr, run.betas)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from training.config import CaptionerRun, DiTRun, JudgeRun, Recipe, Run, TextRun, UpsamplerRun, VAERun, WorldRun
+from training.config import CaptionerRun, DiTRun, JudgeRun, Recipe, TextRun, UpsamplerRun, VAERun, WorldRun
 
 TINY, FIRST = Path("runs/tiny"), Path("runs/first")
 
@@ -26,10 +26,10 @@ def vae_tiny() -> VAERun:
     return VAERun(
         out=TINY / "vae",
         steps=300,
-        rate=2e-3,
+        lr=2e-3,
         warmup_steps=30,
         decay_steps=120,
-        adversarial_from=280,
+        adversarial_start=280,
         ema_decay=0.99,
         widths=(64, 128),
         encoder_blocks=(1, 1),
@@ -45,7 +45,7 @@ def text_tiny() -> TextRun:
         steps=100,
         warmup_steps=20,
         decay_steps=40,
-        batch=32,
+        batch_size=32,
         video_width=128,
         video_layers=3,
         validate_every=50,
@@ -55,14 +55,14 @@ def text_tiny() -> TextRun:
 def captioner_tiny() -> CaptionerRun:
     return CaptionerRun(
         out=TINY / "captioner",
-        text=TINY / "text" / "text",
+        text_encoder=TINY / "text" / "text",
         steps=300,
-        short_steps=60,
-        rate=2e-3,
+        short_caption_steps=60,
+        lr=2e-3,
         warmup_steps=20,
         decay_steps=100,
-        watcher_width=24,
-        watcher_layers=1,
+        video_width=24,
+        video_layers=1,
         decoder_layers=2,
         queries=16,
         validate_every=100,
@@ -74,15 +74,15 @@ def upsampler_tiny() -> UpsamplerRun:
     return UpsamplerRun(
         out=TINY / "upsampler",
         steps=200,
-        rate=2e-3,
+        lr=2e-3,
         warmup_steps=20,
         decay_steps=80,
         width=128,
         heads=4,
         layers=2,
-        batch=16,
+        batch_size=16,
         validate_every=100,
-        prompts=10,
+        evaluation_prompts=10,
     )
 
 
@@ -90,21 +90,21 @@ def dit_tiny() -> DiTRun:
     return DiTRun(
         out=TINY / "dit",
         vae=TINY / "vae" / "vae",
-        text=TINY / "text" / "text",
+        text_encoder=TINY / "text" / "text",
         depth=4,
         steps=400,
-        rate=2e-3,
+        lr=2e-3,
         warmup_steps=40,
         decay_steps=160,
         ema_decay=0.99,
         validate_every=200,
-        show_every=400,
+        sample_every=400,
     )
 
 
 WIDE, TALL = (80, 48, 17), (48, 80, 17)
 SQUARE, LONG, LONGER, LARGE = (64, 64, 17), (64, 64, 33), (64, 64, 65), (128, 128, 17)
-STILL, LARGE_STILL = (64, 64, 1), (128, 128, 1)
+IMAGE, LARGE_IMAGE = (64, 64, 1), (128, 128, 1)
 
 
 def world_first() -> WorldRun:
@@ -131,40 +131,40 @@ def vae_first() -> VAERun:
         optimizer="adamw",
         formats=(SQUARE, WIDE, TALL, LARGE),
         steps=800,
-        rate=2e-3,
+        lr=2e-3,
         warmup_steps=50,
         decay_steps=300,
-        adversarial_from=720,
+        adversarial_start=720,
         validate_every=200,
     )
 
 
-def vae_first_on() -> VAERun:
+def vae_first_continued() -> VAERun:
     """Go on from `vae_first`, which AdamW took to 31.8 dB."""
     return replace(
         vae_first(),
         optimizer="muon",
-        start=FIRST / "vae" / "vae",
-        out=FIRST / "vae-on",
+        init_from=FIRST / "vae" / "vae",
+        out=FIRST / "vae-continued",
         steps=1_100,
-        rate=1.5e-3,
+        lr=1.5e-3,
         warmup_steps=20,
         decay_steps=550,
-        adversarial_from=1_050,
+        adversarial_start=1_050,
     )
 
 
 def vae_first_decoder() -> VAERun:
     """Go on with the decoder alone, beside the DiT, which needs only the encoder."""
     return replace(
-        vae_first_on(),
-        start=FIRST / "vae-on" / "vae",
-        decoder_only=True,
+        vae_first_continued(),
+        init_from=FIRST / "vae-continued" / "vae",
+        freeze_encoder=True,
         out=FIRST / "vae-decoder",
         steps=850,
-        rate=1e-3,
+        lr=1e-3,
         decay_steps=350,
-        adversarial_from=830,
+        adversarial_start=830,
     )
 
 
@@ -174,10 +174,10 @@ def text_first() -> TextRun:
         held_out=Path("data/first-test"),
         out=FIRST / "text",
         steps=450,
-        rate=1.5e-3,
+        lr=1.5e-3,
         warmup_steps=40,
         decay_steps=150,
-        batch=64,
+        batch_size=64,
         video_width=128,
         video_layers=3,
         validate_every=75,
@@ -189,15 +189,15 @@ def captioner_first() -> CaptionerRun:
         data=Path("data/first"),
         held_out=Path("data/first-test"),
         out=FIRST / "captioner",
-        text=FIRST / "text" / "text",
+        text_encoder=FIRST / "text" / "text",
         steps=12_000,
-        short_steps=1_000,
-        crowds=2,
-        rate=2e-3,
+        short_caption_steps=1_000,
+        object_count_power=2,
+        lr=2e-3,
         warmup_steps=100,
         decay_steps=2_500,
         validate_every=500,
-        save_minutes=5,
+        checkpoint_minutes=5,
     )
 
 
@@ -207,11 +207,11 @@ def upsampler_first() -> UpsamplerRun:
         held_out=Path("data/first-test"),
         out=FIRST / "upsampler",
         steps=9_000,
-        rate=2e-3,
+        lr=2e-3,
         warmup_steps=100,
         decay_steps=3_000,
         validate_every=500,
-        save_minutes=5,
+        checkpoint_minutes=5,
     )
 
 
@@ -221,21 +221,21 @@ def dit_first() -> DiTRun:
         held_out=Path("data/first-test"),
         out=FIRST / "dit",
         vae=FIRST / "vae-decoder" / "vae",
-        text=FIRST / "text" / "text",
+        text_encoder=FIRST / "text" / "text",
         depth=4,
         steps=21_950,
-        rate=5e-3,
+        lr=5e-3,
         ema_decay=0.998,
-        emphasis=4.0,
-        shift=2.0,
+        saliency_weight=4.0,
+        sample_shift=2.0,
         guidance=5.0,
         warmup_steps=100,
         decay_steps=3_000,
-        formats=(SQUARE, WIDE, TALL, LONG, LARGE, STILL, LARGE_STILL),
-        clips=(30, 2, 2, 2, 2, 24, 2),
+        formats=(SQUARE, WIDE, TALL, LONG, LARGE, IMAGE, LARGE_IMAGE),
+        batch_sizes=(30, 2, 2, 2, 2, 24, 2),
         validate_every=250,
-        show_every=1_000,
-        save_minutes=5,
+        sample_every=1_000,
+        checkpoint_minutes=5,
     )
 
 
@@ -243,10 +243,10 @@ def dit_first_deep() -> DiTRun:
     """Go on from `dit_first` with half as many blocks again, and see clips in a mirror too."""
     return replace(
         dit_first(),
-        start=FIRST / "dit" / "model" / "transformer",
+        init_from=FIRST / "dit" / "model" / "transformer",
         out=FIRST / "dit-deep",
         depth=6,
-        mirror=True,
+        horizontal_flip=True,
         steps=3_100,
         decay_steps=1_900,
     )
@@ -256,14 +256,14 @@ def dit_first_long() -> DiTRun:
     """Go on from `dit_first_deep`, and see what stands far behind a clip's first picture, as in long ones."""
     return replace(
         dit_first(),
-        start=FIRST / "dit-deep" / "model" / "transformer",
-        back=0.5,
+        init_from=FIRST / "dit-deep" / "model" / "transformer",
+        interpolate_back=0.5,
         out=FIRST / "dit-long",
         depth=6,
-        formats=(SQUARE, WIDE, TALL, LONG, LONGER, LARGE, STILL, LARGE_STILL),
-        clips=(20, 2, 2, 2, 8, 2, 12, 2),
-        window=LONG[2],
-        rate=2.5e-3,
+        formats=(SQUARE, WIDE, TALL, LONG, LONGER, LARGE, IMAGE, LARGE_IMAGE),
+        batch_sizes=(20, 2, 2, 2, 8, 2, 12, 2),
+        window_frames=LONG[2],
+        lr=2.5e-3,
         steps=900,
         warmup_steps=30,
         decay_steps=600,
@@ -275,32 +275,32 @@ def dit_first_longer() -> DiTRun:
     """Go on from `dit_first_long` in the same way, for longer, and keep more of it."""
     return replace(
         dit_first_long(),
-        start=FIRST / "dit-long" / "model" / "transformer",
+        init_from=FIRST / "dit-long" / "model" / "transformer",
         out=FIRST / "dit-longer",
-        back=0.25,
+        interpolate_back=0.25,
         steps=1_500,
         decay_steps=800,
     )
 
 
-def dit_probe() -> DiTRun:
+def dit_ablation() -> DiTRun:
     """Return a short run between the shipped model's VAE and text tower, for experiments to change in what they
     compare.
     """
     shipped = Path("app/models/first")
     return DiTRun(
         vae=shipped / "vae",
-        text=shipped,
+        text_encoder=shipped,
         depth=4,
         steps=800,
-        rate=5e-3,
+        lr=5e-3,
         warmup_steps=50,
         decay_steps=300,
         ema_decay=0.99,
         guidance=5.0,
-        shift=2.0,
+        sample_shift=2.0,
         formats=(SQUARE,),
-        clips=(24,),
+        batch_sizes=(24,),
     )
 
 
@@ -309,10 +309,10 @@ def judge_first() -> JudgeRun:
         data=Path("data/first"),
         held_out=Path("data/first-test"),
         out=FIRST / "judge",
-        coder=FIRST / "vae-decoder" / "vae",
+        vae=FIRST / "vae-decoder" / "vae",
         steps=6_500,
-        rate=2e-3,
-        batch=16,
+        lr=2e-3,
+        batch_size=16,
         warmup_steps=100,
         decay_steps=600,
         validate_every=300,
@@ -327,7 +327,12 @@ PRESETS = {
         "first-test": world_first_test,
         "first-combinations": world_first_combinations,
     },
-    "vae": {"tiny": vae_tiny, "first": vae_first, "first-on": vae_first_on, "first-decoder": vae_first_decoder},
+    "vae": {
+        "tiny": vae_tiny,
+        "first": vae_first,
+        "first-continued": vae_first_continued,
+        "first-decoder": vae_first_decoder,
+    },
     "text": {"tiny": text_tiny, "first": text_first},
     "captioner": {"tiny": captioner_tiny, "first": captioner_first},
     "upsampler": {"tiny": upsampler_tiny, "first": upsampler_first},
@@ -341,35 +346,3 @@ PRESETS = {
     "judge": {"first": judge_first},
     "recipe": {"tiny": Recipe, "first": lambda: Recipe("first")},
 }
-
-
-def run_of(kind: str, args: list[str] | None = None) -> Run | WorldRun:
-    """Read a run from command-line words: `--preset NAME`, then any field of it, such as `--steps 100`.
-
-    `--dry-run` prints the resolved config and what it will cost, and exits.
-    """
-    import argparse
-
-    import tyro
-
-    first = argparse.ArgumentParser(add_help=False)
-    first.add_argument("--preset", default=next(iter(PRESETS[kind])), choices=sorted(PRESETS[kind]))
-    first.add_argument("--dry-run", action="store_true")
-    known, others = first.parse_known_args(args)
-    preset = PRESETS[kind][known.preset]()
-    command = "longtake world" if kind == "world" else f"longtake train {kind}"
-    names = ", ".join(sorted(PRESETS[kind]))
-    run = tyro.cli(
-        type(preset),
-        default=preset,
-        args=others,
-        prog=f"{command} --preset {known.preset}",
-        description=f"--preset NAME chooses what to start from ({names}).\n\n"
-        "The flags below change it. --dry-run prints the run and what it will cost, and stops.",
-    )
-    if known.dry_run:
-        from training.cost import describe_cost
-
-        print(describe_cost(run))
-        raise SystemExit(0)
-    return run

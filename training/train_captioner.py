@@ -1,6 +1,6 @@
 """Train the captioner: first to name what is seen, then to describe all of it.
 
-    python -m training.train_captioner --preset tiny
+    longtake train captioner --preset tiny
 
 The caption loss and the contrastive loss are open_clip's CoCaLoss. The text tower that the diffusion transformer reads
 with stays as it is (locked, as in LiT, arXiv 2111.07991), so that the captioner learns to speak to that reader. As
@@ -23,9 +23,9 @@ from torch import Tensor
 from captioning.coca import CoCaCaptioner, OpenClipWords, VideoCoCa
 from captioning.text_encoder import TextTower, load_text_encoder, tokenise
 from training.config import CaptionerRun
-from training.dataset import Bucket, bucket_of, data_hash, drawn, share, texts_of
+from training.dataset import Bucket, data_hash, open_bucket, select_captions, shard_samples, weighted_sample_order
 from training.evaluation.captions import measure
-from training.loop import Course, accelerator_for, adamw, descend, describe, rate_at, short_attention
+from training.loop import TrainLoop, adamw, create_accelerator, describe, lr_at, math_attention_on_cpu, optimizer_step
 from training.muon import muon
 from training.salience import telling
 from training.world.words import in_a_mirror
@@ -40,30 +40,30 @@ def train(run: CaptionerRun) -> dict:
 
     Raises ValueError for a start that open_clip does not have, or a text encoder that is not ours.
     """
-    accelerator = accelerator_for(run)
-    bucket, held_out = bucket_of(run.data, FORMAT), bucket_of(run.held_out, FORMAT)
-    encoder = None if run.start else hash_of_file(*weights_in(run.text / "text_encoder"))
+    accelerator = create_accelerator(run)
+    bucket, held_out = open_bucket(run.data, FORMAT), open_bucket(run.held_out, FORMAT)
+    encoder = None if run.init_from else hash_of_file(*weights_in(run.text_encoder / "text_encoder"))
     describe(run, accelerator, data=data_hash(run.data, (FORMAT,)), encoder=encoder)
     torch.manual_seed(run.seed)
     model, tokenizer = begun(run)
-    optimizer = adamw(model, run) if run.start else muon(model.muon_params(), model, run)
+    optimizer = adamw(model, run) if run.init_from else muon(model.muon_params(), model, run)
     model, optimizer = accelerator.prepare(model, optimizer)
-    course = Course("train captioner", run, accelerator, {"captioner": model, "optimizer": optimizer})
+    course = TrainLoop("train captioner", run, accelerator, {"captioner": model, "optimizer": optimizer})
     bare = accelerator.unwrap_model(model)
     loss_of = coca_loss(run)
-    clip_of = drawn(bucket, run.seed, "captioner", run.crowds)
+    clip_of = weighted_sample_order(bucket, run.seed, "captioner", run.object_count_power)
 
     for step in course:
         pixels, texts = batch(run, bucket, clip_of, step, accelerator)
         ids, _ = tokenise(tokenizer, texts, cut=True)
-        with short_attention(accelerator.device):
+        with math_attention_on_cpu(accelerator.device):
             found = model(pixels.to(accelerator.device), ids.to(accelerator.device))
         match, words = loss_of(**found)
         told = torch.zeros(())
-        if not run.start:
+        if not run.init_from:
             marked = found["labels"].where(telling_of(tokenizer, texts, ids).to(accelerator.device), 0)
-            told = run.emphasis * loss_of.caption_loss(found["logits"].permute(0, 2, 1), marked)
-        norm = descend(accelerator, model, optimizer, match + words + told, rate_at(step, run), run.clip_norm)
+            told = run.saliency_weight * loss_of.caption_loss(found["logits"].permute(0, 2, 1), marked)
+        norm = optimizer_step(accelerator, model, optimizer, match + words + told, lr_at(step, run), run.max_grad_norm)
         with torch.no_grad():
             bare.coca.logit_scale.clamp_(0, math.log(100))  # as CLIP does
         course.note(step, norm, match=match, words=words, told=told)
@@ -89,12 +89,14 @@ def begun(run: CaptionerRun) -> tuple[VideoCoCa, object]:
     """Return what is trained and its tokenizer: a new model around the locked text tower, or a checkpoint of
     open_clip's.
     """
-    if run.start:
-        architecture, _, weights = run.start.partition(":")
+    if run.init_from:
+        architecture, _, weights = run.init_from.partition(":")
         return VideoCoCa.from_open_clip(architecture, weights), OpenClipWords(architecture)
-    tokenizer, tower = load_text_encoder(run.text)
+    tokenizer, tower = load_text_encoder(run.text_encoder)
     if not isinstance(tower, TextTower):
-        raise ValueError(f"a captioner's text must be a text tower of ours; {run.text} holds a {type(tower).__name__}")
+        raise ValueError(
+            f"a captioner's text must be a text tower of ours; {run.text_encoder} holds a {type(tower).__name__}"
+        )
     shape = dict(tower.config)
     model = VideoCoCa(
         vocabulary=shape["vocabulary"],
@@ -103,8 +105,8 @@ def begun(run: CaptionerRun) -> tuple[VideoCoCa, object]:
         heads=shape["heads"],
         layers=shape["layers"],
         decoder_layers=run.decoder_layers,
-        watcher_width=run.watcher_width,
-        watcher_layers=run.watcher_layers,
+        watcher_width=run.video_width,
+        watcher_layers=run.video_layers,
         queries=run.queries,
         end_id=shape["end_id"],
         pad_id=shape["pad_id"],
@@ -136,15 +138,15 @@ def batch(run: CaptionerRun, bucket: Bucket, clip_of: Callable, step: int, accel
     functions of the seed and each sample's number alone.
     """
     clips, texts = [], []
-    for number in share(run.batch, step, accelerator.process_index, accelerator.num_processes):
+    for number in shard_samples(run.batch_size, step, accelerator.process_index, accelerator.num_processes):
         rng = np.random.default_rng([run.seed, 8, number])
         own = clip_of(number)
-        clip = bucket.clips([own])[0]
-        still = bool(rng.random() < run.still_share)
+        clip = bucket.load_clips([own])[0]
+        still = bool(rng.random() < run.image_ratio)
         if still:
             clip = clip[:, int(rng.integers(clip.shape[1]))][:, None].expand_as(clip)
-        kinds = ("label", "plain") if step < run.short_steps else ("dense",)
-        captions = [text for kind in kinds for text in texts_of(bucket.captions[own], kind, still=still)]
+        kinds = ("label", "plain") if step < run.short_caption_steps else ("dense",)
+        captions = [text for kind in kinds for text in select_captions(bucket.captions[own], kind, still=still)]
         text = captions[int(rng.integers(len(captions)))]
         mirrored = bool(rng.random() < 0.5)
         clips.append(clip.flip(-1) if mirrored else clip)
@@ -168,9 +170,3 @@ def flat(scores: dict) -> dict[str, float]:
         if isinstance(values, dict):
             found |= {f"{name} {which}": value for which, value in values.items() if value is not None}
     return found
-
-
-if __name__ == "__main__":
-    from training.presets import run_of
-
-    train(run_of("captioner"))

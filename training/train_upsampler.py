@@ -1,6 +1,6 @@
 """Train the upsampler: short prompts to captions, and captions back to short prompts.
 
-    python -m training.train_upsampler --preset tiny
+    longtake train upsampler --preset tiny
 
 The pairs are a data set's own: what names a clip in a few words, in English or Chinese, and a caption of it in English,
 the captioner's where it has written them (`python -m training.evaluation.captions CAPTIONER --data DATA --write FILE`), but for
@@ -39,10 +39,19 @@ from captioning.upsampler import (
     tokenizer_of,
 )
 from training.config import UpsamplerRun
-from training.dataset import MOVING, STILL, Bucket, bucket_of, data_hash, drawn, share, texts_of
+from training.dataset import (
+    IMAGE_CAPTIONS,
+    VIDEO_CAPTIONS,
+    Bucket,
+    data_hash,
+    open_bucket,
+    select_captions,
+    shard_samples,
+    weighted_sample_order,
+)
 from training.evaluation.captions import truth
 from training.evaluation.upsampler import read, survival
-from training.loop import Course, accelerator_for, adamw, descend, describe, rate_at
+from training.loop import TrainLoop, adamw, create_accelerator, describe, lr_at, optimizer_step
 from training.muon import muon
 from training.salience import glossary, meanings, telling
 from training.synonyms import say, typed
@@ -68,32 +77,32 @@ def train(run: UpsamplerRun) -> dict:
     """Train a tokenizer and a writer from a preset; leaves their folder in `run.out` / "upsampler", and returns the
     report: losses, when the writer is trusted, and what survives of prompts.
     """
-    accelerator = accelerator_for(run)
-    bucket, held_out = bucket_of(run.data, FORMATS[0]), bucket_of(run.held_out, FORMATS[0])
-    written = [json.loads(line) for line in run.written.read_text().splitlines()] if run.written else []
+    accelerator = create_accelerator(run)
+    bucket, held_out = open_bucket(run.data, FORMATS[0]), open_bucket(run.held_out, FORMATS[0])
+    written = [json.loads(line) for line in run.captions_file.read_text().splitlines()] if run.captions_file else []
     if len(written) > len(bucket):
-        raise ValueError(f"{run.written} must hold captions of {len(bucket)} clips; it holds {len(written)}")
+        raise ValueError(f"{run.captions_file} must hold captions of {len(bucket)} clips; it holds {len(written)}")
     describe(run, accelerator, data=data_hash(run.data, FORMATS))
     tokenizer, writer = begin(run, bucket)
     if accelerator.device.type == "cpu":  # where the other's backward takes a quarter of a step
         writer.net.set_attn_implementation("eager")
     optimizer = muon(writer.muon_params(), writer, run) if run.optimizer == "muon" else adamw(writer, run)
     writer, optimizer = accelerator.prepare(writer, optimizer)
-    course = Course("train upsampler", run, accelerator, {"writer": writer, "optimizer": optimizer})
+    course = TrainLoop("train upsampler", run, accelerator, {"writer": writer, "optimizer": optimizer})
     bare = accelerator.unwrap_model(writer)
-    clip_of = drawn(bucket, run.seed, "upsampler", run.crowds)
+    clip_of = weighted_sample_order(bucket, run.seed, "upsampler", run.object_count_power)
     held = [pair_of(run.seed, held_out, number % len(held_out), number) for number in range(run.validation_pairs)]
     doubtful = choices_of([(held_out.scene(number % len(held_out)), pair) for number, pair in enumerate(held)])
 
     for step in course:
-        numbers = list(share(run.batch, step, accelerator.process_index, accelerator.num_processes))
+        numbers = list(shard_samples(run.batch_size, step, accelerator.process_index, accelerator.num_processes))
         pairs = [pair_of(run.seed, bucket, clip_of(number), number, written) for number in numbers]
         forth, back = losses(writer, tokenizer, pairs, accelerator.device)
         choices = choices_of(
             [(bucket.scene(clip_of(number)), pair) for number, pair in zip(numbers, pairs, strict=True)]
         )
         mixed = mistaken(bare, tokenizer, choices, accelerator.device)  # as often as each process wants
-        norm = descend(accelerator, writer, optimizer, forth + back + mixed, rate_at(step, run), run.clip_norm)
+        norm = optimizer_step(accelerator, writer, optimizer, forth + back + mixed, lr_at(step, run), run.max_grad_norm)
         course.note(step, norm, written=forth, recalled=back, mixed=mixed)
         if step % run.validate_every == run.validate_every - 1:
             course.log(step + 1, validate(bare, tokenizer, held, doubtful))
@@ -106,28 +115,28 @@ def train(run: UpsamplerRun) -> dict:
         limits = limits_of(upsampler, [pair[1:] for pair in held], false)
         bare.register_to_config(**limits)
         save_upsampler(upsampler, run.out / "upsampler")
-        report |= limits | {"longest": bare.config.longest, "survival": survival(upsampler, run.prompts)}
+        report |= limits | {"longest": bare.config.longest, "survival": survival(upsampler, run.evaluation_prompts)}
         (run.out / "report.json").write_text(json.dumps(report, indent=2))
     accelerator.end_training()
     return report
 
 
 def begin(run: UpsamplerRun, bucket: Bucket) -> tuple[Any, Writer]:
-    """Return the tokenizer and the writer to train: fresh ones, or those in `run.start`. Raises ValueError where that
+    """Return the tokenizer and the writer to train: fresh ones, or those in `run.init_from`. Raises ValueError where that
     is no folder of ours.
     """
-    if run.start is not None:
-        trained = load_upsampler(run.start)
+    if run.init_from is not None:
+        trained = load_upsampler(run.init_from)
         if not isinstance(trained, Ours):
-            raise ValueError(f"start must be the folder of an upsampler trained here; got {run.start}")
+            raise ValueError(f"start must be the folder of an upsampler trained here; got {run.init_from}")
         return trained.tokenizer, trained.writer.train()
-    known = [pair_of(run.seed, bucket, clip, clip) for clip in range(min(len(bucket), run.read))]
-    tokenizer = tokenizer_of((text for _, *texts in known for text in texts), run.vocabulary, run.context)
+    known = [pair_of(run.seed, bucket, clip, clip) for clip in range(min(len(bucket), run.tokenizer_pairs))]
+    tokenizer = tokenizer_of((text for _, *texts in known for text in texts), run.vocab_size, run.context_length)
     longest = int(np.quantile([len(short.encode()) for _, short, _ in known], 1 - SURE))
     torch.manual_seed(run.seed)
     writer = Writer(
         len(tokenizer),
-        run.context,
+        run.context_length,
         run.width,
         run.heads,
         run.layers,
@@ -144,8 +153,14 @@ def pair_of(seed: int, bucket: Bucket, clip: int, number: int, written: Sequence
     """
     rng = np.random.default_rng([seed, 5, number])
     still = rng.random() < STILLS
-    kinds = list(zip(STILL if still else MOVING, bucket.captions[clip]["still" if still else "moving"], strict=True))
-    dense = texts_of(bucket.captions[clip], "dense", still=bool(still))
+    kinds = list(
+        zip(
+            IMAGE_CAPTIONS if still else VIDEO_CAPTIONS,
+            bucket.captions[clip]["still" if still else "moving"],
+            strict=True,
+        )
+    )
+    dense = select_captions(bucket.captions[clip], "dense", still=bool(still))
     told = dense[rng.integers(len(dense))]
     if not still and rng.random() < DRAWN:
         language = "zh" if rng.random() < CHINESE else "en"
@@ -291,7 +306,7 @@ def near_miss(bucket: Bucket, clip: int, number: int) -> tuple[str, str]:
         told = {"colour", "shape", "event"} | {name for name in ("size", "direction") if rng.random() < DRAWN}
         short = say(scene, "zh" if rng.random() < CHINESE else "en", rng, tuple(told))
     else:
-        captions = zip(MOVING, bucket.captions[clip]["moving"], strict=True)
+        captions = zip(VIDEO_CAPTIONS, bucket.captions[clip]["moving"], strict=True)
         shorts = [text for kind, text in captions if kind[0] != "dense"]
         short = shorts[rng.integers(len(shorts))]
         told = set(read(short))
@@ -306,9 +321,3 @@ def near_miss(bucket: Bucket, clip: int, number: int) -> tuple[str, str]:
     if others and others[-1].relation:
         wrong.append(replace(scene, things=(subject, *others[:-1])))
     return short, caption(wrong[rng.integers(len(wrong))], "dense", rng=rng)
-
-
-if __name__ == "__main__":
-    from training.presets import run_of
-
-    train(run_of("upsampler"))

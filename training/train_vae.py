@@ -1,7 +1,7 @@
 """Train the spacetime VAE: fidelity first, a critic late, and at the end the statistics of its latents.
 
-python -m training.train_vae --preset tiny
-accelerate launch -m training.train_vae --preset tiny
+longtake train vae --preset tiny
+accelerate launch -m training.command vae --preset tiny
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor
 
 from training.config import Format, VAERun
-from training.dataset import Bucket, as_pixels, bucket_of, data_hash, order, share
+from training.dataset import Bucket, data_hash, open_bucket, sample_order, shard_samples, uint8_to_float
 from training.evaluation.metrics import linear_psnr, lpips_or_none, principal, psnr, video_ssim
-from training.loop import Course, accelerator_for, adamw, descend, describe, rate_at
+from training.loop import TrainLoop, adamw, create_accelerator, describe, lr_at, optimizer_step
 from training.muon import muon
 from vae.losses import PatchDiscriminator, adaptive_weight, discriminator_loss, kl, ms_ssim_loss
 from vae.model import ENCODER_PREFIXES, VideoVAE
@@ -30,8 +30,8 @@ def train(run: VAERun) -> dict:
     """Train a VAE from a preset; leaves a diffusers folder in `run.out` / "vae" and returns the report, also in
     report.json.
     """
-    accelerator = accelerator_for(run)
-    buckets = {format: bucket_of(run.data, format) for format in run.formats}
+    accelerator = create_accelerator(run)
+    buckets = {format: open_bucket(run.data, format) for format in run.formats}
     describe(run, accelerator, data=data_hash(run.data, run.formats))
     torch.manual_seed(run.seed)
     vae = begin(run, buckets[run.formats[0]])
@@ -48,7 +48,7 @@ def train(run: VAERun) -> dict:
         "optimizer": optimizer,
         "critic_optimizer": critic_optimizer,
     }
-    course = Course("train vae", run, accelerator, parts)
+    course = TrainLoop("train vae", run, accelerator, parts)
     bare = accelerator.unwrap_model(vae)
 
     for step in course:
@@ -57,11 +57,13 @@ def train(run: VAERun) -> dict:
         fidelity = (shown - pixels).abs().mean() + run.perceptual_weight * ms_ssim_loss(shown, pixels)
         narrowness = kl(mean, log_variance)
         loss = fidelity + run.kl_weight * narrowness
-        rate = rate_at(step, run)
-        if step >= run.adversarial_from:
+        rate = lr_at(step, run)
+        if step >= run.adversarial_start:
             critic_loss = discriminator_loss(critic(pixels), critic(shown.detach()))
-            scale = rate / run.rate
-            descend(accelerator, critic, critic_optimizer, critic_loss, run.adversarial_rate * scale, run.clip_norm)
+            scale = rate / run.lr
+            optimizer_step(
+                accelerator, critic, critic_optimizer, critic_loss, run.discriminator_lr * scale, run.max_grad_norm
+            )
             critic.requires_grad_(False)
             against = -critic(shown).mean()
             loss = (
@@ -69,7 +71,7 @@ def train(run: VAERun) -> dict:
             )
             critic.requires_grad_(True)
             course.average.add(critic=critic_loss)
-        norm = descend(accelerator, vae, optimizer, loss, rate, run.clip_norm)
+        norm = optimizer_step(accelerator, vae, optimizer, loss, rate, run.max_grad_norm)
         if norm is not None:
             average.step(bare.parameters())
         course.note(step, norm, fidelity=fidelity, kl=narrowness)
@@ -78,7 +80,7 @@ def train(run: VAERun) -> dict:
 
     average.copy_to(bare.parameters())
     bare.eval()
-    if not run.decoder_only:
+    if not run.freeze_encoder:
         measure_latents(bare, list(buckets.values()))
     report = measure(bare, run)
     if accelerator.is_main_process:
@@ -93,14 +95,14 @@ def begin(run: VAERun, bucket: Bucket) -> VideoVAE:
 
     Raises ValueError where only a decoder is to be trained and there is no encoder to start from.
     """
-    if run.start is None and run.decoder_only:
+    if run.init_from is None and run.freeze_encoder:
         raise ValueError("decoder_only needs a VAE whose encoder stays; got none, so give --start FOLDER")
-    if run.start is not None:
-        vae = load_strictly(VideoVAE, run.start)
+    if run.init_from is not None:
+        vae = load_strictly(VideoVAE, run.init_from)
         for name, value in vae.named_parameters():
-            value.requires_grad_(not (run.decoder_only and name.startswith(ENCODER_PREFIXES)))
+            value.requires_grad_(not (run.freeze_encoder and name.startswith(ENCODER_PREFIXES)))
         return vae.train()
-    vae = VideoVAE(run.channels, run.patch, run.widths, run.downs, run.encoder_blocks, run.decoder_blocks)
+    vae = VideoVAE(run.channels, run.patch, run.widths, run.downsample, run.encoder_blocks, run.decoder_blocks)
     vae.init_linear(*principal(np.array(bucket.pixels[: min(MEASURED, len(bucket))]), vae.stride, run.channels))
     return vae
 
@@ -112,12 +114,12 @@ def batch(run: VAERun, buckets: dict[Format, Bucket], latent_shape, step: int, a
     rng = np.random.default_rng([run.seed, 2, step])
     format = run.formats[int(rng.choice(len(run.formats), p=_shares(buckets)))]
     bucket = buckets[format]
-    clip_of = order(run.seed, "vae", len(bucket))
-    samples = list(share(run.batch, step, accelerator.process_index, accelerator.num_processes))
-    frames = 1 if rng.random() < run.image_share else min(run.frames, format[2])
+    clip_of = sample_order(run.seed, "vae", len(bucket))
+    samples = list(shard_samples(run.batch_size, step, accelerator.process_index, accelerator.num_processes))
+    frames = 1 if rng.random() < run.image_ratio else min(run.frames, format[2])
     start = int(rng.integers(format[2] - frames + 1))
     pixels = np.stack([bucket.pixels[clip_of(n), :, start : start + frames] for n in samples])
-    pixels = as_pixels(torch.from_numpy(pixels)).to(accelerator.device)
+    pixels = uint8_to_float(torch.from_numpy(pixels)).to(accelerator.device)
     shape = (run.channels, *latent_shape(frames, format[1], format[0]))
     noise = np.stack(
         [np.random.default_rng([run.seed, 3, n]).standard_normal(shape, dtype=np.float32) for n in samples]
@@ -135,8 +137,8 @@ def held_out_psnr(vae: VideoVAE, average: EMAModel, run: VAERun, clips: int = 16
     """Return the averaged weights' PSNR in dB on a few held-out clips."""
     average.store(vae.parameters())
     average.copy_to(vae.parameters())
-    bucket = bucket_of(run.held_out, run.formats[0])
-    pixels = bucket.clips(range(min(clips, len(bucket)))).to(vae.device)
+    bucket = open_bucket(run.held_out, run.formats[0])
+    pixels = bucket.load_clips(range(min(clips, len(bucket)))).to(vae.device)
     mean, _, _ = vae.posterior(pixels)
     shown, _ = vae.reconstruct(mean)
     average.restore(vae.parameters())
@@ -151,7 +153,7 @@ def measure_latents(vae: VideoVAE, buckets: list[Bucket]) -> None:
     total, squares, count = 0.0, 0.0, 0
     for bucket in buckets:
         for number in range(min(MEASURED, len(bucket))):
-            mean, log_variance, _ = vae.posterior(bucket.clips([number]).to(vae.device))
+            mean, log_variance, _ = vae.posterior(bucket.load_clips([number]).to(vae.device))
             total = total + mean.double().sum((0, 2, 3, 4))
             squares = squares + (mean.double().square() + log_variance.double().exp()).sum((0, 2, 3, 4))
             count += mean[0, 0].numel()
@@ -166,7 +168,7 @@ def loudness(vae: VideoVAE, bucket: Bucket) -> Tensor:
 
     White latents give the last ripple of a texture the weight of the sky: a diffusion model then learns ripples first.
     """
-    raw, _, _ = vae.posterior(bucket.clips(range(min(SILENCED, len(bucket)))).to(vae.device))
+    raw, _, _ = vae.posterior(bucket.load_clips(range(min(SILENCED, len(bucket)))).to(vae.device))
     whole, _ = vae.reconstruct(raw)
     changes = []
     for channel in range(vae.channels):
@@ -185,27 +187,21 @@ def measure(vae: VideoVAE, run: VAERun) -> dict:
     lpips = lpips_or_none()
     report: dict = {"stride": list(vae.stride), "channels": vae.channels, "formats": {}}
     for format in run.formats:
-        bucket = bucket_of(run.held_out, format)
+        bucket = open_bucket(run.held_out, format)
         count = min(MEASURED, len(bucket))
         rows: dict[str, list[Tensor]] = {"psnr": [], "ssim": [], "lpips": []}
         for number in range(count):
-            pixels = bucket.clips([number]).to(vae.device)
+            pixels = bucket.load_clips([number]).to(vae.device)
             shown = vae.decode(vae.encode(pixels))
             rows["psnr"].append(psnr(shown, pixels))
             rows["ssim"].append(video_ssim(shown, pixels))
             if lpips:
                 rows["lpips"].append(lpips(shown, pixels))
         found = {name: float(torch.cat(values).mean()) for name, values in rows.items() if values}
-        train = bucket_of(run.data, format)
+        train = open_bucket(run.data, format)
         chosen = np.array(train.pixels[: min(MEASURED, len(train))])
         found["linear_psnr"] = float(
             linear_psnr(chosen, np.array(bucket.pixels[:count]), vae.stride, vae.channels).mean()
         )
         report["formats"]["x".join(map(str, format))] = found | {"clips": count}
     return report
-
-
-if __name__ == "__main__":
-    from training.presets import run_of
-
-    train(run_of("vae"))

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from training.dataset import Bucket, bucket_of, texts_of
+from training.dataset import Bucket, open_bucket, select_captions
 from training.world.facts import patients
 from training.world.scene import Scene
 from training.world.words import attributes, said
@@ -107,9 +107,9 @@ def measure(captioner, bucket: Bucket, clips: int | None = None) -> dict:
     numbers = range(min(clips or len(bucket), len(bucket)))
     texts: list[str] = []
     for start in range(0, len(numbers), TOGETHER):
-        texts += captioner.write(bucket.clips(numbers[start : start + TOGETHER]))
+        texts += captioner.write(bucket.load_clips(numbers[start : start + TOGETHER]))
     scenes = [bucket.scene(number) for number in numbers]
-    references = [texts_of(bucket.captions[number], "dense") for number in numbers]
+    references = [select_captions(bucket.captions[number], "dense") for number in numbers]
     report: dict = {}
     for name, chosen in (("one object", [len(scene.things) == 1 for scene in scenes]), ("all", [True] * len(scenes))):
         own = [n for n, wanted in enumerate(chosen) if wanted]
@@ -138,7 +138,7 @@ def describe(captioner, bucket: Bucket, path: Path, clips: int | None = None) ->
     texts = [json.loads(line) for line in whole]
     with open(path, "a") as lines:
         for start in tqdm(range(len(texts), count, TOGETHER), "describe"):
-            written = captioner.write(bucket.clips(range(start, min(start + TOGETHER, count))))
+            written = captioner.write(bucket.load_clips(range(start, min(start + TOGETHER, count))))
             texts += written
             lines.write("".join(json.dumps(text) + "\n" for text in written))
             lines.flush()
@@ -158,9 +158,9 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--write", type=Path, metavar="FILE", help="instead: all captions into a .jsonl, a line each")
     chosen = parser.parse_args(args)
     if chosen.write:
-        describe(load_coca(chosen.captioner), bucket_of(chosen.data, (64, 64, 17)), chosen.write, chosen.clips)
+        describe(load_coca(chosen.captioner), open_bucket(chosen.data, (64, 64, 17)), chosen.write, chosen.clips)
         return
-    report = measure(load_coca(chosen.captioner), bucket_of(chosen.data, (64, 64, 17)), chosen.clips or 1000)
+    report = measure(load_coca(chosen.captioner), open_bucket(chosen.data, (64, 64, 17)), chosen.clips or 1000)
     print(json.dumps(report, indent=2, ensure_ascii=False))
 
 

@@ -1,6 +1,6 @@
 """The judge: a small network that reads what a clip shows from its pixels alone, trained on true renders.
 
-    python -m training.evaluation.judge --preset first
+    longtake train judge --preset first
 
 It never sees what a model dreamed, nor a prompt. It learns all pairs of attributes, those held out from the models
 included, and most of its clips blurred, noisy or through a VAE, so that it judges what is shown and not how crisply.
@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from captioning.video_encoder import Within, watching
 from training.config import JudgeRun
-from training.dataset import Bucket, bucket_of, data_hash, order, share
-from training.loop import Course, accelerator_for, descend, describe, rate_at
+from training.dataset import Bucket, data_hash, open_bucket, sample_order, shard_samples
+from training.loop import TrainLoop, create_accelerator, describe, lr_at, optimizer_step
 from training.muon import muon
 from training.world.lexicon import SIDES
 from training.world.scene import CAMERAS, COLOURS, EVENTS, SHAPES, SIZES, Scene
@@ -76,7 +76,7 @@ class Judge(ModelMixin, ConfigMixin):
         per_frame = x.amax((3, 4))
         return F.relu(self.gather(torch.cat([where, per_frame.amax(1), per_frame.mean(1)], dim=1)))
 
-    def hidden(self) -> list[tuple[nn.Linear | nn.Conv2d, int]]:
+    def muon_params(self) -> list[tuple[nn.Linear | nn.Conv2d, int]]:
         """List the layers that Muon steps on."""
         return [(stage.mix, 1) for stage in self.stages] + [(self.gather, 1)]
 
@@ -127,28 +127,28 @@ def train(run: JudgeRun) -> dict:
     """Train a judge from a preset; leaves it in `run.out` / "judge" and returns its accuracy on held-out renders, also
     in report.json.
     """
-    accelerator = accelerator_for(run)
-    buckets = [bucket_of(folder, FORMAT) for folder in (run.data, run.more_data)]
-    hashes = [data_hash(folder, (FORMAT,)) for folder in (run.data, run.more_data)]
-    describe(run, accelerator, data=hashes, coder=hash_of_file(*weights_in(run.coder)) if run.coder else None)
-    coder = load_strictly(VideoVAE, run.coder).requires_grad_(False).to(accelerator.device) if run.coder else None
+    accelerator = create_accelerator(run)
+    buckets = [open_bucket(folder, FORMAT) for folder in (run.data, run.extra_data)]
+    hashes = [data_hash(folder, (FORMAT,)) for folder in (run.data, run.extra_data)]
+    describe(run, accelerator, data=hashes, coder=hash_of_file(*weights_in(run.vae)) if run.vae else None)
+    coder = load_strictly(VideoVAE, run.vae).requires_grad_(False).to(accelerator.device) if run.vae else None
     torch.manual_seed(run.seed)
     judge = Judge(run.width)
-    judge, optimizer = accelerator.prepare(judge, muon(judge.hidden(), judge, run))
-    course = Course("train judge", run, accelerator, {"judge": judge, "optimizer": optimizer})
+    judge, optimizer = accelerator.prepare(judge, muon(judge.muon_params(), judge, run))
+    course = TrainLoop("train judge", run, accelerator, {"judge": judge, "optimizer": optimizer})
     bare = accelerator.unwrap_model(judge)
 
     for step in course:
         pixels, targets = batch(run, buckets, coder, step, accelerator)
         targets = {name: value.to(accelerator.device) for name, value in targets.items()}
         loss = judge_loss(judge(pixels.to(accelerator.device)), targets)
-        norm = descend(accelerator, judge, optimizer, loss, rate_at(step, run), run.clip_norm)
+        norm = optimizer_step(accelerator, judge, optimizer, loss, lr_at(step, run), run.max_grad_norm)
         course.note(step, norm, loss=loss)
         if step % run.validate_every == run.validate_every - 1:
-            course.log(step + 1, accuracy(bare.eval(), bucket_of(run.held_out, FORMAT), 512)["one object"])
+            course.log(step + 1, accuracy(bare.eval(), open_bucket(run.held_out, FORMAT), 512)["one object"])
             bare.train()
 
-    report = accuracy(bare.eval(), bucket_of(run.held_out, FORMAT))
+    report = accuracy(bare.eval(), open_bucket(run.held_out, FORMAT))
     if accelerator.is_main_process:
         bare.to(torch.float16).save_pretrained(run.out / "judge")
         for folder in (run.out, run.out / "judge"):  # the judge carries how far it can be trusted
@@ -163,14 +163,14 @@ def batch(
     """Return a step's clips, most of them spoilt a little and half of them mirrored, and what there is to read:
     functions of the seed and each sample's number alone.
     """
-    clip_of = order(run.seed, "judge", sum(map(len, buckets)))
+    clip_of = sample_order(run.seed, "judge", sum(map(len, buckets)))
     clips, scenes, mirrored = [], [], []
-    for number in share(run.batch, step, accelerator.process_index, accelerator.num_processes):
+    for number in shard_samples(run.batch_size, step, accelerator.process_index, accelerator.num_processes):
         clip = clip_of(number)
         bucket = buckets[0] if clip < len(buckets[0]) else buckets[1]
         clip = clip if bucket is buckets[0] else clip - len(buckets[0])
         rng = np.random.default_rng([run.seed, 6, number])
-        spoilt = spoil(bucket.clips([clip])[0], rng, coder, run.coded_share)
+        spoilt = spoil(bucket.load_clips([clip])[0], rng, coder, run.reconstructed_ratio)
         mirrored.append(bool(rng.random() < 0.5))
         clips.append(spoilt.flip(-1) if mirrored[-1] else spoilt)
         scenes.append(bucket.scene(clip))
@@ -204,7 +204,7 @@ def accuracy(judge: Judge, bucket: Bucket, clips: int | None = None) -> dict[str
     for start in range(0, len(numbers), 32):
         chosen = numbers[start : start + 32]
         scenes = [bucket.scene(number) for number in chosen]
-        found = judge.read(bucket.clips(chosen).to(judge.device))
+        found = judge.read(bucket.load_clips(chosen).to(judge.device))
         alone += [len(scene.things) == 1 for scene in scenes]
         for name in ATTRIBUTES:
             right[name] += [float(a == truth_of(scene)[name]) for a, scene in zip(found[name], scenes, strict=True)]
@@ -214,9 +214,3 @@ def accuracy(judge: Judge, bucket: Bucket, clips: int | None = None) -> dict[str
         | {"clips": int(one.sum())},
         "all": {name: float(np.mean(values)) for name, values in right.items()} | {"clips": len(one)},
     }
-
-
-if __name__ == "__main__":
-    from training.presets import run_of
-
-    train(run_of("judge"))

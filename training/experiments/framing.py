@@ -24,10 +24,10 @@ from torch import Tensor
 from dit.pipeline import Pipeline
 from dit.request import Request
 from training.config import DiTRun, WorldRun
-from training.dataset import as_pixels, bucket_of, make_world
+from training.dataset import make_world, open_bucket, uint8_to_float
 from training.evaluation.evaluate import SETS, prompt_of, scenes_of
 from training.evaluation.metrics import interval
-from training.presets import dit_probe
+from training.presets import dit_ablation
 from training.train_dit import train
 from training.world.scene import COLOURS, Scene
 from vae.video.pixels import contact_sheet
@@ -46,7 +46,7 @@ def world() -> WorldRun:
 def native() -> DiTRun:
     """Train on the wide clips themselves, between the shipped model's VAE and text tower."""
     return replace(
-        dit_probe(),
+        dit_ablation(),
         data=Path("data/framing"),
         held_out=Path("data/framing-test"),
         out=Path("runs/framing/native"),
@@ -67,7 +67,7 @@ def cropped() -> DiTRun:
 
 def crop(source: Path, target: Path) -> None:
     """Make a data set of squares from another's wide clips, each from a place across that its number draws."""
-    before, after = bucket_of(source, WIDE), bucket_of(target, SQUARE)
+    before, after = open_bucket(source, WIDE), open_bucket(target, SQUARE)
     if (after.folder / "state.json").exists():
         return
     after.folder.mkdir(parents=True, exist_ok=True)
@@ -135,10 +135,10 @@ def main(prompts: int = 150) -> dict:
     scenes = list(islice(coloured(scenes_of(SETS[0], 0)), prompts))
     report: dict = {}
     for name, run in (("native", native()), ("cropped", cropped())):
-        bucket = bucket_of(run.data, run.formats[0])
+        bucket = open_bucket(run.data, run.formats[0])
         alone = (n for n in range(len(bucket)) if len(bucket.scene(n).things) == 1)
         known = [n for n in alone if bucket.scene(n).things[0].colour not in ("white", "black")][:prompts]
-        true = [as_pixels(torch.from_numpy(bucket.pixels[n].copy())) for n in known]
+        true = [uint8_to_float(torch.from_numpy(bucket.pixels[n].copy())) for n in known]
         report[f"{name}, true clips"] = count(true, [bucket.scene(n).things[0].colour for n in known])
         train(run)
         pipeline = Pipeline.from_pretrained(run.out / "model")

@@ -26,14 +26,15 @@ from PIL import Image, ImageDraw
 from captioning.coca import load_coca
 from dit.pipeline import Pipeline
 from training.config import DiTRun, WorldRun
-from training.dataset import Bucket, bucket_of, make_world, texts_of
+from training.dataset import Bucket, make_world, open_bucket, select_captions
 from training.evaluation.captions import describe
 from training.evaluation.evaluate import JUDGED, SETS, Asking, dreams, read, scenes_of
 from training.evaluation.judge import FORMAT, Judge, truth_of
 from training.evaluation.metrics import interval
-from training.presets import dit_probe
-from training.train_dit import Source, train
+from training.presets import dit_ablation
+from training.train_dit import LatentSource, train
 from training.world.scene import Scene
+from vae.files import atomic_write
 from vae.model import VideoVAE
 from vae.weights import load_strictly
 
@@ -52,12 +53,12 @@ def world() -> WorldRun:
 def run_of(kind: str, seed: int, version: str) -> DiTRun:
     """Return what is trained on one kind of captions, between the shipped model's VAE and text tower."""
     return replace(
-        dit_probe(),
+        dit_ablation(),
         data=DATA / version / kind,
         held_out=DATA / "held-out",
         out=RUNS / version / f"{kind}-{seed}",
         seed=seed,
-        emphasis=4.0,
+        saliency_weight=4.0,
     )
 
 
@@ -65,13 +66,13 @@ def captions(kind: str, before: dict[str, list[str]], written: str) -> dict[str,
     """Return the captions of a clip from which one is drawn at every step: of a kind, given the world's and the
     captioner's.
     """
-    label, true = texts_of(before, "label"), texts_of(before, "dense")[0]
+    label, true = select_captions(before, "label"), select_captions(before, "dense")[0]
     return {"moving": label if kind == "labels" else OF_TWENTY * [written if kind == "recaptioned" else true] + label}
 
 
 def variant(base: Bucket, folder: Path, kind: str, written: list[str]) -> None:
     """Make a data set of the same clips and latents with other captions."""
-    after = bucket_of(folder, base.format)
+    after = open_bucket(folder, base.format)
     after.folder.mkdir(parents=True, exist_ok=True)
     for path in (base.folder / "pixels.npy", *base.folder.glob("latents-*.npy")):
         link = after.folder / path.name
@@ -127,8 +128,8 @@ def one(run: DiTRun, prompts: int, threads: int) -> dict[str, dict[str, list[flo
         pipeline, eye = Pipeline.from_pretrained(run.out / "model"), load_strictly(Judge, MODELS / "judge")
         scenes = list(islice(scenes_of(SETS[0], 0), prompts))
         text = json.dumps({words: followed(pipeline, eye, scenes, words) for words in ASKED})
-        path.with_suffix(".part").write_text(text)
-        path.with_suffix(".part").rename(path)
+        with atomic_write(path) as temporary:
+            temporary.write_text(text)
     return json.loads(path.read_text())
 
 
@@ -139,12 +140,12 @@ def main(prompts: int = 100, captioner: Path = MODELS / "captioner", together: i
     """
     make_world(world())
     make_world(replace(world(), folder=DATA / "held-out", split="test", clips=(64,)))
-    base, writer = bucket_of(world().folder, FORMAT), load_coca(captioner)
+    base, writer = open_bucket(world().folder, FORMAT), load_coca(captioner)
     written = describe(writer, base, RUNS / writer.version / "written.jsonl")
     first = run_of("labels", 0, writer.version)
     vae = load_strictly(VideoVAE, first.vae)
     for folder in (world().folder, first.held_out):
-        Source.open(first, folder, FORMAT, vae, vae.encoder_hash())  # coded once, not nine times
+        LatentSource.open(first, folder, FORMAT, vae, vae.encoder_hash())  # coded once, not nine times
     for kind in KINDS:
         variant(base, DATA / writer.version / kind, kind, written)
     runs = [(kind, run_of(kind, seed, writer.version)) for seed in SEEDS for kind in KINDS]

@@ -24,8 +24,8 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from training.config import Format
-from training.dataset import PREPARED
+from training.config import MANIFEST_FILE, Format
+from vae.files import atomic_write
 
 
 class PrepareError(ValueError):
@@ -136,17 +136,16 @@ def write_manifest(folder: Path, rows: list[Row]) -> None:
     plain = [asdict(row) | {"scores": list(row.scores.items())} for row in rows]
     for row in plain:
         row["captions"] = [one | {"parts": list(one["parts"].items())} for one in row["captions"]]
-    temporary = folder / f".{PREPARED}"
-    pq.write_table(pa.Table.from_pylist(plain, SCHEMA), temporary)
-    os.replace(temporary, folder / PREPARED)
+    with atomic_write(folder / MANIFEST_FILE) as temporary:
+        pq.write_table(pa.Table.from_pylist(plain, SCHEMA), temporary)
 
 
 def read_manifest(folder: Path) -> list[Row]:
     """Read a prepared folder's rows; raises PrepareError where there are none."""
-    path = folder / PREPARED
+    path = folder / MANIFEST_FILE
     if not path.exists():
         raise PrepareError(
-            f"a prepared folder has a {PREPARED}; {folder} has none, so run longtake prepare clips first"
+            f"a prepared folder has a {MANIFEST_FILE}; {folder} has none, so run longtake prepare clips first"
         )
     try:
         found = pq.read_table(path, schema=SCHEMA).to_pylist()

@@ -17,7 +17,7 @@ import numpy as np
 
 from captioning.captioner import LONGEST_SIDE, MOST_FRAMES
 from captioning.matching import Matcher, OpenClip, load_matcher
-from training.dataset import bucket_of, texts_of
+from training.dataset import open_bucket, select_captions
 from training.prepare.engine import Where
 from training.prepare.manifest import Journal, Row, digest_of
 from vae.video.read import read_sampled_frames
@@ -90,9 +90,9 @@ def least_match(folder: Path) -> float:
 
 def least_of(matcher: str | Path, data: str | Path, clips: int = 500, share: float = 0.01) -> float:
     """Measure the cosine that a share of the true dense captions of world clips, 64x64x17, lie below by some model."""
-    model, bucket = load_matcher(matcher), bucket_of(Path(data), (64, 64, 17))
-    texts = [texts_of(bucket.captions[number], "dense")[0] for number in range(clips)]
-    found = [float(model.match(bucket.clips([number]), [text])) for number, text in enumerate(texts)]
+    model, bucket = load_matcher(matcher), open_bucket(Path(data), (64, 64, 17))
+    texts = [select_captions(bucket.captions[number], "dense")[0] for number in range(clips)]
+    found = [float(model.match(bucket.load_clips([number]), [text])) for number, text in enumerate(texts)]
     return float(np.quantile(found, share))
 
 
