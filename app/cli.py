@@ -25,7 +25,7 @@ from app.policy.policy import add_policy, watch_of
 from app.provenance.signing import UNSIGNED_HELP, unsigned
 from app.queue.estimate import add_estimate
 from dit.modes import MODES, Mode
-from dit.request import CORNERS, METHODS, NONE, SIDES, Request, RequestError, parse_size, read_board
+from dit.request import CORNERS, SAMPLERS, NONE, SIDES, Request, RequestError, parse_size, read_board
 
 TRACEBACK = "LONGTAKE_TRACEBACK"  # set this variable to see where an unexpected failure came from
 
@@ -221,7 +221,7 @@ def _add_settings(command: argparse.ArgumentParser, mode: Mode | None = None) ->
     )
     command.add_argument("--rescale", type=float, help="how much of guidance's added contrast to take back, 0 to 1")
     command.add_argument("--negative", metavar="WORDS", help="what to lead away from, instead of from no words at all")
-    command.add_argument("--method", choices=METHODS, help="the sampler")
+    command.add_argument("--method", choices=SAMPLERS, help="the sampler")
     command.add_argument("--mark", choices=CORNERS, help="show a small badge, AI, in this corner")
     command.add_argument("--unsigned", action="store_true", help=UNSIGNED_HELP)
     command.add_argument("--model", help="a shipped model or a model folder (default: the newest shipped one)")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dit.canvas import Canvas
 from dit.request import Request
-from dit.sampler import noise_for
+from dit.sampler import seeded_noise
 from dit.windows import beginning
 
 
@@ -34,7 +34,7 @@ class Job:
     @property
     def whole(self) -> bool:
         """Whether the clip is dreamed in one window."""
-        return self.window == self.canvas.steps and not self.canvas.circle
+        return self.window == self.canvas.latent_frames and not self.canvas.periodic
 
     def noise(self, steps: int = 0) -> Tensor:
         """Return the noise (C, T, H, W) of the whole clip, and of so many more time steps.
@@ -43,9 +43,9 @@ class Job:
         noise becomes a like picture, as in PYoCo (arXiv 2305.10474) and FreeNoise (arXiv 2310.15169): things stay what
         they are, and do not move in circles yet.
         """
-        channels, T, *sides = self.canvas.given.shape
-        noise = noise_for(self.request.seed, (channels, T + steps, *sides)).to(self.canvas.given)
-        if self.canvas.circle or self.longest >= T:
+        channels, T, *sides = self.canvas.clean_latents.shape
+        noise = seeded_noise(self.request.seed, (channels, T + steps, *sides)).to(self.canvas.clean_latents)
+        if self.canvas.periodic or self.longest >= T:
             return noise
         behind = torch.arange(self.longest, T + steps)
         again = noise[:, 1 + (behind - 1) % (self.longest - 1)]

@@ -1,7 +1,8 @@
-"""The one mechanism: what is given, and one noise map.
+"""The canvas: clean latents and a denoise mask, the one mechanism of all modes.
 
-A mode is a painting. `level` 0 keeps what is given, 1 dreams it, between edits it. At time s of a sampler a latent's
-noise is tau = level * s; where level is 0 nothing ever moves, so what is given comes out bit for bit.
+A mode fills in one canvas. Where the mask is 0 the clean latents are kept, where it is 1 they are generated, between
+they are edited (SDEdit, arXiv 2108.01073). When the sampler is at noise level sigma, a latent is at mask * sigma. Where
+the mask is 0 nothing ever moves, so kept latents come out bit-identical.
 """
 
 from __future__ import annotations
@@ -14,81 +15,85 @@ from torch import Tensor
 
 from dit.flow import interpolate
 
+CROSSFADE_FRAMES = 2  # latent frames over which one prompt hands over to the next
+
 
 @dataclass(frozen=True)
 class Canvas:
-    """given (C, T, H, W) latents and level (T, H, W) in [0, 1]; fps, frames a second of the clip to be.
+    """Clean latents (C, T, H, W) and a denoise mask (T, H, W) in [0, 1]; `fps` is the clip's frames per second.
 
-    `told` is what is said when, (time step, prompt), where it is not one prompt throughout. On a circle, the first time
-    step follows the last.
-    Raises ValueError where given and level disagree in size or a level lies outside [0, 1].
+    `prompt_schedule` lists (latent frame, prompt), ascending; it is empty if one prompt holds throughout. On a
+    `periodic` canvas the first latent frame follows the last.
+    Raises ValueError if latents and mask differ in size or the mask leaves [0, 1].
     """
 
-    given: Tensor
-    level: Tensor
+    clean_latents: Tensor
+    denoise_mask: Tensor
     fps: float
-    told: tuple[tuple[int, str], ...] = ()
-    circle: bool = False
+    prompt_schedule: tuple[tuple[int, str], ...] = ()
+    periodic: bool = False
 
     def __post_init__(self):
-        if self.given.shape[1:] != self.level.shape:
+        if self.clean_latents.shape[1:] != self.denoise_mask.shape:
             raise ValueError(
-                f"a canvas needs one level for each latent; "
-                f"got latents {tuple(self.given.shape)} and levels {tuple(self.level.shape)}"
+                f"denoise_mask must have one value for each latent; "
+                f"got latents {tuple(self.clean_latents.shape)} and a mask {tuple(self.denoise_mask.shape)}"
             )
-        if not ((self.level >= 0) & (self.level <= 1)).all():
-            raise ValueError(f"levels must lie in [0, 1]; got {self.level.min():.3g} to {self.level.max():.3g}")
+        if not ((self.denoise_mask >= 0) & (self.denoise_mask <= 1)).all():
+            lowest, highest = self.denoise_mask.min(), self.denoise_mask.max()
+            raise ValueError(f"denoise_mask must lie in [0, 1]; got {lowest:.3g} to {highest:.3g}")
 
     @property
-    def steps(self) -> int:
-        """How many time steps of latents there are."""
-        return self.given.shape[1]
+    def latent_frames(self) -> int:
+        """Number of latent frames, T."""
+        return self.clean_latents.shape[1]
 
     @property
-    def dreamed(self) -> list[bool]:
-        """Of which time steps something is dreamed or edited."""
-        return self.level.flatten(1).any(1).tolist()
+    def denoised_frames(self) -> list[bool]:
+        """For each latent frame, whether any of it is generated or edited."""
+        return self.denoise_mask.flatten(1).any(1).tolist()
 
-    def part(self, begin: int, end: int) -> Canvas:
-        """Return some time steps of the canvas."""
-        return replace(self, given=self.given[:, begin:end], level=self.level[begin:end])
+    def crop(self, begin: int, end: int) -> Canvas:
+        """Return the latent frames from `begin` up to, without, `end`; the prompt schedule stays as it is."""
+        return replace(self, clean_latents=self.clean_latents[:, begin:end], denoise_mask=self.denoise_mask[begin:end])
 
-    def keep(self, latents: Tensor, step: int) -> Canvas:
-        """Return the canvas with latents (C, T', H, W) given from a time step on, never to move."""
-        given, level = self.given.clone(), self.level.clone()
-        end = step + latents.shape[1]
-        if end > self.steps:
-            raise ValueError(f"what is kept must end by step {self.steps}; got {step} to {end}")
-        given[:, step:end], level[step:end] = latents.to(given), 0
-        return replace(self, given=given, level=level)
+    def keep(self, latents: Tensor, start: int) -> Canvas:
+        """Return the canvas with latents (C, T', H, W) kept from latent frame `start` on: their mask is 0.
 
-    def tell(self, moments: Sequence[tuple[int, str]]) -> Canvas:
-        """Return the canvas with words of their own from each of some rising time steps on."""
-        return replace(self, told=tuple(moments))
+        Raises ValueError if they reach past the end.
+        """
+        clean_latents, denoise_mask = self.clean_latents.clone(), self.denoise_mask.clone()
+        end = start + latents.shape[1]
+        if end > self.latent_frames:
+            raise ValueError(f"kept latents must end by latent frame {self.latent_frames}; got {start} to {end}")
+        clean_latents[:, start:end], denoise_mask[start:end] = latents.to(clean_latents), 0
+        return replace(self, clean_latents=clean_latents, denoise_mask=denoise_mask)
+
+    def with_prompts(self, schedule: Sequence[tuple[int, str]]) -> Canvas:
+        """Attach a prompt schedule: (latent frame, prompt), ascending."""
+        return replace(self, prompt_schedule=tuple(schedule))
 
     def to(self, device) -> Canvas:
         """Return the canvas on a device."""
-        return replace(self, given=self.given.to(device), level=self.level.to(device))
+        return replace(self, clean_latents=self.clean_latents.to(device), denoise_mask=self.denoise_mask.to(device))
 
-    def start(self, noise: Tensor) -> Tensor:
-        """Return the latents a sampler starts from: as much noise (C, T, H, W) as each level says."""
-        return interpolate(self.given, noise, self.level)
+    def add_noise(self, noise: Tensor) -> Tensor:
+        """Return the latents a sampler starts from: the clean latents with noise (C, T, H, W), as the mask gives."""
+        return interpolate(self.clean_latents, noise, self.denoise_mask)
 
 
-def shares(told: Sequence[tuple[int, str]], first: int, steps: int) -> Tensor:
-    """Return how much each moment counts at `steps` time steps from `first` on, (moments, steps); columns add up to 1.
+def prompt_weights(prompt_schedule: Sequence[tuple[int, str]], start: int, latent_frames: int) -> Tensor:
+    """Return each prompt's weight in each latent frame from `start` on, (prompts, latent_frames); columns sum to 1.
 
-    A moment counts from its step on, and hands over to the next across HANDOVER steps around the next one's beginning.
+    A prompt holds from its latent frame on. It fades linearly into the next over CROSSFADE_FRAMES frames, centred on
+    the next one's first frame.
     """
-    time = torch.arange(first, first + steps, dtype=torch.float32)
-    begun = torch.stack([((time - begin) / HANDOVER + 0.5).clamp(0, 1) for begin, _ in told])
+    frame = torch.arange(start, start + latent_frames, dtype=torch.float32)
+    begun = torch.stack([((frame - begin) / CROSSFADE_FRAMES + 0.5).clamp(0, 1) for begin, _ in prompt_schedule])
     begun[0] = 1
-    return begun - torch.cat([begun[1:], torch.zeros(1, steps)])
-
-
-HANDOVER = 2  # time steps of latents
+    return begun - torch.cat([begun[1:], torch.zeros(1, latent_frames)])
 
 
 def blank(shape: tuple[int, int, int, int], fps: float, device=None) -> Canvas:
-    """Return a canvas (C, T, H, W) on which everything is to be dreamed."""
+    """Return a canvas of `shape` (C, T, H, W) on which everything is generated."""
     return Canvas(torch.zeros(shape, device=device), torch.ones(shape[1:], device=device), fps)

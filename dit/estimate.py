@@ -19,7 +19,7 @@ from transformers import AutoTokenizer
 from captioning.text_encoder import FILES as TEXT_FILES
 from captioning.text_encoder import TextTower, load_tokenizer, tokenise
 from dit.canvas import Canvas, blank
-from dit.flops import decode_flops, decoding_bytes, dreaming_bytes, encode_flops, forward_flops, sketch_flops
+from dit.flops import decode_flops, decode_bytes, forward_bytes, encode_flops, forward_flops, linear_preview_flops
 from dit.guidance import Script, plan
 from dit.inputs import LATENTS
 from dit.model import DiT
@@ -31,7 +31,7 @@ from dit.settings import SETTINGS, read_settings
 from dit.windows import beginning, places_of
 from vae.model import VideoVAE
 from vae.video.sandbox import read_duration
-from vae.weights import CONFIG, load_strictly, read_json, weights_in
+from vae.weights import CONFIG, load_strictly, read_config, read_json, weights_in
 
 LATENT_COPIES = 6  # noise, canvas, what is found, and a step's own
 MOST_STEPS = 1024  # time steps of latents that are followed one by one
@@ -91,7 +91,7 @@ class Outline:
     def read(cls, folder: Path) -> Outline:
         """Return the outline of a model folder, most of it not loaded; raises WeightsError for what is none."""
         with torch.device("meta"):
-            net = DiT.from_config(read_json(folder / "transformer" / CONFIG))
+            net = DiT.from_config(read_config(DiT, folder / "transformer"))
         words = read_json(folder / TEXT_FILES[0] / CONFIG)
         ours = words.get("_class_name") == TextTower.__name__
         tokenizer = (load_tokenizer if ours else AutoTokenizer.from_pretrained)(folder / TEXT_FILES[1])
@@ -112,17 +112,17 @@ class Outline:
         ask = Empty.of(request, pipeline, shape, fps)
         canvas = MODES[request.mode].paint(ask)
         window = pipeline.window_for(request, canvas)
-        T, H, W = canvas.level.shape
+        T, H, W = canvas.denoise_mask.shape
         work = Work(pipeline, request, canvas, window, self)
         count, dream, joins = work.done()
         show = decode_flops(vae, T, H, W)
-        if canvas.circle:
+        if canvas.periodic:
             show += encode_flops(vae, 1, H, W) + decode_flops(vae, 1 + 2 * T, H, W)
             frames = T * vae.stride[0]
         else:
             frames = vae.frame_count(T)
         columns, rows = request.size or pipeline.settings.size
-        tokens = math.prod(grid_of((window, H, W), pipeline.transformer.shape.patch))
+        tokens = math.prod(grid_of((window, H, W), pipeline.transformer.dit_config.patch))
         return Cost(
             request=request,
             tokens=tokens,
@@ -135,9 +135,9 @@ class Outline:
             joins=joins,
             show=show,
             weights=self.weights,
-            dreaming=dreaming_bytes(pipeline.transformer.shape, tokens * work.most),
-            showing=decoding_bytes(vae, min(T, pipeline.portion), H, W),
-            latents=4 * LATENT_COPIES * canvas.given.numel(),
+            dreaming=forward_bytes(pipeline.transformer.dit_config, tokens * work.most),
+            showing=decode_bytes(vae, min(T, pipeline.portion), H, W),
+            latents=4 * LATENT_COPIES * canvas.clean_latents.numel(),
         )
 
     def longer(self, request: Request, times: float, seconds: float) -> Cost:
@@ -183,7 +183,7 @@ class Empty(Ask):
             return code(steps(path))
 
         return cls(
-            *(request, shape, fps, vae.stride, pipeline.transformer.shape.patch),
+            *(request, shape, fps, vae.stride, pipeline.transformer.dit_config.patch),
             picture=lambda path: code(1),
             still=lambda path: code(2, 1),
             film=film,
@@ -203,26 +203,26 @@ class Work:
 
     def done(self) -> tuple[int, int, int]:
         """Return looks, the transformer's FLOPs, and those of the pictures before windows."""
-        canvas, vae, (steps, H, W) = self.canvas, self.pipeline.vae, self.canvas.level.shape
+        canvas, vae, (steps, H, W) = self.canvas, self.pipeline.vae, self.canvas.denoise_mask.shape
         looks, dream, pictures = 0, 0, 0
         rest = canvas
         if beginning(canvas, self.window):
-            first = canvas.part(0, self.window)
+            first = canvas.crop(0, self.window)
             looks, dream = self.looks(list(enumerate(self.times(first))), lambda number: [(0, first)])
-            rest, self.heard = canvas.keep(canvas.given[:, : self.window], 0), {}
+            rest, self.heard = canvas.keep(canvas.clean_latents[:, : self.window], 0), {}
 
         def parts(number: int) -> Iterator[tuple[int, Canvas]]:
             nonlocal pictures
             for cut, place in places_of(rest, self.window, number, canvas):
-                pictures += bool(place[0] or canvas.circle)
-                yield cut, replace(rest, given=rest.given[:, place], level=rest.level[place], circle=False)
+                pictures += bool(place[0] or canvas.periodic)
+                yield cut, replace(rest, clean_latents=rest.clean_latents[:, place], denoise_mask=rest.denoise_mask[place], periodic=False)
 
-        whole = steps == self.window and not canvas.circle
+        whole = steps == self.window and not canvas.periodic
         shape = blank((1, self.window, H, W), canvas.fps)
         more = self.looks(list(enumerate(self.times(shape))), (lambda number: [(0, rest)]) if whole else parts)
-        joins = pictures * (sketch_flops(vae, 2, H, W) + encode_flops(vae, 1, H, W))
-        if canvas.circle:
-            joins += steps * sketch_flops(vae, 3, H, W)
+        joins = pictures * (linear_preview_flops(vae, 2, H, W) + encode_flops(vae, 1, H, W))
+        if canvas.periodic:
+            joins += steps * linear_preview_flops(vae, 3, H, W)
         return looks + more[0], dream + more[1], joins
 
     def looks(self, times: list[tuple[int, Tensor]], parts: Callable[[int], Iterable]) -> tuple[int, int]:
@@ -235,10 +235,10 @@ class Work:
                 if said not in self.heard:
                     self.heard[said] = tokenise(self.pipeline.tokenizer, list(said))[1]
                     self.text += self.outline.words_flops(list(self.heard[said]))
-                key = script.prompts, part.level.numpy().tobytes(), number
+                key = script.prompts, part.denoise_mask.numpy().tobytes(), number
                 if key not in self.found:
                     words = dict(zip(said, self.heard[said], strict=True))
-                    self.found[key] = self.look(script, part, part.level * time, words)
+                    self.found[key] = self.look(script, part, part.denoise_mask * time, words)
                 count, flops = self.found[key]
                 looks, dream = looks + count, dream + flops
         return looks, dream
@@ -253,8 +253,8 @@ class Work:
 
     def look(self, script: Script, part: Canvas, level: Tensor, words: dict[str, int]) -> tuple[int, int]:
         """Return how often the transformer looks for one velocity, and the FLOPs of that."""
-        shape = self.pipeline.transformer.shape
-        looks, _ = plan(script, self.request, part, part.given, part.given, level)
+        shape = self.pipeline.transformer.dit_config
+        looks, _ = plan(script, self.request, part, part.clean_latents, part.clean_latents, level)
         self.most = max(self.most, len(looks))
         longest, flops = max(words[look.prompt] for look in looks), 0
         for look in looks:

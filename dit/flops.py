@@ -1,102 +1,116 @@
-"""What a model costs, from its structure: parameters, arithmetic, memory. Equal to torch's FlopCounterMode; only matrix
-products count.
+"""The cost of a model from its config: parameters, FLOPs, memory.
+
+FLOPs count matrix products only, and equal torch's FlopCounterMode.
 """
 
 from __future__ import annotations
 
 import math
 
-from dit.model import FREQUENCIES, SIDES, DiTConfig
+from dit.model import FOURIER_FREQUENCIES, NEIGHBOURS, DiTConfig
 from vae.model import VideoVAE
 
 
-def parameters(shape: DiTConfig) -> int:
-    """Return how many weights a DiT of this shape has."""
-    D, E, P, text = shape.width, shape.head_width, shape.patch_values, shape.words_width
-    linear = lambda before, after, bias=True: before * after + bias * after
-    condition = linear(2 * FREQUENCIES, D) + linear(D, D) + 2 * text + linear(text, D) + linear(4, D) + linear(D, D)
-    outside = (
-        linear(P, D) + linear(4 * FREQUENCIES, D, False) + linear(D, D) + linear(D, 4 * D) + linear(D, D) + linear(D, P)
+def count_parameters(config: DiTConfig) -> int:
+    """Return the number of parameters of a DiT."""
+    D, E, P, text = config.width, config.head_dim, config.patch_values, config.text_dim
+    linear = lambda inputs, outputs, bias=True: inputs * outputs + bias * outputs
+    conditioning = (
+        (linear(2 * FOURIER_FREQUENCIES, D) + linear(D, D))
+        + (2 * text + linear(text, D))
+        + (linear(4, D) + linear(D, D))
     )
-    block = 3 * D * D + 2 * text * D + 2 * text + 2 * E + D * D + 2 * shape.expansion * D * D + (4 + 2 * SIDES) * D
-    return condition + outside + shape.depth * block
+    embeddings = linear(P, D) + linear(4 * FOURIER_FREQUENCIES, D, False) + linear(D, D)
+    modulation, output = linear(D, 4 * D), linear(D, D) + linear(D, P)
+    block = (
+        3 * D * D + 2 * text * D + 2 * text + 2 * E + D * D + 2 * config.mlp_ratio * D * D + (4 + 2 * NEIGHBOURS) * D
+    )
+    return conditioning + embeddings + modulation + output + config.depth * block
 
 
-def forward_flops(shape: DiTConfig, tokens: int, words: int, rows: int = 1, longest: int = 0) -> int:
-    """Return the floating-point operations of one forward pass over one clip; training costs three times as much.
+def forward_flops(
+    config: DiTConfig, tokens: int, text_tokens: int, noise_levels: int = 1, padded_text_tokens: int = 0
+) -> int:
+    """Return the FLOPs of one forward pass over one clip; a training step costs three times as much.
 
-    `rows` is the number of distinct noise levels among the clip's tokens, `longest` how many words they are padded to
-    in company. For several clips, add them up.
+    `noise_levels` is the number of distinct sigmas among the clip's tokens, `padded_text_tokens` the length its text is
+    padded to in a pack. For a pack, add up its clips.
     """
-    D, P, text, keys = shape.width, shape.patch_values, shape.words_width, tokens + max(words, longest)
-    block = tokens * (4 + 2 * shape.expansion) * D * D + words * 2 * text * D + 2 * tokens * keys * D
-    condition = rows * (2 * FREQUENCIES * D + D * D) + text * D + 4 * D + D * D
-    per_row = rows * (D * D + 4 * D * D + D * D)
-    per_token = tokens * (P * D + 4 * FREQUENCIES * D + D * P)
-    return 2 * (shape.depth * block + condition + per_row + per_token)
+    D, P, text_dim = config.width, config.patch_values, config.text_dim
+    keys = tokens + max(text_tokens, padded_text_tokens)
+    block = tokens * (4 + 2 * config.mlp_ratio) * D * D + text_tokens * 2 * text_dim * D + 2 * tokens * keys * D
+    conditioning = noise_levels * (2 * FOURIER_FREQUENCIES * D + D * D) + text_dim * D + 4 * D + D * D
+    modulation = noise_levels * (D * D + 4 * D * D + D * D)
+    in_and_out = tokens * (P * D + 4 * FOURIER_FREQUENCIES * D + D * P)
+    return 2 * (config.depth * block + conditioning + modulation + in_and_out)
 
 
-def training_bytes(shape: DiTConfig, tokens: int) -> int:
-    """Estimate the memory of training on packs of `tokens` tokens: weights, gradients, AdamW's two moments and the
-    average in fp32, and about 20 activations of the model's width a token and block, plus the feed-forward's.
+def training_bytes(config: DiTConfig, tokens: int) -> int:
+    """Estimate the memory of training on packs of `tokens` tokens, in fp32.
+
+    Counts weights, gradients, AdamW's two moments and the EMA; and per token and block about 20 activations of the
+    model's width, plus the MLP's.
     """
-    activations = tokens * shape.depth * (20 + 3 * shape.expansion) * shape.width
-    return 4 * (5 * parameters(shape) + activations)
+    activations = tokens * config.depth * (20 + 3 * config.mlp_ratio) * config.width
+    return 4 * (5 * count_parameters(config) + activations)
 
 
-def dreaming_bytes(shape: DiTConfig, tokens: int) -> int:
-    """Estimate the memory that a forward pass fills beside the weights, in fp32: in a block's feed-forward net."""
-    return 4 * tokens * ((6 + 3 * shape.expansion) * shape.width + shape.head_width + shape.patch_values)
+def forward_bytes(config: DiTConfig, tokens: int) -> int:
+    """Estimate the peak memory of a forward pass, weights not included, in fp32: it lies in a block's MLP."""
+    return 4 * tokens * ((6 + 3 * config.mlp_ratio) * config.width + config.head_dim + config.patch_values)
 
 
-def grids(vae: VideoVAE, T: int, H: int, W: int) -> list[int]:
-    """Return how many positions each stage of a VAE has for latents (T, H, W), the finest first."""
-    found = [T * H * W]
+def stage_positions(vae: VideoVAE, T: int, H: int, W: int) -> list[int]:
+    """Return the number of positions in each stage of a VAE for latents (T, H, W), the finest stage first."""
+    positions = [T * H * W]
     for time, down, across in reversed(list(vae.config["downs"])):
         T, H, W = T * time - (time - 1), H * down, W * across
-        found.append(T * H * W)
-    return found[::-1]
+        positions.append(T * H * W)
+    return positions[::-1]
 
 
 def encode_flops(vae: VideoVAE, T: int, H: int, W: int) -> int:
-    """Return the floating-point operations of coding a clip as latents (T, H, W)."""
-    config, at = vae.config, grids(vae, T, H, W)
+    """Return the FLOPs of encoding a clip to latents (T, H, W)."""
+    config, positions = vae.config, stage_positions(vae, T, H, W)
     widths, downs = config["widths"], config["downs"]
-    work = at[0] * 9 * 3 * math.prod(config["patch"]) * widths[0]
-    work += sum(
-        n * blocks * 12 * width**2 for n, blocks, width in zip(at, config["encoder_blocks"], widths, strict=True)
+    products = positions[0] * 9 * 3 * math.prod(config["patch"]) * widths[0]
+    products += sum(
+        n * blocks * 12 * width**2 for n, blocks, width in zip(positions, config["encoder_blocks"], widths, strict=True)
     )
-    for n, before, after, down in zip(at[1:], widths, widths[1:], downs, strict=False):
-        work += n * before * math.prod(down) * after
-    return 2 * (work + at[-1] * vae.channels * (2 * widths[-1] + 3 * math.prod(vae.stride)))
+    for n, finer, coarser, down in zip(positions[1:], widths, widths[1:], downs, strict=False):
+        products += n * finer * math.prod(down) * coarser
+    return 2 * (products + positions[-1] * vae.channels * (2 * widths[-1] + 3 * math.prod(vae.stride)))
 
 
 def decode_flops(vae: VideoVAE, T: int, H: int, W: int) -> int:
-    """Return the floating-point operations of showing latents (T, H, W), in pieces or as a whole."""
-    config, at = vae.config, grids(vae, T, H, W)
+    """Return the FLOPs of decoding latents (T, H, W), in pieces or as a whole."""
+    config, positions = vae.config, stage_positions(vae, T, H, W)
     widths, downs = config["widths"], config["downs"]
-    work = at[-1] * 9 * vae.channels * widths[-1] + at[0] * 9 * widths[0] * 3 * math.prod(config["patch"])
-    work += sum(
-        n * blocks * 12 * width**2 for n, blocks, width in zip(at, config["decoder_blocks"], widths, strict=True)
+    products = positions[-1] * 9 * vae.channels * widths[-1]
+    products += positions[0] * 9 * widths[0] * 3 * math.prod(config["patch"])
+    products += sum(
+        n * blocks * 12 * width**2 for n, blocks, width in zip(positions, config["decoder_blocks"], widths, strict=True)
     )
-    for n, after, before, down in zip(at[1:], widths, widths[1:], downs, strict=False):
-        work += n * before * math.prod(down) * after
-    return 2 * work + sketch_flops(vae, T, H, W)
+    for n, finer, coarser, down in zip(positions[1:], widths, widths[1:], downs, strict=False):
+        products += n * coarser * math.prod(down) * finer
+    return 2 * products + linear_preview_flops(vae, T, H, W)
 
 
-def sketch_flops(vae: VideoVAE, T: int, H: int, W: int) -> int:
-    """Return the floating-point operations of showing latents (T, H, W) by the linear code alone."""
+def linear_preview_flops(vae: VideoVAE, T: int, H: int, W: int) -> int:
+    """Return the FLOPs of the VAE's linear preview of latents (T, H, W)."""
     return 2 * T * H * W * vae.channels * 3 * math.prod(vae.stride)
 
 
-def decoding_bytes(vae: VideoVAE, steps: int, H: int, W: int) -> int:
-    """Estimate the memory that showing a piece of so many latent time steps fills beside the weights, at most, in fp32:
-    what each block knows of this piece and of the one before, and the finest stage's mix of time steps or the pixels.
+def decode_bytes(vae: VideoVAE, latent_frames: int, H: int, W: int) -> int:
+    """Estimate the peak memory of decoding a piece of `latent_frames`, weights not included, in fp32.
+
+    Counts the streaming state of every block, of this piece and of the one before, and the larger of the finest stage's
+    convolution over time and the pixels.
     """
-    config, pixels = vae.config, 3 * math.prod(vae.stride) * steps * H * W
-    levels = [n * width for n, width in zip(grids(vae, steps, H, W), config["widths"], strict=True)]
-    past = sum(
-        2 * blocks * level * (steps + 2) // steps
-        for blocks, level in zip(config["decoder_blocks"], levels, strict=True)
+    config, pixels = vae.config, 3 * math.prod(vae.stride) * latent_frames * H * W
+    values = [n * width for n, width in zip(stage_positions(vae, latent_frames, H, W), config["widths"], strict=True)]
+    state = sum(
+        2 * blocks * stage * (latent_frames + 2) // latent_frames
+        for blocks, stage in zip(config["decoder_blocks"], values, strict=True)
     )
-    return 4 * (past + max(9 * levels[0] + 2 * pixels, 5 * pixels))
+    return 4 * (state + max(9 * values[0] + 2 * pixels, 5 * pixels))

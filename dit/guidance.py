@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dit.canvas import Canvas, shares
+from dit.canvas import Canvas, prompt_weights
 from dit.flow import interpolate
 from dit.request import Request
-from dit.sampler import guide
+from dit.sampler import classifier_free_guidance
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Script:
     @classmethod
     def of(cls, request: Request, canvas: Canvas, start: int) -> Script:
         """Return the script of a canvas that stands at a time step of a request's clip."""
-        told = canvas.told or ((0, request.words),)
-        share = shares(told, start, canvas.steps)
+        told = canvas.prompt_schedule or ((0, request.words),)
+        share = prompt_weights(told, start, canvas.latent_frames)
         heard = [moment for moment in range(len(told)) if share[moment].any()]
         return cls(tuple(told[moment][1] for moment in heard), share[heard], request.negative or "")
 
@@ -68,20 +68,20 @@ def plan(
     guidance treats words (section 3 of InstructPix2Pix, arXiv 2211.09800).
     """
     strength, held = strength_at(request, level), 1.0 if request.frame_guidance is None else request.frame_guidance
-    guided, kept = bool((strength != 1).any()), canvas.level == 0
+    guided, kept = bool((strength != 1).any()), canvas.denoise_mask == 0
     looks = [Look(x, level, prompt) for prompt in script.prompts]
     if guided:
         looks.append(Look(x, level, script.negative))
     hold = held != 1 and bool(kept.any()) and not bool(kept.all())
     if hold:
         now = level.max()
-        free = torch.where(kept, interpolate(canvas.given, noise, now), x), torch.where(kept, now, level)
+        free = torch.where(kept, interpolate(canvas.clean_latents, noise, now), x), torch.where(kept, now, level)
         looks += [Look(*free, prompt) for prompt in script.prompts]
 
     def join(found: list[Tensor]) -> Tensor:
         prompts = len(script.prompts)
         asked = script.blend(found[:prompts])
-        answer = guide(asked, found[prompts], strength, request.rescale or 0.0) if guided else asked
+        answer = classifier_free_guidance(asked, found[prompts], strength, request.rescale or 0.0) if guided else asked
         return answer + (held - 1) * (asked - script.blend(found[-prompts:])) if hold else answer
 
     return looks, join

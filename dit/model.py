@@ -1,4 +1,4 @@
-"""The diffusion transformer: from noisy spacetime patches and words to the velocity that cleans them.
+"""The diffusion transformer: noisy spacetime patches and text embeddings in, the velocity out.
 
 DiT: Peebles & Xie 2022 (arXiv 2212.09748). One modulation network for all blocks: PixArt-alpha (arXiv 2310.00426).
 QK-norm: arXiv 2302.05442. ReLU^2: Primer (arXiv 2109.08668). Rotary positions on three axes: RoFormer (arXiv
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -19,38 +20,36 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from dit.attention import attend
-from dit.packing import Pack, Spans, apart, grid_of
+from dit.packing import Pack, SeqLens, grid_of, per_part
 
 
 @dataclass(frozen=True)
 class DiTConfig:
-    """The shape of a DiT. `channels` and `patch` follow the VAE, `words_width` the text encoder; `from_depth` sets the
-    rest.
-    """
+    """Sizes of a DiT: `channels` and `patch` follow the VAE, `text_dim` the text encoder, the rest `depth`."""
 
     depth: int = 6
     width: int = 320
-    head_width: int = 64
+    head_dim: int = 64
     channels: int = 16
     patch: tuple[int, int, int] = (1, 2, 2)
-    words_width: int = 192
-    expansion: int = 4  # feed-forward width over width
-    theta: float = 1000.0  # the slowest rotary wavelength, in patches, over 2 pi
+    text_dim: int = 192
+    mlp_ratio: int = 4
+    rope_theta: float = 1000.0  # the longest rotary wavelength, in patches, over 2 pi
 
     @classmethod
     def from_depth(cls, depth: int, **others) -> DiTConfig:
-        """Derive a whole model from its depth, the one dial: about 53 of width a block, as in Wan (1536 for 30).
+        """Derive a model from its depth, the one dial: about 53 of width per block, as in Wan (1536 for 30).
 
         Heads are 128 wide, or 64 below a width of 1024.
         """
         width = 64 * round(depth * 53 / 64)
         if width >= 1024:
             width = 128 * round(width / 128)
-        return cls(depth=depth, width=width, head_width=128 if width >= 1024 else 64, **others)
+        return cls(depth=depth, width=width, head_dim=128 if width >= 1024 else 64, **others)
 
     @property
     def heads(self) -> int:
-        return self.width // self.head_width
+        return self.width // self.head_dim
 
     @property
     def patch_values(self) -> int:
@@ -60,273 +59,309 @@ class DiTConfig:
 class DiT(ModelMixin, ConfigMixin):
     """Predict the velocity of every token of a pack, each at its own noise level."""
 
+    old_config_names: ClassVar = {
+        "head_width": "head_dim",
+        "words_width": "text_dim",
+        "expansion": "mlp_ratio",
+        "theta": "rope_theta",
+    }
+    old_weight_names: ClassVar = {
+        "embed": "patch_embed",
+        "whereabouts": "pos_embed",
+        "condition.level": "conditioning.sigma_mlp",
+        "condition.caption": "conditioning.text_proj",
+        "condition.format": "conditioning.format_mlp",
+        "entry": "cond_in",
+        "exit_scale": "out_scale",
+        "exit": "proj_out",
+        "blocks.*.words": "blocks.*.text_kv",
+        "blocks.*.words_norm": "blocks.*.text_norm",
+        "blocks.*.out": "blocks.*.attn_out",
+        "blocks.*.widen": "blocks.*.mlp_in",
+        "blocks.*.narrow": "blocks.*.mlp_out",
+        "blocks.*.near": "blocks.*.neighbour_weights",
+    }
+
     @register_to_config
     def __init__(
         self,
         depth: int = 6,
         width: int = 320,
-        head_width: int = 64,
+        head_dim: int = 64,
         channels: int = 16,
         patch: tuple[int, int, int] = (1, 2, 2),
-        words_width: int = 192,
-        expansion: int = 4,
-        theta: float = 1000.0,
+        text_dim: int = 192,
+        mlp_ratio: int = 4,
+        rope_theta: float = 1000.0,
     ):
         super().__init__()
-        if width % head_width:
-            raise ValueError(f"width must be a multiple of head_width {head_width}; got {width}")
-        self.shape = DiTConfig(
-            depth, width, head_width, channels, (patch[0], patch[1], patch[2]), words_width, expansion, theta
+        if width % head_dim:
+            raise ValueError(f"width must be a multiple of head_dim {head_dim}; got {width}")
+        self.dit_config = DiTConfig(
+            depth, width, head_dim, channels, (patch[0], patch[1], patch[2]), text_dim, mlp_ratio, rope_theta
         )
         self.attention_backend = "auto"
-        self.embed = nn.Linear(self.shape.patch_values, width)
-        self.whereabouts = nn.Linear(4 * FREQUENCIES, width, bias=False)
-        self.condition = Condition(width, words_width)
-        self.entry = nn.Linear(width, width)
+        self.patch_embed = nn.Linear(self.dit_config.patch_values, width)
+        self.pos_embed = nn.Linear(4 * FOURIER_FREQUENCIES, width, bias=False)
+        self.conditioning = Conditioning(width, text_dim)
+        self.cond_in = nn.Linear(width, width)
         self.modulation = nn.Linear(width, 4 * width)
-        self.blocks = nn.ModuleList(Block(self.shape) for _ in range(depth))
-        self.exit_scale = nn.Linear(width, width)
-        self.exit = nn.Linear(width, self.shape.patch_values)
+        self.blocks = nn.ModuleList(Block(self.dit_config) for _ in range(depth))
+        self.out_scale = nn.Linear(width, width)
+        self.proj_out = nn.Linear(width, self.dit_config.patch_values)
         self._initialise()
 
     @classmethod
-    def from_shape(cls, shape: DiTConfig) -> DiT:
-        """Build the model a config describes, with fresh weights."""
-        return cls(**asdict(shape))
+    def from_dit_config(cls, config: DiTConfig) -> DiT:
+        """Build a model with fresh weights."""
+        return cls(**asdict(config))
 
-    def forward(self, pack: Pack, words: Tensor, pooled: Tensor, word_counts: tuple[int, ...]) -> Tensor:
+    def forward(self, pack: Pack, text: Tensor, pooled_text: Tensor, text_lens: tuple[int, ...]) -> Tensor:
         """Return the velocity (N, P) of a pack's tokens.
 
-        words (L, words_width), all clips' words end to end; pooled (B, words_width), one vector a clip; word_counts,
-        how many words each clip has (at least one). Each part of the pack comes out the same to the last bit as alone,
-        where one thread works.
+        text (L, text_dim), the text embeddings of all clips, concatenated; pooled_text (B, text_dim), one vector per
+        clip; text_lens, the number of text tokens of each clip (at least one). On one thread, each part of the pack is
+        bit-identical to a pack of its own.
         """
-        spans = Spans(pack.lengths, tuple(word_counts), pack.parts)
-        clip = spans.clip_of_token(pack.tokens.device)
-        rows, row = distinct(clip, pack.level)  # a pack holds few distinct (clip, level): modulate those, then gather
-        counts, (sizes, _) = rows_apart(rows, pack.parts), spans.sums
-        condition = self.condition(rows, pooled, pack, counts)
-        modulation = apart(lambda some: self.modulation(F.silu(some)), condition, counts)
+        seq_lens = SeqLens(pack.token_lens, tuple(text_lens), pack.parts)
+        token_lens, _ = seq_lens.part_totals
+        # A pack has few distinct (clip, sigma): modulate those, then gather, rather than modulate every token.
+        conditions, condition_of_token = distinct_conditions(seq_lens.clip_of_token(pack.tokens.device), pack.sigma)
+        condition_lens = conditions_per_part(conditions, pack.parts)
+        cond = self.conditioning(conditions, pooled_text, pack, condition_lens)
+        modulation = per_part(lambda part: self.modulation(F.silu(part)), cond, condition_lens)
         modulation = rearrange(modulation, "R (four D) -> R four D", four=4)
-        turn = rotations(pack.place, self.shape.head_width, self.shape.theta)
-        beside = neighbours(pack)
+        rope = rope_cos_sin(pack.position_ids, self.dit_config.head_dim, self.dit_config.rope_theta)
+        neighbour_index = find_neighbours(pack)
 
         x = (
-            apart(self.embed, pack.tokens, sizes)
-            + apart(self.whereabouts, relative_places(pack), sizes)
-            + apart(self.entry, condition, counts).index_select(0, row)
+            per_part(self.patch_embed, pack.tokens, token_lens)
+            + per_part(self.pos_embed, frame_position_features(pack), token_lens)
+            + per_part(self.cond_in, cond, condition_lens).index_select(0, condition_of_token)
         )
         for block in self.blocks:
-            x = block(x, modulation, row, words, turn, beside, spans, self.attention_backend)
-        scale = apart(lambda some: self.exit_scale(F.silu(some)), condition, counts)
-        return apart(self.exit, normalise(x) * (1 + scale.index_select(0, row)), sizes)
+            x = block(x, modulation, condition_of_token, text, rope, neighbour_index, seq_lens, self.attention_backend)
+        scale = per_part(lambda part: self.out_scale(F.silu(part)), cond, condition_lens)
+        return per_part(self.proj_out, layer_norm(x) * (1 + scale.index_select(0, condition_of_token)), token_lens)
 
-    def hidden(self) -> list[tuple[nn.Linear, int]]:
-        """List the linear layers of all blocks, each with how many matrices its weight is: what Muon steps on."""
+    def muon_params(self) -> list[tuple[nn.Linear, int]]:
+        """List the layers that Muon optimises, each with the number of matrices stacked in its weight."""
         layers: list[tuple[nn.Linear, int]] = []
         for block in self.blocks:
             assert isinstance(block, Block)
-            layers += [(block.qkv, 3), (block.words, 2), (block.out, 1), (block.widen, 1), (block.narrow, 1)]
+            layers += [(block.qkv, 3), (block.text_kv, 2), (block.attn_out, 1), (block.mlp_in, 1), (block.mlp_out, 1)]
         return layers
 
-    def deeper(self, depth: int) -> DiT:
-        """Return this model with `depth` blocks, which at first computes the same: each new block is a copy of the one
-        before it whose two ways out are zero (block expansion, arXiv 2401.02415).
+    def grow_depth(self, depth: int) -> DiT:
+        """Return a model of `depth` blocks that computes the same at first: block expansion, arXiv 2401.02415.
 
-        Raises ValueError where it already has more.
+        Each new block is a copy of the block before it, with zeros in its two output layers.
+        Raises ValueError if this model has more blocks.
         """
-        trained = self.shape.depth
+        trained = self.dit_config.depth
         if depth < trained:
             raise ValueError(f"depth must be at least the {trained} blocks that are trained; got {depth}")
-        model = DiT.from_shape(replace(self.shape, depth=depth))
+        model = DiT.from_dit_config(replace(self.dit_config, depth=depth))
         model.load_state_dict(self.state_dict(), strict=False)
         sources = [number * trained // depth for number in range(depth)]
         for number, (source, block) in enumerate(zip(sources, model.blocks, strict=True)):
             assert isinstance(block, Block)
             block.load_state_dict(self.blocks[source].state_dict())
             if source in sources[:number]:
-                nn.init.zeros_(block.out.weight)
-                nn.init.zeros_(block.narrow.weight)
+                nn.init.zeros_(block.attn_out.weight)
+                nn.init.zeros_(block.mlp_out.weight)
         return model
 
     def _initialise(self) -> None:
-        """Start as the identity: gates, scales and the exit at zero; other weights by fan-in, without their biases."""
+        """Start with every block an identity and the output zero; other weights scale with fan-in, biases are zero."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=module.in_features**-0.5)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        for module in (self.modulation, self.exit_scale, self.exit):
+        for module in (self.modulation, self.out_scale, self.proj_out):
             nn.init.zeros_(module.weight)
 
 
-class Condition(nn.Module):
-    """Make one vector of all that holds for a whole clip at one noise level: level, caption, size, duration, frame
-    rate.
-    """
+class Conditioning(nn.Module):
+    """Embed what holds for a whole clip at one noise level: sigma, pooled text, size, duration, frame rate."""
 
-    def __init__(self, width: int, words_width: int):
+    def __init__(self, width: int, text_dim: int):
         super().__init__()
-        self.level = nn.Sequential(nn.Linear(2 * FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
-        self.caption = nn.Sequential(nn.LayerNorm(words_width), nn.Linear(words_width, width))
-        self.format = nn.Sequential(nn.Linear(4, width), nn.SiLU(), nn.Linear(width, width))
+        self.sigma_mlp = nn.Sequential(nn.Linear(2 * FOURIER_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+        self.text_proj = nn.Sequential(nn.LayerNorm(text_dim), nn.Linear(text_dim, width))
+        self.format_mlp = nn.Sequential(nn.Linear(4, width), nn.SiLU(), nn.Linear(width, width))
 
-    def forward(self, rows: Tensor, pooled: Tensor, pack: Pack, counts: Sequence[int] = ()) -> Tensor:
-        """rows (R, 2): a clip's number and a noise level; counts, how many of them each part of the pack has; returns
-        (R, width).
+    def forward(
+        self, conditions: Tensor, pooled_text: Tensor, pack: Pack, condition_lens: Sequence[int] = ()
+    ) -> Tensor:
+        """Return the conditioning vectors (R, width).
+
+        conditions (R, 2), (clip index, sigma); condition_lens, the number of conditions in each part of the pack.
         """
-        clip, level = rows[:, 0].long(), rows[:, 1]
+        clip, sigma = conditions[:, 0].long(), conditions[:, 1]
         formats = [(*shape, fps) for shape, fps in zip(pack.shapes, pack.fps, strict=True)]
-        formats = torch.tensor(formats, device=pooled.device, dtype=torch.float32)
-        format = apart(lambda some: self.format(some.log2().to(pooled.dtype)), formats, pack.parts)
-        level = apart(lambda some: self.level(waves(some).to(pooled.dtype)), level, counts)
-        return level + (apart(self.caption, pooled, pack.parts) + format).index_select(0, clip)
+        formats = torch.tensor(formats, device=pooled_text.device, dtype=torch.float32)
+        dtype = pooled_text.dtype
+        format = per_part(lambda part: self.format_mlp(part.log2().to(dtype)), formats, pack.parts)
+        sigma = per_part(lambda part: self.sigma_mlp(fourier_features(part).to(dtype)), sigma, condition_lens)
+        return sigma + (per_part(self.text_proj, pooled_text, pack.parts) + format).index_select(0, clip)
 
 
 class Block(nn.Module):
-    """Attention over the clip and its words, then a feed-forward net, each scaled on entry and gated on exit."""
+    """Attention over the clip and its text, then an MLP, each with a modulated scale before it and a gate after it."""
 
-    def __init__(self, shape: DiTConfig):
+    def __init__(self, config: DiTConfig):
         super().__init__()
-        width, self.heads = shape.width, shape.heads
+        width, self.heads = config.width, config.heads
         self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.words = nn.Linear(shape.words_width, 2 * width, bias=False)
-        self.words_norm = nn.LayerNorm(shape.words_width)
-        self.query_scale = nn.Parameter(torch.ones(shape.head_width))
-        self.key_scale = nn.Parameter(torch.ones(shape.head_width))
-        self.out = nn.Linear(width, width, bias=False)
-        self.widen = nn.Linear(width, shape.expansion * width, bias=False)
-        self.narrow = nn.Linear(shape.expansion * width, width, bias=False)
-        self.modulation = nn.Parameter(torch.zeros(4, width))  # this block's own part of the shared modulation
-        self.near = nn.Parameter(torch.zeros(2, SIDES, width))  # how much of its neighbours a token takes in
+        self.text_kv = nn.Linear(config.text_dim, 2 * width, bias=False)
+        self.text_norm = nn.LayerNorm(config.text_dim)
+        self.query_scale = nn.Parameter(torch.ones(config.head_dim))
+        self.key_scale = nn.Parameter(torch.ones(config.head_dim))
+        self.attn_out = nn.Linear(width, width, bias=False)
+        self.mlp_in = nn.Linear(width, config.mlp_ratio * width, bias=False)
+        self.mlp_out = nn.Linear(config.mlp_ratio * width, width, bias=False)
+        self.modulation = nn.Parameter(torch.zeros(4, width))  # this block's offset to the shared modulation
+        self.neighbour_weights = nn.Parameter(torch.zeros(2, NEIGHBOURS, width))  # before attention, before the MLP
 
-    def forward(self, x, modulation, row, words, turn, beside, spans: Spans, backend: str) -> Tensor:
-        scale, gate, wide_scale, wide_gate = (modulation + self.modulation).index_select(0, row).unbind(1)
-        near, wide_near = self.near
-        x = x + gate * self.attention(mix(normalise(x) * (1 + scale), near, beside), words, turn, spans, backend)
-        wide = apart(self.widen, mix(normalise(x) * (1 + wide_scale), wide_near, beside), spans.sums[0])
-        return x + wide_gate * apart(self.narrow, F.relu(wide).square(), spans.sums[0])
+    def forward(
+        self, x, modulation, condition_of_token, text, rope, neighbour_index, seq_lens: SeqLens, backend: str
+    ) -> Tensor:
+        modulation = (modulation + self.modulation).index_select(0, condition_of_token)
+        attn_scale, attn_gate, mlp_scale, mlp_gate = modulation.unbind(1)
+        attn_neighbours, mlp_neighbours = self.neighbour_weights
+        token_lens, _ = seq_lens.part_totals
+        y = depthwise_mix(layer_norm(x) * (1 + attn_scale), attn_neighbours, neighbour_index)
+        x = x + attn_gate * self.attention(y, text, rope, seq_lens, backend)
+        y = depthwise_mix(layer_norm(x) * (1 + mlp_scale), mlp_neighbours, neighbour_index)
+        y = per_part(self.mlp_in, y, token_lens)
+        return x + mlp_gate * per_part(self.mlp_out, F.relu(y).square(), token_lens)
 
-    def attention(self, x, words, turn, spans: Spans, backend: str) -> Tensor:
-        tokens, count = spans.sums
-        q, k, v = rearrange(apart(self.qkv, x, tokens), "N (three K E) -> three N K E", three=3, K=self.heads)
-        words = apart(self.words, self.words_norm(words), count)
-        word_k, word_v = rearrange(words, "L (two K E) -> two L K E", two=2, K=self.heads)
-        q, k = (rotate(normalise(y) * scale, turn) for y, scale in ((q, self.query_scale), (k, self.key_scale)))
-        q, k, word_k = (y.to(v.dtype) for y in (q, k, normalise(word_k) * self.key_scale))  # under autocast: v's
-        found = attend(q, k, v, word_k, word_v, spans, backend)
-        return apart(self.out, rearrange(found, "N K E -> N (K E)"), tokens)
+    def attention(self, x, text, rope, seq_lens: SeqLens, backend: str) -> Tensor:
+        token_lens, text_lens = seq_lens.part_totals
+        q, k, v = rearrange(per_part(self.qkv, x, token_lens), "N (three K E) -> three N K E", three=3, K=self.heads)
+        text_kv = per_part(self.text_kv, self.text_norm(text), text_lens)
+        text_k, text_v = rearrange(text_kv, "L (two K E) -> two L K E", two=2, K=self.heads)
+        q, k = (apply_rope(layer_norm(y) * scale, rope) for y, scale in ((q, self.query_scale), (k, self.key_scale)))
+        text_k = layer_norm(text_k) * self.key_scale
+        q, k, text_k = (y.to(v.dtype) for y in (q, k, text_k))  # autocast runs layer norms in float32
+        attended = attend(q, k, v, text_k, text_v, seq_lens, backend)
+        return per_part(self.attn_out, rearrange(attended, "N K E -> N (K E)"), token_lens)
 
 
-FREQUENCIES = 64
-SIDES = 6
+FOURIER_FREQUENCIES = 64
+NEIGHBOURS = 6  # before and after along time, row and column
 
 
-def normalise(x: Tensor) -> Tensor:
-    """Give each row mean 0 and variance 1 over its last axis; without weights, which modulation supplies."""
+def layer_norm(x: Tensor) -> Tensor:
+    """Normalise the last axis to mean 0 and variance 1; modulation supplies scales, so there are no weights."""
     return F.layer_norm(x, x.shape[-1:])
 
 
-def waves(values: Tensor, lowest: float = 0.5, highest: float = 500.0) -> Tensor:
-    """Spread numbers in [-1, 1] over sines and cosines of FREQUENCIES angular frequencies: (..., ) to (..., 2
-    FREQUENCIES).
+def fourier_features(values: Tensor, lowest: float = 0.5, highest: float = 500.0) -> Tensor:
+    """Embed numbers in [-1, 1] as cosines and sines of logarithmically spaced angular frequencies.
+
+    (...) to (..., 2 FOURIER_FREQUENCIES).
     """
-    frequency = torch.logspace(math.log10(lowest), math.log10(highest), FREQUENCIES, device=values.device)
+    frequency = torch.logspace(math.log10(lowest), math.log10(highest), FOURIER_FREQUENCIES, device=values.device)
     angle = values.float()[..., None] * frequency
     return torch.cat([angle.cos(), angle.sin()], dim=-1)
 
 
-def distinct(clip: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
-    """List the distinct (clip, level) of a pack's tokens, (R, 2), and say which of them each token has, (N,)."""
-    keys, row = (2 * clip.double() + level).unique(return_inverse=True)
-    pairs = torch.stack([clip.to(level.dtype), level], dim=1)
+def distinct_conditions(clip: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the distinct (clip index, sigma) of a pack's tokens, (R, 2), and each token's row in them, (N,)."""
+    keys, row = (2 * clip.double() + sigma).unique(return_inverse=True)
+    pairs = torch.stack([clip.to(sigma.dtype), sigma], dim=1)
     return pairs.new_empty(len(keys), 2).index_copy_(0, row, pairs), row
 
 
-def neighbours(pack: Pack) -> Tensor:
-    """Say which tokens lie before and behind each along time, row and column: (SIDES, N), N where there is none.
-
-    Opposite sides stand next to each other.
-    """
-    device, lengths = pack.place.device, torch.tensor(pack.lengths, device=pack.place.device)
-    grids = torch.tensor([grid_of(shape, pack.patch) for shape in pack.shapes], device=device)
-    grids = grids.repeat_interleave(lengths, dim=0)
-    N = len(pack.place)
-    number = torch.arange(N, device=device)
-    beside = []
-    for axis, step in enumerate((grids[:, 1] * grids[:, 2], grids[:, 2], torch.ones_like(number))):
-        place = pack.place[:, axis]
-        beside.append(torch.where(place > 0, number - step, N))
-        beside.append(torch.where(place < grids[:, axis] - 1, number + step, N))
-    return torch.stack(beside)
-
-
-def rows_apart(rows: Tensor, parts: Sequence[int]) -> list[int]:
-    """Return how many of the distinct (clip, level), (R, 2), each part of a pack has."""
+def conditions_per_part(conditions: Tensor, parts: Sequence[int]) -> list[int]:
+    """Return how many of the conditions (R, 2) belong to each part of a pack."""
     if len(parts) < 2:
-        return [len(rows)]
-    owner = torch.arange(len(parts), device=rows.device).repeat_interleave(torch.tensor(parts, device=rows.device))
-    return owner[rows[:, 0].long()].bincount(minlength=len(parts)).tolist()
+        return [len(conditions)]
+    part_of_clip = torch.arange(len(parts), device=conditions.device).repeat_interleave(
+        torch.tensor(parts, device=conditions.device)
+    )
+    return part_of_clip[conditions[:, 0].long()].bincount(minlength=len(parts)).tolist()
 
 
-class Mix(torch.autograd.Function):
-    """`mix`, whose gradient is the same sum over the opposite sides: gathered, where autograd would scatter."""
+def find_neighbours(pack: Pack) -> Tensor:
+    """Return the index of each token's neighbours in the pack, (NEIGHBOURS, N); N stands for none.
+
+    The order is before and after in time, in the row axis, in the column axis.
+    """
+    device, token_lens = pack.position_ids.device, torch.tensor(pack.token_lens, device=pack.position_ids.device)
+    grids = torch.tensor([grid_of(shape, pack.patch) for shape in pack.shapes], device=device)
+    grids = grids.repeat_interleave(token_lens, dim=0)
+    N = len(pack.position_ids)
+    token = torch.arange(N, device=device)
+    neighbours = []
+    for axis, stride in enumerate((grids[:, 1] * grids[:, 2], grids[:, 2], torch.ones_like(token))):
+        position = pack.position_ids[:, axis]
+        neighbours.append(torch.where(position > 0, token - stride, N))
+        neighbours.append(torch.where(position < grids[:, axis] - 1, token + stride, N))
+    return torch.stack(neighbours)
+
+
+def depthwise_mix(x: Tensor, weights: Tensor, neighbour_index: Tensor) -> Tensor:
+    """Add to each token (N, D) its six neighbours, scaled by weights (NEIGHBOURS, D): a depthwise convolution.
+
+    It works on clips of any size in one pack. Depthwise convolutions in the blocks: Mix-FFN (SANA, arXiv 2410.10629).
+    """
+    return DepthwiseMix.apply(x, weights, neighbour_index)  # type: ignore[return-value]
+
+
+class DepthwiseMix(torch.autograd.Function):
+    """`depthwise_mix` with its own gradient: a gather from the opposite neighbours, where autograd would scatter."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, near: Tensor, beside: Tensor) -> Tensor:
-        ctx.save_for_backward(x, near, beside)
-        return _mixed(x, near, beside)
+    def forward(ctx, x: Tensor, weights: Tensor, neighbour_index: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weights, neighbour_index)
+        return _add_neighbours(x, weights, neighbour_index)
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[override]
-        x, near, beside = ctx.saved_tensors
+        x, weights, neighbour_index = ctx.saved_tensors
         padded = F.pad(x, (0, 0, 0, 1))
-        opposite = near.unflatten(0, (SIDES // 2, 2)).flip(1).flatten(0, 1)
-        grad_near = torch.stack([(grad * padded.index_select(0, side)).sum(0) for side in beside])
-        return _mixed(grad, opposite, beside), grad_near, None
+        opposite = weights.unflatten(0, (NEIGHBOURS // 2, 2)).flip(1).flatten(0, 1)
+        grad_weights = torch.stack([(grad * padded.index_select(0, index)).sum(0) for index in neighbour_index])
+        return _add_neighbours(grad, opposite, neighbour_index), grad_weights, None
 
 
-def _mixed(x: Tensor, near: Tensor, beside: Tensor) -> Tensor:
-    padded, found = F.pad(x, (0, 0, 0, 1)), x.clone()
-    for weight, side in zip(near, beside, strict=True):
-        found.addcmul_(weight, padded.index_select(0, side))
-    return found
+def _add_neighbours(x: Tensor, weights: Tensor, neighbour_index: Tensor) -> Tensor:
+    padded, total = F.pad(x, (0, 0, 0, 1)), x.clone()
+    for weight, index in zip(weights, neighbour_index, strict=True):
+        total.addcmul_(weight, padded.index_select(0, index))
+    return total
 
 
-def mix(x: Tensor, near: Tensor, beside: Tensor) -> Tensor:
-    """Add to each token (N, D) its six neighbours' values, each scaled by `near` (SIDES, D): a depthwise convolution
-    over the grid of whatever size, as in Mix-FFN (SANA, arXiv 2410.10629), so that neighbours agree early in training.
+def frame_position_features(pack: Pack) -> Tensor:
+    """Return Fourier features of each token's row and column, scaled to [-1, 1] whatever the frame's size: (N, 256)."""
+    device = pack.position_ids.device
+    size = torch.tensor(pack.shapes, device=device)[:, 1:] // torch.tensor(pack.patch[1:], device=device)
+    size = size.repeat_interleave(torch.tensor(pack.token_lens, device=device), dim=0)
+    relative = (2 * pack.position_ids[:, 1:] + 1) / size - 1
+    return rearrange(fourier_features(relative, 0.5, 50.0), "N two F -> N (two F)").to(pack.tokens.dtype)
+
+
+def rope_cos_sin(position_ids: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Return the cosines and sines (N, 1, E / 2) of the rotary embedding of position_ids (N, 3).
+
+    A quarter of the pairs rotates with time, three eighths with row and with column each.
     """
-    return Mix.apply(x, near, beside)  # type: ignore[return-value]
-
-
-def relative_places(pack: Pack) -> Tensor:
-    """Say where in the frame each token lies, whatever the frame's size: waves of row and column in [-1, 1]."""
-    size = torch.tensor(pack.shapes, device=pack.place.device)[:, 1:] // torch.tensor(
-        pack.patch[1:], device=pack.place.device
-    )
-    size = size.repeat_interleave(torch.tensor(pack.lengths, device=size.device), dim=0)
-    relative = (2 * pack.place[:, 1:] + 1) / size - 1
-    return rearrange(waves(relative, 0.5, 50.0), "N side waves -> N (side waves)").to(pack.tokens.dtype)
-
-
-def rotations(place: Tensor, head_width: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Return the cosines and sines (N, 1, E / 2) that turn each head by a token's time, row and column.
-
-    A quarter of the pairs of values turns with time, three eighths with row and with column each.
-    """
-    pairs = head_width // 2
+    pairs = head_dim // 2
     space = 3 * pairs // 8
     angles = []
     for axis, count in enumerate((pairs - 2 * space, space, space)):
-        frequency = theta ** -(torch.arange(count, device=place.device) / count)
-        angles.append(place[:, axis, None] * frequency)
+        frequency = theta ** -(torch.arange(count, device=position_ids.device) / count)
+        angles.append(position_ids[:, axis, None] * frequency)
     angle = torch.cat(angles, dim=-1)[:, None]
     return angle.cos(), angle.sin()
 
 
-def rotate(x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn each pair of values of x (N, K, E), first half with second half, by a token's angles."""
-    cos, sin = (part.to(x.dtype) for part in turn)
+def apply_rope(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotate the pairs of x (N, K, E): the first half of each head with the second half, by each token's angles."""
+    cos, sin = (part.to(x.dtype) for part in rope)
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)

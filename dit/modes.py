@@ -117,7 +117,7 @@ def keyframes(ask: Ask) -> Canvas:
 
 def show(ask: Ask, canvas: Canvas, path: str, step: int) -> Canvas:
     """Keep a picture at a time step of a canvas."""
-    if step >= canvas.steps:
+    if step >= canvas.latent_frames:
         raise RequestError(f"a picture must come before the end of the clip; {path} comes behind it")
     return canvas.keep(ask.still(path) if step else ask.picture(path), step)
 
@@ -140,23 +140,23 @@ def connect(ask: Ask) -> Canvas:
 
 def loop(ask: Ask) -> Canvas:
     period = ask.stretch(ask.request.seconds) if ask.request.seconds else ask.shape[1]
-    return replace(ask.blank(period), circle=True)
+    return replace(ask.blank(period), periodic=True)
 
 
 def edit(ask: Ask) -> Canvas:
     film = ask.film(ask.request.clip or "")
     canvas = ask.blank(film.shape[1])
-    return replace(canvas, given=film, level=canvas.level * (ask.request.strength or 0.0))
+    return replace(canvas, clean_latents=film, denoise_mask=canvas.denoise_mask * (ask.request.strength or 0.0))
 
 
 def retake(ask: Ask) -> Canvas:
     film, (begin, end) = ask.film(ask.request.clip or ""), ask.request.window or (0.0, 0.0)
     canvas = ask.blank(film.shape[1]).keep(film, 0)
-    level = canvas.level.clone()
+    level = canvas.denoise_mask.clone()
     level[ask.step(begin) : ask.step(end) + 1] = 1
     if not level.any():
         raise RequestError(f"a window must lie within the clip; got {begin:g} to {end:g} s")
-    return replace(canvas, level=level)
+    return replace(canvas, denoise_mask=level)
 
 
 def inpaint(ask: Ask) -> Canvas:
@@ -165,24 +165,24 @@ def inpaint(ask: Ask) -> Canvas:
         raise RequestError("inpaint needs box or mask, and not both, so give one of --box and --mask")
     canvas = ask.blank(film.shape[1]).keep(film, 0)
     if request.mask:
-        return replace(canvas, level=whole_patches(ask.mask(request.mask, film.shape[1]), ask.patch))
-    level = canvas.level.clone()
+        return replace(canvas, denoise_mask=whole_patches(ask.mask(request.mask, film.shape[1]), ask.patch))
+    level = canvas.denoise_mask.clone()
     left, top, right, bottom = request.box or (0, 0, 0, 0)
     down, across = ask.stride[1:]
     level[:, top // down : -(-bottom // down), left // across : -(-right // across)] = 1
-    return replace(canvas, level=whole_patches(level, ask.patch))
+    return replace(canvas, denoise_mask=whole_patches(level, ask.patch))
 
 
 def outpaint(ask: Ask) -> Canvas:
     left, top, right, bottom = box = ask.request.box or (0, 0, 0, 0)
     film = ask.placed(ask.request.clip or "", box)
-    level = ask.blank(film.shape[1]).level
+    level = ask.blank(film.shape[1]).denoise_mask
     down, across = ask.stride[1:]
     level[:, -(-top // down) : bottom // down, -(-left // across) : right // across] = 0
     level = whole_patches(level, ask.patch)
     if level.all():
         raise RequestError("a box must hold a whole patch of the model, or nothing of the clip stays; make it larger")
-    return replace(ask.blank(film.shape[1]), given=film, level=level)
+    return replace(ask.blank(film.shape[1]), clean_latents=film, denoise_mask=level)
 
 
 def whole_patches(level: Tensor, patch: tuple[int, int, int]) -> Tensor:
@@ -207,20 +207,20 @@ def recut(ask: Ask) -> Canvas:
 
 def storyboard(ask: Ask) -> Canvas:
     canvas, told = ask.blank(ask.shape[1]), ask.told()
-    ends = [step for step, _ in told[1:]] + [canvas.steps]
+    ends = [step for step, _ in told[1:]] + [canvas.latent_frames]
     for moment, (step, _), end in zip(ask.request.moments or (), told, ends, strict=True):
         if moment.clip:
             film = ask.later(moment.clip) if step else ask.film(moment.clip)
             canvas = canvas.keep(film[:, : end - step], step)
         if moment.image:
             canvas = show(ask, canvas, moment.image, step)
-    return canvas.tell(told)
+    return canvas.with_prompts(told)
 
 
 def long(ask: Ask) -> Canvas:
     if any(moment.image or moment.clip for moment in ask.request.moments or ()):
         raise RequestError("moments of a long clip have words alone; a storyboard's may show pictures and clips")
-    return ask.blank(ask.shape[1]).tell(ask.told())
+    return ask.blank(ask.shape[1]).with_prompts(ask.told())
 
 
 MODES: dict[str, Mode] = {

@@ -19,14 +19,14 @@ from captioning.text_encoder import FILES as TEXT_FILES
 from captioning.text_encoder import Words, encode, load_text_encoder, tokenise
 from dit.batching import Job, packed
 from dit.canvas import Canvas, blank
-from dit.flow import schedule
+from dit.flow import sigma_schedule
 from dit.guidance import Look, Script, plan
 from dit.inputs import ask_of, hashed
 from dit.model import DiT
 from dit.modes import MODES, Mode
 from dit.packing import grid_of, pack, unpack
-from dit.request import METHODS, NONE, SIDES, Request, RequestError, check_values
-from dit.sampler import Heading, Velocity, sample
+from dit.request import SAMPLERS, NONE, SIDES, Request, RequestError, check_values
+from dit.sampler import StepCallback, VelocityFn, sample
 from dit.settings import SETTINGS, Settings, read_settings
 from dit.windows import Windows, beginning, cut_open, window_of
 from vae.model import VideoVAE
@@ -112,8 +112,8 @@ class Pipeline(DiffusionPipeline):
             known = ", ".join(sizes.values())
             raise RequestError(f"size must be one this model was trained for: {known}; got {size[0]}x{size[1]}")
         method = request.method or settings.method
-        if method not in METHODS:
-            raise RequestError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
+        if method not in SAMPLERS:
+            raise RequestError(f"method must be one of {', '.join(SAMPLERS)}; got {method!r}")
         fps = self.settings.fps if request.fps is None else request.fps
         if fps != self.settings.fps:
             raise RequestError(f"fps must be what this model was trained for, {self.settings.fps:g}; got {fps:g}")
@@ -214,19 +214,19 @@ class Pipeline(DiffusionPipeline):
             def heading(step: int, clean: list[Tensor], jobs=jobs) -> None:
                 if watch and step % WATCHED == 0:
                     for job, latents in zip(jobs, clean, strict=True):
-                        begin = max(0, [*job.canvas.dreamed, True].index(True) - 1)
+                        begin = max(0, [*job.canvas.denoised_frames, True].index(True) - 1)
                         watch(job.number, self.vae.linear_preview(latents[None, :, begin : begin + WATCHED_STEPS])[0])
 
-            found = [job.canvas.given for job in jobs]
+            found = [job.canvas.clean_latents for job in jobs]
             for step, latest in enumerate(self.dream_jobs(jobs, heading)):
                 found = latest
                 if progress and step < jobs[0].looks:
                     progress(done + step + 1, total)
             done += jobs[0].looks
             for job, latents in zip(jobs, found, strict=True):
-                yield Dream(job.request, latents, circle=job.canvas.circle)
+                yield Dream(job.request, latents, circle=job.canvas.periodic)
 
-    def dream_jobs(self, jobs: list[Job], heading: Heading) -> Iterator[list[Tensor]]:
+    def dream_jobs(self, jobs: list[Job], heading: StepCallback) -> Iterator[list[Tensor]]:
         """Dream one job, in windows if it needs some, or several as one pack; yield their latents after each step."""
         if not jobs[0].whole:
             yield from self.dream_windows(jobs[0], heading)
@@ -234,28 +234,28 @@ class Pipeline(DiffusionPipeline):
         canvases, requests, noise = zip(*((job.canvas, job.request, job.noise()) for job in jobs), strict=True)
         yield from self.dream(canvases, requests, [0] * len(jobs), noise, heading)
 
-    def dream_windows(self, job: Job, heading: Heading) -> Iterator[list[Tensor]]:
+    def dream_windows(self, job: Job, heading: StepCallback) -> Iterator[list[Tensor]]:
         """Dream a long clip, or a circle; yield its latents after each step, those of a circle at last turned to where
         it is best cut open.
         """
-        request, canvas, (steps, H, W) = job.request, job.canvas, job.canvas.level.shape
-        noise = job.noise(steps if canvas.circle else 0)
+        request, canvas, (steps, H, W) = job.request, job.canvas, job.canvas.denoise_mask.shape
+        noise = job.noise(steps if canvas.periodic else 0)
         heard: dict[tuple[str, ...], Words] = {}
 
-        def look(part: Canvas, start: int, stretch: Tensor) -> Velocity:
+        def look(part: Canvas, start: int, stretch: Tensor) -> VelocityFn:
             return self.looking([part], [request], [start], [stretch], heard)
 
-        first, rest = canvas.part(0, job.window), canvas
+        first, rest = canvas.crop(0, job.window), canvas
         if beginning(canvas, job.window):
             for (found,) in self.dream([first], [request], [0], [noise[:, : job.window]], heading):
-                yield [torch.cat([found, canvas.given[:, job.window :]], 1)]
+                yield [torch.cat([found, canvas.clean_latents[:, job.window :]], 1)]
             rest = canvas.keep(found, 0)
         windows = Windows(look, self.vae, rest, job.window, noise[:, -steps:], canvas)
         times = [self.times(request, blank((1, job.window, H, W), canvas.fps))]
-        found = [canvas.given]
+        found = [canvas.clean_latents]
         for found in sample(windows, [rest], [noise[:, :steps]], times, request.method or "", heading):
             yield found
-        if canvas.circle:
+        if canvas.periodic:
             yield [cut_open(found[0], self.vae)]
 
     def trained_for(self, request: Request) -> list[int]:
@@ -267,16 +267,16 @@ class Pipeline(DiffusionPipeline):
     def window_for(self, request: Request, canvas: Canvas) -> int:
         """Return how many time steps are dreamed at once; raises RequestError for a clip that is too short."""
         size = request.size or self.settings.size
-        if canvas.steps == 1 and not canvas.circle:
+        if canvas.latent_frames == 1 and not canvas.periodic:
             return 1
         trained = self.trained_for(request)
-        before = 1 if canvas.circle else 0  # a circle's windows begin with a picture of what is before them
+        before = 1 if canvas.periodic else 0  # a circle's windows begin with a picture of what is before them
         try:
-            return window_of(canvas.steps + before, trained)
+            return window_of(canvas.latent_frames + before, trained)
         except ValueError:
-            fps, first = request.fps or self.settings.fps, 0 if canvas.circle else self.vae.stride[0] - 1
+            fps, first = request.fps or self.settings.fps, 0 if canvas.periodic else self.vae.stride[0] - 1
             seconds, least = (
-                (steps * self.vae.stride[0] - first) / fps for steps in (canvas.steps, min(trained) - before)
+                (steps * self.vae.stride[0] - first) / fps for steps in (canvas.latent_frames, min(trained) - before)
             )
             raise RequestError(
                 f"a clip must last at least {least:.3g} seconds at {size[0]}x{size[1]}; got {seconds:.3g}"
@@ -288,7 +288,7 @@ class Pipeline(DiffusionPipeline):
         requests: Sequence[Request],
         starts: Sequence[int],
         noise: Sequence[Tensor],
-        heading: Heading | None = None,
+        heading: StepCallback | None = None,
     ) -> Iterator[list[Tensor]]:
         """Dream canvases as one pack; yield their latents after each step.
 
@@ -302,8 +302,8 @@ class Pipeline(DiffusionPipeline):
     def times(self, request: Request, canvas: Canvas) -> Tensor:
         """Return the times (steps + 1,) at which a sampler looks at a canvas."""
         assert request.steps is not None, "the request is resolved"
-        tokens = math.prod(grid_of(canvas.level.shape, self.transformer.shape.patch))
-        return schedule(self.scheduler, request.steps, tokens)
+        tokens = math.prod(grid_of(canvas.denoise_mask.shape, self.transformer.dit_config.patch))
+        return sigma_schedule(self.scheduler, request.steps, tokens)
 
     def looking(
         self,
@@ -312,12 +312,12 @@ class Pipeline(DiffusionPipeline):
         starts: Sequence[int],
         noise: Sequence[Tensor],
         heard: dict[tuple[str, ...], Words] | None = None,
-    ) -> Velocity:
+    ) -> VelocityFn:
         """Return the guided velocity of what stands on canvases: `dream` says what its arguments are. What was `heard`
         before is not read again.
         """
         heard = {} if heard is None else heard
-        patch = self.transformer.shape.patch
+        patch = self.transformer.dit_config.patch
         scripts = [Script.of(*one) for one in zip(requests, canvases, starts, strict=True)]
         prompts = [sorted({*script.prompts, script.negative}) for script in scripts]
         for own in map(tuple, prompts):  # each clip's as if it were alone
@@ -350,7 +350,7 @@ class Pipeline(DiffusionPipeline):
     def paint(self, request: Request) -> Canvas:
         """Return the canvas of a resolved request. Raises RequestError and MediaError."""
         shape, fps = self.shape_of(request)
-        ask = ask_of(request, self.vae, self.transformer.shape.patch, shape, fps)
+        ask = ask_of(request, self.vae, self.transformer.dit_config.patch, shape, fps)
         return MODES[request.mode].paint(ask).to(self.device)
 
     def shape_of(self, request: Request) -> tuple[tuple[int, int, int, int], float]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 KEY = "longtake"  # the metadata key under which a clip carries its request
-METHODS = ("euler", "heun", "dpm")
+SAMPLERS = ("euler", "heun", "dpm")
 CORNERS = ("bottom-right", "bottom-left", "top-right", "top-left")  # for a badge
 SIDES = ("after", "before", "both")  # of a clip to extend, the first by default
 LONGEST = 1e6  # seconds

@@ -1,8 +1,8 @@
-"""From a canvas and noise to a clip: guided Euler, Heun and DPM-Solver++ along the model's velocity.
+"""Samplers: Euler, Heun and DPM-Solver++ along the model's velocity, from noise on a canvas to latents.
 
 Classifier-free guidance: Ho & Salimans 2022 (arXiv 2207.12598). Heun's second-order step: Karras et al. 2022 (arXiv
-2206.00364), algorithm 1. DPM-Solver++(2M): Lu et al. 2022 (arXiv 2211.01095), algorithm 2. diffusers' schedulers have
-one noise level for a whole clip, where ours has one for every latent; a test holds the two together where they agree.
+2206.00364), algorithm 1. DPM-Solver++(2M): Lu et al. 2022 (arXiv 2211.01095), algorithm 2. The schedulers of diffusers
+have one noise level per clip, these have one per latent; a test compares the two where they agree.
 """
 
 from __future__ import annotations
@@ -13,72 +13,77 @@ import torch
 from torch import Tensor
 
 from dit.canvas import Canvas
-from dit.flow import data_from
-from dit.request import METHODS
+from dit.flow import denoised_from_velocity
+from dit.request import SAMPLERS
 
-# Velocity of clips, each (C, T, H, W), at noise levels, each (T, H, W); one call for all clips.
-Velocity = Callable[[list[Tensor], list[Tensor]], list[Tensor]]
-Heading = Callable[[int, list[Tensor]], None]
+# (latents, sigmas) -> velocities: each clip's (C, T, H, W), (T, H, W) and (C, T, H, W); one call for all clips.
+VelocityFn = Callable[[list[Tensor], list[Tensor]], list[Tensor]]
+StepCallback = Callable[[int, list[Tensor]], None]  # step, each clip's denoised latents
 
 
 def sample(
-    velocity: Velocity,
+    velocity: VelocityFn,
     canvases: Sequence[Canvas],
     noise: Sequence[Tensor],
-    times: Sequence[Tensor],
-    method: str,
-    heading: Heading | None = None,
+    sigmas: Sequence[Tensor],
+    sampler: str,
+    callback: StepCallback | None = None,
 ) -> Iterator[list[Tensor]]:
-    """Dream all canvases together; yield the latents after each step, the last being the result.
+    """Sample all canvases together; yield the latents after each step, the last being the result.
 
-    `times[i]` are clip i's own (steps + 1,) times from 1 to 0, equally many for all. A latent moves by
-    x += (tau' - tau) v, tau = level * time, so where level is 0 it does not move at all. `heading` is told before each
-    step what clean latents it moves towards.
-    Raises ValueError for an unknown method.
+    `sigmas[i]` (steps + 1,) is clip i's schedule from 1 to 0; all have the same number of steps. A latent is at
+    tau = denoise_mask * sigma, and a step is x += (tau' - tau) v, so where the mask is 0 the latent does not move.
+    `callback` gets the denoised latents predicted in each step, before the step is made.
+    Raises ValueError for an unknown sampler.
     """
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
-    xs = [canvas.start(start) for canvas, start in zip(canvases, noise, strict=True)]
-    behind: list[tuple[Tensor, Tensor]] = []  # each clip's clean guess, and its noise levels, a step before
-    for step in range(len(times[0]) - 1):
-        now, then = (
-            [canvas.level * time[i] for canvas, time in zip(canvases, times, strict=True)] for i in (step, step + 1)
+    if sampler not in SAMPLERS:
+        raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}; got {sampler!r}")
+    xs = [canvas.add_noise(clip_noise) for canvas, clip_noise in zip(canvases, noise, strict=True)]
+    previous: list[tuple[Tensor, Tensor]] = []  # each clip's denoised latents and sigma of the last step
+    last = len(sigmas[0]) - 2
+    for step in range(last + 1):
+        sigma, sigma_next = (
+            [canvas.denoise_mask * schedule[i] for canvas, schedule in zip(canvases, sigmas, strict=True)]
+            for i in (step, step + 1)
         )
-        strides = [after - before for before, after in zip(now, then, strict=True)]
-        slope = velocity(xs, now)
-        clean = [data_from(x, v, level) for x, v, level in zip(xs, slope, now, strict=True)]
-        if heading:
-            heading(step, clean)
-        if method == "dpm":
-            if behind:
-                slope = [bend(*one) for one in zip(slope, clean, behind, now, then, strict=True)]
-            behind = list(zip(clean, now, strict=True))
-        ahead = [x + stride * v for x, stride, v in zip(xs, strides, slope, strict=True)]
-        if method == "heun" and step < len(times[0]) - 2:
-            there = velocity(ahead, then)
-            ahead = [x + stride * (v + w) / 2 for x, stride, v, w in zip(xs, strides, slope, there, strict=True)]
-        xs = ahead
+        dts = [after - before for before, after in zip(sigma, sigma_next, strict=True)]
+        vs = velocity(xs, sigma)
+        denoised = [denoised_from_velocity(x, v, level) for x, v, level in zip(xs, vs, sigma, strict=True)]
+        if callback:
+            callback(step, denoised)
+        if sampler == "dpm":
+            if previous:
+                clips = zip(vs, denoised, previous, sigma, sigma_next, strict=True)
+                vs = [dpmpp_2m_velocity(v, now, *before, *levels) for v, now, before, *levels in clips]
+            previous = list(zip(denoised, sigma, strict=True))
+        xs_next = [x + dt * v for x, dt, v in zip(xs, dts, vs, strict=True)]
+        if sampler == "heun" and step < last:  # the last step ends at sigma 0, where the velocity is not defined
+            vs_next = velocity(xs_next, sigma_next)
+            xs_next = [x + dt * (v + w) / 2 for x, dt, v, w in zip(xs, dts, vs, vs_next, strict=True)]
+        xs = xs_next
         yield xs
 
 
-def bend(v: Tensor, clean: Tensor, behind: tuple[Tensor, Tensor], now: Tensor, then: Tensor) -> Tensor:
-    """Return the velocity to where the clean guess will be halfway through a step, if it goes on as in the last.
+def dpmpp_2m_velocity(
+    v: Tensor, denoised: Tensor, previous_denoised: Tensor, previous_sigma: Tensor, sigma: Tensor, sigma_next: Tensor
+) -> Tensor:
+    """Return the velocity of a DPM-Solver++(2M) step: algorithm 2 of arXiv 2211.01095.
 
-    Progress is counted in logarithms of signal to noise. From pure noise, and on the step to none, the guess
-    stays.
+    The denoised latents are extrapolated linearly, in the logarithm of the signal-to-noise ratio, to the middle of the
+    step. A step from pure noise, or to none, has no such ratio and stays first order.
     """
-    before, earlier = behind
-    start, middle, end = (torch.logit(1 - level) for level in (earlier, now, then))
-    ratio = (end - middle) / (2 * (middle - start))
-    return v - torch.where(ratio.isfinite(), ratio / now, 0) * (clean - before)
+    previous, current, following = (torch.logit(1 - level) for level in (previous_sigma, sigma, sigma_next))
+    ratio = (following - current) / (2 * (current - previous))
+    return v - torch.where(ratio.isfinite(), ratio / sigma, 0) * (denoised - previous_denoised)
 
 
-def guide(conditional: Tensor, unconditional: Tensor, guidance: float | Tensor, rescale: float = 0.0) -> Tensor:
-    """Go further than the prompt asks, away from what would come without it: equation 6 of arXiv 2207.12598, with w + 1
-    = guidance.
+def classifier_free_guidance(
+    conditional: Tensor, unconditional: Tensor, guidance: float | Tensor, rescale: float = 0.0
+) -> Tensor:
+    """Return the guided velocity: equation 6 of arXiv 2207.12598, with guidance = w + 1.
 
-    `rescale` of the way, the result is given back the spread that it had with the prompt alone: equations 14 to 16 of
-    arXiv 2305.08891, without which strong guidance overexposes.
+    `rescale` in [0, 1] mixes in the same velocity scaled to the standard deviation of the conditional one (equations 14
+    to 16 of arXiv 2305.08891), without which strong guidance overexposes.
     """
     guided = unconditional + guidance * (conditional - unconditional)
     if rescale:
@@ -86,27 +91,27 @@ def guide(conditional: Tensor, unconditional: Tensor, guidance: float | Tensor, 
     return guided
 
 
-def noise_for(seed: int, shape: Sequence[int]) -> Tensor:
-    """Return the noise (C, T, H, W) of a seed: normal numbers, each a function of the seed and its own place alone.
+def seeded_noise(seed: int, shape: Sequence[int]) -> Tensor:
+    """Return standard normal noise (C, T, H, W); each number depends on the seed and on its own position alone.
 
     So a longer, taller or wider clip begins with the same noise, on every device. The random bits are SplitMix64's
     (Steele, Lea & Flood 2014, doi 10.1145/2660193.2660195) of a counter.
     """
     channel, time, row, column = (torch.arange(size) for size in shape)
-    place = (((time[:, None, None] << 16) + row[:, None]) << 16) + column
-    bits = _mix((channel[:, None, None, None] << 52) + place + _mix(torch.tensor(seed)))
-    uniform = ((_shifted(bits, 11)).double() + 0.5) * 2.0**-53
+    position = (((time[:, None, None] << 16) + row[:, None]) << 16) + column
+    bits = _splitmix64((channel[:, None, None, None] << 52) + position + _splitmix64(torch.tensor(seed)))
+    uniform = ((_logical_shift_right(bits, 11)).double() + 0.5) * 2.0**-53
     return torch.special.ndtri(uniform).float()
 
 
-def _mix(z: Tensor) -> Tensor:
-    """Scramble 64-bit integers: SplitMix64's increment and finaliser."""
+def _splitmix64(z: Tensor) -> Tensor:
+    """Hash 64-bit integers: SplitMix64's increment and finaliser."""
     z = z * -7046029254386353131 - 7046029254386353131
-    z = (z ^ _shifted(z, 30)) * -4658895280553007687
-    z = (z ^ _shifted(z, 27)) * -7723592293110705685
-    return z ^ _shifted(z, 31)
+    z = (z ^ _logical_shift_right(z, 30)) * -4658895280553007687
+    z = (z ^ _logical_shift_right(z, 27)) * -7723592293110705685
+    return z ^ _logical_shift_right(z, 31)
 
 
-def _shifted(z: Tensor, bits: int) -> Tensor:
-    """Shift right without carrying the sign."""
+def _logical_shift_right(z: Tensor, bits: int) -> Tensor:
+    """Shift right and fill with zeros; torch's own shift of a signed integer repeats the sign."""
     return (z >> bits) & ((1 << (64 - bits)) - 1)

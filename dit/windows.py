@@ -18,14 +18,14 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from dit.canvas import HANDOVER, Canvas
-from dit.flow import data_from, interpolate
-from dit.sampler import Velocity
+from dit.canvas import CROSSFADE_FRAMES, Canvas
+from dit.flow import denoised_from_velocity, interpolate
+from dit.sampler import VelocityFn
 from vae.model import VideoVAE
 
 GOLDEN = (5**0.5 - 1) / 2  # its multiples fill a stretch evenly, however many
 # The velocity of what stands on a part of a canvas that begins at a time step, and the noise it came from.
-Look = Callable[[Canvas, int, Tensor], Velocity]
+Look = Callable[[Canvas, int, Tensor], VelocityFn]
 
 
 def window_of(steps: int, trained: list[int]) -> int:
@@ -46,9 +46,9 @@ def cuts_of(canvas: Canvas, length: int, look: int) -> list[int]:
     A gap that leaves room for it stands in the middle of one window, between what is given on both sides; a longer one
     begins with half a window of what is given before it.
     """
-    steps, inside = canvas.steps, length - 1
+    steps, inside = canvas.latent_frames, length - 1
     turn = look * GOLDEN % 1
-    if canvas.circle:
+    if canvas.periodic:
         count = -(-steps // inside)
         return [(math.floor(turn * steps) + round(number * steps / count) - 1) % steps for number in range(count)]
     cuts: set[int] = set()
@@ -64,7 +64,7 @@ def cuts_of(canvas: Canvas, length: int, look: int) -> list[int]:
 
 def _gaps(canvas: Canvas) -> list[tuple[int, int]]:
     """List the stretches of time steps, (first, behind the last), in which something is dreamed."""
-    dreamed = [False, *canvas.dreamed, False]
+    dreamed = [False, *canvas.denoised_frames, False]
     edges = [step for step, (before, after) in enumerate(pairwise(dreamed)) if before != after]
     return list(zip(edges[::2], edges[1::2], strict=True))
 
@@ -77,19 +77,19 @@ def places_of(canvas: Canvas, length: int, look: int, begun: Canvas | None = Non
     has begun, or the first behind it of which something is given, or where nothing is, the clip's first. `begun` is the
     canvas as it was, where its beginning has been dreamed since.
     """
-    known = ((begun or canvas).level.flatten(1).amin(1) < 1).nonzero().flatten().tolist()
-    marks = [0, *known, *(begin + HANDOVER // 2 for begin, _ in canvas.told[1:])]
+    known = ((begun or canvas).denoise_mask.flatten(1).amin(1) < 1).nonzero().flatten().tolist()
+    marks = [0, *known, *(begin + CROSSFADE_FRAMES // 2 for begin, _ in canvas.prompt_schedule[1:])]
     for cut in cuts_of(canvas, length, look):
-        before = cut if canvas.circle else max(mark for mark in marks if mark <= cut)
-        if cut and not before and known and not canvas.circle:
+        before = cut if canvas.periodic else max(mark for mark in marks if mark <= cut)
+        if cut and not before and known and not canvas.periodic:
             before = known[0]
-        inside = [(cut + step) % canvas.steps for step in range(1, length)]
-        yield cut, torch.tensor([before, *inside], device=canvas.level.device)
+        inside = [(cut + step) % canvas.latent_frames for step in range(1, length)]
+        yield cut, torch.tensor([before, *inside], device=canvas.denoise_mask.device)
 
 
 def beginning(canvas: Canvas, length: int) -> bool:
     """Say whether a clip's first window of `length` is dreamed before the rest: where nothing is given at all."""
-    return not canvas.circle and canvas.steps > length and bool((canvas.level == 1).all())
+    return not canvas.periodic and canvas.latent_frames > length and bool((canvas.denoise_mask == 1).all())
 
 
 class Windows:
@@ -103,24 +103,26 @@ class Windows:
         self, look: Look, vae: VideoVAE, canvas: Canvas, length: int, noise: Tensor, begun: Canvas | None = None
     ):
         self.look, self.vae, self.canvas, self.length, self.noise = look, vae, canvas, length, noise
-        self.begun, self.looks, self.clean = begun, 0, torch.where(canvas.level < 1, canvas.given, noise)
+        self.begun, self.looks, self.clean = begun, 0, torch.where(canvas.denoise_mask < 1, canvas.clean_latents, noise)
 
     def __call__(self, xs: list[Tensor], levels: list[Tensor]) -> list[Tensor]:
         (x,), (level,) = xs, levels
-        sums, seen = torch.zeros_like(x), x.new_zeros(self.canvas.steps)
+        sums, seen = torch.zeros_like(x), x.new_zeros(self.canvas.latent_frames)
         for cut, place in places_of(self.canvas, self.length, self.looks, self.begun):
             before = int(place[0])
-            given, window = self.canvas.given[:, place], x[:, place]
-            if before or self.canvas.circle:  # else it is the clip's own first latent, which is a picture
+            given, window = self.canvas.clean_latents[:, place], x[:, place]
+            if before or self.canvas.periodic:  # else it is the clip's own first latent, which is a picture
                 given[:, :1] = self.picture(before)
                 window[:, :1] = interpolate(given[:, :1], self.noise[:, [before]], level[[before]])
-            part = replace(self.canvas, given=given, level=self.canvas.level[place], circle=False)
+            part = replace(
+                self.canvas, clean_latents=given, denoise_mask=self.canvas.denoise_mask[place], periodic=False
+            )
             (velocity,) = self.look(part, cut, self.noise[:, place])([window], [level[place]])
-            own = 1 if cut or self.canvas.circle else 0
+            own = 1 if cut or self.canvas.periodic else 0
             sums.index_add_(1, place[own:], velocity[:, own:])
             seen.index_add_(0, place[own:], seen.new_ones(self.length - own))
         answer = sums / seen.clamp(min=1)[:, None, None]
-        self.looks, self.clean = self.looks + 1, data_from(x, answer, level)
+        self.looks, self.clean = self.looks + 1, denoised_from_velocity(x, answer, level)
         return [answer]
 
     def picture(self, step: int) -> Tensor:

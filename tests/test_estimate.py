@@ -16,7 +16,7 @@ from app.queue.history import History
 from app.queue.jobs import Queue
 from app.queue.worker import work
 from dit.estimate import Outline
-from dit.flops import decoding_bytes, dreaming_bytes
+from dit.flops import decode_bytes, forward_bytes
 from dit.model import DiT, DiTConfig
 from dit.packing import pack
 from dit.pipeline import Pipeline
@@ -99,14 +99,14 @@ class Live(TorchDispatchMode):
 
 @pytest.mark.parametrize("width, shapes", [(192, [(5, 8, 8)] * 2), (384, [(3, 16, 16)])])
 def test_the_memory_of_a_look_is_what_its_tensors_take(width, shapes):
-    shape = DiTConfig(depth=2, width=width, words_width=32)
-    model, many = DiT.from_shape(shape).eval(), len(shapes)
+    shape = DiTConfig(depth=2, width=width, text_dim=32)
+    model, many = DiT.from_dit_config(shape).eval(), len(shapes)
     batch = pack(
         [torch.randn(16, *one) for one in shapes], [torch.ones(one) for one in shapes], [8.0] * many, (1, 2, 2)
     )
     with torch.no_grad(), Live(model) as live:
         model(batch, torch.randn(9 * many, 32), torch.randn(many, 32), (9,) * many)
-    assert live.peak == pytest.approx(dreaming_bytes(shape, len(batch.tokens)), rel=0.1)
+    assert live.peak == pytest.approx(forward_bytes(shape, len(batch.tokens)), rel=0.1)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_the_memory_of_showing_a_clip_is_what_its_tensors_take(widths, blocks, s
         past = None
         for piece in torch.randn(1, 16, 9, side, side).split(4, 2):
             _, past = vae.decode_piece(piece, past)
-    assert live.peak == pytest.approx(decoding_bytes(vae, 4, side, side), rel=0.2)
+    assert live.peak == pytest.approx(decode_bytes(vae, 4, side, side), rel=0.2)
 
 
 def test_what_does_not_fit_is_refused_with_the_nearest_that_does(tiny_model):

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dit.canvas import shares
+from dit.canvas import prompt_weights
 from dit.modes import MODES
 from dit.pipeline import Pipeline
 from dit.request import Moment, Request, RequestError, read_board
@@ -62,13 +62,13 @@ def test_what_is_given_comes_out_bit_identical_and_the_rest_is_dreamed(pipeline,
     request = pipeline.resolve(requests(files)[name])
     canvas = pipeline.paint(request)
     (dream,) = pipeline.generate([request])
-    kept = (canvas.level == 0).expand_as(canvas.given)
-    assert not canvas.circle or not kept.any()
-    if not canvas.circle:
-        assert torch.equal(dream.latents[kept], canvas.given[kept])
-        assert not torch.equal(dream.latents[~kept], canvas.given[~kept])
+    kept = (canvas.denoise_mask == 0).expand_as(canvas.clean_latents)
+    assert not canvas.periodic or not kept.any()
+    if not canvas.periodic:
+        assert torch.equal(dream.latents[kept], canvas.clean_latents[kept])
+        assert not torch.equal(dream.latents[~kept], canvas.clean_latents[~kept])
     frames = pipeline.pixels(dream)
-    assert frames.shape[1] == (4 * canvas.steps if canvas.circle else pipeline.vae.frame_count(canvas.steps))
+    assert frames.shape[1] == (4 * canvas.latent_frames if canvas.periodic else pipeline.vae.frame_count(canvas.latent_frames))
     assert frames.isfinite().all() and frames.abs().max() <= 1
 
 
@@ -81,7 +81,7 @@ def test_a_request_of_any_mode_makes_the_same_clip_from_its_metadata(pipeline, f
 
 def test_a_strength_of_zero_returns_the_clip_and_of_one_forgets_it(pipeline, files):
     edit = requests(files)["edit"]
-    given = pipeline.paint(pipeline.resolve(edit)).given
+    given = pipeline.paint(pipeline.resolve(edit)).clean_latents
     ask = lambda request: next(iter(pipeline.generate([request]))).latents
     assert torch.equal(ask(replace(edit, strength=0.0)), given)
     assert torch.equal(ask(replace(edit, strength=1.0)), ask(Request(prompt="a red ball", seed=1)))
@@ -92,15 +92,15 @@ def test_a_strength_of_zero_returns_the_clip_and_of_one_forgets_it(pipeline, fil
 def test_a_clip_that_is_given_later_is_the_same_film(pipeline, files):
     canvas = pipeline.paint(pipeline.resolve(requests(files)["extend"]))
     film = pipeline.vae.encode(read_video(files / "one.mkv").video[None])[0]
-    assert torch.equal(canvas.given[:, 3:7], film[:, 1:]) and not canvas.level[3:7].any()
-    assert canvas.level[:3].all() and canvas.level[7:].all()
+    assert torch.equal(canvas.clean_latents[:, 3:7], film[:, 1:]) and not canvas.denoise_mask[3:7].any()
+    assert canvas.denoise_mask[:3].all() and canvas.denoise_mask[7:].all()
 
 
 def test_inpainting_keeps_every_latent_with_no_white_in_it(pipeline, files):
     level = pipeline.paint(pipeline.resolve(requests(files)["inpaint"])).level
     assert level[:, :, 4:].all() and not level[:, :, :4].any()
     boxed = replace(requests(files)["inpaint"], mask=None, box=(10, 0, 17, 8))
-    level = pipeline.paint(pipeline.resolve(boxed)).level  # widened to whole patches of 16 pixels, as in training
+    level = pipeline.paint(pipeline.resolve(boxed)).denoise_mask  # widened to whole patches of 16 pixels, as in training
     assert level[:, :2, :4].all() and level.sum() == level[:, :2, :4].sum()
 
 
@@ -114,11 +114,11 @@ def test_a_loop_played_twice_has_no_seam(pipeline, files):
 
 
 def test_moments_share_a_clip_and_hand_over_softly():
-    share = shares([(0, "a"), (3, "b"), (6, "c")], 0, 9)
+    share = prompt_weights([(0, "a"), (3, "b"), (6, "c")], 0, 9)
     assert torch.allclose(share.sum(0), torch.ones(9)) and (share >= 0).all()
     assert share[:, 0].tolist() == [1, 0, 0] and share[:, 8].tolist() == [0, 0, 1]
     assert share[0, 3] == share[1, 3] == 0.5
-    assert torch.equal(shares([(0, "a"), (3, "b"), (6, "c")], 4, 3), share[:, 4:7])
+    assert torch.equal(prompt_weights([(0, "a"), (3, "b"), (6, "c")], 4, 3), share[:, 4:7])
 
 
 def test_a_storyboard_of_one_prompt_is_a_plain_clip(pipeline):
@@ -228,5 +228,5 @@ def test_each_clip_of_a_storyboard_ends_where_the_next_moment_begins(pipeline, f
     moments = (Moment(0, "a", clip=one), Moment(1, "b", clip=two), Moment(2, "c"))
     canvas = pipeline.paint(pipeline.resolve(Request(mode="storyboard", seconds=4.125, moments=moments)))
     films = [pipeline.vae.encode(read_video(path).video[None])[0] for path in (one, two)]
-    assert torch.equal(canvas.given[:, :2], films[0][:, :2]) and torch.equal(canvas.given[:, 2:4], films[1][:, 1:3])
-    assert canvas.level[:, 0, 0].tolist() == [0] * 4 + [1] * 5
+    assert torch.equal(canvas.clean_latents[:, :2], films[0][:, :2]) and torch.equal(canvas.clean_latents[:, 2:4], films[1][:, 1:3])
+    assert canvas.denoise_mask[:, 0, 0].tolist() == [0] * 4 + [1] * 5

@@ -65,7 +65,7 @@ def test_queries_keys_and_values_are_matrices_of_their_own():
 
 def test_muons_state_is_restored():
     torch.manual_seed(0)
-    model = DiT.from_shape(DiTConfig(depth=1, width=64, words_width=16))
+    model = DiT.from_dit_config(DiTConfig(depth=1, width=64, text_dim=16))
     optimizer = muon(model.muon_params(), model, DiTRun())
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters()))
     for value in model.parameters():

@@ -92,7 +92,7 @@ def test_image_to_video_begins_with_the_picture(pipeline, tmp_path):
     Image.radial_gradient("L").convert("RGB").save(tmp_path / "still.png")
     request = Request(mode="image-to-video", prompt="it spins", image=str(tmp_path / "still.png"))
     (dream,) = make(pipeline, request)
-    given = pipeline.paint(pipeline.resolve(request)).given
+    given = pipeline.paint(pipeline.resolve(request)).clean_latents
     assert torch.equal(dream.latents[:, :1], given[:, :1])
     (held,) = make(pipeline, replace(request, frame_guidance=2.0))
     assert torch.equal(held.latents[:, :1], given[:, :1]) and not torch.equal(held.latents, dream.latents)
@@ -234,8 +234,8 @@ def test_a_model_with_an_encoder_of_transformers_is_saved_halved_and_loaded(tiny
     torch.manual_seed(0)
     plain = Pipeline.from_pretrained(tiny_model)
     config = transformers.T5Config(vocab_size=400, d_model=32, d_kv=16, d_ff=48, num_layers=1, num_heads=2)
-    dit = DiT.from_shape(DiTConfig(depth=1, width=64, head_width=32, channels=4, words_width=32))
-    torch.nn.init.normal_(dit.exit.weight, std=0.1)
+    dit = DiT.from_dit_config(DiTConfig(depth=1, width=64, head_dim=32, channels=4, text_dim=32))
+    torch.nn.init.normal_(dit.proj_out.weight, std=0.1)
     encoder = transformers.T5EncoderModel(config).eval()
     Pipeline(dit, plain.vae, encoder, plain.tokenizer, plain.scheduler, plain.settings).save_pretrained(tmp_path)
     for part in ("transformer", "vae", "text_encoder"):

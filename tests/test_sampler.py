@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from dit.canvas import Canvas, blank
-from dit.flow import schedule, scheduler_for
+from dit.flow import make_scheduler, sigma_schedule
 from dit.guidance import Script, plan
 from dit.modes import MODES, Ask
-from dit.request import METHODS, Moment, Request
-from dit.sampler import guide, noise_for, sample
+from dit.request import SAMPLERS, Moment, Request
+from dit.sampler import classifier_free_guidance, sample, seeded_noise
 
 MEAN, SPREAD = 3.0, 0.5
 
@@ -27,12 +27,12 @@ def exact(xs, levels):
 
 
 def dream(canvas, steps=50, method="euler", seed=0):
-    times = schedule(scheduler_for(80, 1.0), steps, 80)
-    *_, (latents,) = sample(exact, [canvas], [noise_for(seed, canvas.given.shape)], [times], method)
+    times = sigma_schedule(make_scheduler(80, 1.0), steps, 80)
+    *_, (latents,) = sample(exact, [canvas], [seeded_noise(seed, canvas.clean_latents.shape)], [times], method)
     return latents
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", SAMPLERS)
 def test_samples_have_the_mean_and_spread_of_the_data(method):
     found = dream(blank((8, 4, 16, 16), 8.0), method=method)
     assert found.mean() == pytest.approx(MEAN, abs=0.03)
@@ -41,7 +41,7 @@ def test_samples_have_the_mean_and_spread_of_the_data(method):
 
 def test_second_order_is_closer_to_the_exact_end_than_euler_with_as_many_looks():
     canvas = blank((4, 2, 8, 8), 8.0)
-    goal = MEAN + SPREAD * noise_for(0, canvas.given.shape)  # the flow of a normal law is linear
+    goal = MEAN + SPREAD * seeded_noise(0, canvas.clean_latents.shape)  # the flow of a normal law is linear
     looks = {"euler": 16, "heun": 8, "dpm": 16}
     error = {method: (dream(canvas, steps, method) - goal).abs().max() for method, steps in looks.items()}
     assert error["heun"] < error["euler"] and error["dpm"] < error["euler"]
@@ -54,7 +54,7 @@ def test_dpm_goes_where_diffusers_goes_when_all_latents_are_equally_noisy():
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=1.0, final_sigmas_type="zero"
     )
     theirs.set_timesteps(12)
-    x = start = noise_for(0, (4, 2, 8, 8))
+    x = start = seeded_noise(0, (4, 2, 8, 8))
     for time, level in zip(theirs.timesteps, theirs.sigmas, strict=False):
         (v,) = exact([x], [level.expand(2, 8, 8)])
         x = theirs.step(v, time, x).prev_sample
@@ -65,12 +65,12 @@ def test_dpm_goes_where_diffusers_goes_when_all_latents_are_equally_noisy():
     torch.testing.assert_close(ours, x, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", SAMPLERS)
 def test_where_a_clip_is_heading_is_where_it_ends(method):
     canvas, seen = blank((4, 2, 8, 8), 8.0), []
-    times = schedule(scheduler_for(80, 1.0), 6, 80)
+    times = sigma_schedule(make_scheduler(80, 1.0), 6, 80)
     look = lambda step, clean: seen.append(clean[0])
-    *_, (found,) = sample(exact, [canvas], [noise_for(0, canvas.given.shape)], [times], method, look)
+    *_, (found,) = sample(exact, [canvas], [seeded_noise(0, canvas.clean_latents.shape)], [times], method, look)
     errors = [float((clean - found).abs().mean()) for clean in seen]
     assert len(errors) == 6 and errors[-1] < 1e-6 and errors == sorted(errors, reverse=True)
 
@@ -85,7 +85,7 @@ def paintings():
         image="x.png",
         clip="a.mp4",
         other="b.mp4",
-        pictures=((0.0, "a.png"), (1.0, "b.png")),
+        keyframes=((0.0, "a.png"), (1.0, "b.png")),
         window=(0.5, 0.8),
         box=(16, 16, 32, 32),
         strength=0.5,
@@ -107,40 +107,43 @@ def paintings():
     return canvases | {"region": Canvas(given, region, 8.0), "window": Canvas(given, window, 8.0)}
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", SAMPLERS)
 @pytest.mark.parametrize("name", paintings())
 def test_given_latents_come_out_bit_identical(name, method):
     canvas = paintings()[name]
     found = dream(canvas, steps=7, method=method)
-    kept = (canvas.level == 0).expand_as(found)
-    assert torch.equal(found[kept], canvas.given[kept])
-    assert not torch.equal(found[~kept], canvas.given[~kept])
+    kept = (canvas.denoise_mask == 0).expand_as(found)
+    assert torch.equal(found[kept], canvas.clean_latents[kept])
+    assert not torch.equal(found[~kept], canvas.clean_latents[~kept])
 
 
 def test_image_to_video_keeps_the_first_latent_and_dreams_the_rest():
-    level = paintings()["image-to-video"].level
+    level = paintings()["image-to-video"].denoise_mask
     assert not level[0].any() and (level[1:] == 1).all()
 
 
 def test_guidance_of_one_is_the_prompt_alone_and_of_zero_none():
     a, b = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
-    assert torch.allclose(guide(a, b, 1.0), a)
-    assert torch.equal(guide(a, b, 0.0), b)
-    assert torch.allclose(guide(a, b, 3.0) - b, 3 * (a - b))
+    assert torch.allclose(classifier_free_guidance(a, b, 1.0), a)
+    assert torch.equal(classifier_free_guidance(a, b, 0.0), b)
+    assert torch.allclose(classifier_free_guidance(a, b, 3.0) - b, 3 * (a - b))
 
 
 def test_rescaled_guidance_has_the_spread_of_the_prompt_alone():
     a, b = torch.randn(2, 1000, generator=torch.Generator().manual_seed(0))
-    assert guide(a, b, 5.0).std() > 3 * a.std()
-    assert guide(a, b, 5.0, rescale=1.0).std() == pytest.approx(a.std())
-    assert torch.allclose(guide(a, b, 5.0, 0.5), (guide(a, b, 5.0) + guide(a, b, 5.0, 1.0)) / 2)
+    assert classifier_free_guidance(a, b, 5.0).std() > 3 * a.std()
+    assert classifier_free_guidance(a, b, 5.0, rescale=1.0).std() == pytest.approx(a.std())
+    assert torch.allclose(
+        classifier_free_guidance(a, b, 5.0, 0.5),
+        (classifier_free_guidance(a, b, 5.0) + classifier_free_guidance(a, b, 5.0, 1.0)) / 2,
+    )
 
 
 def test_frames_that_are_given_are_guided_to_as_words_are():
     canvas = paintings()["image-to-video"]
-    noise = noise_for(0, canvas.given.shape)
-    level = canvas.level * 0.7
-    x = canvas.start(noise)
+    noise = seeded_noise(0, canvas.clean_latents.shape)
+    level = canvas.denoise_mask * 0.7
+    x = canvas.add_noise(noise)
     plans = {}
     for held in (None, 1.0, 3.0):
         request = Request(prompt="a ball", guidance=4.0, frame_guidance=held)
@@ -148,7 +151,7 @@ def test_frames_that_are_given_are_guided_to_as_words_are():
     assert [len(looks) for looks, _ in plans.values()] == [2, 2, 3]
     looks, join = plans[3.0]
     assert [look.prompt for look in looks] == ["a ball", "", "a ball"]
-    assert (looks[2].level == 0.7).all() and not torch.equal(looks[2].x[:, 0], canvas.given[:, 0])
+    assert (looks[2].level == 0.7).all() and not torch.equal(looks[2].x[:, 0], canvas.clean_latents[:, 0])
     assert torch.equal(looks[2].x[:, 1:], x[:, 1:]) and torch.equal(looks[0].x, x)
     asked, unasked, free = torch.randn(3, *x.shape, generator=torch.Generator().manual_seed(0))
     guided = plans[None][1]([asked, unasked])
@@ -159,26 +162,26 @@ def test_frames_that_are_given_are_guided_to_as_words_are():
 
 
 def test_a_longer_taller_or_wider_clip_begins_with_the_same_noise():
-    small, large = noise_for(5, (4, 2, 3, 4)), noise_for(5, (4, 6, 7, 9))
+    small, large = seeded_noise(5, (4, 2, 3, 4)), seeded_noise(5, (4, 6, 7, 9))
     assert torch.equal(large[:, :2, :3, :4], small)
 
 
 def test_noise_is_normal_and_differs_between_seeds_and_places():
-    noise = noise_for(1, (16, 8, 32, 32))
+    noise = seeded_noise(1, (16, 8, 32, 32))
     assert noise.mean() == pytest.approx(0, abs=0.01) and noise.std() == pytest.approx(1, abs=0.01)
     assert noise.pow(4).mean() == pytest.approx(3, abs=0.1)
     for axis in range(4):
         assert (noise * noise.roll(1, dims=axis)).mean() == pytest.approx(0, abs=0.01)
-    assert (noise * noise_for(2, noise.shape)).mean() == pytest.approx(0, abs=0.01)
+    assert (noise * seeded_noise(2, noise.shape)).mean() == pytest.approx(0, abs=0.01)
 
 
 def test_a_canvas_must_have_a_level_for_every_latent():
-    with pytest.raises(ValueError, match="one level for each latent"):
+    with pytest.raises(ValueError, match="one value for each latent"):
         Canvas(torch.zeros(4, 2, 3, 3), torch.zeros(2, 3, 4), 8.0)
-    with pytest.raises(ValueError, match=r"levels must lie in \[0, 1\]; got 0 to 1.5"):
+    with pytest.raises(ValueError, match=r"denoise_mask must lie in \[0, 1\]; got 0 to 1.5"):
         Canvas(torch.zeros(4, 2, 2, 2), torch.tensor([0.0, 1.5]).reshape(2, 1, 1).expand(2, 2, 2), 8.0)
 
 
 def test_an_unknown_method_is_refused():
-    with pytest.raises(ValueError, match="method must be one of euler, heun, dpm; got 'rk4'"):
+    with pytest.raises(ValueError, match="sampler must be one of euler, heun, dpm; got 'rk4'"):
         dream(blank((4, 1, 2, 2), 8.0), method="rk4")

@@ -36,20 +36,20 @@ def test_weights_stored_in_16_bits_load_as_float32(folder):
 
 
 def test_a_checkpoint_with_a_missing_key_is_refused(folder):
-    change(folder, lambda tensors: tensors.pop("exit.weight"))
-    with pytest.raises(WeightsError, match=r"the weight 'exit.weight' is missing"):
+    change(folder, lambda tensors: tensors.pop("proj_out.weight"))
+    with pytest.raises(WeightsError, match=r"the weight 'proj_out.weight' is missing"):
         load_strictly(DiT, folder)
 
 
 def test_a_checkpoint_with_an_extra_key_is_refused(folder):
-    change(folder, lambda tensors: tensors.update({"blocks.9.out": torch.zeros(3)}))
-    with pytest.raises(WeightsError, match=r"the weight 'blocks.9.out' is one too many"):
+    change(folder, lambda tensors: tensors.update({"blocks.9.attn_out": torch.zeros(3)}))
+    with pytest.raises(WeightsError, match=r"the weight 'blocks.9.attn_out' is one too many"):
         load_strictly(DiT, folder)
 
 
 def test_a_checkpoint_with_a_misshapen_key_is_refused(folder):
-    change(folder, lambda tensors: tensors.update({"exit.bias": torch.zeros(3)}))
-    with pytest.raises(WeightsError, match=r"the weight 'exit.bias' must be \(16,\); got \(3,\)"):
+    change(folder, lambda tensors: tensors.update({"proj_out.bias": torch.zeros(3)}))
+    with pytest.raises(WeightsError, match=r"the weight 'proj_out.bias' must be \(16,\); got \(3,\)"):
         load_strictly(DiT, folder)
 
 

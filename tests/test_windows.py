@@ -23,7 +23,7 @@ def painted(steps: int, *dreamed: tuple[int, int], circle: bool = False) -> Canv
     level = torch.zeros(steps, 1, 1)
     for begin, end in dreamed:
         level[begin:end] = 1
-    return Canvas(torch.zeros(1, steps, 1, 1), level, 8.0, circle=circle)
+    return Canvas(torch.zeros(1, steps, 1, 1), level, 8.0, periodic=circle)
 
 
 @pytest.mark.parametrize("window", [3, 5, 9])
@@ -64,9 +64,9 @@ def test_before_a_window_stands_what_was_told_or_given_last():
     assert {cut: min(cut, 4) for cut in before(rest)} == before(rest)  # the last of what was given
     behind = before(painted(30, (0, 20)))
     assert {cut: max(cut, 20) if cut else 0 for cut in behind} == behind  # what is given behind, but for the beginning
-    told = before(whole.tell([(0, "a"), (10, "b")]))
+    told = before(whole.with_prompts([(0, "a"), (10, "b")]))
     assert {cut: 0 if cut < 11 else 11 for cut in told} == told  # since the hand-over to other words is over
-    edited = replace(whole, level=whole.level / 2)
+    edited = replace(whole, denoise_mask=whole.denoise_mask / 2)
     assert all(cut == step for cut, step in before(edited).items())  # everything is known a little
 
 
@@ -82,7 +82,7 @@ def test_a_long_clip_is_dreamed_around_its_first_picture_and_never_coded_again(p
     request = pipeline.resolve(Request(mode="long", prompt="a red ball", seconds=5.0, steps=3, seed=4))
     canvas = pipeline.paint(request)
     window = pipeline.window_for(request, canvas)
-    assert beginning(canvas, window) and canvas.steps > 2 * window
+    assert beginning(canvas, window) and canvas.latent_frames > 2 * window
     seen = []
     coded, pipeline.vae.encode = pipeline.vae.encode, None
     try:
@@ -101,7 +101,7 @@ def test_a_long_clip_is_dreamed_around_its_first_picture_and_never_coded_again(p
 
 def test_behind_the_longest_clip_of_training_half_of_the_noise_comes_again():
     def noise(steps, circle=False):
-        canvas = replace(blank((16, steps, 8, 8), 8.0), circle=circle)
+        canvas = replace(blank((16, steps, 8, 8), 8.0), periodic=circle)
         return Job(0, Request(prompt="x", seed=3), canvas, 5, 9).noise()
 
     long = noise(60)
@@ -127,7 +127,7 @@ def test_a_circle_is_seen_in_windows_that_are_cut_elsewhere_at_every_look(pipeli
         return velocity
 
     x, level = torch.randn(4, 7, 8, 8), torch.full((7, 8, 8), 0.5)
-    noise, canvas = torch.randn_like(x), replace(blank((4, 7, 8, 8), 8.0), circle=True)
+    noise, canvas = torch.randn_like(x), replace(blank((4, 7, 8, 8), 8.0), periodic=True)
     ring = Windows(look, pipeline.vae, canvas, 5, noise)
     cuts = []
     for _ in range(30):
@@ -154,7 +154,7 @@ def test_no_seam_stays_where_each_window_changes_what_is_at_its_ends(pipeline):
         spoilt[:, -1] += 1.0
         return [spoilt]
 
-    x, canvas = torch.zeros(4, 4, 8, 8), replace(blank((4, 4, 8, 8), 8.0), circle=True)
+    x, canvas = torch.zeros(4, 4, 8, 8), replace(blank((4, 4, 8, 8), 8.0), periodic=True)
     ring = Windows(lambda *part: velocity, pipeline.vae, canvas, 5, torch.zeros_like(x))
     for time in torch.linspace(1, 0, 41)[:-1]:
         (slope,) = ring([x], [torch.full((4, 8, 8), float(time))])

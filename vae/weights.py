@@ -1,9 +1,20 @@
-"""Load a model's folder strictly: safetensors only, and every weight there, of its own shape, and no other."""
+"""Load a model folder strictly: safetensors only, with exactly the weights and shapes of the model.
+
+A model class may declare the names that its older folders use, old to new, and these folders load as well:
+
+    old_config_names: ClassVar = {"head_width": "head_dim"}
+    old_weight_names: ClassVar = {"exit": "proj_out", "blocks.*.out": "blocks.*.attn_out"}
+
+An entry renames a key of the state dict, or all keys that begin with it and a dot; "*" stands for a number. The first
+entry that fits a key applies. A class that contains others repeats their entries after the name of its own attribute.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,7 +29,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 class WeightsError(ValueError):
-    """A model folder that is missing, damaged, or not of the class asked for."""
+    """A model folder that is missing, damaged, or not of the model class."""
 
 
 def load_strictly(model_class: type[Model], folder: Path) -> Model:
@@ -27,7 +38,7 @@ def load_strictly(model_class: type[Model], folder: Path) -> Model:
     Weights may be stored in any float type. Raises WeightsError naming the first missing, extra or misshapen weight, or
     the file that is absent or damaged.
     """
-    config = read_json(folder / CONFIG)
+    config = read_config(model_class, folder)
     try:
         model = model_class.from_config(config)  # type: ignore[attr-defined]
     except (TypeError, ValueError, KeyError, ArithmeticError) as error:
@@ -36,15 +47,38 @@ def load_strictly(model_class: type[Model], folder: Path) -> Model:
     path = folder / WEIGHTS
     try:
         with safe_open(path, framework="pt") as stored:
-            have = {name: tuple(stored.get_slice(name).get_shape()) for name in stored.keys()}  # noqa: SIM118
+            names = _stored_names(model_class, wanted.keys(), stored.keys())
+            have = {name: tuple(stored.get_slice(old).get_shape()) for name, old in names.items()}
             _compare(path, {name: tuple(value.shape) for name, value in wanted.items()}, have)
             for name, value in wanted.items():
-                value.copy_(stored.get_tensor(name))
+                value.copy_(stored.get_tensor(names[name]))
     except FileNotFoundError as error:
         raise WeightsError(f"a {model_class.__name__} folder must hold {WEIGHTS}; {folder} does not") from error
     except SafetensorError as error:
         raise WeightsError(f"{path} is damaged: {error}; fetch or train the model anew") from error
     return model.eval()
+
+
+def read_config(model_class: type[nn.Module], folder: Path) -> dict:
+    """Read a model folder's config, its old names replaced; raises WeightsError where it is absent or damaged."""
+    renames = getattr(model_class, "old_config_names", {})
+    return {renames.get(name, name): value for name, value in read_json(folder / CONFIG).items()}
+
+
+def current_name(name: str, renames: Mapping[str, str]) -> str:
+    """Return a weight's name after `renames` of names, or of first parts of names; * stands for a number."""
+    for old, new in renames.items():
+        if match := re.match(re.escape(old).replace(r"\*", r"(\d+)") + r"(?=\.|$)", name):
+            numbers = iter(match.groups())
+            return re.sub(r"\*", lambda _, numbers=numbers: next(numbers), new) + name[match.end() :]
+    return name
+
+
+def _stored_names(model_class: type[nn.Module], wanted: Iterable[str], stored: Iterable[str]) -> dict[str, str]:
+    """Map each weight's current name to its name in a file, which may be an old one."""
+    stored = list(stored)
+    renames = {} if set(stored) == set(wanted) else getattr(model_class, "old_weight_names", {})
+    return {current_name(name, renames): name for name in stored}
 
 
 def halve(folder: Path) -> None:

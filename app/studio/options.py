@@ -10,7 +10,7 @@ from app.studio.actions import MOST_VARIATIONS
 from app.studio.gallery import LONGEST_NOTE
 from captioning.upsampler import FILES as UPSAMPLER_FILES
 from dit.modes import MODES
-from dit.request import CORNERS, METHODS, NONE, SIDES
+from dit.request import CORNERS, SAMPLERS, NONE, SIDES
 
 DEFAULTS = ("steps", "guidance", "frame_guidance", "rescale", "method", "fps", "seconds")
 
@@ -42,7 +42,7 @@ def offered(service: Service, alone: bool) -> dict[str, Any]:
     return {
         "models": models,
         "modes": [{"name": name} | {part: getattr(mode, part) for part in modes} for name, mode in MODES.items()],
-        "methods": list(METHODS),
+        "methods": list(SAMPLERS),
         "upsamplers": [NONE, AUTO] if shipped else [NONE],
         "corners": list(CORNERS),
         "sides": list(SIDES),

@@ -22,7 +22,7 @@ from torch import Tensor
 from dit.canvas import blank
 from dit.pipeline import Dream, Pipeline
 from dit.request import Request
-from dit.sampler import noise_for
+from dit.sampler import seeded_noise
 from training.evaluation.judge import FORMAT, Judge
 from vae.weights import load_strictly
 
@@ -95,10 +95,10 @@ def chained(pipeline: Pipeline, request: Request) -> Tensor:
     window = pipeline.window_for(request, canvas)
     kept = (window + 1) // 2
     frames = pipeline.vae.frame_count(kept)
-    noise = noise_for(request.seed, (*canvas.given.shape[:1], canvas.steps + window, *canvas.given.shape[2:]))
+    noise = seeded_noise(request.seed, (*canvas.clean_latents.shape[:1], canvas.latent_frames + window, *canvas.clean_latents.shape[2:]))
     shown = torch.zeros(3, 0, 1, 1)
-    while shown.shape[1] < pipeline.vae.frame_count(canvas.steps):
-        part = blank((canvas.given.shape[0], window, *canvas.given.shape[2:]), canvas.fps)
+    while shown.shape[1] < pipeline.vae.frame_count(canvas.latent_frames):
+        part = blank((canvas.clean_latents.shape[0], window, *canvas.clean_latents.shape[2:]), canvas.fps)
         at = 0
         if shown.shape[1]:
             part = part.keep(pipeline.vae.encode(shown[None, :, -frames:])[0], 0)
@@ -106,7 +106,7 @@ def chained(pipeline: Pipeline, request: Request) -> Tensor:
         *_, (latents,) = pipeline.dream([part], [request], [at], [noise[:, at : at + window]])
         pixels = pipeline.pixels(Dream(request, latents))
         shown = torch.cat([shown, pixels[:, frames:]], dim=1) if shown.shape[1] else pixels
-    return shown[:, : pipeline.vae.frame_count(canvas.steps)]
+    return shown[:, : pipeline.vae.frame_count(canvas.latent_frames)]
 
 
 @torch.no_grad()

@@ -195,7 +195,7 @@ def rows(
 def untrained_like(pipeline: Pipeline) -> Pipeline:
     """Return the same pipeline around a transformer with fresh weights."""
     parts = (pipeline.vae, pipeline.text_encoder, pipeline.tokenizer, pipeline.scheduler)
-    return Pipeline(DiT.from_shape(pipeline.transformer.shape).to(pipeline.device), *parts, pipeline.settings)
+    return Pipeline(DiT.from_dit_config(pipeline.transformer.dit_config).to(pipeline.device), *parts, pipeline.settings)
 
 
 def dreams(pipeline: Pipeline, requests: list[Request], name: str, shown: list | None = None) -> Iterator[Tensor]:
