@@ -16,7 +16,7 @@ from app.policy.policy import Watch
 from app.provenance.signing import ready_to_sign, signed
 from app.provenance.watermark import add_watermark
 from app.registry import DEFAULT_MODEL, model_folder, upsampler_named
-from captioning.text_encoder import within_limit
+from captioning.text_encoder import shorten_to_limit
 from captioning.upsampler import load_upsampler
 from dit.inputs import keep_latents
 from dit.pipeline import Dream, Pipeline, Progress, mode_of
@@ -120,7 +120,7 @@ def upsampled(requests: list[Request], pipeline: Pipeline) -> list[Request]:
         if name:
             asked = name, prompt, request.seed, mode_of(request).still
             if asked not in texts:
-                texts[asked] = within_limit(pipeline.tokenizer, writers[name].write(*asked[1:])) or prompt
+                texts[asked] = shorten_to_limit(pipeline.tokenizer, writers[name].write(*asked[1:])) or prompt
             request = replace(request, written=texts[asked])
         if request.written:
             read = "it was typed" if request.written == prompt else f"{request.written!r}"

@@ -18,7 +18,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from captioning.captioner import Caption, evenly
-from captioning.text_encoder import TextTower, load_tokenizer, sentences, tokenise
+from captioning.text_encoder import TextTower, capitalize_sentences, load_tokenizer, tokenize
 from captioning.video_encoder import Within, watching
 from vae.weights import hash_of_file, load_strictly, weights_in
 
@@ -233,7 +233,7 @@ class CoCaCaptioner:
         """Return a caption of each clip (B, 3, F, Y, X) in [-1, 1]."""
         videos, words = videos.to(self.model.device), self.tokenizer
         found = self.model.write(videos, words.bos_token_id, words.eos_token_id, words.model_max_length)
-        return [sentences(words.decode(ids)) for ids in found]
+        return [capitalize_sentences(words.decode(ids)) for ids in found]
 
     @torch.no_grad()
     def seen(self, videos: Tensor) -> Tensor:
@@ -243,7 +243,7 @@ class CoCaCaptioner:
     @torch.no_grad()
     def meant(self, texts: list[str]) -> Tensor:
         """Return where texts lie, as vectors (texts, D) of length 1, on the CPU; a long one is cut."""
-        ids, _ = tokenise(self.tokenizer, texts, cut=True)
+        ids, _ = tokenize(self.tokenizer, texts, truncate=True)
         return self.model.coca._encode_text(ids.to(self.model.device))[0].cpu()
 
     def match(self, videos: Tensor, texts: list[str]) -> Tensor:

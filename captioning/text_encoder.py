@@ -1,8 +1,8 @@
-"""Words to vectors: the tower that tells the diffusion transformer what to dream.
+"""Text encoders: prompts to the embeddings that condition the diffusion transformer.
 
-The default is open_clip's text tower (Radford et al. 2021, arXiv 2103.00020), trained here against clips
-(`contrast.py`). Any encoder of transformers (T5, UMT5, CLIP, Qwen) can take its place by name; what both give is
-`Words`.
+The default is open_clip's text tower (Radford et al. 2021, arXiv 2103.00020), trained against video clips by
+`contrastive.py`. Any text encoder of transformers (T5, UMT5, CLIP, Qwen) can replace it by name. Both return
+`TextEmbeddings`.
 """
 
 from __future__ import annotations
@@ -19,30 +19,31 @@ from torch import Tensor, nn
 from vae.weights import CONFIG, WeightsError, load_strictly, read_json
 
 START, END, PAD = "<start>", "<end>", "<pad>"
-FILES = ("text_encoder", "tokenizer")
-GROUP = 12  # prompts encoded at once
+SUBFOLDERS = ("text_encoder", "tokenizer")
+BATCH_PROMPTS = 12  # encoded at once
 
 
 @dataclass(frozen=True)
-class Words:
-    """Encoded prompts, end to end: features (L, D), one pooled vector a prompt (B, D), and how many words each prompt
-    has.
+class TextEmbeddings:
+    """Encoded prompts.
+
+    `token_embeddings` (L, D) holds the tokens of all prompts, concatenated without padding; `token_counts` the number
+    of tokens of each prompt; `pooled` (B, D) one vector per prompt.
     """
 
-    features: Tensor
+    token_embeddings: Tensor
     pooled: Tensor
-    counts: tuple[int, ...]
+    token_counts: tuple[int, ...]
 
-    def repeat(self, indices: list[int]) -> Words:
-        """Choose prompts by number, each as often as asked."""
-        parts = self.features.split(self.counts)
-        return Words(
-            torch.cat([parts[i] for i in indices]), self.pooled[indices], tuple(self.counts[i] for i in indices)
-        )
+    def repeat(self, indices: list[int]) -> TextEmbeddings:
+        """Select prompts by index; an index may occur several times."""
+        parts = self.token_embeddings.split(self.token_counts)
+        counts = tuple(self.token_counts[i] for i in indices)
+        return TextEmbeddings(torch.cat([parts[i] for i in indices]), self.pooled[indices], counts)
 
 
 class TextTower(ModelMixin, ConfigMixin):
-    """open_clip's causal text transformer with token features as its output, and the pooled vector beside them."""
+    """Encode tokens with open_clip's causal text transformer; return token embeddings and a pooled vector."""
 
     @register_to_config
     def __init__(
@@ -73,24 +74,23 @@ class TextTower(ModelMixin, ConfigMixin):
         )
 
     def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Return token features (B, L, D) and pooled vectors (B, D) of token ids (B, L), L at most the context.
+        """Return token embeddings (B, L, D) and pooled vectors (B, D) of token ids (B, L); L is at most `context`.
 
-        The same as the tower's own forward, which wants ids padded to the whole context: five times the work for our
-        captions.
+        Computes the same as the forward of open_clip's tower, which needs ids padded to the whole context: five times
+        the work for captions of usual length.
         """
         tower, length = self.tower, ids.shape[1]
         x = tower.token_embedding(ids) + tower.positional_embedding[:length]
-        causal = tower.build_causal_mask()[:length, :length].to(x)
-        features = tower.ln_final(tower.transformer(x, attn_mask=causal))
-        ends = (ids == self.end_id).int().argmax(1)
-        return features, features[torch.arange(len(ids)), ends] @ tower.text_projection
+        causal_mask = tower.build_causal_mask()[:length, :length].to(x)
+        x = tower.ln_final(tower.transformer(x, attn_mask=causal_mask))
+        end_positions = (ids == self.end_id).int().argmax(1)
+        return x, x[torch.arange(len(ids)), end_positions] @ tower.text_projection
 
 
 def train_tokenizer(texts, vocabulary: int, context: int):
-    """Learn a byte-level BPE (Sennrich et al. 2016, arXiv 1508.07909) from captions; return a transformers tokenizer.
+    """Train a byte-level BPE (Sennrich et al. 2016, arXiv 1508.07909) on captions; return a transformers tokenizer.
 
-    Byte-level, so that any prompt in any language can be written in it; lower case and NFKC, so that spelling variants
-    agree.
+    Bytes make it cover every language. Text is lower-cased and normalized (NFKC), so spelling variants agree.
     """
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
@@ -111,16 +111,15 @@ def train_tokenizer(texts, vocabulary: int, context: int):
     )
 
 
-def tokenise(tokenizer, prompts: list[str], cut: bool = False) -> tuple[Tensor, tuple[int, ...]]:
-    """Return token ids (B, longest), padded on the right, and each prompt's count, at least one.
+def tokenize(tokenizer, prompts: list[str], truncate: bool = False) -> tuple[Tensor, tuple[int, ...]]:
+    """Return token ids (B, L), padded on the right to the longest prompt, and each prompt's token count (at least 1).
 
-    Raises ValueError for a prompt longer than the tokenizer's limit, unless it may be `cut`, as captions in training
-    may.
+    Raises ValueError for a prompt over the token limit, unless `truncate` is set, as for training captions.
     """
     rows, limit = [], tokenizer.model_max_length
     for prompt in prompts:
         ids = tokenizer(prompt, truncation=False, verbose=False)["input_ids"] or [tokenizer.eos_token_id]
-        if len(ids) > limit and cut:
+        if len(ids) > limit and truncate:
             ids = [*ids[: limit - 1], ids[-1]]
         if len(ids) > limit:
             raise ValueError(
@@ -133,52 +132,52 @@ def tokenise(tokenizer, prompts: list[str], cut: bool = False) -> tuple[Tensor, 
     return ids, tuple(len(row) for row in rows)
 
 
-def within_limit(tokenizer, text: str) -> str:
-    """Return as many whole sentences of a text, from its beginning, as the tokenizer's limit allows."""
+def shorten_to_limit(tokenizer, text: str) -> str:
+    """Drop whole sentences from the end of a text until it fits the token limit; return "" if none fits."""
     parts = re.findall(r".+?(?:[.!?](?=\s|$)|[。！？]|$)\s*", text, flags=re.DOTALL)
-    for many in range(len(parts), 0, -1):
-        kept = "".join(parts[:many]).strip()
+    for count in range(len(parts), 0, -1):
+        kept = "".join(parts[:count]).strip()
         if len(tokenizer(kept, truncation=False, verbose=False)["input_ids"]) <= tokenizer.model_max_length:
             return kept
     return ""
 
 
-def sentences(text: str) -> str:
-    """Begin every sentence with a capital: our tokens have none."""
+def capitalize_sentences(text: str) -> str:
+    """Capitalize the first letter of each sentence; the tokenizer is lower case."""
     return re.sub(r"(?:^|(?<=[.!?] ))[a-z]", lambda first: first[0].upper(), text.strip())
 
 
-def encode(prompts: list[str], tokenizer, encoder: nn.Module, cut: bool = False) -> Words:
-    """Turn prompts into `Words`, with the trained tower or with any transformers text encoder; GROUP prompts of like
-    length at a time, since a group is as long as its longest.
+def encode_prompts(prompts: list[str], tokenizer, encoder: nn.Module, truncate: bool = False) -> TextEmbeddings:
+    """Encode prompts with the trained tower or any transformers text encoder.
 
-    Raises ValueError for a prompt longer than the encoder's limit, unless it may be `cut`.
+    Encodes batches of BATCH_PROMPTS prompts of similar length, because a batch is padded to its longest prompt.
+    Raises ValueError for a prompt over the token limit, unless `truncate` is set.
     """
-    ids, counts = tokenise(tokenizer, prompts, cut)
+    ids, counts = tokenize(tokenizer, prompts, truncate)
     shortest_first = sorted(range(len(counts)), key=counts.__getitem__)
-    features, pooled = {}, {}
-    for start in range(0, len(counts), GROUP):
-        group = shortest_first[start : start + GROUP]
-        lengths = [counts[i] for i in group]
-        for i, length, words, vector in zip(group, lengths, *_encode(ids[group], lengths, encoder), strict=True):
-            features[i], pooled[i] = words[:length], vector
-    numbers = range(len(counts))
-    return Words(torch.cat([features[i] for i in numbers]), torch.stack([pooled[i] for i in numbers]), counts)
+    embeddings, pooled = {}, {}
+    for start in range(0, len(counts), BATCH_PROMPTS):
+        batch = shortest_first[start : start + BATCH_PROMPTS]
+        lengths = [counts[i] for i in batch]
+        for i, length, tokens, vector in zip(batch, lengths, *_encode(ids[batch], lengths, encoder), strict=True):
+            embeddings[i], pooled[i] = tokens[:length], vector
+    order = range(len(counts))
+    return TextEmbeddings(torch.cat([embeddings[i] for i in order]), torch.stack([pooled[i] for i in order]), counts)
 
 
 def _encode(ids: Tensor, counts: list[int], encoder: nn.Module) -> tuple[Tensor, Tensor]:
-    """Return features (B, longest, D) and pooled vectors (B, D) of the first `counts` ids of each row."""
+    """Return token embeddings (B, L, D) and pooled vectors (B, D) of the first `counts` ids of each row."""
     device = next(encoder.parameters()).device
     ids = ids[:, : max(counts)].to(device)
     if isinstance(encoder, TextTower):
         return encoder(ids)
-    real = torch.arange(ids.shape[1], device=device) < torch.tensor(counts, device=device)[:, None]
-    features = encoder(input_ids=ids, attention_mask=real.long()).last_hidden_state
-    return features, (features * real[..., None]).sum(1) / real.sum(1, keepdim=True)
+    mask = torch.arange(ids.shape[1], device=device) < torch.tensor(counts, device=device)[:, None]
+    hidden = encoder(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+    return hidden, (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
 
 
-def width_of(encoder: nn.Module) -> int:
-    """Return D, how many values a word's feature has."""
+def embedding_dim(encoder: nn.Module) -> int:
+    """Return D, the size of a token embedding."""
     if isinstance(encoder, TextTower):
         return encoder.width
     config = encoder.config.to_dict()  # type: ignore[operator, union-attr]
@@ -186,42 +185,42 @@ def width_of(encoder: nn.Module) -> int:
 
 
 def load_tokenizer(folder: Path):
-    """Load a tokenizer of ours. Raises WeightsError where it is absent or damaged."""
+    """Load a tokenizer that `train_tokenizer` made. Raises WeightsError if it is missing or damaged."""
     from transformers import PreTrainedTokenizerFast
 
     read_json(folder / "tokenizer.json")
     try:
         return PreTrainedTokenizerFast.from_pretrained(folder)
-    except Exception as error:  # the parser's own kind has no other name
+    except Exception as error:  # tokenizers raises a bare Exception
         raise WeightsError(f"{folder} is damaged: {error}; fetch or train the model anew") from error
 
 
 def load_text_encoder(name: str | Path):
-    """Load (tokenizer, encoder) from a model folder of ours, or from transformers by name or folder.
+    """Load (tokenizer, encoder) from a Longtake model folder, or from transformers by name or folder.
 
-    Encoder-decoder models (T5, UMT5) give their encoder. Raises ValueError where neither is found.
+    Of an encoder-decoder model (T5, UMT5), only the encoder is loaded. Raises ValueError if neither is found.
     """
     import transformers
 
-    folder, words = Path(name), name
-    if (folder / FILES[0]).is_dir():
-        if read_json(folder / FILES[0] / CONFIG).get("_class_name") == TextTower.__name__:
-            encoder = load_strictly(TextTower, folder / FILES[0])
-            return load_tokenizer(folder / FILES[1]), encoder
-        name, words = folder / FILES[0], folder / FILES[1]
+    folder, tokenizer_name = Path(name), name
+    if (folder / SUBFOLDERS[0]).is_dir():
+        if read_json(folder / SUBFOLDERS[0] / CONFIG).get("_class_name") == TextTower.__name__:
+            encoder = load_strictly(TextTower, folder / SUBFOLDERS[0])
+            return load_tokenizer(folder / SUBFOLDERS[1]), encoder
+        name, tokenizer_name = folder / SUBFOLDERS[0], folder / SUBFOLDERS[1]
     try:
         config = transformers.AutoConfig.from_pretrained(name)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(words)
-        kinds = {
+        tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer_name)
+        class_names = {
             "t5": "T5EncoderModel",
             "umt5": "UMT5EncoderModel",
             "clip": "CLIPTextModel",
             "clip_text_model": "CLIPTextModel",
         }
-        kind = getattr(transformers, kinds.get(config.model_type, "AutoModel"))
-        return tokenizer, kind.from_pretrained(name, use_safetensors=True, dtype=torch.float32).eval()
+        encoder_class = getattr(transformers, class_names.get(config.model_type, "AutoModel"))
+        return tokenizer, encoder_class.from_pretrained(name, use_safetensors=True, dtype=torch.float32).eval()
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"a text encoder must be a folder with {' and '.join(FILES)}, or a transformers model; "
+            f"a text encoder must be a folder with {' and '.join(SUBFOLDERS)}, or a transformers model; "
             f"got {str(name)!r} ({error})"
         ) from error

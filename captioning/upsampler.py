@@ -27,7 +27,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from captioning.glossary import Glossary, load_glossary
-from captioning.text_encoder import load_tokenizer, sentences, train_tokenizer
+from captioning.text_encoder import capitalize_sentences, load_tokenizer, train_tokenizer
 from vae.weights import CONFIG, load_strictly
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ class Ours:
                 generation_config=_sampling(count, LONGEST, end, self.tokenizer.pad_token_id),
             )[:, len(given) :]
         whole = [row[: row.index(end)] for row in written.tolist() if end in row]
-        texts = (sentences(self.tokenizer.decode(row, skip_special_tokens=True)) for row in whole)
+        texts = (capitalize_sentences(self.tokenizer.decode(row, skip_special_tokens=True)) for row in whole)
         return list(dict.fromkeys(text for text in texts if text))
 
     @torch.no_grad()

@@ -16,10 +16,10 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from captioning.text_encoder import FILES as TEXT_FILES
-from captioning.text_encoder import TextTower, load_tokenizer, tokenise
+from captioning.text_encoder import SUBFOLDERS as TEXT_FILES
+from captioning.text_encoder import TextTower, load_tokenizer, tokenize
 from dit.canvas import Canvas, blank
-from dit.flops import decode_flops, decode_bytes, forward_bytes, encode_flops, forward_flops, linear_preview_flops
+from dit.flops import decode_bytes, decode_flops, encode_flops, forward_bytes, forward_flops, linear_preview_flops
 from dit.guidance import Script, plan
 from dit.inputs import LATENTS
 from dit.model import DiT
@@ -233,7 +233,7 @@ class Work:
                 script = Script.of(self.request, part, start)
                 said = tuple(sorted({*script.prompts, script.negative}))
                 if said not in self.heard:
-                    self.heard[said] = tokenise(self.pipeline.tokenizer, list(said))[1]
+                    self.heard[said] = tokenize(self.pipeline.tokenizer, list(said))[1]
                     self.text += self.outline.words_flops(list(self.heard[said]))
                 key = script.prompts, part.denoise_mask.numpy().tobytes(), number
                 if key not in self.found:

@@ -15,8 +15,8 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from captioning.text_encoder import FILES as TEXT_FILES
-from captioning.text_encoder import Words, encode, load_text_encoder, tokenise
+from captioning.text_encoder import SUBFOLDERS as TEXT_FILES
+from captioning.text_encoder import TextEmbeddings, encode_prompts, load_text_encoder, tokenize
 from dit.batching import Job, packed
 from dit.canvas import Canvas, blank
 from dit.flow import sigma_schedule
@@ -25,7 +25,7 @@ from dit.inputs import ask_of, hashed
 from dit.model import DiT
 from dit.modes import MODES, Mode
 from dit.packing import grid_of, pack, unpack
-from dit.request import SAMPLERS, NONE, SIDES, Request, RequestError, check_values
+from dit.request import NONE, SAMPLERS, SIDES, Request, RequestError, check_values
 from dit.sampler import StepCallback, VelocityFn, sample
 from dit.settings import SETTINGS, Settings, read_settings
 from dit.windows import Windows, beginning, cut_open, window_of
@@ -94,7 +94,7 @@ class Pipeline(DiffusionPipeline):
             raise RequestError("a prompt must say something; got none, so describe the clip in a sentence")
         if request.prompt.strip() and request.upsample not in (None, NONE) and not request.written:
             raise RequestError(f"upsample needs written; got only {request.upsample!r}, so let app.render write it")
-        tokenise(self.tokenizer, [request.words, request.negative or "", *(m.prompt for m in request.moments or ())])
+        tokenize(self.tokenizer, [request.words, request.negative or "", *(m.prompt for m in request.moments or ())])
         for field in mode.needs:
             if not getattr(request, field):
                 flag = "picture" if field == "pictures" else field
@@ -240,7 +240,7 @@ class Pipeline(DiffusionPipeline):
         """
         request, canvas, (steps, H, W) = job.request, job.canvas, job.canvas.denoise_mask.shape
         noise = job.noise(steps if canvas.periodic else 0)
-        heard: dict[tuple[str, ...], Words] = {}
+        heard: dict[tuple[str, ...], TextEmbeddings] = {}
 
         def look(part: Canvas, start: int, stretch: Tensor) -> VelocityFn:
             return self.looking([part], [request], [start], [stretch], heard)
@@ -311,7 +311,7 @@ class Pipeline(DiffusionPipeline):
         requests: Sequence[Request],
         starts: Sequence[int],
         noise: Sequence[Tensor],
-        heard: dict[tuple[str, ...], Words] | None = None,
+        heard: dict[tuple[str, ...], TextEmbeddings] | None = None,
     ) -> VelocityFn:
         """Return the guided velocity of what stands on canvases: `dream` says what its arguments are. What was `heard`
         before is not read again.
@@ -322,7 +322,7 @@ class Pipeline(DiffusionPipeline):
         prompts = [sorted({*script.prompts, script.negative}) for script in scripts]
         for own in map(tuple, prompts):  # each clip's as if it were alone
             if own not in heard:
-                heard[own] = encode(list(own), self.tokenizer, self.text_encoder)
+                heard[own] = encode_prompts(list(own), self.tokenizer, self.text_encoder)
         words = [heard[tuple(own)] for own in prompts]
 
         def seen(looks: list[tuple[int, Look]]) -> Iterator[Tensor]:
@@ -335,8 +335,8 @@ class Pipeline(DiffusionPipeline):
                 [len(own) for _, own in clips],
             )
             said = [words[clip].repeat([prompts[clip].index(prompt) for prompt in own]) for clip, own in clips]
-            features, pooled = torch.cat([own.features for own in said]), torch.cat([own.pooled for own in said])
-            counts = tuple(count for own in said for count in own.counts)
+            features, pooled = torch.cat([own.token_embeddings for own in said]), torch.cat([own.pooled for own in said])
+            counts = tuple(count for own in said for count in own.token_counts)
             yield from unpack(self.transformer(batch, features, pooled, counts), batch.shapes, patch)
 
         def velocity(xs: list[Tensor], levels: list[Tensor]) -> list[Tensor]:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from captioning.coca import FRAMES, CoCaCaptioner, FrameByFrame, OpenClipWords, VideoCoCa, load_coca
-from captioning.text_encoder import load_text_encoder, tokenise, train_tokenizer
+from captioning.text_encoder import load_text_encoder, tokenize, train_tokenizer
 from training.config import CaptionerRun
 from training.dataset import open_bucket
 from training.evaluation.captions import SCORED, cider, describe, truthfulness
@@ -60,7 +60,7 @@ def painter():
     model = VideoCoCa(**shape, watcher_width=16, watcher_layers=1, queries=4).train()
     loss_of = open_clip.loss.CoCaLoss(2.0, 1.0, pad_id=0)
     clips = torch.tensor(list(COLOURS.values()))[:, :, None, None, None].expand(-1, -1, 9, 64, 64)
-    ids, _ = tokenise(tokenizer, list(COLOURS))
+    ids, _ = tokenize(tokenizer, list(COLOURS))
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
     for _ in range(30):
         noisy = clips + 0.1 * torch.randn(clips.shape)
@@ -141,7 +141,7 @@ def test_training_a_captioner_resumes_exactly_and_leaves_the_text_tower_as_it_is
 def test_the_words_that_tell_a_scene_are_marked_where_they_stand():
     tokenizer, _ = load_text_encoder("app/models/first")
     texts = ["The video shows a large red ball. It is noon, and the camera holds still.", "In this clip, a cube."]
-    ids, _ = tokenise(tokenizer, texts, cut=True)
+    ids, _ = tokenize(tokenizer, texts, truncate=True)
     marked = telling_of(tokenizer, texts, ids)
     found = ["".join(tokenizer.decode(row[1:][marks]).split()) for row, marks in zip(ids, marked, strict=True)]
     assert found == ["largeredballnoonholdsstill", "cube"] and marked.shape == ids[:, 1:].shape
@@ -166,7 +166,7 @@ def test_an_open_clip_checkpoint_trains_writes_and_is_loaded_again(small, tmp_pa
     model, words = begun(run)
     assert isinstance(model.coca.visual, FrameByFrame) and isinstance(words, OpenClipWords)
     clips = torch.rand(2, 3, 5, 24, 32) * 2 - 1
-    ids, _ = tokenise(words, ["a red ball", "a blue cube"])
+    ids, _ = tokenize(words, ["a red ball", "a blue cube"])
     sum(open_clip.loss.CoCaLoss(2.0, 1.0)(**model(clips, ids))).backward()
     assert model.coca.visual.times.grad.abs().sum() > 0
     captioner = CoCaCaptioner(model, words)

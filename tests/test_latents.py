@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 import webdataset
+from training.prepare.manifest import Journal, Row, read_manifest
+from training.prepare.text_cache import Glossary, speaker_of
 
-from captioning.text_encoder import TextTower, encode, load_text_encoder, train_tokenizer
+from captioning.text_encoder import TextTower, encode_prompts, load_text_encoder, train_tokenizer
 from tests.test_prepare import shot
 from training.dataset import DataError
 from training.prepare.clips import ClipsRun, clips, rows_of
 from training.prepare.filter import FilterRun, filter_clips
 from training.prepare.latents import LatentsRun, Shelf, encoder_of, failed_latents, fit, latents, retell
-from training.prepare.manifest import Journal, Row, read_manifest
-from training.prepare.text_cache import Glossary, speaker_of
 from vae.video.pixels import fit_image
 from vae.video.read import read_image, read_video
 from vae.video.write import write_image, write_video
@@ -236,7 +236,7 @@ class Heard(list):
 
 def same(ours, theirs):
     """Say whether words are alike: how many prompts are encoded at once moves the last bits of float32."""
-    assert ours.counts == theirs.counts and ours.features.dtype == theirs.features.dtype == torch.float32
+    assert ours.token_counts == theirs.token_counts and ours.token_embeddings.dtype == theirs.token_embeddings.dtype == torch.float32
     near = [torch.allclose(getattr(ours, n), getattr(theirs, n), atol=1e-5) for n in ("features", "pooled")]
     return all(near)
 
@@ -247,12 +247,12 @@ def test_captions_are_looked_up_as_the_text_encoder_says_them(prepared):
     assert max(map(len, captions)) > 2000  # which is cut
     tokenizer, encoder = load_text_encoder(prepared.text)
     encoder.requires_grad_(False)
-    wanted = encode(captions, tokenizer, encoder, cut=True)
+    wanted = encode_prompts(captions, tokenizer, encoder, truncate=True)
     glossary = Glossary(tokenizer, encoder, (prepared.folder,))
     with Heard() as heard:
         assert same(glossary.encode(captions), wanted) and not heard
         strange = ["a caption that nobody wrote", *captions, "another one"]
-        assert same(glossary.encode(strange), encode(strange, tokenizer, encoder, cut=True))
+        assert same(glossary.encode(strange), encode_prompts(strange, tokenizer, encoder, truncate=True))
     assert heard == [2, len(strange)]
     assert same(Glossary(tokenizer, encoder, ()).encode(captions), wanted)
 

@@ -1,4 +1,4 @@
-"""Words to vectors: our tower, and transformers' encoders in its place."""
+"""Text encoders: our tower, and transformers' encoders in its place."""
 
 import pytest
 import torch
@@ -6,14 +6,14 @@ import transformers
 
 from captioning.contrastive import VideoTower, contrast
 from captioning.text_encoder import (
-    FILES,
+    SUBFOLDERS,
     TextTower,
-    encode,
+    capitalize_sentences,
+    embedding_dim,
+    encode_prompts,
     load_text_encoder,
-    sentences,
-    tokenise,
+    tokenize,
     train_tokenizer,
-    width_of,
 )
 
 TEXTS = ["a red ball bounces", "the blue cube spins while the camera orbits left", "一个红色的球在弹跳"]
@@ -32,12 +32,12 @@ def tower(tokenizer):
 
 def test_any_text_can_be_written_in_the_tokens(tokenizer):
     for text in (*TEXTS, "zebra é 龍 🎈"):
-        ids, (count,) = tokenise(tokenizer, [text])
+        ids, (count,) = tokenize(tokenizer, [text])
         assert tokenizer.decode(ids[0, 1 : count - 1].tolist()).strip() == text
 
 
 def test_sentences_begin_with_capitals():
-    assert sentences(" a red ball. it is 3.5 cm wide! the end") == "A red ball. It is 3.5 cm wide! The end"
+    assert capitalize_sentences(" a red ball. it is 3.5 cm wide! the end") == "A red ball. It is 3.5 cm wide! The end"
 
 
 def test_case_and_width_of_letters_do_not_matter(tokenizer):
@@ -46,13 +46,13 @@ def test_case_and_width_of_letters_do_not_matter(tokenizer):
 
 def test_a_prompt_longer_than_the_limit_is_refused(tokenizer):
     with pytest.raises(ValueError, match="a prompt must be at most 64 tokens for this text encoder; got 1"):
-        tokenise(tokenizer, ["x" * 100])
-    ids, counts = tokenise(tokenizer, ["x" * 100], cut=True)
+        tokenize(tokenizer, ["x" * 100])
+    ids, counts = tokenize(tokenizer, ["x" * 100], truncate=True)
     assert counts == (64,) and ids[0, -1] == tokenizer.eos_token_id
 
 
 def test_the_tower_computes_what_open_clip_computes(tokenizer, tower):
-    ids, counts = tokenise(tokenizer, TEXTS)
+    ids, counts = tokenize(tokenizer, TEXTS)
     padded = torch.nn.functional.pad(ids, (0, 64 - ids.shape[1]), value=tokenizer.pad_token_id)
     with torch.no_grad():
         pooled, features = tower.tower(padded)
@@ -64,22 +64,24 @@ def test_the_tower_computes_what_open_clip_computes(tokenizer, tower):
 
 def test_a_prompt_is_encoded_the_same_alone_or_in_company(tokenizer, tower):
     with torch.no_grad():
-        together, alone = encode(TEXTS, tokenizer, tower), encode(TEXTS[:1], tokenizer, tower)
-    assert torch.allclose(together.features[: together.counts[0]], alone.features, atol=1e-5)
+        together, alone = encode_prompts(TEXTS, tokenizer, tower), encode_prompts(TEXTS[:1], tokenizer, tower)
+    assert torch.allclose(together.token_embeddings[: together.token_counts[0]], alone.token_embeddings, atol=1e-5)
     assert torch.allclose(together.pooled[:1], alone.pooled, atol=1e-5)
 
 
 def test_the_empty_prompt_has_words(tokenizer, tower):
-    assert encode([""], tokenizer, tower).counts[0] >= 1
+    assert encode_prompts([""], tokenizer, tower).token_counts[0] >= 1
 
 
 def test_prompts_are_chosen_by_number(tokenizer, tower):
     with torch.no_grad():
-        words = encode(TEXTS, tokenizer, tower)
+        words = encode_prompts(TEXTS, tokenizer, tower)
     chosen = words.repeat([2, 0, 2])
-    assert chosen.counts == (words.counts[2], words.counts[0], words.counts[2])
+    assert chosen.token_counts == (words.token_counts[2], words.token_counts[0], words.token_counts[2])
     assert torch.equal(chosen.pooled, words.pooled[[2, 0, 2]])
-    assert torch.equal(chosen.features[: words.counts[2]], words.features[-words.counts[2] :])
+    assert torch.equal(
+        chosen.token_embeddings[: words.token_counts[2]], words.token_embeddings[-words.token_counts[2] :]
+    )
 
 
 SMALL = {
@@ -110,20 +112,26 @@ def test_an_encoder_of_transformers_takes_the_towers_place(name, tokenizer, tmp_
     tokenizer.save_pretrained(tmp_path)
     their_tokenizer, encoder = load_text_encoder(tmp_path)
     with torch.no_grad():
-        words = encode(TEXTS, their_tokenizer, encoder.eval())
-        alone = encode(TEXTS[:1], their_tokenizer, encoder)
-    assert words.features.shape == (sum(words.counts), 32) == (sum(words.counts), width_of(encoder))
+        words = encode_prompts(TEXTS, their_tokenizer, encoder.eval())
+        alone = encode_prompts(TEXTS[:1], their_tokenizer, encoder)
+    assert (
+        words.token_embeddings.shape
+        == (sum(words.token_counts), 32)
+        == (sum(words.token_counts), embedding_dim(encoder))
+    )
     assert words.pooled.shape == (3, 32)
-    assert torch.allclose(words.features[: words.counts[0]], alone.features, atol=1e-4)
+    assert torch.allclose(words.token_embeddings[: words.token_counts[0]], alone.token_embeddings, atol=1e-4)
     assert not torch.allclose(words.pooled[0], words.pooled[1], atol=1e-3)
 
 
 def test_a_tower_is_loaded_from_a_model_folder(tokenizer, tower, tmp_path):
-    tower.save_pretrained(tmp_path / FILES[0])
-    tokenizer.save_pretrained(tmp_path / FILES[1])
+    tower.save_pretrained(tmp_path / SUBFOLDERS[0])
+    tokenizer.save_pretrained(tmp_path / SUBFOLDERS[1])
     their_tokenizer, loaded = load_text_encoder(tmp_path)
     with torch.no_grad():
-        assert torch.equal(encode(TEXTS, their_tokenizer, loaded).pooled, encode(TEXTS, tokenizer, tower).pooled)
+        assert torch.equal(
+            encode_prompts(TEXTS, their_tokenizer, loaded).pooled, encode_prompts(TEXTS, tokenizer, tower).pooled
+        )
 
 
 def test_what_is_no_text_encoder_is_refused(tmp_path):

@@ -14,7 +14,7 @@ from app.cli import main
 from app.render import request_in
 from captioning.captioner import Description
 from captioning.endpoint import Told
-from captioning.text_encoder import train_tokenizer, within_limit
+from captioning.text_encoder import shorten_to_limit, train_tokenizer
 from captioning.upsampler import (
     FILES,
     Chosen,
@@ -203,16 +203,16 @@ def test_what_is_asked_of_a_model_elsewhere_is_all_that_it_may_answer():
 def test_only_whole_sentences_that_the_model_can_read_are_kept(ours):
     tokenizer = copy.copy(ours.tokenizer)
     text = "A red ball falls. It is 3.5 cm wide! Noon. And so on"
-    assert within_limit(tokenizer, text) == text
+    assert shorten_to_limit(tokenizer, text) == text
     for kept in (
         "A red ball falls. It is 3.5 cm wide! Noon.",
         "A red ball falls. It is 3.5 cm wide!",
         "A red ball falls.",
     ):
         tokenizer.model_max_length = len(tokenizer(kept)["input_ids"])
-        assert within_limit(tokenizer, text) == kept
+        assert shorten_to_limit(tokenizer, text) == kept
     tokenizer.model_max_length = 3
-    assert within_limit(tokenizer, text) == ""
+    assert shorten_to_limit(tokenizer, text) == ""
 
 
 def test_what_is_no_upsampler_is_refused_in_a_sentence(tmp_path):

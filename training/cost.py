@@ -35,7 +35,7 @@ def _lines(run: Run | WorldRun) -> list[str]:
 
 
 def _dit_lines(run: DiTRun) -> list[str]:
-    from captioning.text_encoder import load_text_encoder, width_of
+    from captioning.text_encoder import embedding_dim, load_text_encoder
     from dit.flops import count_parameters, forward_flops, training_bytes
     from dit.packing import grid_of
     from training.train_dit import WORDS, begin, shape_of
@@ -43,7 +43,7 @@ def _dit_lines(run: DiTRun) -> list[str]:
     from vae.weights import load_strictly
 
     vae = load_strictly(VideoVAE, run.vae)
-    shape = begin(run, shape_of(run, vae.stride, vae.channels, width_of(load_text_encoder(run.text_encoder)[1]))).shape
+    shape = begin(run, shape_of(run, vae.stride, vae.channels, embedding_dim(load_text_encoder(run.text_encoder)[1]))).shape
     tokens = flops = 0
     for (columns, rows, frames), count in zip(run.formats, run.batch_sizes, strict=True):
         T, H, W = grid_of(vae.latent_shape(frames, rows, columns), shape.patch)

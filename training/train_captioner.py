@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from captioning.coca import CoCaCaptioner, OpenClipWords, VideoCoCa
-from captioning.text_encoder import TextTower, load_text_encoder, tokenise
+from captioning.text_encoder import TextTower, load_text_encoder, tokenize
 from training.config import CaptionerRun
 from training.dataset import Bucket, data_hash, open_bucket, select_captions, shard_samples, weighted_sample_order
 from training.evaluation.captions import measure
@@ -55,7 +55,7 @@ def train(run: CaptionerRun) -> dict:
 
     for step in course:
         pixels, texts = batch(run, bucket, clip_of, step, accelerator)
-        ids, _ = tokenise(tokenizer, texts, cut=True)
+        ids, _ = tokenize(tokenizer, texts, truncate=True)
         with math_attention_on_cpu(accelerator.device):
             found = model(pixels.to(accelerator.device), ids.to(accelerator.device))
         match, words = loss_of(**found)

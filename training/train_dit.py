@@ -19,9 +19,9 @@ from diffusers.training_utils import EMAModel
 from einops import rearrange
 from torch import Tensor
 
-from captioning.text_encoder import Words, load_text_encoder, width_of
+from captioning.text_encoder import TextEmbeddings, embedding_dim, load_text_encoder
 from dit.flops import count_parameters, forward_flops
-from dit.flow import interpolate, sample_timesteps, make_scheduler, timestep_shift, velocity
+from dit.flow import interpolate, make_scheduler, sample_timesteps, timestep_shift, velocity
 from dit.model import DiT, DiTConfig
 from dit.packing import Pack, grid_of, pack, patchify
 from dit.pipeline import Pipeline
@@ -62,7 +62,7 @@ def train(run: DiTRun) -> dict:
         }
         held_out = LatentSource.open(run, run.held_out, real_formats(run.formats)[0], vae, stamp)
     torch.manual_seed(run.seed)
-    model = begin(run, shape_of(run, vae.stride, vae.channels, width_of(text_encoder)))
+    model = begin(run, shape_of(run, vae.stride, vae.channels, embedding_dim(text_encoder)))
     shape, begun = model.dit_config, [value.detach().clone() for value in model.parameters()] if run.interpolate_back else []
     work = sum(
         count * forward_flops(shape, tokens_of(sources[format], shape), WORDS)
@@ -308,13 +308,13 @@ def saliency(latents: Tensor, patch: tuple[int, int, int]) -> Tensor:
 
 
 def flow_loss(
-    model, batch: Pack, target: Tensor, weight: Tensor, words: Words, dreamed: Tensor | None = None
+    model, batch: Pack, target: Tensor, weight: Tensor, words: TextEmbeddings, dreamed: Tensor | None = None
 ) -> Tensor:
     """Return the mean squared error of the velocity, over what is to be dreamed: equation 1 of arXiv 2209.03003.
 
     `weight` (N, P) is 0 where nothing is; `dreamed` is the sum to divide by, where it is not this pack's weight.
     """
-    found = model(batch, words.features, words.pooled, words.counts)
+    found = model(batch, words.token_embeddings, words.pooled, words.token_counts)
     return ((found.float() - target).square() * weight).sum() / (weight.sum() if dreamed is None else dreamed)
 
 

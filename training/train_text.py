@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from captioning.contrastive import VideoTower, contrast
-from captioning.text_encoder import FILES, TextTower, encode, tokenise, train_tokenizer
+from captioning.text_encoder import SUBFOLDERS, TextTower, encode_prompts, tokenize, train_tokenizer
 from training.config import TextRun
 from training.dataset import Bucket, data_hash, open_bucket, sample_order, select_captions, shard_samples
 from training.loop import TrainLoop, adamw, create_accelerator, describe, lr_at, optimizer_step
@@ -62,7 +62,7 @@ def train(run: TextRun) -> dict:
 
     for step in course:
         pixels, texts = batch(run, bucket, step, accelerator)
-        ids, _ = tokenise(tokenizer, texts, cut=True)
+        ids, _ = tokenize(tokenizer, texts, truncate=True)
         seen, said = pair(pixels.to(accelerator.device), ids.to(accelerator.device))
         norm = optimizer_step(accelerator, pair, optimizer, seen + said, lr_at(step, run), run.max_grad_norm)
         course.note(step, norm, seen=seen, said=said)
@@ -73,8 +73,8 @@ def train(run: TextRun) -> dict:
     report = retrieval(bare, tokenizer, open_bucket(run.held_out, FORMATS[0]))
     if accelerator.is_main_process:
         folder = run.out / "text"
-        bare.text.save_pretrained(folder / FILES[0])
-        tokenizer.save_pretrained(folder / FILES[1])
+        bare.text.save_pretrained(folder / SUBFOLDERS[0])
+        tokenizer.save_pretrained(folder / SUBFOLDERS[1])
         bare.video.save_pretrained(run.out / "video_tower")
         (run.out / "report.json").write_text(json.dumps(report, indent=2))
     accelerator.end_training()
@@ -101,7 +101,7 @@ def retrieval(pair: Pair, tokenizer, bucket: Bucket, clips: int = 256) -> dict[s
     numbers = range(min(clips, len(bucket)))
     device = pair.video.device
     texts = [select_captions(bucket.captions[n], "dense")[0] for n in numbers]
-    text = F.normalize(encode(texts, tokenizer, pair.text, cut=True).pooled, dim=-1)
+    text = F.normalize(encode_prompts(texts, tokenizer, pair.text, truncate=True).pooled, dim=-1)
     video = torch.cat([pair.video(bucket.load_clips([n]).to(device))[0] for n in numbers])
     rank = (text @ F.normalize(video, dim=-1).T).argsort(1, descending=True) == torch.arange(len(text), device=device)[
         :, None

@@ -20,7 +20,7 @@ from app.server.service import Service
 from app.studio.forecast import Forecast
 from app.studio.gallery import Shelf
 from app.studio.remake import again
-from captioning.text_encoder import within_limit
+from captioning.text_encoder import shorten_to_limit
 from captioning.upsampler import Upsampler, load_upsampler
 from dit.pipeline import mode_of
 from dit.request import BOARD_BYTES, LARGEST, Request, RequestError, parse_board
@@ -101,7 +101,7 @@ def written_out(service: Service, prompt: Any, seed: Any, still: Any, model: Any
     named = upsampler_named(AUTO)
     service.check(request)
     text = writer(str(named)).write(request.prompt.strip(), request.seed, bool(still))
-    written = within_limit(outline_of(request.model).pipeline.tokenizer, text) or request.prompt.strip()
+    written = shorten_to_limit(outline_of(request.model).pipeline.tokenizer, text) or request.prompt.strip()
     service.check(replace(request, written=written))
     return written
 

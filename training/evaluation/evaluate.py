@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from captioning.coca import CoCaCaptioner, load_coca
-from captioning.text_encoder import within_limit
+from captioning.text_encoder import shorten_to_limit
 from captioning.upsampler import Upsampler, load_upsampler
 from dit.model import DiT
 from dit.pipeline import Pipeline
@@ -100,7 +100,7 @@ class Asking:
             said = prompt_of(scene, self.words)
             asked = Request(prompt=said, seed=seed, size=(columns, height), seconds=frames / pipeline.settings.fps)
             if self.upsampler:
-                written = within_limit(pipeline.tokenizer, self.upsampler.write(said, seed)) or said
+                written = shorten_to_limit(pipeline.tokenizer, self.upsampler.write(said, seed)) or said
                 asked = replace(asked, upsample=self.upsampler.name, written=written)
             found.append(asked)
         return found

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from captioning.text_encoder import Words, encode, load_text_encoder
+from captioning.text_encoder import TextEmbeddings, encode_prompts, load_text_encoder
 
 WORDS = "words"  # in a prepared folder
 TOGETHER = 256  # captions in a file
@@ -95,15 +95,15 @@ def portions(folder: Path, text: Path, texts: Iterable[str]) -> list[Portion]:
 def write_words(portion: Portion) -> int:
     """Encode captions and write their file; returns how many bytes it has."""
     tokenizer, encoder, stamp = speaker_of(portion.text)
-    words = encode(portion.texts, tokenizer, encoder, cut=True)
+    words = encode_prompts(portion.texts, tokenizer, encoder, truncate=True)
     keys = [key_of(text) for text in portion.texts]
     path = portion.folder / WORDS / stamp / f"{hashlib.sha256(''.join(keys).encode()).hexdigest()[:16]}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}")
     found = {
         "keys": torch.frombuffer(bytearray.fromhex("".join(keys)), dtype=torch.uint8).view(len(keys), -1),
-        "counts": torch.tensor(words.counts),
-        "features": words.features.float().cpu(),
+        "counts": torch.tensor(words.token_counts),
+        "features": words.token_embeddings.float().cpu(),
         "pooled": words.pooled.float().cpu(),
     }
     try:
@@ -151,16 +151,16 @@ class Glossary:
         return next(self.encoder.parameters()).device
 
     @torch.no_grad()
-    def encode(self, captions: list[str]) -> Words:
+    def encode(self, captions: list[str]) -> TextEmbeddings:
         """Return the words of captions, cut where they are too long for the encoder."""
         known = [self.known.get(key_of(caption)) for caption in captions]
         fresh = [caption for caption, one in zip(captions, known, strict=True) if one is None]
         if not fresh:
             return joined([self.look_up(one) for one in known if one])
-        words = encode(fresh, self.tokenizer, self.encoder, cut=True)
+        words = encode_prompts(fresh, self.tokenizer, self.encoder, truncate=True)
         if len(fresh) == len(captions):
             return words
-        told = iter(zip(words.features.split(words.counts), words.pooled, strict=True))
+        told = iter(zip(words.token_embeddings.split(words.token_counts), words.pooled, strict=True))
         return joined([self.look_up(one) if one else next(told) for one in known])
 
     def look_up(self, known: Known) -> tuple[Tensor, Tensor]:
@@ -169,7 +169,7 @@ class Glossary:
         return features.to(self.device), known.pooled[known.number].to(self.device)
 
 
-def joined(told: list[tuple[Tensor, Tensor]]) -> Words:
+def joined(told: list[tuple[Tensor, Tensor]]) -> TextEmbeddings:
     """Put captions end to end, each given as features (L, D) and a pooled vector (D)."""
     features, pooled = zip(*told, strict=True)
-    return Words(torch.cat(features), torch.stack(pooled), tuple(map(len, features)))
+    return TextEmbeddings(torch.cat(features), torch.stack(pooled), tuple(map(len, features)))
