@@ -22,7 +22,7 @@ from app.commands.studio import add_studio
 from app.commands.verify import add_sign, add_verify
 from app.exit_codes import BAD_INPUT, FAILURE, INTERRUPTED
 from app.policy.policy import add_policy, watch_of
-from app.provenance.signing import UNSIGNED_HELP, unsigned
+from app.provenance.signing import UNSIGNED_HELP, signing_disabled
 from app.queue.estimate import add_estimate
 from dit.modes import MODES, Mode
 from dit.request import CORNERS, SAMPLERS, NONE, SIDES, Request, RequestError, parse_size, read_board
@@ -54,7 +54,7 @@ def main(words: list[str] | None = None) -> int:
     elif rest:
         parser().error(f"{chosen.command} does not know {' '.join(rest)}; see longtake {chosen.command} --help")
     try:
-        with unsigned() if getattr(chosen, "unsigned", False) else nullcontext():
+        with signing_disabled() if getattr(chosen, "unsigned", False) else nullcontext():
             return chosen.act(chosen) or 0
     except KeyboardInterrupt as stop:  # a training run says how to go on
         return _say(str(stop) or "interrupted", INTERRUPTED)

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from app.formats import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from app.policy.policy import Watch
-from app.provenance.signing import ready_to_sign, signed
+from app.provenance.signing import prepare_signing, signed_output
 from app.provenance.watermark import add_watermark
 from app.registry import DEFAULT_MODEL, model_folder, upsampler_named
 from captioning.text_encoder import shorten_to_limit
@@ -56,7 +56,7 @@ def render(
             raise RequestError(f"a {name} must be a .png of its own; got {str(path)!r}")
     for path in (*outputs, *filter(None, extras.values())):
         check_writable(path)
-    ready_to_sign()
+    prepare_signing()
     for request in requests:
         check_latents(request, latents)
     watch.read(*requests)
@@ -166,7 +166,7 @@ def write(
 
     looked = watch.look(told(), dream.request.fps or pipeline.settings.fps)
     frames = add_watermark(looked, dream.request.mark) if dream.request.mark else looked
-    with signed(output, _named(dream.request)) as draft:
+    with signed_output(output, _named(dream.request)) as draft:
         if mode_of(dream.request).still:
             write_image(draft, next(frames), metadata=metadata)
         else:
@@ -175,7 +175,7 @@ def write(
 
 def write_sheet(path: Path, views: list[torch.Tensor], requests: list[Request], clips: Sequence[Path] = ()) -> None:
     """Write a signed picture of clips (3, F, Y, X), with their prompts; `clips` are the files where these are shown."""
-    with signed(path, _named(requests[0]), clips) as draft:
+    with signed_output(path, _named(requests[0]), clips) as draft:
         write_image(draft, contact_sheet(views, captions=[request.prompt for request in requests]))
 
 

@@ -27,7 +27,7 @@ from app.batch.sweeps import WAYS, Shot, expand
 from app.exit_codes import PARTIAL
 from app.formats import VIDEO_SUFFIXES
 from app.policy.policy import Watch, add_policy, refused, watch_of, words_of
-from app.provenance.signing import UNSIGNED_HELP, ready_to_sign
+from app.provenance.signing import UNSIGNED_HELP, prepare_signing
 from dit.request import RequestError, parse_size
 
 if TYPE_CHECKING:
@@ -242,7 +242,7 @@ def _render(chosen: argparse.Namespace) -> int:
         workers, chosen.together = _that_fit(estimates, workers, len(devices), chosen.together)
     from tqdm import tqdm
 
-    ready_to_sign()
+    prepare_signing()
     batch.folder.mkdir(parents=True, exist_ok=True)
     failed = 0
     with open(batch.folder / MANIFEST, "a", encoding="utf-8") as manifest:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from app.policy.policy import add_policy, watch_of
-from app.provenance.signing import ready_to_sign, signs
+from app.provenance.signing import is_signing_enabled, prepare_signing
 
 if TYPE_CHECKING:
     from app.queue.jobs import Job, Queue
@@ -120,6 +120,6 @@ def _work(chosen: argparse.Namespace) -> None:
     from app.queue.worker import serve_queue
 
     queue, watch = open_queue(chosen.folder), watch_of(chosen)
-    if signs():
-        ready_to_sign()
+    if is_signing_enabled():
+        prepare_signing()
     serve_queue(queue, chosen.device, chosen.until_empty, chosen.with_parent, watch, chosen.together)

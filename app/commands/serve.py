@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from app.batch.batch import crew, crew_for
 from app.policy.policy import STANDARD, add_policy, check_prompt
-from app.provenance.signing import ready_to_sign
+from app.provenance.signing import prepare_signing
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -122,7 +122,7 @@ def serve(
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # the workers are told on the way out
     workers, devices = crew_for(workers)
-    ready_to_sign()
+    prepare_signing()
     queue = Queue((folder or home() / "queue").resolve())
     offers = offers_of(queue, models or [])
     os.chdir(queue.folder)  # as workers do, since requests name files as they are seen from there

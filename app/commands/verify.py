@@ -68,7 +68,7 @@ def _verify(chosen: argparse.Namespace) -> int:
         if chosen.json:
             print(json.dumps({"file": file, **asdict(found)}))
         else:
-            print("\t".join(filter(None, map(_printable, (file, found.state, found.sentence)))))
+            print("\t".join(filter(None, map(_printable, (file, found.state, found.summary)))))
     return PARTIAL if failed else 0
 
 

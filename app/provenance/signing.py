@@ -1,4 +1,4 @@
-"""Files are signed as they are written, unless nobody wants that. Nothing heavy is imported before it is needed."""
+"""Sign files as they are written, unless signing is disabled. Heavy libraries are imported only where they are used."""
 
 from __future__ import annotations
 
@@ -11,42 +11,43 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from app.provenance.certificate import ProvenanceError
-from app.provenance.credentials import BESIDE, CREDENTIALS, check_signing, sign
+from app.provenance.credentials import SIDECAR_SUFFIX, SIDECAR_TYPES, check_signing, sign
 from dit.request import Request
 
-SIGN, ON, OFF = "LONGTAKE_SIGN", "on", "off"  # a variable, and what it may say
-UNSIGNED_HELP = "write no Content Credentials, as LONGTAKE_SIGN=off does"
+SIGN_VARIABLE, ON, OFF = "LONGTAKE_SIGN", "on", "off"  # an environment variable and its values
+UNSIGNED_HELP = "do not sign files with Content Credentials (same as LONGTAKE_SIGN=off)"
 
 
-def signs() -> bool:
-    """Say whether files are signed as they are written, which they are unless LONGTAKE_SIGN is off.
+def is_signing_enabled() -> bool:
+    """Return whether files are signed as they are written: yes, unless LONGTAKE_SIGN is off.
 
-    Raises ProvenanceError where it says anything but on or off.
+    Raises ProvenanceError for any other value than on or off.
     """
-    said = os.environ.get(SIGN) or ON
-    if said not in (ON, OFF):
-        raise ProvenanceError(f"{SIGN} must be {ON} or {OFF}; got {said!r}; correct it")
-    return said == ON
+    value = os.environ.get(SIGN_VARIABLE) or ON
+    if value not in (ON, OFF):
+        raise ProvenanceError(f"{SIGN_VARIABLE} must be {ON} or {OFF}; got {value!r}; correct it")
+    return value == ON
 
 
 @contextmanager
-def unsigned() -> Iterator[None]:
-    """Have no file signed meanwhile, in this process and those that it starts."""
-    before, os.environ[SIGN] = os.environ.get(SIGN), OFF
+def signing_disabled() -> Iterator[None]:
+    """Disable signing inside the block, in this process and in the processes it starts."""
+    before, os.environ[SIGN_VARIABLE] = os.environ.get(SIGN_VARIABLE), OFF
     try:
         yield
     finally:
-        os.environ.pop(SIGN)
+        os.environ.pop(SIGN_VARIABLE)
         if before is not None:
-            os.environ[SIGN] = before
+            os.environ[SIGN_VARIABLE] = before
 
 
-def ready_to_sign() -> None:
-    """Make sure, before any expensive work, that files can be signed as they are written; say so on stderr where they
-    will not be. Raises ProvenanceError as `check_signing` does.
+def prepare_signing() -> None:
+    """Check, before any expensive work, that files can be signed; print a note on stderr where signing is disabled.
+
+    Raises ProvenanceError as `check_signing` does.
     """
-    if not signs():
-        print("longtake: nothing here is signed, as was asked; longtake sign does so later", file=sys.stderr)
+    if not is_signing_enabled():
+        print("longtake: signing is disabled, so files are unsigned; longtake sign signs them later", file=sys.stderr)
         return
     try:
         check_signing()
@@ -55,13 +56,15 @@ def ready_to_sign() -> None:
 
 
 @contextmanager
-def signed(output: Path, request: Request, clips: Sequence[Path] | None = None) -> Iterator[Path]:
-    """Yield where to write a file; afterwards it is signed, unless nothing is, as `sign` does, and moved to its place
-    with what lies beside it. Until then, and after any error, its place is as it was.
+def signed_output(output: Path, request: Request, clips: Sequence[Path] | None = None) -> Iterator[Path]:
+    """Yield a temporary path to write `output` to; when the block ends, sign the file and move it into place.
+
+    Sidecar files that are written next to the temporary path move with it. Until then, and after any error, `output` is
+    unchanged. The file is not signed where signing is disabled. Raises DiskError, and what `sign` raises.
     """
     from vae.video.pixels import DiskError
 
-    target, signing = Path(os.path.realpath(output)), signs()
+    target, signing = Path(os.path.realpath(output)), is_signing_enabled()
     with _disk_errors(target):
         folder = Path(tempfile.mkdtemp(".part", ".", target.parent))
     try:
@@ -72,9 +75,9 @@ def signed(output: Path, request: Request, clips: Sequence[Path] | None = None) 
         except DiskError as error:
             raise DiskError(str(error).replace(str(folder), str(target.parent))) from error
         with _disk_errors(target):
-            if target.suffix.lower() in BESIDE and not signing:  # what an earlier file left
-                target.with_name(target.name + CREDENTIALS).unlink(missing_ok=True)
-            for path in sorted(folder.iterdir(), key=lambda path: path.name == target.name):  # itself last
+            if target.suffix.lower() in SIDECAR_TYPES and not signing:  # the sidecar of an earlier file
+                target.with_name(target.name + SIDECAR_SUFFIX).unlink(missing_ok=True)
+            for path in sorted(folder.iterdir(), key=lambda path: path.name == target.name):  # sidecars first
                 os.replace(path, target.parent / path.name)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -121,7 +121,7 @@ class Cards:
         if state is None:
             try:
                 found = verify(path)
-                state, sentence = found.state, found.sentence
+                state, sentence = found.state, found.summary
             except ValueError as error:  # which says why credentials cannot be read
                 state, sentence = "unsigned", str(error)
             self.shelf.remember(item, credentials=state, verdict=self.service.told(sentence))
