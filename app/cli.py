@@ -21,11 +21,12 @@ from app.commands.serve import add_serve
 from app.commands.studio import add_studio
 from app.commands.verify import add_sign, add_verify
 from app.exit_codes import BAD_INPUT, FAILURE, INTERRUPTED
-from app.policy.policy import add_policy, watch_of
+from app.policy.policy import add_policy_flags, policy_from_flags
 from app.provenance.signing import UNSIGNED_HELP, signing_disabled
 from app.queue.estimate import add_estimate
 from dit.modes import MODES, Mode
-from dit.request import CORNERS, SAMPLERS, NONE, SIDES, Request, RequestError, parse_size, read_board
+from dit.request import CORNERS, NO_UPSAMPLER, RENAMED, SAMPLERS, SIDES, Request, RequestError, parse_size
+from dit.storyboard import read_storyboard
 
 TRACEBACK = "LONGTAKE_TRACEBACK"  # set this variable to see where an unexpected failure came from
 
@@ -168,8 +169,8 @@ FIELDS: dict[str, dict] = {
     "image": {"metavar": "FILE", "help": "the first frame"},
     "clip": {"metavar": "FILE", "help": "the clip to begin with"},
     "other": {"metavar": "FILE", "help": "the clip to arrive at"},
-    "picture": {
-        "dest": "pictures",
+    "keyframe": {
+        "dest": "keyframes",
         "nargs": 2,
         "action": "append",
         "metavar": ("SECONDS", "FILE"),
@@ -192,6 +193,14 @@ FIELDS: dict[str, dict] = {
 }
 
 
+def _add_flag(command: argparse.ArgumentParser, flag: str, **how) -> None:
+    """Add a flag, and the name that it had in version 0.1, which --help leaves out."""
+    command.add_argument(f"--{flag}", **how)
+    field = how.setdefault("dest", flag.replace("-", "_"))
+    for old in (old for old, new in RENAMED.items() if new == field):
+        command.add_argument(f"--{'picture' if old == 'pictures' else old}", **how | {"help": argparse.SUPPRESS})
+
+
 def _add_settings(command: argparse.ArgumentParser, mode: Mode | None = None) -> None:
     """Add the flags that a mode reads, or those of all; None leaves a choice to the model."""
     if mode is None:
@@ -200,10 +209,10 @@ def _add_settings(command: argparse.ArgumentParser, mode: Mode | None = None) ->
         )
     for flag, how in FIELDS.items():
         if mode is None or how.get("dest", flag) in mode.reads:
-            command.add_argument(f"--{flag}", **how)
+            _add_flag(command, flag, **how)
     if mode is None or "moments" not in mode.needs:
         command.add_argument("--upsample", metavar="NAME", help=UPSAMPLE_HELP)
-        command.add_argument("--written", metavar="WORDS", help="what the model reads in place of the prompt")
+        _add_flag(command, "upsampled-prompt", metavar="WORDS", help="what the model reads in place of the prompt")
     if mode is None or (mode.timed and not mode.still):
         command.add_argument("--seconds", type=float, help="how long")
     if mode is None or not mode.still:
@@ -216,13 +225,22 @@ def _add_settings(command: argparse.ArgumentParser, mode: Mode | None = None) ->
         command.add_argument(
             "--frame-guidance", type=float, help="how strictly to follow the frames that are given; 1 is plain"
         )
-    command.add_argument(
-        "--interval", type=float, nargs=2, metavar=("FROM", "TO"), help="guide between these noise levels, 0 to 1, only"
+    _add_flag(
+        command,
+        "guidance-interval",
+        type=float,
+        nargs=2,
+        metavar=("FROM", "TO"),
+        help="guide between these noise levels, 0 to 1, only",
     )
-    command.add_argument("--rescale", type=float, help="how much of guidance's added contrast to take back, 0 to 1")
-    command.add_argument("--negative", metavar="WORDS", help="what to lead away from, instead of from no words at all")
-    command.add_argument("--method", choices=SAMPLERS, help="the sampler")
-    command.add_argument("--mark", choices=CORNERS, help="show a small badge, AI, in this corner")
+    _add_flag(
+        command, "guidance-rescale", type=float, help="how much of guidance's added contrast to take back, 0 to 1"
+    )
+    _add_flag(
+        command, "negative-prompt", metavar="WORDS", help="what to lead away from, instead of from no words at all"
+    )
+    _add_flag(command, "sampler", choices=SAMPLERS, help="the sampler")
+    _add_flag(command, "watermark", choices=CORNERS, help="show a small watermark, AI, in this corner")
     command.add_argument("--unsigned", action="store_true", help=UNSIGNED_HELP)
     command.add_argument("--model", help="a shipped model or a model folder (default: the newest shipped one)")
     command.add_argument(
@@ -232,12 +250,12 @@ def _add_settings(command: argparse.ArgumentParser, mode: Mode | None = None) ->
         "--preview", type=Path, metavar="FILE", help="a png that shows, every few steps, where the clip is heading"
     )
     command.add_argument("--sheet", type=Path, metavar="FILE", help="also write a contact sheet of all clips, a png")
-    add_policy(command)
+    add_policy_flags(command)
 
 
 SETTINGS = (
-    *("mode", "upsample", "written", "seconds", "fps", "steps", "guidance", "frame_guidance"),
-    *("interval", "rescale", "negative", "method", "mark", "model"),
+    *("mode", "upsample", "upsampled_prompt", "seconds", "fps", "steps", "guidance", "frame_guidance"),
+    *("guidance_interval", "guidance_rescale", "negative_prompt", "sampler", "watermark", "model"),
     *(how.get("dest", flag) for flag, how in FIELDS.items()),
 )
 
@@ -245,17 +263,16 @@ SETTINGS = (
 def _settings(chosen: argparse.Namespace) -> dict:
     """Return the fields of a request that were asked for; a storyboard's file may hold any."""
     found = {name: value for name in SETTINGS if (value := getattr(chosen, name, None)) is not None}
-    if "pictures" in found:
-        found["pictures"] = [(_seconds(at), path) for at, path in found["pictures"]]
-    if "written" in found:  # by hand, and by nobody else
-        if not found["written"].strip():
-            raise RequestError("written must say something; got none, so give --upsample none to undo it")
-        if found.setdefault("upsample", NONE) != NONE:
-            raise RequestError(
-                f"give --written or --upsample; got both, {found['written']!r} and {found['upsample']!r}"
-            )
+    if "keyframes" in found:
+        found["keyframes"] = [(_seconds(at), path) for at, path in found["keyframes"]]
+    if "upsampled_prompt" in found:  # by hand, and by nobody else
+        if not found["upsampled_prompt"].strip():
+            raise RequestError("upsampled_prompt must say something; got none, so give --upsample none to undo it")
+        if found.setdefault("upsample", NO_UPSAMPLER) != NO_UPSAMPLER:
+            both = f"{found['upsampled_prompt']!r} and {found['upsample']!r}"
+            raise RequestError(f"give --upsampled-prompt or --upsample; got both, {both}")
     if "moments" in found:
-        found = read_board(found["moments"]) | {name: value for name, value in found.items() if name != "moments"}
+        found = read_storyboard(found["moments"]) | {name: value for name, value in found.items() if name != "moments"}
     return found
 
 
@@ -300,13 +317,13 @@ def _rewritten(request: Request, before: Request, chosen: argparse.Namespace) ->
     """Drop what was written of another prompt, or by another upsampler or seed or for another mode."""
     drawn = ("seed", "mode") if request.upsample else ()
     changed = any(getattr(request, name) != getattr(before, name) for name in ("prompt", *drawn))
-    return replace(request, written=chosen.written) if changed or chosen.upsample else request
+    return replace(request, upsampled_prompt=chosen.upsampled_prompt) if changed or chosen.upsample else request
 
 
 def _render(requests: list[Request], outputs: list[Path], chosen: argparse.Namespace) -> None:
     from app.render import render
 
-    for path in render(requests, outputs, chosen.sheet, chosen.keep_latents, chosen.preview, watch_of(chosen)):
+    for path in render(requests, outputs, chosen.sheet, chosen.keep_latents, chosen.preview, policy_from_flags(chosen)):
         print(path)
 
 

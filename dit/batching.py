@@ -53,7 +53,7 @@ class Job:
 
     def fits(self, other: Job) -> bool:
         """Say whether both may be dreamed as one pack: each in one window, in as many steps of one method."""
-        ways = {(job.request.steps, job.request.method) for job in (self, other)}
+        ways = {(job.request.steps, job.request.sampler) for job in (self, other)}
         return self.whole and other.whole and len(ways) == 1
 
 

@@ -215,7 +215,15 @@ class Work:
             nonlocal pictures
             for cut, place in places_of(rest, self.window, number, canvas):
                 pictures += bool(place[0] or canvas.periodic)
-                yield cut, replace(rest, clean_latents=rest.clean_latents[:, place], denoise_mask=rest.denoise_mask[place], periodic=False)
+                yield (
+                    cut,
+                    replace(
+                        rest,
+                        clean_latents=rest.clean_latents[:, place],
+                        denoise_mask=rest.denoise_mask[place],
+                        periodic=False,
+                    ),
+                )
 
         whole = steps == self.window and not canvas.periodic
         shape = blank((1, self.window, H, W), canvas.fps)
@@ -248,7 +256,7 @@ class Work:
         times = self.pipeline.times(self.request, part)
         for step, time in enumerate(times[:-1]):
             yield time
-            if self.request.method == "heun" and step < len(times) - 2:
+            if self.request.sampler == "heun" and step < len(times) - 2:
                 yield times[step + 1]
 
     def look(self, script: Script, part: Canvas, level: Tensor, words: dict[str, int]) -> tuple[int, int]:

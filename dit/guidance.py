@@ -27,10 +27,10 @@ class Script:
     @classmethod
     def of(cls, request: Request, canvas: Canvas, start: int) -> Script:
         """Return the script of a canvas that stands at a time step of a request's clip."""
-        told = canvas.prompt_schedule or ((0, request.words),)
+        told = canvas.prompt_schedule or ((0, request.effective_prompt),)
         share = prompt_weights(told, start, canvas.latent_frames)
         heard = [moment for moment in range(len(told)) if share[moment].any()]
-        return cls(tuple(told[moment][1] for moment in heard), share[heard], request.negative or "")
+        return cls(tuple(told[moment][1] for moment in heard), share[heard], request.negative_prompt or "")
 
     def blend(self, velocities: list[Tensor]) -> Tensor:
         """Return the velocity (C, T, H, W) of all prompts, each by its share of each time step."""
@@ -44,7 +44,7 @@ def strength_at(request: Request, level: Tensor) -> Tensor:
     """Return how strongly to guide each latent at its noise level (T, H, W): within the request's interval alone
     (arXiv 2404.07724).
     """
-    low, high = request.interval or (0.0, 1.0)
+    low, high = request.guidance_interval or (0.0, 1.0)
     strength = 1.0 if request.guidance is None else request.guidance
     return torch.where((level >= low) & (level <= high), strength, 1.0)
 
@@ -81,7 +81,7 @@ def plan(
     def join(found: list[Tensor]) -> Tensor:
         prompts = len(script.prompts)
         asked = script.blend(found[:prompts])
-        answer = classifier_free_guidance(asked, found[prompts], strength, request.rescale or 0.0) if guided else asked
+        answer = classifier_free_guidance(asked, found[prompts], strength, request.guidance_rescale or 0.0) if guided else asked
         return answer + (held - 1) * (asked - script.blend(found[-prompts:])) if hold else answer
 
     return looks, join

@@ -5,7 +5,6 @@ A clip of ours may have its latents in a file beside it: then these are given, a
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import torch.nn.functional as F
@@ -15,6 +14,7 @@ from torch import Tensor, cat
 
 from dit.modes import Ask, Mode
 from dit.request import Request, RequestError
+from vae.files import atomic_write
 from vae.model import VideoVAE
 from vae.video.credentials import hash_of_contents
 from vae.video.pixels import DiskError, fit_image
@@ -80,14 +80,11 @@ def keep_latents(path: Path, latents: Tensor, vae: VideoVAE) -> Path:
     Raises DiskError when the disk fills up.
     """
     beside = path.with_name(path.name + LATENTS)
-    draft = beside.with_name(f".{beside.name}.part")
     try:
-        save_file({"latents": latents.cpu().contiguous()}, draft, metadata={"clip": _sha256(path), **_maker(vae)})
-        os.replace(draft, beside)
+        with atomic_write(beside) as draft:
+            save_file({"latents": latents.cpu().contiguous()}, draft, metadata={"clip": _sha256(path), **_maker(vae)})
     except (OSError, SafetensorError) as error:
         raise DiskError(f"{beside} cannot be written: {error}; make room") from error
-    finally:
-        draft.unlink(missing_ok=True)
     return beside
 
 
@@ -146,7 +143,7 @@ def hashed(request: Request, mode: Mode, vae: VideoVAE) -> tuple[tuple[str, str]
     reads = lambda name: getattr(request, name) if name in mode.reads else None
     moments = reads("moments") or ()
     films = [path for path in (reads("clip"), reads("other"), *(moment.clip for moment in moments)) if path]
-    stills = [reads("image"), reads("mask"), *(path for _, path in reads("pictures") or ())]
+    stills = [reads("image"), reads("mask"), *(path for _, path in reads("keyframes") or ())]
     stills += [moment.image for moment in moments]
     before, files = dict(request.hashes or ()), [*films, *(path for path in stills if path)]
     for path in films:

@@ -107,10 +107,10 @@ def image_to_video(ask: Ask) -> Canvas:
 
 
 def keyframes(ask: Ask) -> Canvas:
-    pictures = ask.request.pictures or ()
-    last = max(ask.step(at) for at, _ in pictures)
+    images = ask.request.keyframes or ()
+    last = max(ask.step(at) for at, _ in images)
     canvas = ask.blank(ask.shape[1] if ask.request.seconds or not last else last + 1)
-    for at, path in pictures:
+    for at, path in images:
         canvas = show(ask, canvas, path, ask.step(at))
     return canvas
 
@@ -243,9 +243,9 @@ MODES: dict[str, Mode] = {
     "keyframes": Mode(
         "Pictures at given seconds, and what happens between them.",
         keyframes,
-        'longtake keyframes "the ball rolls" --picture 0 first.png --picture 2 last.png -o between.mp4',
-        reads=("pictures",),
-        needs=("pictures",),
+        'longtake keyframes "the ball rolls" --keyframe 0 first.png --keyframe 2 last.png -o between.mp4',
+        reads=("keyframes",),
+        needs=("keyframes",),
         free=True,
     ),
     "extend": Mode(

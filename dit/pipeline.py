@@ -25,7 +25,7 @@ from dit.inputs import ask_of, hashed
 from dit.model import DiT
 from dit.modes import MODES, Mode
 from dit.packing import grid_of, pack, unpack
-from dit.request import NONE, SAMPLERS, SIDES, Request, RequestError, check_values
+from dit.request import NO_UPSAMPLER, SAMPLERS, SIDES, Request, RequestError, check_values
 from dit.sampler import StepCallback, VelocityFn, sample
 from dit.settings import SETTINGS, Settings, read_settings
 from dit.windows import Windows, beginning, cut_open, window_of
@@ -92,12 +92,16 @@ class Pipeline(DiffusionPipeline):
         mode, settings = mode_of(request), self.settings
         if not request.prompt.strip() and not (request.moments and "moments" in mode.reads):
             raise RequestError("a prompt must say something; got none, so describe the clip in a sentence")
-        if request.prompt.strip() and request.upsample not in (None, NONE) and not request.written:
-            raise RequestError(f"upsample needs written; got only {request.upsample!r}, so let app.render write it")
-        tokenize(self.tokenizer, [request.words, request.negative or "", *(m.prompt for m in request.moments or ())])
+        if request.prompt.strip() and request.upsample not in (None, NO_UPSAMPLER) and not request.upsampled_prompt:
+            raise RequestError(
+                f"upsample needs upsampled_prompt; got only {request.upsample!r}, so let app.render write it"
+            )
+        tokenize(
+            self.tokenizer, [request.effective_prompt, request.negative_prompt or "", *(m.prompt for m in request.moments or ())]
+        )
         for field in mode.needs:
             if not getattr(request, field):
-                flag = "picture" if field == "pictures" else field
+                flag = "keyframe" if field == "keyframes" else field
                 raise RequestError(f"{request.mode} needs {field}; got none, so give --{flag}")
         size = request.size or settings.size
         check_values(replace(request, size=size))
@@ -111,9 +115,9 @@ class Pipeline(DiffusionPipeline):
         if size not in sizes:
             known = ", ".join(sizes.values())
             raise RequestError(f"size must be one this model was trained for: {known}; got {size[0]}x{size[1]}")
-        method = request.method or settings.method
-        if method not in SAMPLERS:
-            raise RequestError(f"method must be one of {', '.join(SAMPLERS)}; got {method!r}")
+        sampler = request.sampler or settings.sampler
+        if sampler not in SAMPLERS:
+            raise RequestError(f"sampler must be one of {', '.join(SAMPLERS)}; got {sampler!r}")
         fps = self.settings.fps if request.fps is None else request.fps
         if fps != self.settings.fps:
             raise RequestError(f"fps must be what this model was trained for, {self.settings.fps:g}; got {fps:g}")
@@ -125,12 +129,14 @@ class Pipeline(DiffusionPipeline):
         for name, value in (("guidance", guidance), ("frame_guidance", held)):
             if not 0 <= value <= 100:
                 raise RequestError(f"{name} must lie between 0 and 100; got {value:g}")
-        low, high = settings.interval if request.interval is None else request.interval
+        low, high = settings.guidance_interval if request.guidance_interval is None else request.guidance_interval
         if not 0 <= low <= high <= 1:
-            raise RequestError(f"interval must be two rising noise levels from 0 to 1; got {low:g} and {high:g}")
-        rescale = settings.rescale if request.rescale is None else request.rescale
+            raise RequestError(
+                f"guidance_interval must be two rising noise levels from 0 to 1; got {low:g} and {high:g}"
+            )
+        rescale = settings.guidance_rescale if request.guidance_rescale is None else request.guidance_rescale
         if not 0 <= rescale <= 1:
-            raise RequestError(f"rescale must lie between 0 and 1; got {rescale:g}")
+            raise RequestError(f"guidance_rescale must lie between 0 and 1; got {rescale:g}")
         if not 0 <= request.seed < 2**63:
             raise RequestError(f"seed must be a whole number from 0 to 2^63 - 1; got {request.seed}")
         seconds = settings.seconds if request.seconds is None else request.seconds
@@ -148,9 +154,9 @@ class Pipeline(DiffusionPipeline):
             steps=steps,
             guidance=guidance,
             frame_guidance=held,
-            interval=(low, high),
-            rescale=rescale,
-            method=method,
+            guidance_interval=(low, high),
+            guidance_rescale=rescale,
+            sampler=sampler,
             strength=mode.strength if request.strength is None else request.strength,
             side=SIDES[0] if "side" in mode.reads and request.side is None else request.side,
             hashes=hashed(request, mode, self.vae),
@@ -253,7 +259,7 @@ class Pipeline(DiffusionPipeline):
         windows = Windows(look, self.vae, rest, job.window, noise[:, -steps:], canvas)
         times = [self.times(request, blank((1, job.window, H, W), canvas.fps))]
         found = [canvas.clean_latents]
-        for found in sample(windows, [rest], [noise[:, :steps]], times, request.method or "", heading):
+        for found in sample(windows, [rest], [noise[:, :steps]], times, request.sampler or "", heading):
             yield found
         if canvas.periodic:
             yield [cut_open(found[0], self.vae)]
@@ -297,7 +303,7 @@ class Pipeline(DiffusionPipeline):
         """
         times = [self.times(requests[0], canvas) for canvas in canvases]
         velocity = self.looking(canvases, requests, starts, noise)
-        return sample(velocity, canvases, noise, times, requests[0].method or "", heading)
+        return sample(velocity, canvases, noise, times, requests[0].sampler or "", heading)
 
     def times(self, request: Request, canvas: Canvas) -> Tensor:
         """Return the times (steps + 1,) at which a sampler looks at a canvas."""
@@ -335,7 +341,10 @@ class Pipeline(DiffusionPipeline):
                 [len(own) for _, own in clips],
             )
             said = [words[clip].repeat([prompts[clip].index(prompt) for prompt in own]) for clip, own in clips]
-            features, pooled = torch.cat([own.token_embeddings for own in said]), torch.cat([own.pooled for own in said])
+            features, pooled = (
+                torch.cat([own.token_embeddings for own in said]),
+                torch.cat([own.pooled for own in said]),
+            )
             counts = tuple(count for own in said for count in own.token_counts)
             yield from unpack(self.transformer(batch, features, pooled, counts), batch.shapes, patch)
 

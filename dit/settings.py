@@ -1,18 +1,19 @@
-"""What a model folder says of itself beside its weights."""
+"""The settings of a model folder: what the model was trained for, and the defaults of a request."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
+from dit.request import with_current_names
 from vae.weights import WeightsError, read_json
 
-SETTINGS = "longtake.json"  # the file's name
+SETTINGS = "longtake.json"  # the file's name in a model folder
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a model was trained for, and what fills a request's gaps.
+    """What a model was trained for, and the defaults that it fills into a request.
 
     `formats` are the (columns, rows, frames) of training; `size` is (columns, rows) in pixels.
     """
@@ -24,18 +25,20 @@ class Settings:
     steps: int = 30
     guidance: float = 4.0
     frame_guidance: float = 1.0
-    interval: tuple[float, float] = (0.0, 1.0)
-    rescale: float = 0.0
-    method: str = "euler"
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    guidance_rescale: float = 0.0
+    sampler: str = "euler"
 
 
 def read_settings(path: Path) -> Settings:
-    """Read a model's settings; raises WeightsError where they are absent, damaged or another model's."""
-    found = read_json(path)
+    """Read a model's settings, also those of version 0.1; raises WeightsError where they are absent or invalid."""
+    stored = read_json(path)
     try:
-        formats = tuple((int(columns), int(rows), int(frames)) for columns, rows, frames in found.pop("formats"))
-        columns, rows = found.pop("size")
-        low, high = found.pop("interval", Settings.interval)
-        return Settings(formats=formats, size=(int(columns), int(rows)), interval=(float(low), float(high)), **found)
+        stored = with_current_names(stored)
+        formats = tuple((int(columns), int(rows), int(frames)) for columns, rows, frames in stored.pop("formats"))
+        columns, rows = stored.pop("size")
+        low, high = stored.pop("guidance_interval", Settings.guidance_interval)
+        interval = float(low), float(high)
+        return Settings(formats=formats, size=(int(columns), int(rows)), guidance_interval=interval, **stored)
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"{path} does not say what the model was trained for: {error}") from error

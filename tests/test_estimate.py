@@ -46,8 +46,8 @@ MOMENTS = (Moment(0.0, "a red ball"), Moment(1.5, "the blue cube spins while the
 REQUESTS = {
     "plain": Request(prompt="a red ball", guidance=1.0),
     "guided": Request(prompt="a red ball", seconds=1.1, size=(48, 64)),
-    "guided for a while": Request(prompt="a red ball", interval=(0.4, 0.8), steps=7),
-    "heun": Request(prompt="a red ball", method="heun"),
+    "guided for a while": Request(prompt="a red ball", guidance_interval=(0.4, 0.8), steps=7),
+    "heun": Request(prompt="a red ball", sampler="heun"),
     "picture": Request(prompt="a red ball", mode="text-to-image"),
     "long": Request(prompt="a red ball", mode="long", seconds=6.0),
     "storyboard": Request(mode="storyboard", moments=MOMENTS, seconds=4.0),

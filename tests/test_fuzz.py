@@ -10,7 +10,8 @@ from app.batch.rows import read_rows
 from app.loadtest.feeds import Broken, check_sentence, goes_on
 from app.loadtest.fuzz import SHARES, campaign
 from app.loadtest.mutation import LAUGHS, MERGES, altered, torn
-from dit.request import BOARD_BYTES, Request, RequestError, read_board
+from dit.request import Request, RequestError
+from dit.storyboard import MAX_STORYBOARD_BYTES, read_storyboard
 
 
 def test_some_hundred_hostile_inputs_break_nothing():
@@ -46,7 +47,7 @@ def test_what_must_not_happen_is_noticed():
         ({"seed": 16**9999}, "seed must be a whole number below 2^63; got one that is too long to write"),
         ({"size": [1, 10**30]}, "each of size must be a whole number below 2^63"),
         ({"window": [0, float("inf")]}, "each of window must be a finite number; got inf"),
-        ({"pictures": [[0, "\udfff"]]}, "each of pictures must be text in UTF-8"),
+        ({"keyframes": [[0, "\udfff"]]}, "each of keyframes must be text in UTF-8"),
         ({"moments": [{"at": 0, "prompt": "\ud800"}]}, "a moment's prompt must be text in UTF-8"),
         ({"prompt": ["x" * 9999] * 99}, "prompt must be str; got "),
         ({"x" * 9999: 1}, "a request has the fields"),
@@ -61,7 +62,7 @@ def test_values_that_could_not_be_kept_are_refused_in_one_line(fields, sentence)
 
 
 @pytest.mark.parametrize(
-    "text", ["[" * 100_000, '{"seed": ' + "9" * 5000 + "}", '{"a":' * 100_000, "NaN", '{"rescale": NaN}']
+    "text", ["[" * 100_000, '{"seed": ' + "9" * 5000 + "}", '{"a":' * 100_000, "NaN", '{"guidance_rescale": NaN}']
 )
 def test_json_that_is_deep_or_holds_no_number_is_refused(text):
     with pytest.raises(RequestError) as raised:
@@ -79,14 +80,14 @@ def test_json_that_is_deep_or_holds_no_number_is_refused(text):
         ("- " * 20_000, "nested too deep"),
         ("!!python/object/apply:os.system ['true']", "could not determine a constructor"),
         ("moments: !!timestamp x", "cannot be read as a storyboard"),
-        ("moments: [{at: 0, prompt: x}]\n#" + "x" * BOARD_BYTES, "more than 262,144 bytes"),
+        ("moments: [{at: 0, prompt: x}]\n#" + "x" * MAX_STORYBOARD_BYTES, "more than 262,144 bytes"),
     ],
 )
 def test_a_storyboard_that_means_harm_is_refused_at_once(tmp_path, text, sentence):
     path = tmp_path / "board.yaml"
     path.write_text(text)
     with pytest.raises(RequestError, match=sentence) as raised:
-        read_board(str(path))
+        read_storyboard(str(path))
     check_sentence(str(raised.value))
     if "bytes" not in sentence:
         with pytest.raises(RequestError):
@@ -95,13 +96,13 @@ def test_a_storyboard_that_means_harm_is_refused_at_once(tmp_path, text, sentenc
 
 
 def test_a_storyboard_that_is_a_device_is_not_read():
-    with pytest.raises(RequestError, match="/dev/zero cannot be read as a storyboard: it is no file"):
-        read_board("/dev/zero")
+    with pytest.raises(RequestError, match="/dev/zero cannot be read as a storyboard: it is not a regular file"):
+        read_storyboard("/dev/zero")
 
 
 def test_a_storyboard_means_the_same_in_json_and_yaml(tmp_path):
     board = {"seconds": 4, "size": "64x64", "moments": [{"at": 0, "prompt": "球", "image": "a.png"}]}
     for name, text in (("board.json", json.dumps(board)), ("board.yaml", yaml.safe_dump(board))):
         (tmp_path / name).write_text(text)
-    first, second = (read_board(str(tmp_path / name)) for name in ("board.json", "board.yaml"))
+    first, second = (read_storyboard(str(tmp_path / name)) for name in ("board.json", "board.yaml"))
     assert first == second and first["moments"][0]["image"] == str(tmp_path / "a.png")

@@ -9,7 +9,8 @@ import torch
 from dit.canvas import prompt_weights
 from dit.modes import MODES
 from dit.pipeline import Pipeline
-from dit.request import Moment, Request, RequestError, read_board
+from dit.request import Moment, Request, RequestError
+from dit.storyboard import read_storyboard
 from vae.video.read import read_image, read_video
 from vae.video.write import write_image, write_video
 
@@ -38,7 +39,7 @@ def requests(files) -> dict[str, Request]:
     special = {
         "text-to-image": {},
         "image-to-video": {"image": still},
-        "keyframes": {"pictures": ((0.0, still), (1.5, still)), "seconds": 2.125},
+        "keyframes": {"keyframes": ((0.0, still), (1.5, still)), "seconds": 2.125},
         "extend": {"clip": one, "side": "both", "seconds": 1.0},
         "loop": {"seconds": 2.0},
         "connect": {"clip": one, "other": two, "seconds": 1.0},
@@ -135,26 +136,26 @@ def test_a_storyboard_is_read_from_yaml_and_json_with_files_beside_it(tmp_path):
         "seconds: 4\nsize: 64x64\nmoments:\n"
         "- {at: 0, prompt: a ball rolls, image: still.png}\n- {at: 2, prompt: 它停下}\n"
     )
-    found = Request(mode="storyboard").altered(**read_board(str(tmp_path / "board.yaml")))
+    found = Request(mode="storyboard").altered(**read_storyboard(str(tmp_path / "board.yaml")))
     assert found.seconds == 4 and found.size == (64, 64)
     assert found.moments == (Moment(0, "a ball rolls", str(tmp_path / "still.png")), Moment(2, "它停下"))
     (tmp_path / "board.json").write_text(json.dumps([{"at": 0, "prompt": "x"}]))
-    assert Request().altered(**read_board(str(tmp_path / "board.json"))).moments == (Moment(0, "x"),)
+    assert Request().altered(**read_storyboard(str(tmp_path / "board.json"))).moments == (Moment(0, "x"),)
     assert Request.from_json(found.to_json()) == found
 
 
 @pytest.mark.parametrize(
     ("text", "rule"),
     [
-        ("moments: 3", "a storyboard must be moments"),
+        ("moments: 3", "a storyboard must have moments"),
         ("{", "cannot be read as a storyboard"),
-        ("- {at: -1, prompt: x}", "a moment has seconds from 0 on; got at -1"),
-        ("- {at: .nan, prompt: x}", "a moment has seconds from 0 on; got at nan"),
+        ("- {at: -1, prompt: x}", "a moment must be at 0 seconds or later; got at -1"),
+        ("- {at: .nan, prompt: x}", "a moment must be at 0 seconds or later; got at nan"),
         ("- {at: 2001-99-01, prompt: x}", "cannot be read as a storyboard"),
-        ("- {at: 0, prompt: ' '}", "a moment has words"),
-        ("- {at: 0, prompt: x, image: 5}", "a moment's image is a file's name; got 5"),
+        ("- {at: 0, prompt: ' '}", "a moment must have a prompt"),
+        ("- {at: 0, prompt: x, image: 5}", "a moment's image must be a file's name; got 5"),
         ("title: x\nmoments: []", "a request has the fields .* got 'title'"),
-        ("1: x\nmoments: []", "a storyboard's fields have names"),
+        ("1: x\nmoments: []", "a storyboard's fields must have names"),
         ("- {at: 0}", "a moment has at and prompt"),
         ("- {at: 1, prompt: x}", "moments must begin at 0 and rise; got 1"),
         ("- {at: 0, prompt: x}\n- {at: 0, prompt: y}", "moments must begin at 0 and rise; got 0, 0"),
@@ -164,7 +165,7 @@ def test_a_storyboard_is_read_from_yaml_and_json_with_files_beside_it(tmp_path):
 def test_a_storyboard_that_is_none_is_refused(pipeline, tmp_path, text, rule):
     (tmp_path / "board.yaml").write_text(text)
     with pytest.raises(RequestError, match=rule):
-        pipeline.resolve(Request(mode="storyboard", seconds=2).altered(**read_board(str(tmp_path / "board.yaml"))))
+        pipeline.resolve(Request(mode="storyboard", seconds=2).altered(**read_storyboard(str(tmp_path / "board.yaml"))))
 
 
 @pytest.mark.parametrize(
@@ -172,19 +173,19 @@ def test_a_storyboard_that_is_none_is_refused(pipeline, tmp_path, text, rule):
     [
         ("edit", {"strength": 1.5}, "strength must lie between 0 and 1; got 1.5"),
         ("extend", {"side": "left"}, "side must be one of after, before, both; got 'left'"),
-        ("retake", {"window": (2.0, 1.0)}, "a window must go from a moment to a later one; got 2 to 1"),
+        ("retake", {"window": (2.0, 1.0)}, "a window must go from a time to a later one; got 2 to 1"),
         ("retake", {"window": (9.0, 10.0)}, "a window must lie within the clip; got 9 to 10 s"),
         ("recut", {"window": (9.0, 10.0)}, "a window must lie within the clip; got 9 to 10 s"),
         ("outpaint", {"box": (0, 0, 65, 64)}, "a box must be left, top, right, bottom within the frame"),
         ("edit", {"clip": "gone.mp4"}, "gone.mp4"),
-        ("retake", {"window": (0.0, float("inf"))}, "a window must go from a moment to a later one; got 0 to inf"),
+        ("retake", {"window": (0.0, float("inf"))}, "a window must go from a time to a later one; got 0 to inf"),
         ("inpaint", {"mask": None}, "inpaint needs box or mask, and not both"),
         ("inpaint", {"size": None, "mask": None, "box": (0, 0, 200, 200)}, "a box must be left, top, right, bottom"),
         ("outpaint", {"box": (1, 1, 9, 9)}, "a box must hold a whole patch"),
         ("storyboard", {"prompt": "a ball"}, "moments have words of their own; got a prompt beside them"),
         ("storyboard", {"moments": (Moment(0, "a"), Moment(0.1, "b"), Moment(0.2, "c"))}, "at least 0.5 s apart"),
-        ("keyframes", {"pictures": ((-1.0, "x.png"),)}, "a picture has seconds from 0 on; got -1"),
-        ("keyframes", {"pictures": ((5.0, "{still}"),)}, "a picture must come before the end"),
+        ("keyframes", {"keyframes": ((-1.0, "x.png"),)}, "a keyframe must be at 0 seconds or later; got -1"),
+        ("keyframes", {"keyframes": ((5.0, "{still}"),)}, "a picture must come before the end"),
         ("loop", {"seconds": 0.5}, "a clip must last at least 1 seconds at 64x64; got 0.5"),
         ("long", {"seconds": 0.5}, "a clip must last at least 1.12 seconds at 64x64; got 0.625"),
     ],

@@ -93,9 +93,9 @@ def test_any_change_gives_another_name(tmp_path):
         "mode": "text-to-image",
         **{name: 0.5 for name, kind in KINDS.items() if kind == "float"},
         **{name: 3 for name, kind in KINDS.items() if kind == "int"},
-        "pictures": ((0.0, at["a"]),),
+        "keyframes": ((0.0, at["a"]),),
         "window": (0.0, 1.0),
-        "interval": (0.0, 1.0),
+        "guidance_interval": (0.0, 1.0),
         "box": (0, 0, 1, 1),
         "size": (64, 64),
         "moments": (Moment(0, "x"),),
@@ -103,7 +103,7 @@ def test_any_change_gives_another_name(tmp_path):
     }
     assert changes.keys() == KINDS.keys()
     requests = [Request(prompt="x"), *(replace(Request(prompt="x"), **{name: one}) for name, one in changes.items())]
-    requests.append(Request(prompt="x", pictures=((0.0, at["b"]),)))
+    requests.append(Request(prompt="x", keyframes=((0.0, at["b"]),)))
     requests.append(Request(prompt="x", moments=(Moment(0, "x", image=at["a"]),)))
     assert len({name_of(request, hashes_of(request))[-16:] for request in requests}) == len(requests)
 
@@ -111,7 +111,7 @@ def test_any_change_gives_another_name(tmp_path):
 def test_a_name_is_of_the_contents_of_files_and_not_of_where_they_lie(tmp_path):
     def name(folder: Path) -> str:
         at = files(folder)
-        row = {"prompt": "x", "image": at["a"], "clip": at["c"], "pictures": [[0, at["b"]]]}
+        row = {"prompt": "x", "image": at["a"], "clip": at["c"], "keyframes": [[0, at["b"]]]}
         row["moments"] = [{"at": 0, "prompt": "y", "image": at["a"]}]
         return expand(given({**row, "hashes": [[at["a"], "00"]]}))[0].name
 

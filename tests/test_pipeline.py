@@ -69,16 +69,16 @@ def test_guidance_counts_within_its_interval_alone(pipeline):
         make(pipeline, Request(prompt="a red ball", seconds=1.1, guidance=5.0, **changes))[0].latents
     )
     plain = make(pipeline, Request(prompt="a red ball", seconds=1.1, guidance=1.0))[0].latents
-    assert torch.equal(ask(interval=(0.0, 0.0)), plain)
-    assert not torch.equal(ask(interval=(0.5, 1.0)), plain)
-    assert not torch.equal(ask(interval=(0.5, 1.0)), ask())
+    assert torch.equal(ask(guidance_interval=(0.0, 0.0)), plain)
+    assert not torch.equal(ask(guidance_interval=(0.5, 1.0)), plain)
+    assert not torch.equal(ask(guidance_interval=(0.5, 1.0)), ask())
 
 
 def test_a_negative_prompt_is_what_guidance_leads_away_from(pipeline):
     ask = lambda **changes: make(pipeline, Request(prompt="a red ball", seconds=1.1, **changes))[0].latents
-    assert torch.equal(ask(negative=""), ask())
-    assert not torch.equal(ask(negative="a blue cube"), ask())
-    assert torch.allclose(ask(negative="a red ball", guidance=7.0), ask(guidance=1.0), atol=1e-4)
+    assert torch.equal(ask(negative_prompt=""), ask())
+    assert not torch.equal(ask(negative_prompt="a blue cube"), ask())
+    assert torch.allclose(ask(negative_prompt="a red ball", guidance=7.0), ask(guidance=1.0), atol=1e-4)
 
 
 def test_decoding_in_pieces_of_any_length_is_the_same_clip(pipeline):
@@ -135,12 +135,12 @@ def test_a_picture_is_a_clip_of_one_frame(pipeline):
         (Request(prompt="x", steps=0), "steps must lie between 1 and 1000; got 0"),
         (Request(prompt="x", guidance=-1.0), "guidance must lie between 0 and 100; got -1"),
         (
-            Request(prompt="x", interval=(0.9, 0.2)),
-            "interval must be two rising noise levels from 0 to 1; got 0.9 and 0.2",
+            Request(prompt="x", guidance_interval=(0.9, 0.2)),
+            "guidance_interval must be two rising noise levels from 0 to 1; got 0.9 and 0.2",
         ),
         (Request(prompt="x", frame_guidance=-1.0), "frame_guidance must lie between 0 and 100; got -1"),
-        (Request(prompt="x", rescale=1.5), "rescale must lie between 0 and 1; got 1.5"),
-        (Request(prompt="x", method="magic"), "method must be one of euler, heun, dpm; got 'magic'"),
+        (Request(prompt="x", guidance_rescale=1.5), "guidance_rescale must lie between 0 and 1; got 1.5"),
+        (Request(prompt="x", sampler="magic"), "sampler must be one of euler, heun, dpm; got 'magic'"),
         (Request(prompt="x", seed=-1), "seed must be a whole number from 0"),
         (Request(prompt="x", mode="image-to-video", image="gone.png"), "gone.png"),
     ],

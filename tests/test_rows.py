@@ -92,9 +92,9 @@ def test_the_cells_of_a_table_are_read_into_their_fields_types(tmp_path):
         "guidance": "1e1",
         "window": "[0, 1.5]",
         "box": "[0, 0, 16, 16]",
-        "pictures": '[[0, "a.png"]]',
+        "keyframes": '[[0, "a.png"]]',
         "moments": '[{"at": 0, "prompt": "a ball", "image": "b.png"}]',
-        "negative": "[not] a list",
+        "negative_prompt": "[not] a list",
         "strength": " ",
     }
     table = io.StringIO()
@@ -111,9 +111,9 @@ def test_the_cells_of_a_table_are_read_into_their_fields_types(tmp_path):
         guidance=10.0,
         window=(0.0, 1.5),
         box=(0, 0, 16, 16),
-        pictures=((0.0, str(tmp_path / "a.png")),),
+        keyframes=((0.0, str(tmp_path / "a.png")),),
         moments=(Moment(0.0, "a ball", image=str(tmp_path / "b.png")),),
-        negative="[not] a list",
+        negative_prompt="[not] a list",
     )
     assert row.fields["size"] == "64x48" and row.number == 2  # as a spreadsheet counts
 
@@ -203,10 +203,10 @@ BOARD = "seconds: 2\nmoments:\n  - {at: 0, prompt: a ball, image: a.png}\n  - {a
 
 
 def test_a_list_is_of_requests_and_a_storyboard_is_one(tmp_path):
-    rows = read(tmp_path, "jobs.yaml", "- a ball\n- {prompt: a cube, seed: [1, 2]}\n- 5\n- {negative: no, clip: c.mp4}")
+    rows = read(tmp_path, "jobs.yaml", "- a ball\n- {prompt: a cube, seed: [1, 2]}\n- 5\n- {negative_prompt: no, clip: c.mp4}")
     assert [row.fields for row in rows[:2]] == [{"prompt": "a ball"}, {"prompt": "a cube", "seed": [1, 2]}]
     assert "got a int" in rows[2].wrong and rows[3].fields["clip"] == str(tmp_path / "c.mp4")
-    assert "negative must be str" in expand(rows)[-1].wrong
+    assert "negative_prompt must be str" in expand(rows)[-1].wrong
     assert read(tmp_path, "jobs.json", '{"prompt": "a ball"}')[0].fields == {"prompt": "a ball"}
     assert read(tmp_path, "jobs.yml", "") == []
     for name, text in (("b.yaml", BOARD), ("b.json", '[{"at": 0, "prompt": "a ball", "image": "a.png"}]')):
@@ -231,7 +231,7 @@ def test_files_lie_where_they_are_as_seen_from_jobs(tmp_path):
         "image": ["a.png", "/b.png"],
         "clip": "sub/c.mp4",
         "mask": "m.png",
-        "pictures": [[[0, "p.png"], [1, "q.png"]], [[0, "r.png"]]],
+        "keyframes": [[[0, "p.png"], [1, "q.png"]], [[0, "r.png"]]],
         "moments": [[{"at": 0, "prompt": "x", "clip": "s.mp4"}]],
         "hashes": [["sub/c.mp4", "00"]],
         "model": "first",
@@ -240,5 +240,5 @@ def test_files_lie_where_they_are_as_seen_from_jobs(tmp_path):
     at = tmp_path / "in"
     assert found["image"] == [str(at / "a.png"), "/b.png"] and found["model"] == "first"
     assert found["clip"] == found["hashes"][0][0] == str(at / "sub/c.mp4") and found["mask"] == str(at / "m.png")
-    assert found["pictures"] == [[[0, str(at / "p.png")], [1, str(at / "q.png")]], [[0, str(at / "r.png")]]]
+    assert found["keyframes"] == [[[0, str(at / "p.png")], [1, str(at / "q.png")]], [[0, str(at / "r.png")]]]
     assert found["moments"][0][0]["clip"] == str(at / "s.mp4")

@@ -126,7 +126,7 @@ def test_who_looks_again_is_told_only_what_has_changed(visitor):
 
 
 def test_a_clip_is_made_again_from_its_own_file_bit_for_bit(visitor):
-    (clip,) = visitor.gets(seed=3, guidance=1.5, negative="a cube", mark="top-left")
+    (clip,) = visitor.gets(seed=3, guidance=1.5, negative_prompt="a cube", watermark="top-left")
     assert clip["request"]["guidance"] == 1.5 and clip["missing"] == []
     (again,) = visitor.gets(**clip["request"])
     assert again["request"] == clip["request"] and again["id"] != clip["id"]
@@ -439,18 +439,18 @@ def test_a_storyboard_is_read_from_its_text_and_written_as_one(visitor):
 def test_a_prompt_is_written_out_by_the_shipped_upsampler_where_there_is_one(visitor, tmp_path, monkeypatch):
     monkeypatch.setattr("app.registry.UPSAMPLER", tmp_path / "none")
     assert "needs the shipped upsampler" in visitor.refused("/studio/upsample", {"prompt": "a ball", "seed": 1})
-    from captioning.upsampler import Ours, Writer, save_upsampler, tokenizer_of
+    from captioning.upsampler import TrainedUpsampler, UpsamplerModel, save_upsampler, train_upsampler_tokenizer
 
     torch.manual_seed(0)
     texts = ["A red ball bounces.", "a red ball"]
-    tokenizer = tokenizer_of(texts, 300, 64)
+    tokenizer = train_upsampler_tokenizer(texts, 300, 64)
     shape = {"vocabulary": len(tokenizer), "context": 64, "width": 32, "heads": 2, "layers": 1}
-    writer = Writer(**shape, least=-99.0, gain=-99.0, end_id=tokenizer.eos_token_id, pad_id=tokenizer.pad_token_id)
-    save_upsampler(Ours(tokenizer, writer), tmp_path / "upsampler")
+    writer = UpsamplerModel(**shape, min_log_prob=-99.0, min_gain=-99.0, end_id=tokenizer.eos_token_id, pad_id=tokenizer.pad_token_id)
+    save_upsampler(TrainedUpsampler(tokenizer, writer), tmp_path / "upsampler")
     monkeypatch.setattr("app.registry.UPSAMPLER", tmp_path / "upsampler")
     asked = {"prompt": "a red ball", "seed": 1, "still": False}
     first, second = (visitor.post("/studio/upsample", json=asked) for _ in range(2))
-    assert first.status_code == 200 and first.json() == second.json() and first.json()["written"]
+    assert first.status_code == 200 and first.json() == second.json() and first.json()["upsampled_prompt"]
     assert "must say something" in visitor.refused("/studio/upsample", {"prompt": " "})
     assert "policy standard" in visitor.refused("/studio/upsample", {"prompt": "a nude person"})
 

@@ -115,7 +115,7 @@ def opened(page, words: str):
 
 def typed(page) -> dict[str, str]:
     """Return what stands in the form."""
-    fields = {"prompt": "#f-prompt textarea", "negative": "#f-negative textarea", "seed": "#f-seed input"}
+    fields = {"prompt": "#f-prompt textarea", "negative_prompt": "#f-negative_prompt textarea", "seed": "#f-seed input"}
     return {name: page.input_value(field) for name, field in fields.items()}
 
 
@@ -141,7 +141,7 @@ def test_an_example_of_the_greeting_runs_by_one_click(visit):
 
 def test_a_reload_in_mid_render_loses_nothing(visit):
     with visit(SLOW) as page:
-        page.fill("#f-negative textarea", "grey")
+        page.fill("#f-negative_prompt textarea", "grey")
         compose(page, "a blue cube spins on sand")
         running = tile(page, "a blue cube spins", "in_progress")
         page.wait_for_function("tile => tile.querySelector('.preview')?.src", arg=running.element_handle())
@@ -150,7 +150,7 @@ def test_a_reload_in_mid_render_loses_nothing(visit):
         page.wait_for_selector("html[data-ready]")
         again = tile(page, "a blue cube spins", "in_progress")
         assert "/100" in again.locator(".phase").inner_text()
-        assert typed(page) == before | {"prompt": "a blue cube spins on sand", "negative": "grey"}
+        assert typed(page) == before | {"prompt": "a blue cube spins on sand", "negative_prompt": "grey"}
         tile(page, "a blue cube spins")
 
 
@@ -273,14 +273,14 @@ def details_of(page, id: str) -> dict:
 
 def test_a_clip_from_elsewhere_is_dragged_in_and_made_again(visit):
     with visit() as page:
-        page.fill("#f-negative textarea", "fog")
+        page.fill("#f-negative_prompt textarea", "fog")
         compose(page, "a cyan capsule topples")
         id = tile(page, "a cyan capsule topples").get_attribute("data-id")
         request = details_of(page, id)["request"]
         page.evaluate("id => fetch(`/v1/videos/${id}/content`).then(async (one) => window.film = await one.blob())", id)
         ask(page, f"/studio/clips/{id}", method="DELETE")
         page.fill("#f-prompt textarea", "something else")
-        page.fill("#f-negative textarea", "")
+        page.fill("#f-negative_prompt textarea", "")
         page.evaluate(
             """() => {
                 const dataTransfer = new DataTransfer();
@@ -294,8 +294,8 @@ def test_a_clip_from_elsewhere_is_dragged_in_and_made_again(visit):
         page.wait_for_selector(".details .credentials.trusted")
         assert typed(page)["prompt"] == "something else"  # nobody asked for more than a look
         page.click(".details .accent >> text=Make again")
-        page.wait_for_function("document.querySelector('#f-negative textarea').value === 'fog'")
-        assert typed(page) == {"prompt": "a cyan capsule topples", "negative": "fog", "seed": str(request["seed"])}
+        page.wait_for_function("document.querySelector('#f-negative_prompt textarea').value === 'fog'")
+        assert typed(page) == {"prompt": "a cyan capsule topples", "negative_prompt": "fog", "seed": str(request["seed"])}
         page.click("#b-make")
         again = details_of(page, tile(page, "a cyan capsule topples").get_attribute("data-id"))
         assert {**again["request"], **request} == again["request"]
@@ -345,16 +345,16 @@ def test_a_prompt_is_written_out_to_be_read_changed_and_undone(visit):
         page.fill("#f-prompt textarea", "ruby ball hops")
         page.click("#a-writing button >> nth=0")
         page.click("#b-write")
-        page.wait_for_function("document.querySelector('#f-written textarea').value")
+        page.wait_for_function("document.querySelector('#f-upsampled_prompt textarea').value")
         assert page.is_checked("#f-upsample input[value=auto]")
-        page.fill("#f-written textarea", "A large red ball bounces up and down on the grass.")
+        page.fill("#f-upsampled_prompt textarea", "A large red ball bounces up and down on the grass.")
         page.keyboard.press("Control+Enter")
         details = opened(page, "ruby ball hops")
         quotes = details.locator(".quote p").all_inner_texts()
         assert "ruby ball hops" in quotes and "A large red ball bounces up and down on the grass." in quotes
         page.keyboard.press("Escape")
         page.check("#f-upsample input[value=none]")
-        page.fill("#f-written textarea", "")
+        page.fill("#f-upsampled_prompt textarea", "")
         compose(page, "ruby ball hops, undone")
         quotes = opened(page, "ruby ball hops, undone").locator(".quote p").all_inner_texts()
         assert quotes == ["ruby ball hops, undone"]

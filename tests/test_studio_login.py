@@ -264,7 +264,7 @@ def test_a_request_in_a_strangers_file_opens_nothing(shared, tmp_path):
     """A file that was made to look as if longtake had made it from the files of this server."""
     import torch
 
-    from dit.request import KEY
+    from dit.request import METADATA_KEY
     from vae.video.credentials import hash_of_contents
     from vae.video.write import write_video
 
@@ -274,7 +274,7 @@ def test_a_request_in_a_strangers_file_opens_nothing(shared, tmp_path):
         ("/etc/passwd", "../../jobs.sqlite", f"clips/{theirs}.mp4", "http://127.0.0.1:1/x", "\\\\x\\y")
     ):
         request = {"mode": "remix", "prompt": "<script>alert(1)</script>", "clip": path, "model": "../../../etc"}
-        write_video(tmp_path / "x.mp4", torch.zeros(3, 9, 64, 64) + n / 9, 8, metadata={KEY: json.dumps(request)})
+        write_video(tmp_path / "x.mp4", torch.zeros(3, 9, 64, 64) + n / 9, 8, metadata={METADATA_KEY: json.dumps(request)})
         told = visitor.post("/studio/read", files={"file": (tmp_path / "x.mp4").read_bytes()}).json()
         assert "clip" not in told["request"] and "model" not in told["request"] and len(told["missing"]) == 2
         assert "root:" not in json.dumps(told)
@@ -283,11 +283,11 @@ def test_a_request_in_a_strangers_file_opens_nothing(shared, tmp_path):
     path = f"clips/{mine}.mp4"  # which is another's on the machine that the file came from
     for digest, found in (("0" * 64, None), (hash_of_contents(path), mine)):
         request = {"mode": "remix", "prompt": "a cube", "clip": path, "hashes": [[path, digest]]}
-        write_video(tmp_path / "x.mp4", torch.ones(3, 9, 64, 64), 8, metadata={KEY: json.dumps(request)})
+        write_video(tmp_path / "x.mp4", torch.ones(3, 9, 64, 64), 8, metadata={METADATA_KEY: json.dumps(request)})
         told = visitor.post("/studio/read", files={"file": (tmp_path / "x.mp4").read_bytes()}).json()
         assert told["request"].get("clip") == found and len(told["missing"]) == (found is None)
     for wrong in ('{"mode": 5}', "[" * 9999, "null", '{"seed": 1e999}', '"x"', '{"moments": [5]}'):
-        write_video(tmp_path / "x.mp4", torch.zeros(3, 9, 64, 64), 8, metadata={KEY: wrong})
+        write_video(tmp_path / "x.mp4", torch.zeros(3, 9, 64, 64), 8, metadata={METADATA_KEY: wrong})
         told = visitor.post("/studio/read", files={"file": (tmp_path / "x.mp4").read_bytes()}).json()
         assert told["request"] is None and told["missing"] == ["the file carries no request"]
     assert len(visitor.get("/studio/clips", params={"search": "script"}).json()["cards"]) >= 5

@@ -23,7 +23,7 @@ def test_every_name_that_the_scripts_say_has_words():
 
 def test_all_words_are_said_somewhere():
     code = "\n".join(path.read_text(encoding="utf-8") for path in [*SCRIPTS, LOOK.parent / "form.py"])
-    chosen = set(re.findall(r"[`\"](\w+)\.(?:\w+)?\$\{", code)) | {"side", "mark", "upsample"}  # by what follows
+    chosen = set(re.findall(r"[`\"](\w+)\.(?:\w+)?\$\{", code)) | {"side", "watermark", "upsample"}  # by what follows
     for name in read_words()["en"]:
         group, _, word = name.partition(".")
         label = re.sub(r"_(hint|info)$", "", word)
@@ -34,7 +34,7 @@ def test_modes_and_choices_have_words():
     known = read_words()["en"]
     for name in [f"{group}.{mode}" for group in ("modes", "lines") for mode in MODES]:
         assert name in known
-    assert all(f"side.{side}" in known for side in SIDES) and all(f"mark.{corner}" in known for corner in CORNERS)
+    assert all(f"side.{side}" in known for side in SIDES) and all(f"watermark.{corner}" in known for corner in CORNERS)
 
 
 def test_a_line_with_other_gaps_in_one_language_is_refused(tmp_path):

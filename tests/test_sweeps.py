@@ -29,9 +29,9 @@ SEVERAL = {
     "prompt": ("x", ["x"]),
     "size": ([64, 64], [[64, 64]]),
     "window": ([0, 1], [[0, 1], [1, 2]]),
-    "interval": ((0, 1), [(0, 1)]),
+    "guidance_interval": ((0, 1), [(0, 1)]),
     "box": ([0, 0, 1, 1], [[0, 0, 1, 1]]),
-    "pictures": ([[0, "a.png"], [1, "b.png"]], [[[0, "a.png"]], [[1, "b.png"]]]),
+    "keyframes": ([[0, "a.png"], [1, "b.png"]], [[[0, "a.png"]], [[1, "b.png"]]]),
     "hashes": ([["a.png", "00"]], [[["a.png", "00"]]]),
     "moments": ([{"at": 0, "prompt": "x"}], [[{"at": 0, "prompt": "x"}]]),
 }
@@ -98,7 +98,7 @@ def test_settings_of_all_rows_fill_in_what_a_row_leaves_out():
         ({"image": "gone.png"}, "image must be a file that can be read; 'gone.png' is not there"),
         ({"image": "/dev/null"}, "'/dev/null' is none"),
         ({"clip": "a\0b"}, "is not there"),
-        ({"pictures": [[0, "gone.png"]]}, "a picture must be a file"),
+        ({"keyframes": [[0, "gone.png"]]}, "a picture must be a file"),
         ({"promt": "x"}, "perhaps prompt was meant"),
     ],
 )
@@ -166,9 +166,9 @@ def test_braces_that_do_not_match_make_a_row_wrong(text):
 
 
 def test_wildcards_multiply_with_the_rest_in_prompt_written_and_negative():
-    row = {"prompt": ["{a|b}", "c"], "written": "{d|e}", "negative": "{f|g}", "seed": [1, 2]}
+    row = {"prompt": ["{a|b}", "c"], "upsampled_prompt": "{d|e}", "negative_prompt": "{f|g}", "seed": [1, 2]}
     jobs = expand(given(row))
-    assert len({(r.prompt, r.written, r.negative, r.seed) for r in (job.request for job in jobs)}) == len(jobs) == 24
+    assert len({(r.prompt, r.upsampled_prompt, r.negative_prompt, r.seed) for r in (job.request for job in jobs)}) == len(jobs) == 24
     assert prompts({"prompt": "x", "model": "{a|b}"}) == ["x"]
 
 
@@ -180,5 +180,5 @@ def test_a_draw_is_a_function_of_seed_and_position_alone():
     assert drawn[0] == prompts({"prompt": text}, draw=True)[0]  # the seed unless said is 0
     # Words around a wildcard, its neighbours and what it is called do not matter: only which it is.
     assert [one[0] for one in drawn] == [one[2] for one in prompts({"prompt": "x {a|b|c}", "seed": seeds}, draw=True)]
-    other = expand(given({"prompt": "x", "negative": text, "seed": seeds}), draw=True)
-    assert [job.request.negative for job in other] == drawn
+    other = expand(given({"prompt": "x", "negative_prompt": text, "seed": seeds}), draw=True)
+    assert [job.request.negative_prompt for job in other] == drawn

@@ -15,9 +15,11 @@ from random import Random
 from app.batch.rows import read_rows
 from app.batch.sweeps import expand
 from app.loadtest.mutation import BOARDS, REQUESTS, altered, as_csv, as_yaml, torn
-from app.policy.policy import STRICT, PolicyError, check_prompt
+from app.policy.errors import PolicyError
+from app.policy.policy import STRICT, check_prompt
 from app.server.uploads import CHILD_BYTES, HEAD_BYTES, Caps, UploadError, keep_upload, look_through, sniffed
-from dit.request import Request, RequestError, check_values, read_board
+from dit.request import Request, RequestError, check_values
+from dit.storyboard import read_storyboard
 from vae.video.pixels import MediaError
 from vae.video.sandbox import limit_memory
 
@@ -101,7 +103,7 @@ def feed_board(chance: Random, sandbox: Path) -> None:
     text = json.dumps(tree, default=str) if suffix == ".json" else as_yaml(tree, chance)
     path, content = sandbox / DATA / f"board{suffix}", text.encode("utf-8", "surrogatepass")
     path.write_bytes(torn(content, chance) if chance.random() < 0.5 else content)
-    goes_on(Request(mode="storyboard").altered(**read_board(str(path))))
+    goes_on(Request(mode="storyboard").altered(**read_storyboard(str(path))))
 
 
 def _content(chance: Random, sandbox: Path) -> bytes:

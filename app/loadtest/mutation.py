@@ -10,12 +10,12 @@ from typing import Any
 
 REQUESTS: tuple[dict[str, Any], ...] = (
     {"prompt": "a red ball bounces on the grass", "seed": 1, "size": [64, 64], "seconds": 2.0, "fps": 8.0, "steps": 3},
-    {"mode": "text-to-image", "prompt": "草地上的红球", "guidance": 2.0, "interval": [0.1, 0.9], "rescale": 0.5},
-    {"mode": "image-to-video", "prompt": "it spins", "image": "cube.png", "negative": "blur", "method": "heun"},
-    {"mode": "keyframes", "prompt": "x", "pictures": [[0, "a.png"], [1.5, "b.png"]], "frame_guidance": 1.5},
-    {"mode": "inpaint", "prompt": "x", "clip": "c.mp4", "box": [0, 0, 8, 8], "mask": "m.png", "mark": "top-left"},
+    {"mode": "text-to-image", "prompt": "草地上的红球", "guidance": 2.0, "guidance_interval": [0.1, 0.9], "guidance_rescale": 0.5},
+    {"mode": "image-to-video", "prompt": "it spins", "image": "cube.png", "negative_prompt": "blur", "sampler": "heun"},
+    {"mode": "keyframes", "prompt": "x", "keyframes": [[0, "a.png"], [1.5, "b.png"]], "frame_guidance": 1.5},
+    {"mode": "inpaint", "prompt": "x", "clip": "c.mp4", "box": [0, 0, 8, 8], "mask": "m.png", "watermark": "top-left"},
     {"mode": "retake", "prompt": "{red|blue} ball", "clip": "c.mp4", "window": [1, 2], "strength": 0.5, "side": "both"},
-    {"prompt": "x", "output": "mine.mp4", "upsample": "none", "written": "A ball.", "model": "first", "other": "d.mp4"},
+    {"prompt": "x", "output": "mine.mp4", "upsample": "none", "upsampled_prompt": "A ball.", "model": "first", "other": "d.mp4"},
     {"prompt": "x", "hashes": [["a.png", "00ff"]], "model_hash": "00ff", "made_with": "torch 2.11"},
 )
 BOARDS: tuple[Any, ...] = (
@@ -26,7 +26,7 @@ BOARDS: tuple[Any, ...] = (
         "moments": [{"at": 0, "prompt": "a ball rests"}, {"at": 2.5, "prompt": "a ball bounces", "image": "a.png"}],
     },
     [{"at": 0, "prompt": "球"}, {"at": 1, "prompt": "弹跳", "clip": "c.mp4"}, {"at": 2, "prompt": "end"}],
-    {"fps": 8, "negative": "blur", "moments": [{"at": 0, "prompt": "a", "image": None}]},
+    {"fps": 8, "negative_prompt": "blur", "moments": [{"at": 0, "prompt": "a", "image": None}]},
 )
 FIELDS = sorted({name for one in REQUESTS for name in one} | {"moments", "storyboard", "at", "prompt"})
 PATHS = (

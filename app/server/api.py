@@ -18,7 +18,7 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from app.policy.policy import PolicyError
+from app.policy.errors import PolicyError
 from app.queue.jobs import Crowded
 from app.server.auth import Gate, answer
 from app.server.mcp import Screen, add_tools

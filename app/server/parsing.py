@@ -11,14 +11,14 @@ from collections.abc import Iterable
 from typing import Any
 
 from app.batch.rows import KINDS, typed
-from dit.request import NONE, RequestError, parse_size
+from dit.request import NO_UPSAMPLER, RequestError, parse_size, with_current_names
 
 FOR_US = ("hashes", "model_hash", "made_with")  # fields that a model fills in
 OFFERED = tuple(name for name in KINDS if name not in FOR_US)
-NUMBERS = ("size", "window", "box", "interval")  # fields that are lists of numbers
+NUMBERS = ("size", "window", "box", "guidance_interval")  # fields that are lists of numbers
 FIRST, CLIP = "input_reference", "video"  # what clients call the first picture and the clip to begin with
 SENDABLE = (FIRST, CLIP, "image", "clip", "other", "mask")  # parts of a form that may be files
-UPSAMPLERS = (NONE, "auto")  # that a client may name: others are folders and addresses
+UPSAMPLERS = (NO_UPSAMPLER, "auto")  # that a client may name: others are folders and addresses
 SHOWN = 80  # letters of what was given, in a sentence
 
 
@@ -86,7 +86,7 @@ def fields_of(found: dict[str, Any]) -> dict[str, Any]:
 
     Raises RequestError for what a client may not name, and for values of the wrong kind.
     """
-    given = {name: value for name, value in found.items() if value is not None}
+    given = with_current_names({name: value for name, value in found.items() if value is not None})
     for name, ours in ((FIRST, "image"), (CLIP, "clip")):
         if name in given:
             if ours in given:
@@ -118,7 +118,7 @@ def _value(name: str, value: Any) -> Any:
     if isinstance(value, list):
         if name in NUMBERS:
             return [_number(one) for one in value]
-        if name == "pictures":
+        if name == "keyframes":
             return [[_number(one[0]), one[1]] if _is_pair(one) else one for one in value]
         if name == "moments":
             return [one | {"at": _number(one["at"])} if isinstance(one, dict) and "at" in one else one for one in value]

@@ -23,11 +23,11 @@ SAID = {
     "mode": "One of " + ", ".join(MODES) + "; by default text-to-video, with a picture image-to-video.",
     "prompt": "What is to be seen.",
     "upsample": "auto: let the shipped upsampler write the prompt out.",
-    "written": "What the model reads in place of the prompt.",
+    "upsampled_prompt": "What the model reads in place of the prompt.",
     "image": "The first frame: an upload, or the id of a picture.",
     "clip": "The clip to begin with: an upload, or the id of a video or file.",
     "other": "The clip to arrive at.",
-    "pictures": "Pairs of seconds and the id of a picture, for keyframes.",
+    "keyframes": "Pairs of seconds and the id of a picture, for keyframes.",
     "side": "Where an extension goes: after, before or both.",
     "strength": "Of an edit, from 0, which returns the clip, to 1, which forgets it.",
     "window": "A stretch of the clip: from and to, in seconds.",
@@ -39,10 +39,10 @@ SAID = {
     "fps": "Frames a second.",
     "steps": "How many times the sampler looks at the clip.",
     "guidance": "How strictly to follow the prompt; 1 is plain.",
-    "negative": "What to lead away from.",
-    "method": "The sampler: euler, heun or dpm.",
+    "negative_prompt": "What to lead away from.",
+    "sampler": "The sampler: euler, heun or dpm.",
     "seed": "Which of all clips that fit the prompt.",
-    "mark": "A corner for a small badge that says AI.",
+    "watermark": "A corner for a small badge that says AI.",
     "model": "A model on offer, see GET /v1/models.",
 }
 
@@ -138,7 +138,7 @@ FAILURES: dict[int | str, dict[str, Any]] = {
         (429, "As many of yours as may are in line; ask again later."),
     )
 }
-CREATE = ("prompt", "model", "seconds", "size", "seed", "steps", "guidance", "negative", "mode", "image", "clip")
+CREATE = ("prompt", "model", "seconds", "size", "seed", "steps", "guidance", "negative_prompt", "mode", "image", "clip")
 CREATE = (*CREATE, *(name for name in OFFERED if name not in CREATE))
 EXAMPLES = {
     "words": {"summary": "A clip from words", "value": {"prompt": "a large red ball bounces on the grass", "seed": 7}},

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from app.formats import IMAGE_SUFFIXES
-from app.policy.policy import PolicyError
+from app.policy.errors import PolicyError
 from app.queue.jobs import CANCELLED, DONE, ENDED, FAILED, INTERRUPTED, QUEUED, RUNNING, UPLOADS, Job, JobError, Queue
 from app.registry import DEFAULT_MODEL, MODELS, model_folder, upsampler_named
 from app.server.parsing import FIRST, fields_of, shown
@@ -34,7 +34,7 @@ from vae.video.pixels import MediaError
 MODELS_HERE = "models"  # a folder in the queue's, with links to models that are not shipped
 EVERYBODY = "everybody"  # whose uploads they are where there are no tokens
 FILE = re.compile(r"file-([0-9a-f]{64})")
-STILLS = ("image", "mask", "pictures")  # fields that pictures go into; a mask may be a clip as well
+STILLS = ("image", "mask", "keyframes")  # fields that pictures go into; a mask may be a clip as well
 STATUS = {QUEUED: "queued", INTERRUPTED: "queued", RUNNING: "in_progress", DONE: "completed"}
 STATUS |= {FAILED: "failed", CANCELLED: "failed"}
 SPANS = {"loading the model": (1, 3), "reading the prompt": (3, 5), "dreaming": (5, 90), "writing": (90, 99)}
@@ -160,11 +160,11 @@ class Service:
         """Put paths, as seen from the queue's folder, in the place of ids."""
         path = lambda id, field: id and self.path(id, field, owner)
         fields = {name: path(getattr(request, name), name) for name in ("image", "clip", "other", "mask")}
-        pictures = request.pictures and tuple((at, path(id, "pictures")) for at, id in request.pictures)
+        keyframes = request.keyframes and tuple((at, path(id, "keyframes")) for at, id in request.keyframes)
         moments = request.moments and tuple(
             replace(one, image=path(one.image, "image"), clip=path(one.clip, "clip")) for one in request.moments
         )
-        return replace(request, **fields, pictures=pictures, moments=moments)
+        return replace(request, **fields, keyframes=keyframes, moments=moments)
 
     def path(self, id: str, field: str, owner: str) -> str:
         """Return where the upload or the finished video of an id lies, as seen from the queue's folder."""

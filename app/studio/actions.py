@@ -23,10 +23,11 @@ from app.studio.remake import again
 from captioning.text_encoder import shorten_to_limit
 from captioning.upsampler import Upsampler, load_upsampler
 from dit.pipeline import mode_of
-from dit.request import BOARD_BYTES, LARGEST, Request, RequestError, parse_board
+from dit.request import INTEGER_LIMIT, Request, RequestError
+from dit.storyboard import MAX_STORYBOARD_BYTES, parse_storyboard
 
 VARIATIONS, MOST_VARIATIONS = "variations", 8
-BOARD = ("mode", "prompt", "negative", "size", "seconds", "steps", "guidance", "seed", "moments")  # in this order
+BOARD = ("mode", "prompt", "negative_prompt", "size", "seconds", "steps", "guidance", "seed", "moments")  # in this order
 
 
 def submit(service: Service, found: dict[str, Any], owner: str) -> list[Job]:
@@ -35,7 +36,7 @@ def submit(service: Service, found: dict[str, Any], owner: str) -> list[Job]:
     Raises what `Service.request` does, and Crowded where the owner would have too many in line.
     """
     request, many = _asked(service, found, owner)
-    if request.seed + many > LARGEST:
+    if request.seed + many > INTEGER_LIMIT:
         raise RequestError(f"seeds must lie below 2^63; got {request.seed} and {many - 1} after it")
     requests = [replace(request, seed=request.seed + more) for more in range(many)]
     still = mode_of(request).still
@@ -100,9 +101,9 @@ def written_out(service: Service, prompt: Any, seed: Any, still: Any, model: Any
         raise RequestError("a prompt must say something; got none, so describe the clip in a sentence")
     named = upsampler_named(AUTO)
     service.check(request)
-    text = writer(str(named)).write(request.prompt.strip(), request.seed, bool(still))
+    text = writer(str(named)).upsample(request.prompt.strip(), request.seed, bool(still))
     written = shorten_to_limit(outline_of(request.model).pipeline.tokenizer, text) or request.prompt.strip()
-    service.check(replace(request, written=written))
+    service.check(replace(request, upsampled_prompt=written))
     return written
 
 
@@ -118,9 +119,9 @@ def board_in(text: Any, shelf: Shelf, owner: str) -> tuple[dict[str, Any], list[
     """
     if not isinstance(text, str):
         raise RequestError(f"a storyboard must be text, YAML or JSON; got a {type(text).__name__}")
-    if len(text.encode(errors="replace")) > BOARD_BYTES:
-        raise RequestError(f"a storyboard must have at most {BOARD_BYTES:,} bytes; got more; shorten it")
-    fields = fields_of({"mode": "storyboard"} | parse_board(text))
+    if len(text.encode(errors="replace")) > MAX_STORYBOARD_BYTES:
+        raise RequestError(f"a storyboard must have at most {MAX_STORYBOARD_BYTES:,} bytes; got more; shorten it")
+    fields = fields_of({"mode": "storyboard"} | parse_storyboard(text))
     fields.pop("model", None)
     return again(Request.from_dict(fields), shelf, owner)
 

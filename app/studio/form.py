@@ -56,10 +56,10 @@ def add_form(offer: dict[str, Any]) -> Form:
     place("sources")
     with gr.Column(elem_id="words", min_width=0):
         form.add(gr.Textbox, "prompt", lines=3, max_lines=10)
-        form.add(gr.Textbox, "negative", lines=1, max_lines=4)
+        form.add(gr.Textbox, "negative_prompt", lines=1, max_lines=4)
     with form.fold("writing"):
         form.add(gr.Radio, "upsample", offer["upsamplers"], value=offer["upsamplers"][0])
-        form.add(gr.Textbox, "written", lines=2, max_lines=10)
+        form.add(gr.Textbox, "upsampled_prompt", lines=2, max_lines=10)
         form.press("write", size="sm")
     with gr.Row(elem_classes="reads-strength"):
         form.add(gr.Slider, "strength", 0, 1, 0.6, step=0.05)
@@ -98,9 +98,9 @@ def add_advanced(form: Form, offer: dict[str, Any], defaults: dict[str, Any], na
     with gr.Row():
         form.add(gr.Number, "low", 0, minimum=0, maximum=1, step=0.05)
         form.add(gr.Number, "high", 1, minimum=0, maximum=1, step=0.05)
-        form.add(gr.Number, "rescale", 0, minimum=0, maximum=1, step=0.05)
+        form.add(gr.Number, "guidance_rescale", 0, minimum=0, maximum=1, step=0.05)
     with gr.Row():
-        form.add(gr.Dropdown, "method", offer["methods"], value=defaults["method"], filterable=False)
-        form.add(gr.Dropdown, "mark", ["", *offer["corners"]], value="", filterable=False)
+        form.add(gr.Dropdown, "sampler", offer["samplers"], value=defaults["sampler"], filterable=False)
+        form.add(gr.Dropdown, "watermark", ["", *offer["corners"]], value="", filterable=False)
     with gr.Row(elem_classes="several-models"):
         form.add(gr.Dropdown, "model", names, value=names[0], filterable=False)

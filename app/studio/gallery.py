@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-import tempfile
 import threading
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -23,7 +22,8 @@ from app.server.parsing import shown
 from app.server.service import FILE, NotFound, Service
 from app.server.uploads import HALF
 from app.studio.probe import MEMORY, SECONDS, glance
-from dit.request import Request, RequestError
+from dit.request import RENAMED, Request, RequestError
+from vae.files import atomic_write
 from vae.video.credentials import hash_of_contents
 from vae.video.pixels import MediaError
 from vae.video.sandbox import run_sandboxed
@@ -321,18 +321,17 @@ def _moment(id: str | None, created: float = 0.0) -> tuple[str, str]:
 
 def _holds(words: str, told: str | None, more: str) -> bool:
     """Say whether a request in JSON, or what else is known of a clip, holds all words of a list in JSON."""
-    found = json.loads(told) if told else {}
+    found = {RENAMED.get(name, name): value for name, value in json.loads(told).items()} if told else {}
     moments = [one.get("prompt") for one in found.get("moments") or ()]
-    texts = [found.get("prompt"), found.get("written"), found.get("mode"), *moments, more]
+    texts = [found.get("prompt"), found.get("upsampled_prompt"), found.get("mode"), *moments, more]
     text = " ".join(filter(None, texts)).casefold()
     return all(word in text for word in json.loads(words))
 
 
 def _write_whole(path: Path, content: bytes) -> None:
     """Write a file that appears when it is whole."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as draft:
-        draft.write(content)
-    os.replace(draft.name, path)
+    with atomic_write(path, durable=False) as temporary:
+        temporary.write_bytes(content)
 
 
 def check_kind(kind: str | None) -> str | None:

@@ -8,11 +8,11 @@ from app.registry import AUTO, UPSAMPLER
 from app.server.service import Offer, Service
 from app.studio.actions import MOST_VARIATIONS
 from app.studio.gallery import LONGEST_NOTE
-from captioning.upsampler import FILES as UPSAMPLER_FILES
+from captioning.upsampler import SUBFOLDERS as UPSAMPLER_FILES
 from dit.modes import MODES
-from dit.request import CORNERS, SAMPLERS, NONE, SIDES
+from dit.request import CORNERS, NO_UPSAMPLER, RENAMED, SAMPLERS, SIDES
 
-DEFAULTS = ("steps", "guidance", "frame_guidance", "rescale", "method", "fps", "seconds")
+DEFAULTS = ("steps", "guidance", "frame_guidance", "guidance_rescale", "sampler", "fps", "seconds")
 
 # Words as captions of the world that models are trained on have them, to be added to a prompt.
 WORDS = {
@@ -42,8 +42,9 @@ def offered(service: Service, alone: bool) -> dict[str, Any]:
     return {
         "models": models,
         "modes": [{"name": name} | {part: getattr(mode, part) for part in modes} for name, mode in MODES.items()],
-        "methods": list(SAMPLERS),
-        "upsamplers": [NONE, AUTO] if shipped else [NONE],
+        "samplers": list(SAMPLERS),
+        "renamed": RENAMED,
+        "upsamplers": [NO_UPSAMPLER, AUTO] if shipped else [NO_UPSAMPLER],
         "corners": list(CORNERS),
         "sides": list(SIDES),
         "alone": alone,
@@ -64,7 +65,7 @@ def _model(name: str, offer: Offer) -> dict[str, Any]:
             size["clips"] = True
             size["seconds"] = sorted({*size["seconds"], frames / settings.fps})
     defaults = {part: getattr(settings, part) for part in DEFAULTS}
-    defaults |= {"size": "{}x{}".format(*settings.size), "interval": list(settings.interval)}
+    defaults |= {"size": "{}x{}".format(*settings.size), "guidance_interval": list(settings.guidance_interval)}
     return {"name": name, "sizes": list(sizes.values()), "defaults": defaults}
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from dit.request import KEY
+from dit.request import METADATA_KEY
 from vae.video.pixels import MediaError, from_uint8, to_uint8
 from vae.video.read import (
     check_readable,
@@ -44,7 +44,7 @@ def glance(path: Path) -> dict[str, Any]:
         what = (str(error).splitlines() or [type(error).__name__])[0]
         raise MediaError(f"{path} cannot be read: {what}; make it again") from None
     try:
-        return found | {"request": read_metadata(path).get(KEY)}
+        return found | {"request": read_metadata(path).get(METADATA_KEY)}
     except MediaError:  # pictures that are no PNG have no words of ours
         return found | {"request": None}
 

@@ -39,8 +39,8 @@ def again(request: Request, shelf: Shelf, owner: str) -> tuple[dict[str, Any], l
     for name in FILES:
         if name in fields:
             fields[name] = id_of(fields[name])
-    if "pictures" in fields:
-        fields["pictures"] = [[at, id] for at, path in fields["pictures"] if (id := id_of(path))]
+    if "keyframes" in fields:
+        fields["keyframes"] = [[at, id] for at, path in fields["keyframes"] if (id := id_of(path))]
     if "moments" in fields:
         for one in fields["moments"]:
             one |= {name: id_of(one[name]) for name in ("image", "clip") if name in one}
@@ -67,7 +67,7 @@ def parents_of(request: Request) -> list[str]:
 
 def _files(request: Request) -> Iterator[str]:
     yield from (path for name in FILES if (path := getattr(request, name)))
-    yield from (path for _, path in request.pictures or ())
+    yield from (path for _, path in request.keyframes or ())
     yield from (path for one in request.moments or () for path in (one.image, one.clip) if path)
 
 

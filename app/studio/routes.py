@@ -194,7 +194,7 @@ def add_asking(router: APIRouter, cards: Cards, alone: bool) -> None:
         found = read_json(await request.body())
         given = (found.get("prompt"), found.get("seed", 0), found.get("still", False), found.get("model"))
         written = await to_thread.run_sync(ask.written_out, service, *given, limiter=WRITER)
-        return {"written": written}
+        return {"upsampled_prompt": written}
 
     @router.post("/storyboard")
     async def board(request: Request, owner: Owner):

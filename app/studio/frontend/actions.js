@@ -12,7 +12,7 @@ import { t } from "./words.js";
 /** Open the menu of what can be made of a finished clip or picture. */
 export function openActions(at, card) {
   const modes = studio.offer.modes.filter(({ reads }) =>
-    ["clip", "image", "pictures"].some((name) => reads.includes(name)),
+    ["clip", "image", "keyframes"].some((name) => reads.includes(name)),
   );
   const made = ({ reads }) => reads.includes("clip") !== card.still;
   const line = ({ name }) => [name, t(`modes.${name}`), () => begin(name, card)];
@@ -43,9 +43,12 @@ function slotted(mode, card) {
   const { reads } = modeOf(mode);
   if (reads.includes("clip")) return { clip: card.id, window: card.seconds ? middle(card.seconds) : null };
   if (reads.includes("image")) return { image: card.id };
-  if (reads.includes("pictures"))
+  if (reads.includes("keyframes"))
     return {
-      pictures: [...draft.pictures.filter((one) => one.picture), { at: nextMoment(draft.pictures), picture: card.id }],
+      keyframes: [
+        ...draft.keyframes.filter((one) => one.picture),
+        { at: nextMoment(draft.keyframes), picture: card.id },
+      ],
     };
   const shown = { [card.still ? "image" : "clip"]: card.id };
   const moments = draft.moments.filter((one) => one.prompt || one.image || one.clip);

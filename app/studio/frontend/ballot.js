@@ -68,7 +68,7 @@ export async function openVote(cards) {
   const groups = new Map();
   for (const card of cards) {
     if (card.kind !== "job" || card.status !== "completed") continue;
-    const key = JSON.stringify([card.mode, card.prompt, card.negative, card.size, card.parents]);
+    const key = JSON.stringify([card.mode, card.prompt, card.negative_prompt, card.size, card.parents]);
     groups.set(key, [...(groups.get(key) ?? []), card]);
   }
   for (const group of groups.values()) {

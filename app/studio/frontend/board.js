@@ -65,11 +65,11 @@ function reword(place) {
   });
 }
 
-const kindOf = (mode) => ["moments", "pictures"].find((name) => modeOf(mode).reads.includes(name)) ?? null;
+const kindOf = (mode) => ["moments", "keyframes"].find((name) => modeOf(mode).reads.includes(name)) ?? null;
 
 /** Return when the clip ends, in seconds. */
 function end() {
-  const last = Math.max(0, ...[...draft.moments, ...draft.pictures].map((one) => Number(one.at) || 0));
+  const last = Math.max(0, ...[...draft.moments, ...draft.keyframes].map((one) => Number(one.at) || 0));
   return Math.max(Number(draft.length) || 0, Number(draft.length) ? 0 : last + LONGEST_TAIL);
 }
 
@@ -85,7 +85,7 @@ function head(kind) {
     "div",
     { class: "board-head" },
     make("h2", {}, t(`modes.${draft.mode}`)),
-    make("p", {}, t(`board.${kind === "pictures" ? "pictures" : draft.mode}`)),
+    make("p", {}, t(`board.${draft.mode}`)),
     make("div", { class: "board-files" }, files),
   );
 }
@@ -101,7 +101,7 @@ function ruler(kind) {
     stretch.style.left = `${(100 * one.at) / whole}%`;
     stretch.style.width = `${Math.max(0, (100 * (next - one.at)) / whole)}%`;
     line.append(stretch);
-    if (number || kind === "pictures") line.append(handleOf(kind, number, one, whole, line));
+    if (number || kind === "keyframes") line.append(handleOf(kind, number, one, whole, line));
   });
   return line;
 }
@@ -124,7 +124,7 @@ function handleOf(kind, number, one, whole, line) {
     if (!way) return;
     event.preventDefault();
     move(kind, number, one.at + way);
-    document.querySelectorAll(".ruler .handle")[kind === "pictures" ? number : number - 1]?.focus();
+    document.querySelectorAll(".ruler .handle")[kind === "keyframes" ? number : number - 1]?.focus();
   });
   handle.addEventListener("pointerdown", (event) => {
     event.preventDefault();
@@ -144,7 +144,7 @@ function handleOf(kind, number, one, whole, line) {
 function move(kind, number, wanted) {
   const list = draft[kind];
   const least = number ? list[number - 1].at + STEP : 0;
-  const most = list[number + 1] ? list[number + 1].at - STEP : end() - (kind === "pictures" ? 0 : STEP);
+  const most = list[number + 1] ? list[number + 1].at - STEP : end() - (kind === "keyframes" ? 0 : STEP);
   const at = Math.max(least, Math.min(most, Math.round(wanted / STEP) * STEP));
   if (at !== list[number].at) edit(kind, number, { at });
 }
@@ -190,7 +190,7 @@ function cardOf(kind, one, number) {
     { class: "card", data: { tone: String(number % 4) } },
     top,
     shownIn(kind, one, number),
-    kind === "pictures" ? null : wordsOf(one, number),
+    kind === "keyframes" ? null : wordsOf(one, number),
   );
 }
 
@@ -207,7 +207,7 @@ function wordsOf(one, number) {
 
 function shownIn(kind, one, number) {
   if (draft.mode === "long") return null;
-  if (kind === "pictures")
+  if (kind === "keyframes")
     return slot({
       label: t("slots.image"),
       id: one.picture,
@@ -232,7 +232,7 @@ function adding(kind) {
     const at = list.length ? list.at(-1).at + APART : 0;
     const length = Number(draft.length) && at >= Number(draft.length) ? { length: at + APART } : {};
     set({
-      [kind]: [...list, kind === "pictures" ? { at, picture: null } : { at, prompt: "", image: null, clip: null }],
+      [kind]: [...list, kind === "keyframes" ? { at, picture: null } : { at, prompt: "", image: null, clip: null }],
       ...length,
     });
   };

@@ -103,8 +103,8 @@ function words(card) {
     "div",
     { class: "words" },
     part("prompt", moments || card.prompt),
-    part("written", card.written),
-    part("negative", card.negative),
+    part("upsampled_prompt", card.upsampled_prompt),
+    part("negative_prompt", card.negative_prompt),
   );
 }
 
@@ -227,7 +227,7 @@ function table(card) {
     seed: asked.seed,
     steps: asked.steps,
     guidance: asked.guidance,
-    method: asked.method,
+    sampler: asked.sampler,
     strength: asked.strength,
     side: asked.side && t(`side.${asked.side}`),
     window: asked.window && t("details.from_to", { from: asked.window[0], to: asked.window[1] }),

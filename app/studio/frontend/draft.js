@@ -10,14 +10,14 @@ const OWN = {
   clip: null,
   other: null,
   mask: null,
-  pictures: [],
+  keyframes: [],
   window: null,
   box: null,
   moments: [],
-  writtenOf: null,
+  upsampledFrom: null,
   more: {},
 };
-const PLAIN = ["steps", "guidance", "frame_guidance", "rescale", "method"];
+const PLAIN = ["steps", "guidance", "frame_guidance", "guidance_rescale", "sampler"];
 const LENGTHS = { storyboard: 4, long: 10 }; // seconds, of modes that must be told
 const MOST_SEED = 2 ** 31;
 
@@ -26,19 +26,24 @@ export const draft = {};
 /** Return the form as a model leaves it. */
 export function blank(name) {
   const { name: model, defaults } = modelOf(name);
-  const { size, seconds, steps, guidance, frame_guidance, rescale, method } = defaults;
-  const [low, high] = defaults.interval;
+  const { size, seconds, steps, guidance, frame_guidance, guidance_rescale, sampler } = defaults;
+  const [low, high] = defaults.guidance_interval;
   const [upsample, side] = [studio.offer.upsamplers[0], studio.offer.sides[0]];
-  const words = { prompt: "", negative: "", upsample, written: "" };
-  const shape = { model, size, seconds, length: null, side, strength: 0.6, mark: "" };
+  const words = { prompt: "", negative_prompt: "", upsample, upsampled_prompt: "" };
+  const shape = { model, size, seconds, length: null, side, strength: 0.6, watermark: "" };
   const chance = { seed: 0, lock: false, variations: 1 };
-  const pace = { steps, guidance, frame_guidance, low, high, rescale, method };
+  const pace = { steps, guidance, frame_guidance, low, high, guidance_rescale, sampler };
   return { ...structuredClone(OWN), ...words, ...shape, ...chance, ...pace };
+}
+
+/** Give fields that this browser kept before they were renamed their present names. */
+export function renamed(fields) {
+  return Object.fromEntries(Object.entries(fields).map(([name, value]) => [studio.offer.renamed[name] ?? name, value]));
 }
 
 /** Take up the draft of the last visit. */
 export function recall() {
-  Object.assign(draft, blank(), kept("draft", {}));
+  Object.assign(draft, blank(), renamed(kept("draft", {})));
   if (!studio.offer.modes.some((mode) => mode.name === draft.mode)) draft.mode = OWN.mode;
   within();
 }
@@ -99,15 +104,15 @@ export function body() {
     size: draft.size,
     seed: Number(draft.seed) || 0,
   };
-  if (draft.negative.trim()) found.negative = draft.negative.trim();
-  if (draft.mark) found.mark = draft.mark;
+  if (draft.negative_prompt.trim()) found.negative_prompt = draft.negative_prompt.trim();
+  if (draft.watermark) found.watermark = draft.watermark;
   if (mode.timed && !mode.still && !mode.free) found.seconds = Number(draft.seconds);
   if (mode.timed && mode.free && Number(draft.length) > 0) found.seconds = Number(draft.length);
   for (const name of PLAIN) if (draft[name] !== null && draft[name] !== defaults[name]) found[name] = draft[name];
-  const [low, high] = defaults.interval;
+  const [low, high] = defaults.guidance_interval;
   if (Number(draft.low) !== low || Number(draft.high) !== high)
-    found.interval = [Number(draft.low), Number(draft.high)];
-  if (isWritten()) found.written = draft.written.trim();
+    found.guidance_interval = [Number(draft.low), Number(draft.high)];
+  if (isUpsampled()) found.upsampled_prompt = draft.upsampled_prompt.trim();
   if (draft.upsample !== "none" && !isTold()) found.upsample = draft.upsample;
   for (const name of mode.reads) {
     const value = read(name);
@@ -128,14 +133,14 @@ export function isTold() {
 }
 
 /** Say whether the model reads what is written out, by hand or of this very prompt. */
-export function isWritten() {
-  if (!draft.written.trim() || isTold()) return false;
-  return draft.writtenOf === null || draft.writtenOf === draft.prompt.trim();
+export function isUpsampled() {
+  if (!draft.upsampled_prompt.trim() || isTold()) return false;
+  return draft.upsampledFrom === null || draft.upsampledFrom === draft.prompt.trim();
 }
 
 function read(name) {
   if (name === "box" && draft.mode === "inpaint") return null; // a mask says the same
-  if (name === "pictures") return draft.pictures.filter((one) => one.picture).map((one) => [one.at, one.picture]);
+  if (name === "keyframes") return draft.keyframes.filter((one) => one.picture).map((one) => [one.at, one.picture]);
   if (name === "moments") {
     const files = (one) =>
       Object.fromEntries(["image", "clip"].filter((key) => one[key]).map((key) => [key, one[key]]));
@@ -154,7 +159,7 @@ export function missing() {
   const need = mode.needs.find((name) => !asked[name] || asked[name].length === 0);
   if (need) return need;
   if (mode.name === "inpaint" && !draft.mask) return "mask";
-  if (mode.name === "keyframes" && !asked.pictures?.length) return "pictures";
+  if (mode.name === "keyframes" && !asked.keyframes?.length) return "keyframes";
   return asked.prompt || asked.moments ? null : "prompt";
 }
 
@@ -166,11 +171,11 @@ export function drafted(request) {
     mode = OWN.mode,
     size,
     seconds,
-    interval,
-    pictures,
+    guidance_interval,
+    keyframes,
     moments,
     upsample,
-    written,
+    upsampled_prompt,
     hashes,
     model_hash,
     made_with,
@@ -184,8 +189,8 @@ export function drafted(request) {
   found.mode = studio.offer.modes.some((one) => one.name === mode) ? mode : OWN.mode;
   if (size) found.size = Array.isArray(size) ? size.join("x") : size;
   if (seconds) Object.assign(found, modeOf(mode).free ? { length: seconds } : { seconds });
-  if (interval) [found.low, found.high] = interval;
-  if (pictures) found.pictures = pictures.map(([at, picture]) => ({ at, picture }));
+  if (guidance_interval) [found.low, found.high] = guidance_interval;
+  if (keyframes) found.keyframes = keyframes.map(([at, picture]) => ({ at, picture }));
   if (moments)
     found.moments = moments.map((one) => ({
       at: one.at,
@@ -194,8 +199,11 @@ export function drafted(request) {
       clip: one.clip ?? null,
     }));
   if (upsample && studio.offer.upsamplers.includes(upsample)) found.upsample = upsample;
-  if (written)
-    Object.assign(found, { written, writtenOf: found.upsample === "none" ? null : (request.prompt ?? "").trim() });
+  if (upsampled_prompt)
+    Object.assign(found, {
+      upsampled_prompt,
+      upsampledFrom: found.upsample === "none" ? null : (request.prompt ?? "").trim(),
+    });
   return { ...found, lock: true };
 }
 

@@ -40,7 +40,7 @@ function heard(values) {
     if (!same(value, draft[name])) found[name] = value ?? (typeof draft[name] === "string" ? "" : null);
   });
   if (!Object.keys(found).length) return;
-  if ("written" in found && !("prompt" in found)) found.writtenOf = null; // by hand
+  if ("upsampled_prompt" in found && !("prompt" in found)) found.upsampledFrom = null; // by hand
   const size = draft.size;
   change(found);
   if ("model" in found || "size" in found || size !== draft.size) show();
@@ -84,8 +84,8 @@ const CHOICES = {
   seconds: () => durationsFor(draft.size, draft.model).map((seconds) => [clipSeconds(seconds), seconds]),
   upsample: () => named(studio.offer.upsamplers, "upsample"),
   side: () => named(studio.offer.sides, "side"),
-  method: () => named(studio.offer.methods, "method"),
-  mark: () => named(["", ...studio.offer.corners], "mark"),
+  sampler: () => named(studio.offer.samplers, "sampler"),
+  watermark: () => named(["", ...studio.offer.corners], "watermark"),
   model: () => studio.offer.models.map(({ name }) => [name, name]),
 };
 
@@ -98,7 +98,7 @@ function mark() {
   root.reads = [...mode.reads, mode.needs.length || mode.reads.length ? "frames" : ""].join(" ");
   root.lasts = mode.still || !mode.timed ? "given" : mode.free ? "free" : "trained";
   root.models = studio.offer.models.length > 1 ? "several" : "one";
-  root.written = studio.offer.upsamplers.length > 1 ? "offered" : "by-hand";
+  root.upsampled = studio.offer.upsamplers.length > 1 ? "offered" : "by-hand";
 }
 
 /** Put a new seed into the form, unless it is locked. */

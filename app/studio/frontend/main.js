@@ -2,7 +2,7 @@
 
 import { openBoard } from "./board.js";
 import { later, present, put, make } from "./dom.js";
-import { body, dice, draft, isWritten, missing, recall } from "./draft.js";
+import { body, dice, draft, isUpsampled, missing, recall } from "./draft.js";
 import { openDrop } from "./drop.js";
 import { join, roll, set, show } from "./form.js";
 import { openGallery } from "./gallery.js";
@@ -89,7 +89,7 @@ async function estimated(place) {
   try {
     const found = await post("/studio/estimate", { ...body(), variations: Number(draft.variations) || 1 });
     const sentence = t(found.learned ? "compose.estimate" : "compose.guessed", { time: duration(found.seconds) });
-    const reads = draft.written.trim() && t(isWritten() ? "compose.written" : "compose.stale");
+    const reads = draft.upsampled_prompt.trim() && t(isUpsampled() ? "compose.upsampled" : "compose.stale");
     if (asked === JSON.stringify(body()))
       put(place, make("span", { title: found.sentence }, sentence), reads && make("p", { class: "hint" }, reads));
   } catch (error) {
@@ -105,5 +105,5 @@ async function writeOut() {
   const found = await trying(() =>
     post("/studio/upsample", { prompt, seed: Number(draft.seed) || 0, still, model: draft.model }),
   );
-  if (found) set({ written: found.written, writtenOf: prompt, upsample: "auto" });
+  if (found) set({ upsampled_prompt: found.upsampled_prompt, upsampledFrom: prompt, upsample: "auto" });
 }

@@ -7,8 +7,8 @@ import { studio, when } from "./studio.js";
 import { t } from "./words.js";
 
 const GROUPS = {
-  words: (mode) => !mode.reads.some((name) => ["image", "pictures", "clip"].includes(name)),
-  pictures: (mode) => mode.reads.some((name) => ["image", "pictures"].includes(name)),
+  words: (mode) => !mode.reads.some((name) => ["image", "keyframes", "clip"].includes(name)),
+  pictures: (mode) => mode.reads.some((name) => ["image", "keyframes"].includes(name)),
   clips: (mode) => mode.reads.includes("clip"),
 };
 

@@ -2,14 +2,14 @@
 
 import { changing } from "./actions.js";
 import { button, make, put } from "./dom.js";
-import { change, draft } from "./draft.js";
+import { change, draft, renamed } from "./draft.js";
 import { keep, kept } from "./memory.js";
 import { openMenu, openSheet, say } from "./sheet.js";
 import { studio, when } from "./studio.js";
 import { has, t } from "./words.js";
 
-const KEPT = ["model", "size", "seconds", "length", "variations", "strength", "side", "upsample", "mark"];
-KEPT.push("steps", "guidance", "frame_guidance", "low", "high", "rescale", "method");
+const KEPT = ["model", "size", "seconds", "length", "variations", "strength", "side", "upsample", "watermark"];
+KEPT.push("steps", "guidance", "frame_guidance", "low", "high", "guidance_rescale", "sampler");
 
 /** Show the way to the presets in its place. */
 export function openPresets(place) {
@@ -61,7 +61,7 @@ function use({ words, fields, name }) {
 }
 
 function take({ name, fields }) {
-  changing(t("presets.used", { name }), () => change(fields));
+  changing(t("presets.used", { name }), () => change(renamed(fields)));
 }
 
 function keeping() {
@@ -114,16 +114,16 @@ function empty() {
   changing(t("compose.cleared"), () =>
     change({
       prompt: "",
-      negative: "",
-      written: "",
-      writtenOf: null,
+      negative_prompt: "",
+      upsampled_prompt: "",
+      upsampledFrom: null,
       image: null,
       clip: null,
       other: null,
       mask: null,
       window: null,
       box: null,
-      pictures: [],
+      keyframes: [],
       moments: [],
       more: {},
     }),
