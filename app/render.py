@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from app.formats import IMAGE_SUFFIXES, VIDEO_SUFFIXES
-from app.policy.policy import Watch
+from app.policy.policy import ContentPolicy
 from app.provenance.signing import prepare_signing, signed_output
 from app.provenance.watermark import add_watermark
 from app.registry import DEFAULT_MODEL, model_folder, upsampler_named
@@ -25,7 +25,7 @@ from vae.video.pixels import contact_sheet
 from vae.video.sandbox import read_metadata
 from vae.video.write import check_writable, write_image, write_video
 
-UNWATCHED = Watch()
+UNRESTRICTED = ContentPolicy()
 
 
 def render(
@@ -34,7 +34,7 @@ def render(
     sheet: Path | None = None,
     latents: bool = False,
     preview: Path | None = None,
-    watch: Watch = UNWATCHED,
+    content_policy: ContentPolicy = UNRESTRICTED,
 ) -> Iterator[Path]:
     """Make clips and write each to its file as soon as it is done, with `latents` these too; yields the paths written.
 
@@ -59,13 +59,13 @@ def render(
     prepare_signing()
     for request in requests:
         check_latents(request, latents)
-    watch.read(*requests)
+    content_policy.check_requests(*requests)
     names = {request.model for request in requests}
     if len(names) > 1:
         raise RequestError(f"clips made together must share one model; got {', '.join(sorted(map(str, names)))}")
     pipeline = load(requests[0])
     requests = upsampled(requests, pipeline)
-    watch.read(*requests)
+    content_policy.check_requests(*requests)
     seen = []
     with ExitStack() as stack:
         bars: list[tqdm] = []
@@ -82,7 +82,7 @@ def render(
         for dream, output in zip(
             pipeline.generate(requests, progress, show if preview else None), outputs, strict=True
         ):
-            write(pipeline, dream, output, watch=watch)
+            write(pipeline, dream, output, content_policy=content_policy)
             if sheet:
                 seen.append(dream)
             yield output
@@ -147,12 +147,12 @@ def load(request: Request) -> Pipeline:
 
 
 def write(
-    pipeline: Pipeline, dream: Dream, output: Path, progress: Progress | None = None, watch: Watch = UNWATCHED
+    pipeline: Pipeline, dream: Dream, output: Path, progress: Progress | None = None, content_policy: ContentPolicy = UNRESTRICTED
 ) -> None:
     """Decode a dream piece by piece into a file that carries its request and is signed, and appears when it is whole;
     `progress` hears of latents decoded.
 
-    Raises PolicyError, and leaves no file, where the watch sees what may not be kept.
+    Raises PolicyError, and leaves no file, where the content_policy sees what may not be kept.
     """
     metadata = {KEY: dream.request.to_json()}
 
@@ -164,7 +164,7 @@ def write(
             if progress:
                 progress(done, total)
 
-    looked = watch.look(told(), dream.request.fps or pipeline.settings.fps)
+    looked = content_policy.check_clip(told(), dream.request.fps or pipeline.settings.fps)
     frames = add_watermark(looked, dream.request.mark) if dream.request.mark else looked
     with signed_output(output, _named(dream.request)) as draft:
         if mode_of(dream.request).still:

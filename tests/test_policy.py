@@ -1,4 +1,4 @@
-"""A policy refuses what is plainly asked for, names the rule that fired, and lets pass what merely sounds like it."""
+"""A policy refuses explicit requests, names the rule that matched, and lets similar harmless phrases pass."""
 
 import json
 from itertools import islice
@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from app.cli import main
-from app.policy.policy import OFF, POLICIES, STANDARD, STRICT, PolicyError, Watch, check_output, check_prompt, rules
+from app.policy.errors import PolicyError
+from app.policy.policy import OFF, POLICIES, STANDARD, STRICT, ContentPolicy, check_frames, check_prompt, rules
 from app.queue.jobs import DONE, FAILED, Queue
 from app.queue.worker import work
 from app.render import render
@@ -102,7 +103,7 @@ PASSES = {
 
 
 def rule_of(text: str, policy: str, **fields) -> str:
-    """Return the rule that fires at a text, or ""."""
+    """Return the rule that matches a text, or ""."""
     try:
         check_prompt(Request(prompt=text, **fields), policy)
     except PolicyError as error:
@@ -112,7 +113,7 @@ def rule_of(text: str, policy: str, **fields) -> str:
 
 
 @pytest.mark.parametrize("name", FIRES)
-def test_each_rule_fires_from_its_policy_on_and_is_named(name):
+def test_each_rule_applies_from_its_policy_on_and_is_named(name):
     assert set(FIRES) == set(rules())
     needed = POLICIES.index(rules()[name].policy)
     for text in FIRES[name]:
@@ -121,53 +122,53 @@ def test_each_rule_fires_from_its_policy_on_and_is_named(name):
 
 
 @pytest.mark.parametrize("policy", PASSES)
-def test_what_merely_sounds_like_it_passes(policy):
+def test_similar_harmless_phrases_pass(policy):
     assert {text: rule for text in PASSES[policy] if (rule := rule_of(text, policy))} == {}
 
 
-def test_the_worlds_own_prompts_pass_the_strictest_policy():
+def test_prompts_of_the_procedural_world_pass_the_strictest_policy():
     texts = [prompt_of(scene, words) for words in WORDS for scene in islice(scenes_of(SETS[2], 0), 40)]
     assert {text: rule for text in texts if (rule := rule_of(text, STRICT))} == {}
 
 
-def test_every_text_of_a_request_is_looked_at():
+def test_every_text_of_a_request_is_checked():
     bad, fine = "a nude woman", "a red ball"
-    places = {
+    requests = {
         "prompt": Request(prompt=bad),
-        "written prompt": Request(prompt=fine, written=bad),
+        "upsampled prompt": Request(prompt=fine, upsampled_prompt=bad),
         "moment at 2 s": Request(mode="storyboard", moments=(Moment(0.0, fine), Moment(2.0, bad))),
     }
-    for place, request in places.items():
-        with pytest.raises(PolicyError, match=rf"rule sexual: .*; got 'nude' in the {place}; ask for something else"):
+    for field, request in requests.items():
+        with pytest.raises(PolicyError, match=rf"rule sexual: .*; got 'nude' in the {field}; ask for something else"):
             check_prompt(request, STANDARD)
     split = Request(mode="storyboard", moments=(Moment(0.0, "a child"), Moment(1.0, "porn")))
     with pytest.raises(PolicyError, match="rule minors"):
         check_prompt(split, OFF)
 
 
-def test_a_negative_prompt_may_name_what_is_unwanted_unless_the_guidance_leads_to_it():
+def test_the_negative_prompt_is_checked_only_where_guidance_steers_towards_it():
     for guidance in (None, 1.0, 5.0):
-        check_prompt(Request(prompt="a woman", negative="nude, gore", guidance=guidance), STRICT)
+        check_prompt(Request(prompt="a woman", negative_prompt="nude, gore", guidance=guidance), STRICT)
     for guidance in (0.0, -3.0, 0.99, float("nan")):
-        assert rule_of("a woman", STANDARD, negative="nude", guidance=guidance) == "sexual"
+        assert rule_of("a woman", STANDARD, negative_prompt="nude", guidance=guidance) == "sexual"
 
 
-def test_a_policy_that_is_not_known_is_refused():
+def test_an_unknown_policy_is_refused():
     with pytest.raises(PolicyError, match="a policy must be one of off, standard, strict; got 'lax'"):
         check_prompt(Request(prompt="a red ball"), "lax")
 
 
-def test_a_long_prompt_is_read_in_little_time():
+def test_a_long_prompt_is_checked_in_linear_time():
     for text in ("a " * 50_000, "a  " * 50_000, "n" * 100_000, "make a " * 20_000, "·" * 100_000, "1" * 100_000):
         assert rule_of(text, STRICT) == ""
 
 
 @pytest.fixture(scope="module")
-def eye(tmp_path_factory):
-    """The folder of a tiny image classifier that calls what is bright nsfw: its patches, added up, say so."""
+def classifier_folder(tmp_path_factory):
+    """Save a tiny image classifier that labels bright images nsfw: its logit is the sum over the patches."""
     from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
-    folder = tmp_path_factory.mktemp("eye")
+    folder = tmp_path_factory.mktemp("classifier")
     shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
     config = ViTConfig(**shape, image_size=8, patch_size=8, id2label={0: "normal", 1: "nsfw"}, label2id={})
     torch.manual_seed(0)
@@ -188,79 +189,77 @@ def eye(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def classifier(eye):
+def classifier(classifier_folder):
     from app.policy.classifier import Classifier
 
-    return Classifier(eye)
+    return Classifier(classifier_folder)
 
 
 def frames(*levels: float) -> torch.Tensor:
     return torch.tensor(levels)[None, :, None, None].expand(3, len(levels), 16, 16)
 
 
-def test_a_classifier_names_what_it_sees_and_one_frame_is_enough(classifier):
+def test_one_refused_frame_is_enough_and_its_label_is_named(classifier):
     dark, bright = frames(-1.0, -1.0), frames(-1.0, 1.0)
-    check_output(dark, STRICT, classifier)
-    check_output(bright, OFF, classifier)
-    check_output(bright, STANDARD, None)
+    check_frames(dark, STRICT, classifier)
+    check_frames(bright, OFF, classifier)
+    check_frames(bright, STANDARD, None)
     with pytest.raises(
-        PolicyError, match=r"policy standard, rule nsfw: as a classifier sees it; got a frame"
+        PolicyError, match=r"policy standard, rule nsfw: refused by the classifier; got a frame"
     ) as raised:
-        check_output(bright, STANDARD, classifier)
+        check_frames(bright, STANDARD, classifier)
     assert raised.value.rule == "nsfw"
 
 
-def test_a_classifier_sees_a_frame_a_second_the_first_and_the_last(classifier):
-    watch = Watch(STANDARD, classifier)
+def test_one_frame_per_second_and_the_first_and_last_are_classified(classifier):
+    policy = ContentPolicy(STANDARD, classifier)
     dark = [-1.0] * 9
 
-    def passes(levels: list[float], piece: int) -> bool:
+    def passes(levels: list[float], chunk: int) -> bool:
         try:
-            return sum(part.shape[1] for part in watch.look(frames(*levels).split(piece, 1), 4)) == len(levels)
+            return sum(part.shape[1] for part in policy.check_clip(frames(*levels).split(chunk, 1), 4)) == len(levels)
         except PolicyError:
             return False
 
-    for piece in (1, 4, 9):
-        assert passes(dark, piece)
-        seen = {place for place in range(9) if not passes([*dark[:place], 1.0, *dark[place + 1 :]], piece)}
-        assert seen == {0, 4, 8}
-        assert not passes([*dark, 1.0], piece)
+    for chunk in (1, 4, 9):
+        assert passes(dark, chunk)
+        classified = {n for n in range(9) if not passes([*dark[:n], 1.0, *dark[n + 1 :]], chunk)}
+        assert classified == {0, 4, 8}
+        assert not passes([*dark, 1.0], chunk)
 
 
-def test_a_classifier_that_is_none_or_has_no_such_label_is_refused(eye, tmp_path):
+def test_an_invalid_classifier_or_label_is_refused(classifier_folder, tmp_path):
     from app.policy.classifier import Classifier
 
     with pytest.raises(PolicyError, match="labels to refuse must be among normal, nsfw"):
-        Classifier(eye, ["cats"])
+        Classifier(classifier_folder, ["cats"])
     with pytest.raises(PolicyError, match="a classifier must be an image classifier of transformers"):
         Classifier(tmp_path)
-    with pytest.raises(PolicyError, match="a threshold must lie above 0"):
-        Classifier(eye, threshold=0.0)
+    with pytest.raises(PolicyError, match="a threshold must be above 0"):
+        Classifier(classifier_folder, threshold=0.0)
 
 
-def test_what_a_policy_refuses_is_not_made_and_what_a_classifier_refuses_is_not_kept(
-    tiny_model, classifier, tmp_path, monkeypatch
-):
-    def made(prompt: str, watch: Watch) -> list:
+def test_a_refused_prompt_is_not_rendered_and_a_refused_clip_is_not_kept(tiny_model, classifier, tmp_path, monkeypatch):
+    def rendered(prompt: str, content_policy: ContentPolicy) -> list:
         request = Request(prompt=prompt, model=str(tiny_model), mode="text-to-image", steps=1)
-        return list(render([request], [tmp_path / "p.png"], watch=watch))
+        return list(render([request], [tmp_path / "p.png"], content_policy=content_policy))
 
     with pytest.raises(PolicyError, match="rule gore"):
-        made("gore", Watch(STANDARD))
-    monkeypatch.setattr(classifier, "threshold", 1e-9)  # it is never as sure as that of anything
+        rendered("gore", ContentPolicy(STANDARD))
+    monkeypatch.setattr(classifier, "threshold", 1e-9)  # below any probability it gives
     with pytest.raises(PolicyError, match="rule nsfw"):
-        made("a red ball", Watch(STANDARD, classifier))
+        rendered("a red ball", ContentPolicy(STANDARD, classifier))
     assert list(tmp_path.iterdir()) == []
     monkeypatch.setattr(classifier, "threshold", 1.0)
-    assert made("a red ball", Watch(STANDARD, classifier)) == [tmp_path / "p.png"]
+    assert rendered("a red ball", ContentPolicy(STANDARD, classifier)) == [tmp_path / "p.png"]
 
 
-def test_a_worker_refuses_what_others_queued_and_goes_on(tiny_model, tmp_path):
+def test_a_worker_refuses_queued_jobs_by_its_policy_and_continues(tiny_model, tmp_path):
     queue = Queue(tmp_path / "queue")
     fields = {"model": str(tiny_model), "mode": "text-to-image", "steps": 1}
-    texts = ({"prompt": "gore"}, {"prompt": "a ball", "written": "a nude woman"}, {"prompt": "a red ball"})
+    texts = ({"prompt": "gore"}, {"prompt": "a ball", "upsampled_prompt": "a nude woman"}, {"prompt": "a red ball"})
     jobs = queue.submit([Request(**text, **fields) for text in texts], suffix=".png")
-    work(queue, until_empty=True, watch=Watch(STANDARD))
+    work(queue, until_empty=True, content_policy=ContentPolicy(STANDARD))
     ended = [queue.job(job.id) for job in jobs]
     assert [job.state for job in ended] == [FAILED, FAILED, DONE]
     assert [job.sentence.split(":")[0] for job in ended[:2]] == [
@@ -269,21 +268,21 @@ def test_a_worker_refuses_what_others_queued_and_goes_on(tiny_model, tmp_path):
     assert [path.name for path in queue.clips.iterdir()] == [jobs[2].output.name]
 
 
-def test_the_command_line_says_which_rule_fired(tmp_path, capsys):
-    words = ["generate", "gore", "-o", str(tmp_path / "c.mp4"), "--policy"]
-    assert main([*words, "standard"]) == 2
+def test_the_command_line_names_the_rule_that_matched(tmp_path, capsys):
+    command = ["generate", "gore", "-o", str(tmp_path / "c.mp4"), "--policy"]
+    assert main([*command, "standard"]) == 2
     assert "policy standard, rule gore: no graphic violence; got 'gore' in the prompt" in capsys.readouterr().err
-    assert main([*words, "off", "--classifier", "x"]) == 2
-    assert "a classifier serves a policy; got off" in capsys.readouterr().err
-    assert main([*words, "standard", "--refuse", "x"]) == 2
+    assert main([*command, "off", "--classifier", "x"]) == 2
+    assert "a classifier needs a policy; got off" in capsys.readouterr().err
+    assert main([*command, "standard", "--refuse", "x"]) == 2
     assert "so give --classifier" in capsys.readouterr().err
 
 
-def test_a_row_that_a_policy_refuses_stops_no_other(tmp_path, capsys):
+def test_a_refused_row_of_a_batch_does_not_stop_the_others(tmp_path, capsys):
     (tmp_path / "jobs.txt").write_text("gore\na red ball\n")
-    words = ["render", str(tmp_path / "jobs.txt"), "-o", str(tmp_path / "out"), "--dry-run", "--json"]
-    assert main([*words, "--policy", "standard"]) == 0
+    command = ["render", str(tmp_path / "jobs.txt"), "-o", str(tmp_path / "out"), "--dry-run", "--json"]
+    assert main([*command, "--policy", "standard"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["clips"], found["wrong"]) == (1, 1)
-    assert main([*words, "--policy", "off"]) == 0
+    assert main([*command, "--policy", "off"]) == 0
     assert json.loads(capsys.readouterr().out)["clips"] == 2

@@ -26,7 +26,7 @@ from app.batch.rows import STDIN, Row, read_rows
 from app.batch.sweeps import WAYS, Shot, expand
 from app.exit_codes import PARTIAL
 from app.formats import VIDEO_SUFFIXES
-from app.policy.policy import Watch, add_policy, refused, watch_of, words_of
+from app.policy.policy import ContentPolicy, add_policy_flags, refusal_reason, policy_from_flags, policy_arguments
 from app.provenance.signing import UNSIGNED_HELP, prepare_signing
 from dit.request import RequestError, parse_size
 
@@ -141,8 +141,8 @@ def crew(
         from app.queue.worker import work
 
         leave = threading.Event()
-        watch = watch_of(policy) if policy else Watch()
-        thread = threading.Thread(target=work, args=(Queue(queue), devices[0], True, leave, watch, together))
+        content_policy = policy_from_flags(policy) if policy else ContentPolicy()
+        thread = threading.Thread(target=work, args=(Queue(queue), devices[0], True, leave, content_policy, together))
         thread.start()
         try:
             yield thread.is_alive
@@ -155,7 +155,7 @@ def crew(
 
     def start(n: int) -> subprocess.Popen:
         words = [*COMMAND, "work", str(queue), "--device", devices[n % len(devices)], "--with-parent"]
-        words += ["--together", str(together), *(words_of(policy) if policy else ())]
+        words += ["--together", str(together), *(policy_arguments(policy) if policy else ())]
         return subprocess.Popen(
             words if lasting else [*words, "--until-empty"],
             env=environment,
@@ -225,7 +225,7 @@ def add_render(commands) -> None:
     )
     render.add_argument("--unsigned", action="store_true", help=UNSIGNED_HELP)
     render.add_argument("--json", action="store_true", help="print a JSON object for each clip")
-    add_policy(render)
+    add_policy_flags(render)
     render.set_defaults(act=_render)
 
 
@@ -301,7 +301,7 @@ def _batch(chosen: argparse.Namespace) -> Batch:
     shots = expand(
         _with_weights(rows, defaults), sweeps, chosen.mode, chosen.draw, defaults, chosen.most, chosen.suffix
     )
-    shots = [replace(shot, wrong=shot.wrong or refused(shot.request, chosen.policy)) for shot in shots]
+    shots = [replace(shot, wrong=shot.wrong or refusal_reason(shot.request, chosen.policy)) for shot in shots]
     shard = parse_shard(chosen.shard, os.environ) if chosen.shard else (1, 1)
     return Batch(chosen.output, shard_of(shots, *shard), shard)
 

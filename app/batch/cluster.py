@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from app.home import HOME, home
-from app.policy.policy import add_policy, watch_of, words_of
+from app.policy.policy import add_policy_flags, policy_from_flags, policy_arguments
 from app.queue.jobs import DONE, FAILED, RUNNING, Job, new_ids
 from app.queue.lease import TRIES, deliver, staging
 from dit.request import RequestError
@@ -52,7 +52,7 @@ def render_on_cluster(
     # Ray ends a process with a GPU after each task, and its warm model with it, unless max_calls is 0.
     task = ray.remote(num_cpus=1, num_gpus=int(gpus > 0), max_retries=TRIES - 1, max_calls=0)(make)
     settings = {name: value for name, value in os.environ.items() if name.startswith(OURS)} | {HOME: str(home())}
-    running, watched = {}, tuple(words_of(policy)) if policy else ()
+    running, watched = {}, tuple(policy_arguments(policy)) if policy else ()
     with ExitStack() as ending:
         ending.enter_context(redirect_stdout(_Own(sys.stdout)))
         ending.callback(_stop, ray, running)
@@ -126,8 +126,8 @@ def _bench(watched: tuple[str, ...]) -> Bench:
     from app.queue.worker import Bench
 
     words = argparse.ArgumentParser()
-    add_policy(words)
-    return Bench(watch=watch_of(words.parse_args(watched)))
+    add_policy_flags(words)
+    return Bench(content_policy=policy_from_flags(words.parse_args(watched)))
 
 
 def make(job: Job, folder: str, settings: dict[str, str], watched: tuple[str, ...] = ()) -> Job:

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from app.policy.policy import add_policy, watch_of
+from app.policy.policy import add_policy_flags, policy_from_flags
 from app.provenance.signing import is_signing_enabled, prepare_signing
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def add_desk(commands) -> None:
     )
     work.add_argument("--until-empty", action="store_true", help="leave when no job waits")
     work.add_argument("--with-parent", action="store_true", help="leave when the process that began it is gone")
-    add_policy(work)
+    add_policy_flags(work)
     work.set_defaults(act=_work)
 
 
@@ -119,7 +119,7 @@ def _line(job: Job) -> str:
 def _work(chosen: argparse.Namespace) -> None:
     from app.queue.worker import serve_queue
 
-    queue, watch = open_queue(chosen.folder), watch_of(chosen)
+    queue, content_policy = open_queue(chosen.folder), policy_from_flags(chosen)
     if is_signing_enabled():
         prepare_signing()
-    serve_queue(queue, chosen.device, chosen.until_empty, chosen.with_parent, watch, chosen.together)
+    serve_queue(queue, chosen.device, chosen.until_empty, chosen.with_parent, content_policy, chosen.together)

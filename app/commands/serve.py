@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from app.batch.batch import crew, crew_for
-from app.policy.policy import STANDARD, add_policy, check_prompt
+from app.policy.policy import STANDARD, add_policy_flags, check_prompt
 from app.provenance.signing import prepare_signing
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def add_server(commands, name: str, line: str, about: str, app_for: AppFor | Non
     serve.add_argument(
         "--most-seconds", type=float, default=MOST_SECONDS, metavar="S", help=f"of a clip (default {MOST_SECONDS:g})"
     )
-    add_policy(serve, STANDARD)
+    add_policy_flags(serve, STANDARD)
     serve.set_defaults(act=_serve, app_for=app_for, page=page)
 
 

@@ -1,14 +1,13 @@
-"""Policies: what prompts may ask for and clips may show, by the choice of whoever owns the machine.
+"""Content policies: which prompts and clips the owner of a machine allows.
 
-`off` is for one's own machine: it leaves the one rule that always holds, no sexual content with minors. `standard`
-refuses what most hosts forbid, `strict` also what a school or a company would. The rules for prompts are words and
-patterns in `policies.toml`, English and Chinese, and a find is named; made clips are looked at by an image classifier
-where one is chosen, and by nobody else.
+`off` is for the owner's own use and keeps one rule: no sexual content with minors. `standard` refuses what most hosts
+forbid, `strict` also what a school or a company would. Prompts are matched against the words and patterns in
+`policies.toml`, English and Chinese; an error names the rule that matched. Generated clips are checked by an image
+classifier where one is configured, and not at all otherwise.
 
-A list of words is a fence, not a wall. It leans to precision: "grape", "a shooting star" and "a bomb-shaped cake" pass,
-and so does what is asked for in a roundabout way or in another language, and any name it does not know. It does not
-understand "no" either: what is unwanted belongs into the negative prompt, which nobody minds, unless the guidance is
-below 1 and so leads towards it.
+Word lists are a deterrent, not a guarantee. They favour precision over recall: "grape", "a shooting star" and "a
+bomb-shaped cake" pass, but so do paraphrases, other languages and unknown names. Negation is not understood: unwanted
+content belongs in the negative prompt, which is not checked unless the guidance is below 1 and so steers towards it.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from app.policy.errors import PolicyError
 from dit.request import Request
 
 if TYPE_CHECKING:
@@ -31,115 +31,114 @@ if TYPE_CHECKING:
     from app.policy.classifier import Classifier
 
 OFF, STANDARD, STRICT = POLICIES = ("off", "standard", "strict")
-LISTS = Path(__file__).parent / "policies.toml"
-MOST_SHOWN = 60  # letters of what was found that a sentence repeats
+RULES_FILE = Path(__file__).parent / "policies.toml"
+MAX_QUOTED_CHARS = 60  # of the matched text, in an error
 
-# Letters of other scripts that look like Latin ones, and signs that are typed for them.
-TWINS = str.maketrans("абвеіјкмнорѕстухԁԛѡαβεικνορτυχɡıł", "abbeijkmhopsctyxdqwabeikvoptuxgil")
-SIGNS = str.maketrans("013457@$!|", "oieastasii")
-SPELT = re.compile(r"(?<![a-z0-9@$])(?:[a-z0-9@$][ .*·,]{1,2}){2,}[a-z0-9@$](?![a-z0-9@$])")  # n u d e, n.u.d.e
-BETWEEN_HAN = re.compile(r"(?<=[㐀-鿿])[\s.*·_-]{1,2}(?=[㐀-鿿])")
-
-
-class PolicyError(ValueError):
-    """A prompt or a clip that a policy refuses; `rule` is the name of the rule that fired."""
-
-    rule = ""
+# Letters of other scripts that look like Latin ones, and digits and signs that are typed in their place.
+HOMOGLYPHS = str.maketrans("абвеіјкмнорѕстухԁԛѡαβεικνορτυχɡıł", "abbeijkmhopsctyxdqwabeikvoptuxgil")
+LEETSPEAK = str.maketrans("013457@$!|", "oieastasii")
+SPACED_LETTERS = re.compile(
+    r"(?<![a-z0-9@$])(?:[a-z0-9@$][ .*·,]{1,2}){2,}[a-z0-9@$](?![a-z0-9@$])"
+)  # n u d e, n.u.d.e
+HAN_SEPARATORS = re.compile(r"(?<=[㐀-鿿])[\s.*·_-]{1,2}(?=[㐀-鿿])")
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One rule: from which policy on it holds, why, and what it seeks, as in `policies.toml`."""
+    """One rule of `policies.toml`: the weakest policy that applies it, its reason, and the patterns it matches."""
 
     name: str
     policy: str
     why: str
     words: re.Pattern[str]
     cased: re.Pattern[str]
-    exempt: re.Pattern[str]
-    needs: str | None = None
+    exceptions: re.Pattern[str]
+    requires: str | None = None
 
     def find(self, text: str) -> str | None:
-        """Return what fires this rule in a text, if anything does."""
-        for view in views(text):
-            if found := self.words.search(self.exempt.sub(".", view)):
-                return found[0]
-        found = self.cased.search(self.exempt.sub(".", " ".join(text.split())))
-        return found[0] if found else None
+        """Return the part of a text that matches this rule, None where nothing does."""
+        for variant in normalized_variants(text):
+            if match := self.words.search(self.exceptions.sub(".", variant)):
+                return match[0]
+        match = self.cased.search(self.exceptions.sub(".", " ".join(text.split())))
+        return match[0] if match else None
 
 
 @cache
 def rules() -> dict[str, Rule]:
-    """Read the rules, by name, in their order."""
-    found = {}
-    for rule in tomllib.loads(LISTS.read_text("utf-8"))["rules"]:
-        words = f"(?<![a-z0-9])(?:{_any(rule.get('words'))})(?![a-z0-9])|{_any(rule.get('han'))}"
-        patterns = (re.compile(words), re.compile(_any(rule.get("cased"))), re.compile(_any(rule.get("except"))))
-        found[rule["name"]] = Rule(rule["name"], rule["from"], rule["why"], *patterns, rule.get("needs"))
-    return found
+    """Load the rules by name, in the order of the file."""
+    loaded = {}
+    for entry in tomllib.loads(RULES_FILE.read_text("utf-8"))["rules"]:
+        words = f"(?<![a-z0-9])(?:{_alternatives(entry.get('words'))})(?![a-z0-9])|{_alternatives(entry.get('han'))}"
+        cased, exceptions = _alternatives(entry.get("cased")), _alternatives(entry.get("except"))
+        patterns = re.compile(words), re.compile(cased), re.compile(exceptions)
+        loaded[entry["name"]] = Rule(entry["name"], entry["from"], entry["why"], *patterns, entry.get("needs"))
+    return loaded
 
 
-def _any(patterns: list[str] | None) -> str:
-    return "|".join(patterns or ["(?!)"])  # the latter matches nothing
+def _alternatives(patterns: list[str] | None) -> str:
+    return "|".join(patterns or ["(?!)"])  # (?!) matches nothing
 
 
 @lru_cache(maxsize=64)
-def views(text: str) -> tuple[str, ...]:
-    """Return a text as it may be meant: in small letters without accents, and with what hides words undone."""
+def normalized_variants(text: str) -> tuple[str, ...]:
+    """Return the readings of a text to match: lower case, without accents, and with common obfuscations undone."""
     plain = unicodedata.normalize("NFD", unicodedata.normalize("NFKC", text).casefold())
     plain = "".join(letter for letter in plain if unicodedata.category(letter) not in ("Mn", "Cf"))
-    plain = re.sub(r"[\s_/‐-―-]+", " ", BETWEEN_HAN.sub("", plain.translate(TWINS))).strip()
-    joined = SPELT.sub(_joined, plain)
-    lettered = re.sub(r"[a-z0-9@$!|]+", _lettered, joined)
-    squeezed = (re.sub(r"([a-z])\1{2,}", kept, lettered) for kept in (r"\1", r"\1\1"))
-    return tuple(dict.fromkeys((plain, joined, lettered, *squeezed)))
+    plain = re.sub(r"[\s_/‐-―-]+", " ", HAN_SEPARATORS.sub("", plain.translate(HOMOGLYPHS))).strip()
+    joined = SPACED_LETTERS.sub(_join_letters, plain)
+    decoded = re.sub(r"[a-z0-9@$!|]+", _decode_leetspeak, joined)
+    squeezed = (re.sub(r"([a-z])\1{2,}", kept, decoded) for kept in (r"\1", r"\1\1"))  # NUUUDE, NUUDE
+    return tuple(dict.fromkeys((plain, joined, decoded, *squeezed)))
 
 
-def _joined(found: re.Match[str]) -> str:
-    """Write a word that was spelt as one; what begins it may be a word of its own, a or i."""
-    word = re.sub(r"[ .*·,]", "", found[0])
+def _join_letters(match: re.Match[str]) -> str:
+    """Join a word spelled letter by letter; its first letter may be a word of its own, "a" or "i"."""
+    word = re.sub(r"[ .*·,]", "", match[0])
     return f"{word} {word[1:]}" if word[0] in "ai" else word
 
 
-def _lettered(found: re.Match[str]) -> str:
-    """Read signs among letters as the letters that they look like."""
-    word = found[0]
-    return word.rstrip("!|").translate(SIGNS) if re.search("[a-z]", word) else word
+def _decode_leetspeak(match: re.Match[str]) -> str:
+    """Replace digits and signs in a word with letters by the letters they look like."""
+    word = match[0]
+    return word.rstrip("!|").translate(LEETSPEAK) if re.search("[a-z]", word) else word
 
 
 def check_prompt(request: Request, policy: str) -> None:
-    """Raise PolicyError, naming the rule that fired, where a policy refuses what a request asks for.
+    """Raise PolicyError, naming the rule that matched, where a policy refuses the texts of a request.
 
-    Looks at the prompt, what was written of it and every moment; at the negative prompt only where the guidance leads
-    towards it.
+    The prompt, the upsampled prompt and the prompt of every moment are checked; the negative prompt only where the
+    guidance is below 1 and so steers towards it.
     """
     strictness = _strictness(policy)
-    texts = {"prompt": request.prompt, "written prompt": request.written or ""}
+    texts = {"prompt": request.prompt, "upsampled prompt": request.upsampled_prompt or ""}
     texts |= {f"moment at {moment.at:g} s": moment.prompt for moment in request.moments or ()}
     if request.guidance is not None and not request.guidance >= 1:
-        texts["negative prompt, which a guidance below 1 leads to"] = request.negative or ""
+        texts["negative prompt, which a guidance below 1 steers towards"] = request.negative_prompt or ""
     for rule in rules().values():
         if POLICIES.index(rule.policy) > strictness:
             continue
-        finds = ((place, found) for place, text in texts.items() if text and (found := rule.find(text)))
-        place, found = next(finds, (None, ""))
-        if place and (rule.needs is None or any(rules()[rule.needs].find(text) for text in texts.values())):
-            shown = found if len(found) <= MOST_SHOWN else f"{found[:MOST_SHOWN]}..."
-            raise _refusal(policy, rule.name, rule.why, f"got {shown!r} in the {place}; ask for something else")
+        matches = ((field, match) for field, text in texts.items() if text and (match := rule.find(text)))
+        field, match = next(matches, (None, ""))
+        if field and (rule.requires is None or any(rules()[rule.requires].find(text) for text in texts.values())):
+            quoted = match if len(match) <= MAX_QUOTED_CHARS else f"{match[:MAX_QUOTED_CHARS]}..."
+            raise _refusal(policy, rule.name, rule.why, f"got {quoted!r} in the {field}; ask for something else")
 
 
-def check_output(frames: Tensor, policy: str, classifier: Classifier | None) -> None:
-    """Raise PolicyError, naming what was seen, where a policy refuses to keep frames (3, F, Y, X) in [-1, 1].
+def check_frames(frames: Tensor, policy: str, classifier: Classifier | None) -> None:
+    """Raise PolicyError, naming the label, where the classifier finds refused content in frames (3, F, Y, X), [-1, 1].
 
-    Without a classifier, or under `off`, nothing is looked at. `strict` wants half the certainty.
+    Nothing is checked without a classifier or under `off`. `strict` halves the classifier's threshold.
     """
     if classifier is None or not _strictness(policy):
         return
     threshold = classifier.threshold / (2 if policy == STRICT else 1)
-    label, share = classifier.worst(frames)
-    if share >= threshold:
-        got = f"got a frame that {classifier.name} is {share:.0%} sure of, {threshold:.0%} being enough"
-        raise _refusal(policy, label, "as a classifier sees it", f"{got}; ask for something else")
+    label, probability = classifier.worst(frames)
+    if probability >= threshold:
+        got = (
+            f"got a frame with probability {probability:.0%} by {classifier.name}, the threshold being {threshold:.0%}"
+        )
+        raise _refusal(policy, label, "refused by the classifier", f"{got}; ask for something else")
 
 
 def _refusal(policy: str, rule: str, why: str, got: str) -> PolicyError:
@@ -155,37 +154,39 @@ def _strictness(policy: str) -> int:
 
 
 @dataclass(frozen=True)
-class Watch:
-    """What the owner of a machine lets pass: a policy, and a classifier to look at clips, if any."""
+class ContentPolicy:
+    """The owner's policy for prompts, and the classifier that checks clips, if any."""
 
     policy: str = OFF
     classifier: Classifier | None = None
 
-    def read(self, *requests: Request) -> None:
-        """Raise PolicyError for the first request that may not be made."""
+    def check_requests(self, *requests: Request) -> None:
+        """Raise PolicyError for the first request that the policy refuses."""
         for request in requests:
             check_prompt(request, self.policy)
 
-    def look(self, pieces: Iterable[Tensor], fps: float) -> Iterator[Tensor]:
-        """Let the pieces (3, F, Y, X) of a clip pass while about one frame a second is looked at, the first and the
-        last among them; raises PolicyError in place of the piece that may not be kept.
+    def check_clip(self, chunks: Iterable[Tensor], fps: float) -> Iterator[Tensor]:
+        """Yield the chunks (3, F, Y, X) of a clip, classifying one frame a second, and the first and last frames.
+
+        Raises PolicyError instead of yielding a chunk with refused content. A last frame that is not on a full second
+        is classified after its chunk was yielded.
         """
         if self.classifier is None:
-            yield from pieces
+            yield from chunks
             return
-        every, seen, last = max(1, round(fps)), 0, None
-        for piece in pieces:
-            frames = piece.shape[1]
-            looked = [n for n in range(frames) if (seen + n) % every == 0]
-            if looked:
-                check_output(piece[:, looked], self.policy, self.classifier)
-            seen, last = seen + frames, None if frames - 1 in looked else piece[:, -1:]
-            yield piece
+        interval, before, last = max(1, round(fps)), 0, None
+        for chunk in chunks:
+            frames = chunk.shape[1]
+            sampled = [n for n in range(frames) if (before + n) % interval == 0]
+            if sampled:
+                check_frames(chunk[:, sampled], self.policy, self.classifier)
+            before, last = before + frames, None if frames - 1 in sampled else chunk[:, -1:]
+            yield chunk
         if last is not None:
-            check_output(last, self.policy, self.classifier)
+            check_frames(last, self.policy, self.classifier)
 
 
-def refused(request: Request | None, policy: str) -> str | None:
+def refusal_reason(request: Request | None, policy: str) -> str | None:
     """Return why a policy refuses a request, None where it does not."""
     try:
         return check_prompt(request, policy) if request else None
@@ -193,41 +194,39 @@ def refused(request: Request | None, policy: str) -> str | None:
         return str(error)
 
 
-def add_policy(command: argparse.ArgumentParser, default: str = OFF) -> None:
-    """Add the flags of a policy to a command."""
-    whose = "this is your machine" if default == OFF else "others ask here"
-    command.add_argument(
-        "--policy", choices=POLICIES, default=default, help=f"what may not be asked for (default {default}: {whose})"
+def add_policy_flags(parser: argparse.ArgumentParser, default: str = OFF) -> None:
+    """Add the policy flags to a command's parser."""
+    reason = "for your own use" if default == OFF else "for others' requests"
+    parser.add_argument(
+        "--policy", choices=POLICIES, default=default, help=f"content policy for prompts (default {default}: {reason})"
     )
-    command.add_argument(
-        "--classifier", metavar="NAME", help="an image classifier of transformers, by name or folder, to look at clips"
+    parser.add_argument(
+        "--classifier", metavar="NAME", help="check clips with this transformers image classifier (name or folder)"
     )
-    command.add_argument("--refuse", nargs="+", metavar="LABEL", help="its labels that may not be seen")
-    command.add_argument("--threshold", type=float, default=0.5, help="how sure it must be, 0 to 1 (default 0.5)")
+    parser.add_argument("--refuse", nargs="+", metavar="LABEL", help="labels of the classifier to refuse")
+    parser.add_argument("--threshold", type=float, default=0.5, help="the classifier's threshold, 0 to 1 (default 0.5)")
 
 
-def watch_of(chosen: argparse.Namespace) -> Watch:
-    """Return what a command's flags ask for; raises PolicyError where they do not fit together."""
-    _check_flags(chosen)
-    if chosen.classifier is None:
-        return Watch(chosen.policy)
+def policy_from_flags(flags: argparse.Namespace) -> ContentPolicy:
+    """Return the policy that a command's flags describe; raises PolicyError where they contradict each other."""
+    _check_flags(flags)
+    if flags.classifier is None:
+        return ContentPolicy(flags.policy)
     from app.policy.classifier import Classifier
 
-    return Watch(chosen.policy, Classifier(chosen.classifier, chosen.refuse, chosen.threshold))
+    return ContentPolicy(flags.policy, Classifier(flags.classifier, flags.refuse, flags.threshold))
 
 
-def _check_flags(chosen: argparse.Namespace) -> None:
-    if chosen.classifier is None and chosen.refuse:
-        raise PolicyError("labels to refuse are a classifier's; got none, so give --classifier")
-    if chosen.classifier is not None and chosen.policy == OFF:
-        raise PolicyError("a classifier serves a policy; got off, so give --policy standard or strict")
+def _check_flags(flags: argparse.Namespace) -> None:
+    if flags.classifier is None and flags.refuse:
+        raise PolicyError("labels to refuse need a classifier; got none, so give --classifier")
+    if flags.classifier is not None and flags.policy == OFF:
+        raise PolicyError("a classifier needs a policy; got off, so give --policy standard or strict")
 
 
-def words_of(chosen: argparse.Namespace) -> list[str]:
-    """Return the flags of a policy as another process of longtake is to be given them; raises PolicyError as
-    `watch_of` does.
-    """
-    _check_flags(chosen)
-    words = ["--policy", chosen.policy, "--threshold", str(chosen.threshold)]
-    words += ["--classifier", chosen.classifier] if chosen.classifier else []
-    return words + (["--refuse", *chosen.refuse] if chosen.refuse else [])
+def policy_arguments(flags: argparse.Namespace) -> list[str]:
+    """Return the policy flags as command-line arguments for a child process; raises as `policy_from_flags` does."""
+    _check_flags(flags)
+    arguments = ["--policy", flags.policy, "--threshold", str(flags.threshold)]
+    arguments += ["--classifier", flags.classifier] if flags.classifier else []
+    return arguments + (["--refuse", *flags.refuse] if flags.refuse else [])

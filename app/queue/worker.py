@@ -15,13 +15,13 @@ from pathlib import Path
 
 import torch
 
-from app.policy.policy import Watch
+from app.policy.policy import ContentPolicy
 from app.queue.estimate import likeness
 from app.queue.history import History, Stopwatch, device_name
 from app.queue.jobs import CANCELLED, FAILED, INTERRUPTED, QUEUED, RUNNING, UPLOADS, WAITING, Job, Queue
 from app.queue.lease import Shift, Superseded, recover, staging
 from app.queue.previews import clear, viewer
-from app.render import UNWATCHED, check_latents, load, upsampled, write
+from app.render import UNRESTRICTED, check_latents, load, upsampled, write
 from dit.estimate import Cost, Outline
 from dit.inputs import keep_latents
 from dit.pipeline import Dream, Pipeline
@@ -43,12 +43,12 @@ class Leaving(Exception):
 
 
 class Bench:
-    """Where models stay warm: the last one used, until another is asked for. Makes `together` clips as a pack; `watch`
+    """Where models stay warm: the last one used, until another is asked for. Makes `together` clips as a pack; `content_policy`
     says what may be made here.
     """
 
-    def __init__(self, device: str | None = None, watch: Watch = UNWATCHED, together: int = 1):
-        self.device, self.watch, self.together, self.name = device, watch, together, None
+    def __init__(self, device: str | None = None, content_policy: ContentPolicy = UNRESTRICTED, together: int = 1):
+        self.device, self.content_policy, self.together, self.name = device, content_policy, together, None
         self.pipeline: Pipeline | None = None
         self.outline: Outline | None = None
         self.costs: dict[Request, Cost] = {}
@@ -79,13 +79,13 @@ def work(
     device: str | None = None,
     until_empty: bool = False,
     leave: threading.Event | None = None,
-    watch: Watch = UNWATCHED,
+    content_policy: ContentPolicy = UNRESTRICTED,
     together: int = 1,
 ) -> None:
     """Make the clips of a queue until asked to leave, or `until_empty` until none waits; up to `together` of like cost
-    as one pack. Jobs that the watch refuses fail, whoever queued them.
+    as one pack. Jobs that the content_policy refuses fail, whoever queued them.
     """
-    leave, bench = leave or threading.Event(), Bench(device, watch, together)
+    leave, bench = leave or threading.Event(), Bench(device, content_policy, together)
     with Shift(queue, device or "auto") as shift, beating(shift):
         while not leave.is_set():
             recover(queue)
@@ -202,13 +202,13 @@ def make_together(shift: Shift, jobs: list[Job], bench: Bench, leave: threading.
             raise Leaving
 
     try:
-        bench.watch.read(*(job.request for job in jobs))
+        bench.content_policy.check_requests(*(job.request for job in jobs))
         obey("loading the model")
         pipeline = bench.pipeline_for(jobs[0].request)
         pipeline.sparing = False
         obey("reading the prompt")
         requests = upsampled([job.request for job in jobs], pipeline)
-        bench.watch.read(*requests)
+        bench.content_policy.check_requests(*requests)
         obey("dreaming")
         clock, packed = Stopwatch(str(pipeline.device)), len(jobs)
         show = viewer(shift.queue.folder, [job.id for job in jobs], pipeline.settings.fps)
@@ -259,13 +259,13 @@ def dream_job(
     """
     folder = fresh(job)
     check_latents(job.request, job.latents)
-    bench.watch.read(job.request)
+    bench.content_policy.check_requests(job.request)
     obey("loading the model")
     pipeline = bench.pipeline_for(job.request)
     pipeline.sparing = sparing
     obey("reading the prompt")
     (request,) = upsampled([job.request], pipeline)
-    bench.watch.read(request)
+    bench.content_policy.check_requests(request)
     obey("dreaming")
     clock = Stopwatch(str(pipeline.device))
     show = viewer(queue, [job.id], pipeline.settings.fps) if queue else None
@@ -285,7 +285,7 @@ def fresh(job: Job) -> Path:
 def finish(job: Job, bench: Bench, dream: Dream, folder: Path, obey: Callable[..., None]) -> None:
     """Write what was dreamed for a job to its staging folder."""
     pipeline, output = bench.pipeline_for(job.request), folder / job.output.name
-    write(pipeline, dream, output, lambda done, total: obey("writing", done, total), bench.watch)
+    write(pipeline, dream, output, lambda done, total: obey("writing", done, total), bench.content_policy)
     if job.latents:
         keep_latents(output, dream.latents, pipeline.vae)
 
@@ -300,7 +300,7 @@ def serve_queue(
     device: str | None = None,
     until_empty: bool = False,
     with_parent: bool = False,
-    watch: Watch = UNWATCHED,
+    content_policy: ContentPolicy = UNRESTRICTED,
     together: int = 1,
 ) -> None:
     """Work at a queue until told to leave by SIGTERM or SIGINT, or, if asked, until the parent process is gone."""
@@ -312,7 +312,7 @@ def serve_queue(
         threading.Thread(target=follow, args=(os.getppid(), leave), daemon=True).start()
     if (queue.folder / UPLOADS).is_dir():  # a server's, whose requests name files as they are seen from there
         os.chdir(queue.folder)
-    work(queue, device, until_empty, leave, watch, together)
+    work(queue, device, until_empty, leave, content_policy, together)
 
 
 def follow(parent: int, leave: threading.Event) -> None:
