@@ -7,6 +7,8 @@ A model class may declare the names that its older folders use, old to new, and 
 
 An entry renames a key of the state dict, or all keys that begin with it and a dot; "*" stands for a number. The first
 entry that fits a key applies. A class that contains others repeats their entries after the name of its own attribute.
+Hashes that cover names use `original_name`, and `hash_of_file` the header that a renamed file keeps of its old self, so
+renaming changes no hash.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
@@ -24,6 +26,8 @@ from torch import nn
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"  # diffusers' names
 CONFIG = "config.json"
+ORIGINAL_HEADER = "original_header"  # metadata of a safetensors file with renamed keys: its header before
+MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -60,13 +64,18 @@ def load_strictly(model_class: type[Model], folder: Path) -> Model:
 
 
 def read_config(model_class: type[nn.Module], folder: Path) -> dict:
-    """Read a model folder's config, its old names replaced; raises WeightsError where it is absent or damaged."""
-    renames = getattr(model_class, "old_config_names", {})
-    return {renames.get(name, name): value for name, value in read_json(folder / CONFIG).items()}
+    """Read a model folder's config and replace its old names; raises WeightsError where it is absent or damaged."""
+    config, renames = read_json(folder / CONFIG), getattr(model_class, "old_config_names", {})
+    for old, new in renames.items():
+        if old in config:
+            if new in config:
+                raise WeightsError(f"{folder / CONFIG} gives both {new} and {old}, its old name; remove {old}")
+            config[new] = config.pop(old)
+    return config
 
 
 def current_name(name: str, renames: Mapping[str, str]) -> str:
-    """Return a weight's name after `renames` of names, or of first parts of names; * stands for a number."""
+    """Return a state-dict key after `renames` of keys or of their first parts; "*" stands for a number."""
     for old, new in renames.items():
         if match := re.match(re.escape(old).replace(r"\*", r"(\d+)") + r"(?=\.|$)", name):
             numbers = iter(match.groups())
@@ -74,11 +83,17 @@ def current_name(name: str, renames: Mapping[str, str]) -> str:
     return name
 
 
+def original_name(name: str, renames: Mapping[str, str]) -> str:
+    """Return the oldest name of a state-dict key: the inverse of `current_name`."""
+    return current_name(name, {new: old for old, new in renames.items()})
+
+
 def _stored_names(model_class: type[nn.Module], wanted: Iterable[str], stored: Iterable[str]) -> dict[str, str]:
     """Map each weight's current name to its name in a file, which may be an old one."""
-    stored = list(stored)
-    renames = {} if set(stored) == set(wanted) else getattr(model_class, "old_weight_names", {})
-    return {current_name(name, renames): name for name in stored}
+    stored = set(stored)
+    renames = {} if stored == set(wanted) else getattr(model_class, "old_weight_names", {})
+    names = {current_name(name, renames): name for name in stored}
+    return names if len(names) == len(stored) else {name: name for name in stored}  # some under both names: refused
 
 
 def halve(folder: Path) -> None:
@@ -95,13 +110,26 @@ def weights_in(folder: Path) -> list[Path]:
 
 
 def hash_of_file(*paths: Path) -> str:
-    """Return 16 hexadecimal digits of SHA-256 over some files: a name for what they hold."""
+    """Return 16 hexadecimal digits of SHA-256 over some files; files with renamed weights count as they were before."""
     digest = hashlib.sha256()
     for path in paths:
         with open(path, "rb") as stored:
+            if path.suffix == ".safetensors":
+                digest.update(_original_header(stored))
             while part := stored.read(2**24):
                 digest.update(part)
     return digest.hexdigest()[:16]
+
+
+def _original_header(stored: BinaryIO) -> bytes:
+    """Read the header of a safetensors file, its length included; return that from before keys were renamed."""
+    size = stored.read(8)
+    header = stored.read(min(int.from_bytes(size, "little"), MAX_HEADER_BYTES))
+    try:
+        original = json.loads(header)["__metadata__"][ORIGINAL_HEADER].encode()
+    except (ValueError, TypeError, KeyError, AttributeError):  # never renamed, or damaged, which loading reports
+        return size + header
+    return len(original).to_bytes(8, "little") + original
 
 
 def read_json(path: Path) -> dict:
