@@ -5,10 +5,17 @@ import pytest
 import torch.nn.functional as F
 from PIL import Image
 
-from training.prepare.clips import ClipsRun, clips
-from training.prepare.duplicates import BYTES, NEAR, away, candidates, duplicates, perceptual_hash
+from training.manifest import read_manifest
+from training.prepare.clips import ClipsRun, cut_clips
+from training.prepare.duplicates import (
+    HASH_BYTES,
+    MAX_DISTANCE,
+    candidate_pairs,
+    find_duplicates,
+    hamming_distance,
+    perceptual_hash,
+)
 from training.prepare.filter import FilterRun, filter_clips
-from training.prepare.manifest import read_manifest
 from training.world import make_clips
 from vae.video.pixels import from_uint8
 from vae.video.write import write_video
@@ -43,8 +50,8 @@ def test_copies_are_found_and_no_other_clips(world_clips, tmp_path):
     for number in (0, 1, 2):
         for name, copied in COPIES.items():
             write_video(tmp_path / "raw" / f"{number} {name}", copied(world_clips[number]), 8)
-    clips(ClipsRun(str(tmp_path / "raw"), tmp_path / "done", detector="content", engine="here"))
-    filter_clips(FilterRun(tmp_path / "done", engine="here"))
+    cut_clips(ClipsRun(str(tmp_path / "raw"), tmp_path / "done", detector="content", engine="serial"))
+    filter_clips(FilterRun(tmp_path / "done", engine="serial"))
     rows = read_manifest(tmp_path / "done")
     assert len(rows) == len(world_clips) + 3 * len(COPIES)  # one shot each
     kept = [row.source for row in rows if not row.scores["duplicate"]]
@@ -55,15 +62,15 @@ def test_copies_are_found_and_no_other_clips(world_clips, tmp_path):
 
 def test_a_clip_added_later_is_found_and_nothing_is_scored_again(world_clips, tmp_path):
     (tmp_path / "raw").mkdir()
-    cut, run = ClipsRun(str(tmp_path / "raw"), tmp_path / "done", engine="here"), FilterRun(tmp_path / "done")
+    cut, run = ClipsRun(str(tmp_path / "raw"), tmp_path / "done", engine="serial"), FilterRun(tmp_path / "done")
     for number in (0, 1):
         write_video(tmp_path / "raw" / f"{number}.mp4", world_clips[number], 8)
-    clips(cut)
+    cut_clips(cut)
     assert filter_clips(run)["duplicate"]["dropped"] == 0
     journal = tmp_path / "done" / "journal" / "scores.jsonl"
     before = journal.read_text()
     write_video(tmp_path / "raw" / "later.mp4", world_clips[1][:, 6:], 8)
-    clips(cut)
+    cut_clips(cut)
     assert filter_clips(run)["duplicate"]["dropped"] == 1
     assert journal.read_text().startswith(before) and "later.mp4" in {
         row.source for row in read_manifest(tmp_path / "done") if row.scores["duplicate"]
@@ -77,15 +84,15 @@ def hashes_of(clip):
 
 def test_a_picture_is_no_duplicate_of_the_film_that_it_is_of(world_clips):
     film = hashes_of(world_clips[0])
-    assert duplicates({"film": film, "picture": film[3:4]}) == set()
-    assert duplicates({"one": film[3:4], "film": film, "other": film[3:4]}) == {"other"}
+    assert find_duplicates({"film": film, "picture": film[3:4]}) == set()
+    assert find_duplicates({"one": film[3:4], "film": film, "other": film[3:4]}) == {"other"}
 
 
 def test_hashes_of_random_clips_are_compared_with_few_others():
     rng = np.random.default_rng(0)
-    random = [rng.integers(0, 256, (17, BYTES), np.uint8) for _ in range(1000)]
+    random = [rng.integers(0, 256, (17, HASH_BYTES), np.uint8) for _ in range(1000)]
     copies = [one[5:] for one in random[:10]]
-    found = list(candidates(random + copies))
+    found = list(candidate_pairs(random + copies))
     assert {(one, other) for one, other, _ in found} == {(number, 1000 + number) for number in range(10)}
 
 
@@ -94,15 +101,15 @@ def test_similar_pictures_have_near_hashes_and_others_far_ones():
     pictures = [(rng.random((6, 8)) * 255).astype(np.uint8) for _ in range(8)]
     large = [np.asarray(Image.fromarray(one).resize((160, 120), Image.Resampling.BICUBIC)) for one in pictures]
     noisy = [np.clip(one + rng.normal(0, 6, one.shape), 0, 255).astype(np.uint8) for one in large]
-    near = [away(perceptual_hash(a), perceptual_hash(b)) for a, b in zip(large, noisy, strict=True)]
-    far = [away(perceptual_hash(a), perceptual_hash(b)) for n, a in enumerate(large) for b in large[:n]]
-    assert max(near) <= NEAR < min(far), (max(near), min(far))
+    near = [hamming_distance(perceptual_hash(a), perceptual_hash(b)) for a, b in zip(large, noisy, strict=True)]
+    far = [hamming_distance(perceptual_hash(a), perceptual_hash(b)) for n, a in enumerate(large) for b in large[:n]]
+    assert max(near) <= MAX_DISTANCE < min(far), (max(near), min(far))
 
 
 def test_of_two_copies_the_sound_one_is_kept_though_it_is_shorter():
     rng = np.random.default_rng(0)
-    whole = rng.integers(0, 256, (24, BYTES), dtype=np.uint8)
-    hashes = {"a": whole, "b": whole[4:20], "c": rng.integers(0, 256, (24, BYTES), dtype=np.uint8)}
-    assert duplicates(hashes) == {"b"} and duplicates(hashes, {"a"}) == {"a"}
-    assert duplicates(hashes, {"a", "b"}) == {"b"}  # neither is sound
-    assert duplicates({"b": whole, "a": whole}) == {"b"} == duplicates({"a": whole, "b": whole})
+    whole = rng.integers(0, 256, (24, HASH_BYTES), dtype=np.uint8)
+    hashes = {"a": whole, "b": whole[4:20], "c": rng.integers(0, 256, (24, HASH_BYTES), dtype=np.uint8)}
+    assert find_duplicates(hashes) == {"b"} and find_duplicates(hashes, {"a"}) == {"a"}
+    assert find_duplicates(hashes, {"a", "b"}) == {"b"}  # neither is sound
+    assert find_duplicates({"b": whole, "a": whole}) == {"b"} == find_duplicates({"a": whole, "b": whole})

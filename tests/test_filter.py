@@ -13,10 +13,11 @@ from app.cli import main
 from tests.test_latents import prepared  # noqa: F401
 from tests.test_prepare import shot
 from training.dataset import DataError, data_hash
-from training.prepare.clips import ClipsRun, clips
+from training.latent_dataset import LatentDataset
+from training.manifest import read_manifest
+from training.prepare.clips import ClipsRun, cut_clips
 from training.prepare.filter import FilterRun, filter_clips
-from training.prepare.latents import Shelf, encoder_of, latents
-from training.prepare.manifest import read_manifest
+from training.prepare.latents import cached_vae, encode_latents
 from vae.video.write import write_image, write_video
 
 
@@ -57,8 +58,8 @@ def scored(tmp_path_factory):
         write_video(raw / f"{name}.mp4", film, 8)
     write_video(raw / "again.webm", F.interpolate(clip.transpose(0, 1), scale_factor=0.75).transpose(0, 1), 8)
     write_image(raw / "picture.png", clip[:, :1])
-    clips(ClipsRun(str(raw), folder, engine="here"))
-    report = filter_clips(FilterRun(folder, engine="here"))
+    cut_clips(ClipsRun(str(raw), folder, engine="serial"))
+    report = filter_clips(FilterRun(folder, engine="serial"))
     return {row.source.split(".")[0]: row.scores for row in read_manifest(folder)}, report, folder
 
 
@@ -84,7 +85,7 @@ def test_nothing_is_dropped_and_the_report_says_what_would_be(scored):
     assert report["letterbox"]["dropped"] == sum(scores["letterbox"] > 0.02 for scores in by.values())
     journal = folder / "journal" / "scores.jsonl"
     before = journal.read_bytes()
-    assert filter_clips(FilterRun(folder, engine="here")) == report and journal.read_bytes() == before
+    assert filter_clips(FilterRun(folder, engine="serial")) == report and journal.read_bytes() == before
     assert not any(row.dropped for row in read_manifest(folder))
 
 
@@ -96,17 +97,17 @@ def test_clips_are_dropped_by_what_is_asked_for_and_at_what_value_and_no_more_wh
     by, _, folder = scored
     folder = shutil.copytree(folder, tmp_path / "done")
     scores = (folder / "journal" / "scores.jsonl").read_bytes()
-    run = FilterRun(folder, engine="here", drop=("motion",))
+    run = FilterRun(folder, engine="serial", drop=("motion",))
     filter_clips(run)
     assert dropped(folder) == {"still": ["motion"]}  # and not the picture, which cannot move
     noted = (folder / "journal" / "dropped.jsonl").read_bytes()
     filter_clips(run)
     assert (folder / "journal" / "dropped.jsonl").read_bytes() == noted
     most = max(score["sharpness"] for score in by.values())
-    report = filter_clips(FilterRun(folder, engine="here", thresholds={"sharpness": most, "motion": 0.0}))
+    report = filter_clips(FilterRun(folder, engine="serial", thresholds={"sharpness": most, "motion": 0.0}))
     assert dropped(folder) == {}
     assert report["sharpness"]["dropped"] == 8 and report["sharpness"]["threshold"] == f"< {most:g}"
-    filter_clips(FilterRun(folder, engine="here", thresholds={"text": -1.0}, drop=("all",)))
+    filter_clips(FilterRun(folder, engine="serial", thresholds={"text": -1.0}, drop=("all",)))
     assert set(dropped(folder)) == set(by) and dropped(folder)["boxed"][:2] == ["letterbox", "text"]
     assert (folder / "journal" / "scores.jsonl").read_bytes() == scores
 
@@ -125,7 +126,7 @@ def test_a_wrong_threshold_is_refused_before_a_clip_is_looked_at(words, sentence
     journal = scored[2] / "journal"
     before = sorted((path, path.stat().st_mtime_ns) for path in journal.iterdir())
     try:
-        assert main(["prepare", "filter", str(scored[2]), "--engine", "here", *words]) == 2
+        assert main(["prepare", "filter", str(scored[2]), "--engine", "serial", *words]) == 2
     except SystemExit as ended:  # by argparse
         assert ended.code == 2
     assert sentence in capsys.readouterr().err
@@ -134,7 +135,7 @@ def test_a_wrong_threshold_is_refused_before_a_clip_is_looked_at(words, sentence
 
 def test_the_command_drops_and_says_how_many(scored, tmp_path, capsys):
     folder = shutil.copytree(scored[2], tmp_path / "done")
-    words = ["prepare", "filter", str(folder), "--engine", "here"]
+    words = ["prepare", "filter", str(folder), "--engine", "serial"]
     assert (
         main([*words, "--threshold", "text=0.5", "--threshold", "motion=9", "--drop", "motion", "--drop", "text"]) == 0
     )
@@ -144,22 +145,22 @@ def test_the_command_drops_and_says_how_many(scored, tmp_path, capsys):
 
 
 def test_what_is_dropped_is_neither_coded_nor_trained_on_and_comes_back(prepared):  # noqa: F811
-    stamp, format = encoder_of(prepared.vae).encoder_hash(), (64, 64, 17)
+    stamp, format = cached_vae(prepared.vae).encoder_hash(), (64, 64, 17)
     (long,) = (row for row in read_manifest(prepared.folder) if row.source == "long.mp4")
-    run = FilterRun(prepared.folder, engine="here")
-    filter_clips(FilterRun(prepared.folder, engine="here", thresholds={"motion": 99.0}, drop=("motion",)))
-    found = latents(prepared)
+    run = FilterRun(prepared.folder, engine="serial")
+    filter_clips(FilterRun(prepared.folder, engine="serial", thresholds={"motion": 99.0}, drop=("motion",)))
+    found = encode_latents(prepared)
     assert (found["clips"], found["too short"], found["samples"], found["failed"]) == (1, 0, 1, 0)
     with pytest.raises(DataError, match="has none"):
-        Shelf(prepared.folder, format, stamp, 8.0)
+        LatentDataset(prepared.folder, format, stamp, 8.0)
     without = data_hash(prepared.folder, (format,))
     filter_clips(run)
-    assert latents(prepared)["samples"] == 4 and len(Shelf(prepared.folder, format, stamp, 8.0)) == 2
+    assert encode_latents(prepared)["samples"] == 4 and len(LatentDataset(prepared.folder, format, stamp, 8.0)) == 2
     assert data_hash(prepared.folder, (format,)) != without
     assert (prepared.folder / long.file).exists()
-    filter_clips(FilterRun(prepared.folder, engine="here", thresholds={"motion": 99.0}, drop=("motion",)))
+    filter_clips(FilterRun(prepared.folder, engine="serial", thresholds={"motion": 99.0}, drop=("motion",)))
     with pytest.raises(DataError, match="has none"):  # though it is coded
-        Shelf(prepared.folder, format, stamp, 8.0)
+        LatentDataset(prepared.folder, format, stamp, 8.0)
     assert data_hash(prepared.folder, (format,)) == without
 
 
@@ -173,15 +174,15 @@ def test_the_command_prepares_a_folder_and_exits_with_3_where_a_part_failed(tmp_
     raw = tmp_path / "raw"
     raw.mkdir()
     write_video(raw / "film.mp4", shot(0, 16), 8)
-    words = ["prepare", "clips", str(raw), str(tmp_path / "done"), "--engine", "here"]
+    words = ["prepare", "clips", str(raw), str(tmp_path / "done"), "--engine", "serial"]
     assert main(words) == 0 and "1 clips" in capsys.readouterr().out
     (raw / "broken.mp4").write_bytes(b"nothing")
     assert main(words) == 3 and "broken.mp4" in capsys.readouterr().err
     (raw / "broken.mp4").unlink()
     write_video(raw / "long.mp4", shot(1, 40, 64, 64), 8)
-    assert main(["prepare", "all", str(raw), str(tmp_path / "done"), "--engine", "here"]) == 0
+    assert main(["prepare", "all", str(raw), str(tmp_path / "done"), "--engine", "serial"]) == 0
     assert "latents: 2 clips, 0 done before, 1 too short, 2 samples" in capsys.readouterr().out
-    assert main(["prepare", "filter", str(tmp_path / "done"), "--engine", "here"]) == 0
+    assert main(["prepare", "filter", str(tmp_path / "done"), "--engine", "serial"]) == 0
     assert "motion" in capsys.readouterr().out
     assert main(["prepare", "filter", str(tmp_path / "nothing")]) == 2
     assert "longtake prepare clips" in capsys.readouterr().err

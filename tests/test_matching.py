@@ -2,16 +2,23 @@
 
 import pytest
 import torch
+from captioning.caption import CaptionError
 
 from app.cli import main
-from captioning.captioner import CaptionError
-from captioning.matching import OpenClip, load_matcher
+from captioning.matching import OpenClipMatcher, load_matcher
 from tests.test_captions import COLOURS, painted, painter, small  # noqa: F401
 from training.dataset import open_bucket, select_captions
-from training.prepare.clips import ClipsRun, clips
+from training.manifest import read_manifest
+from training.prepare.clips import ClipsRun, cut_clips
 from training.prepare.filter import FilterRun, failed_scores, filter_clips
-from training.prepare.manifest import Journal, read_manifest
-from training.prepare.match import JOURNAL, LEAST, LEAST_OF_OTHERS, least_match, least_of
+from training.prepare.journal import Journal
+from training.prepare.match import (
+    DEFAULT_MATCH_THRESHOLD,
+    JOURNAL,
+    MATCH_THRESHOLDS,
+    default_match_threshold,
+    measure_match_threshold,
+)
 from vae.video.write import write_video
 
 
@@ -24,7 +31,7 @@ def prepared(tmp_path):
         write_video(raw / f"{colour}mp4", painted(colour, 16, 64, 64), 8)
         if words:
             (raw / f"{colour}txt").write_text(words)
-    clips(ClipsRun(str(raw), tmp_path / "done", engine="here"))
+    cut_clips(ClipsRun(str(raw), tmp_path / "done", engine="serial"))
     return tmp_path / "done"
 
 
@@ -34,7 +41,7 @@ def scores(folder):
 
 def test_a_caption_that_fits_scores_more_than_one_that_does_not(prepared, painter, tmp_path):  # noqa: F811
     painter.save(tmp_path / "captioner")
-    report = filter_clips(FilterRun(prepared, matcher=str(tmp_path / "captioner"), engine="here"))
+    report = filter_clips(FilterRun(prepared, matcher=str(tmp_path / "captioner"), engine="serial"))
     found = scores(prepared)
     assert found["Red"]["match"] > found["Blue"]["match"] + 0.2
     assert "match" not in found["Green"] and report["match"]["clips"] == 2 and "motion" in found["Green"]
@@ -43,16 +50,16 @@ def test_a_caption_that_fits_scores_more_than_one_that_does_not(prepared, painte
 
 def test_the_threshold_is_that_of_the_model_that_scored(prepared, painter, small, tmp_path):  # noqa: F811
     painter.save(tmp_path / "captioner")
-    report = filter_clips(FilterRun(prepared, matcher=str(tmp_path / "captioner"), engine="here", drop=("match",)))
-    least = LEAST["longtake captioner"]
-    assert least != LEAST_OF_OTHERS and report["match"]["threshold"] == f"< {least:g}"
+    report = filter_clips(FilterRun(prepared, matcher=str(tmp_path / "captioner"), engine="serial", drop=("match",)))
+    least = MATCH_THRESHOLDS["longtake captioner"]
+    assert least != DEFAULT_MATCH_THRESHOLD and report["match"]["threshold"] == f"< {least:g}"
     dropped = {row.source for row in read_manifest(prepared) if row.dropped}
     assert dropped == {f"{name}.mp4" for name, own in scores(prepared).items() if own.get("match", 1) < least}
-    assert filter_clips(FilterRun(prepared, engine="here"))["match"]["threshold"] == f"< {least:g}"
-    asked = filter_clips(FilterRun(prepared, engine="here", thresholds={"match": -0.5}))
+    assert filter_clips(FilterRun(prepared, engine="serial"))["match"]["threshold"] == f"< {least:g}"
+    asked = filter_clips(FilterRun(prepared, engine="serial", thresholds={"match": -0.5}))
     assert asked["match"]["threshold"] == "< -0.5" and asked["match"]["dropped"] == 0
-    other = filter_clips(FilterRun(prepared, matcher=":".join(map(str, small)), engine="here"))
-    assert other["match"]["threshold"] == f"< {LEAST_OF_OTHERS:g}"
+    other = filter_clips(FilterRun(prepared, matcher=":".join(map(str, small)), engine="serial"))
+    assert other["match"]["threshold"] == f"< {DEFAULT_MATCH_THRESHOLD:g}"
 
 
 def test_the_least_match_is_measured_on_true_captions(painter, world, tmp_path):  # noqa: F811
@@ -60,21 +67,25 @@ def test_the_least_match_is_measured_on_true_captions(painter, world, tmp_path):
     bucket = open_bucket(world / "test", (64, 64, 17))
     texts = [select_captions(captions, "dense")[0] for captions in bucket.captions]
     wanted = painter.match(bucket.load_clips(range(6)), texts).diag()
-    assert least_of(tmp_path / "captioner", world / "test", 6, 0.0) == pytest.approx(float(wanted.min()), abs=1e-4)
-    assert least_of(tmp_path / "captioner", world / "test", 6, 1.0) == pytest.approx(float(wanted.max()), abs=1e-4)
+    assert measure_match_threshold(tmp_path / "captioner", world / "test", 6, 0.0) == pytest.approx(
+        float(wanted.min()), abs=1e-4
+    )
+    assert measure_match_threshold(tmp_path / "captioner", world / "test", 6, 1.0) == pytest.approx(
+        float(wanted.max()), abs=1e-4
+    )
 
 
 def test_a_score_of_other_words_counts_no_more_and_is_made_anew(prepared, painter, tmp_path):  # noqa: F811
     painter.save(tmp_path / "captioner")
-    run = FilterRun(prepared, matcher=str(tmp_path / "captioner"), engine="here")
+    run = FilterRun(prepared, matcher=str(tmp_path / "captioner"), engine="serial")
     filter_clips(run)
     before = (prepared / "journal" / "matches.jsonl").read_text()
     filter_clips(run)
     assert (prepared / "journal" / "matches.jsonl").read_text() == before
     (blue,) = (row for row in read_manifest(prepared) if row.source.startswith("Blue"))
-    with Journal(prepared, "captions").adding() as note:
+    with Journal(prepared, "captions").appending() as note:
         note({"clip": blue.clip, "source": "someone", "version": "1", "text": "Red.", "parts": {}})
-    filter_clips(FilterRun(prepared, engine="here"))
+    filter_clips(FilterRun(prepared, engine="serial"))
     assert "match" not in scores(prepared)["Blue"] and "match" in scores(prepared)["Red"]
     filter_clips(run)
     after = (prepared / "journal" / "matches.jsonl").read_text()
@@ -84,14 +95,14 @@ def test_a_score_of_other_words_counts_no_more_and_is_made_anew(prepared, painte
 def test_a_model_of_open_clip_tells_looks_as_well(small, prepared):  # noqa: F811
     name = ":".join(map(str, small))
     matcher = load_matcher(name)
-    assert isinstance(matcher, OpenClip)
+    assert isinstance(matcher, OpenClipMatcher)
     videos = torch.stack([painted(colour, 3, 20, 30) for colour in COLOURS])
-    cosines, looks = matcher.match(videos, ["one thing", "quite another"]), matcher.beauty(videos)
+    cosines, looks = matcher.match(videos, ["one thing", "quite another"]), matcher.aesthetic_scores(videos)
     assert (
         cosines.shape == (3, 2) and (cosines.abs() <= 1).all() and len({round(float(c), 6) for c in cosines[:, 0]}) > 1
     )
     assert looks.shape == (3,) and ((looks > 0) & (looks < 1)).all()
-    filter_clips(FilterRun(prepared, matcher=name, engine="here"))
+    filter_clips(FilterRun(prepared, matcher=name, engine="serial"))
     assert scores(prepared)["Red"].keys() >= {"match", "aesthetics"}
 
 
@@ -99,15 +110,15 @@ def test_a_model_of_open_clip_tells_looks_as_well(small, prepared):  # noqa: F81
 def test_a_matcher_that_is_none_is_refused_before_a_clip_is_looked_at(name, prepared, capsys):
     with pytest.raises(CaptionError, match="must be a captioner's folder, or ARCHITECTURE:WEIGHTS"):
         load_matcher(name)
-    assert main(["prepare", "filter", str(prepared), "--matcher", name, "--engine", "here"]) == 2
+    assert main(["prepare", "filter", str(prepared), "--matcher", name, "--engine", "serial"]) == 2
     assert "ARCHITECTURE:WEIGHTS" in capsys.readouterr().err
     assert not (prepared / "journal" / "scores.jsonl").exists()
 
 
 def test_a_clip_that_cannot_be_scored_is_told_of_and_stops_no_other(prepared, painter, tmp_path, capsys):  # noqa: F811
     painter.save(tmp_path / "captioner")
-    run = FilterRun(prepared, matcher=str(tmp_path / "captioner"), engine="here")
-    filter_clips(FilterRun(prepared, engine="here"))
+    run = FilterRun(prepared, matcher=str(tmp_path / "captioner"), engine="serial")
+    filter_clips(FilterRun(prepared, engine="serial"))
     (red,) = (row for row in read_manifest(prepared) if row.source.startswith("Red"))
     (prepared / red.file).write_bytes(b"broken")
     filter_clips(run)
@@ -115,10 +126,10 @@ def test_a_clip_that_cannot_be_scored_is_told_of_and_stops_no_other(prepared, pa
 
 
 def test_a_model_that_only_failed_does_not_say_what_fits(tmp_path):
-    with Journal(tmp_path, JOURNAL).adding() as note:
+    with Journal(tmp_path, JOURNAL).appending() as note:
         note({"clip": "a", "by": "longtake captioner", "scores": {"match": 0.5}})
         note({"clip": "a", "by": "open_clip", "error": "no such file"})
-    assert least_match(tmp_path) == LEAST["longtake captioner"]
-    with Journal(tmp_path, JOURNAL).adding() as note:
+    assert default_match_threshold(tmp_path) == MATCH_THRESHOLDS["longtake captioner"]
+    with Journal(tmp_path, JOURNAL).appending() as note:
         note({"clip": "a", "by": "open_clip", "scores": {"match": 0.1}})
-    assert least_match(tmp_path) == LEAST_OF_OTHERS
+    assert default_match_threshold(tmp_path) == DEFAULT_MATCH_THRESHOLD

@@ -18,10 +18,11 @@ import pytest
 import torch
 
 from app.cli import main
-from training.prepare.clips import ClipsRun, clips, failed_clips, rows_of
-from training.prepare.engine import TRIES, each
-from training.prepare.manifest import PrepareError, alone, read_manifest
-from training.prepare.sources import sources
+from training.manifest import PrepareError, read_manifest
+from training.prepare.clips import ClipsRun, cut_clips, failed_clips
+from training.prepare.engine import MAX_TRIES, parallel_map
+from training.prepare.journal import clip_rows, locked_folder
+from training.prepare.sources import find_sources
 from vae.video.pixels import to_uint8
 from vae.video.read import read_image, read_video
 from vae.video.write import write_image, write_video
@@ -51,11 +52,11 @@ def raw(tmp_path):
 
 
 def run_of(raw, tmp_path, **changes):
-    return replace(ClipsRun(str(raw), tmp_path / "done", engine="here"), **changes)
+    return replace(ClipsRun(str(raw), tmp_path / "done", engine="serial"), **changes)
 
 
 def test_a_film_is_cut_at_its_shots_and_keeps_size_rate_and_pictures(raw, tmp_path):
-    found = clips(run_of(raw, tmp_path))
+    found = cut_clips(run_of(raw, tmp_path))
     assert found == {"sources": 3, "done before": 0, "clips": 5, "shots too short": 0, "failed": 0}
     rows = {(row.source, row.begin): row for row in read_manifest(tmp_path / "done")}
     assert sorted(rows) == [
@@ -79,12 +80,12 @@ def test_a_film_is_cut_at_its_shots_and_keeps_size_rate_and_pictures(raw, tmp_pa
 def test_a_shot_of_whole_groups_of_pictures_is_copied_bit_for_bit(tmp_path):
     (tmp_path / "raw").mkdir()
     write_video(tmp_path / "raw" / "whole.mp4", shot(0, 24), 8)
-    clips(run_of(tmp_path / "raw", tmp_path))
+    cut_clips(run_of(tmp_path / "raw", tmp_path))
     (row,) = read_manifest(tmp_path / "done")
     assert row.copied and torch.equal(
         read_video(tmp_path / "done" / row.file).video, read_video(tmp_path / "raw" / "whole.mp4").video
     )
-    clips(run_of(tmp_path / "raw", tmp_path, folder=tmp_path / "parted", longest=2.0))
+    cut_clips(run_of(tmp_path / "raw", tmp_path, folder=tmp_path / "parted", longest=2.0))
     parts = read_manifest(tmp_path / "parted")
     assert [part.frames for part in sorted(parts, key=lambda part: part.begin)] == [12, 12]
     assert not any(part.copied for part in parts)  # one group of pictures cannot be copied in two
@@ -93,21 +94,21 @@ def test_a_shot_of_whole_groups_of_pictures_is_copied_bit_for_bit(tmp_path):
 def test_what_is_done_is_not_done_again_and_what_failed_or_changed_is(raw, tmp_path):
     run = run_of(raw, tmp_path)
     (raw / "broken.mp4").write_bytes((raw / "three.mp4").read_bytes()[:-2000])
-    assert clips(run)["failed"] == 1
-    first = rows_of(run.folder)
+    assert cut_clips(run)["failed"] == 1
+    first = clip_rows(run.folder)
     files = {row.file: (run.folder / row.file).stat().st_mtime_ns for row in first}
-    assert clips(run) == {"sources": 4, "done before": 3, "clips": 5, "shots too short": 0, "failed": 1}
-    assert {row.file: (run.folder / row.file).stat().st_mtime_ns for row in rows_of(run.folder)} == files
+    assert cut_clips(run) == {"sources": 4, "done before": 3, "clips": 5, "shots too short": 0, "failed": 1}
+    assert {row.file: (run.folder / row.file).stat().st_mtime_ns for row in clip_rows(run.folder)} == files
     (raw / "broken.mp4").write_bytes((raw / "three.mp4").read_bytes())  # the same film under two names
-    assert clips(run) == {"sources": 4, "done before": 3, "clips": 5, "shots too short": 0, "failed": 0}
+    assert cut_clips(run) == {"sources": 4, "done before": 3, "clips": 5, "shots too short": 0, "failed": 0}
     write_video(raw / "more" / "one.webm", shot(5, 9), 8)
-    assert clips(run)["done before"] == 3
-    assert {row.frames for row in rows_of(run.folder) if row.source == "more/one.webm"} == {9}
+    assert cut_clips(run)["done before"] == 3
+    assert {row.frames for row in clip_rows(run.folder) if row.source == "more/one.webm"} == {9}
 
 
 def test_the_same_clips_come_out_of_one_process_and_of_a_pool(raw, tmp_path):
     for name, changes in {"here": {}, "pool": {"engine": "pool", "workers": 2}}.items():
-        clips(run_of(raw, tmp_path, folder=tmp_path / name, **changes))
+        cut_clips(run_of(raw, tmp_path, folder=tmp_path / name, **changes))
     assert read_manifest(tmp_path / "here") == read_manifest(tmp_path / "pool")
 
 
@@ -115,14 +116,14 @@ def test_a_tar_a_list_and_a_glob_hold_the_same_as_the_folder(raw, tmp_path):
     with tarfile.open(tmp_path / "raw.tar", "w") as tar:
         tar.add(raw / "three.mp4", "0001.mp4")
     (tmp_path / "list.txt").write_text(f"raw/three.mp4\n{raw / 'still.png'}\n")
-    assert [one.name for one in sources(str(tmp_path / "raw.tar"))] == ["raw.tar/0001.mp4"]
-    assert [one.name for one in sources(str(tmp_path / "list.txt"))] == ["raw/three.mp4", str(raw / "still.png")]
-    assert [one.name for one in sources(str(raw / "**" / "*"))] == [
+    assert [one.name for one in find_sources(str(tmp_path / "raw.tar"))] == ["raw.tar/0001.mp4"]
+    assert [one.name for one in find_sources(str(tmp_path / "list.txt"))] == ["raw/three.mp4", str(raw / "still.png")]
+    assert [one.name for one in find_sources(str(raw / "**" / "*"))] == [
         str(raw / name) for name in ("more/one.webm", "still.png", "three.mp4")
     ]
-    clips(run_of(tmp_path / "raw.tar", tmp_path))
-    clips(run_of(raw / "three.mp4", tmp_path, folder=tmp_path / "other"))
-    assert [r.clip for r in rows_of(tmp_path / "done")] == [r.clip for r in rows_of(tmp_path / "other")]
+    cut_clips(run_of(tmp_path / "raw.tar", tmp_path))
+    cut_clips(run_of(raw / "three.mp4", tmp_path, folder=tmp_path / "other"))
+    assert [r.clip for r in clip_rows(tmp_path / "done")] == [r.clip for r in clip_rows(tmp_path / "other")]
 
 
 def test_films_of_one_name_in_two_places_are_two(tmp_path):
@@ -134,18 +135,18 @@ def test_films_of_one_name_in_two_places_are_two(tmp_path):
             tar.add(tmp_path / "member.mp4", "./0.mp4")
     given = {"folder": str(tmp_path / "raw"), "glob": str(tmp_path / "raw" / "*" / "*")}
     for name, source in given.items():
-        run = ClipsRun(source, tmp_path / name, engine="here")
-        assert clips(run) == {"sources": 4, "done before": 0, "clips": 4, "shots too short": 0, "failed": 0}
-        assert clips(run)["done before"] == 4
+        run = ClipsRun(source, tmp_path / name, engine="serial")
+        assert cut_clips(run) == {"sources": 4, "done before": 0, "clips": 4, "shots too short": 0, "failed": 0}
+        assert cut_clips(run)["done before"] == 4
     for place in ("a", "b"):  # into one folder, from two sources
-        clips(ClipsRun(str(tmp_path / "raw" / place), tmp_path / "both", engine="here"))
-    assert len(rows_of(tmp_path / "both")) == 4
+        cut_clips(ClipsRun(str(tmp_path / "raw" / place), tmp_path / "both", engine="serial"))
+    assert len(clip_rows(tmp_path / "both")) == 4
 
 
 def test_a_film_of_odd_size_keeps_it(tmp_path):
     (tmp_path / "raw").mkdir()
     write_video(tmp_path / "raw" / "odd.gif", shot(0, 16, 51, 65), 10)
-    assert clips(run_of(tmp_path / "raw", tmp_path))["failed"] == 0
+    assert cut_clips(run_of(tmp_path / "raw", tmp_path))["failed"] == 0
     (row,) = read_manifest(tmp_path / "done")
     assert (
         read_video(tmp_path / "done" / row.file).video.shape
@@ -176,7 +177,7 @@ def test_shots_between_keyframes_are_copied_and_those_of_open_groups_are_not(tmp
     coded_film(tmp_path / "raw" / "closed.mp4", film, times, {0, 16, 32}, closed)
     opened = {"x264-params": "keyint=16:min-keyint=16:scenecut=0:bframes=3:b-adapt=0:open-gop=1"}
     coded_film(tmp_path / "raw" / "open.mp4", film, times, None, opened)
-    clips(run_of(tmp_path / "raw", tmp_path, shortest=0.9, longest=1.92))
+    cut_clips(run_of(tmp_path / "raw", tmp_path, shortest=0.9, longest=1.92))
     rows = read_manifest(tmp_path / "done")
     assert len(rows) == 6 and all(row.copied for row in rows if row.source == "closed.mp4")
     for row in rows:
@@ -193,7 +194,7 @@ def test_the_shots_of_an_uneven_film_keep_their_own_pace(tmp_path):
     times = [5 * n for n in range(40)] + [200 + 40 * n for n in range(10)]  # 2 s at 20 a second, 4 s at 2.5
     (tmp_path / "raw").mkdir()
     coded_film(tmp_path / "raw" / "uneven.mp4", film, times, None, {"x264-params": "scenecut=0"})
-    clips(run_of(tmp_path / "raw", tmp_path))
+    cut_clips(run_of(tmp_path / "raw", tmp_path))
     fast, slow = sorted(read_manifest(tmp_path / "done"), key=lambda row: row.begin)
     assert (fast.frames, fast.fps, slow.frames) == (40, 20, 10) and slow.fps == pytest.approx(2.5, rel=0.15)
     assert float(read_video(tmp_path / "done" / fast.file).fps) == 20
@@ -201,19 +202,19 @@ def test_the_shots_of_an_uneven_film_keep_their_own_pace(tmp_path):
 
 def test_words_that_come_later_and_clips_that_went_are_noticed(raw, tmp_path):
     run = run_of(raw, tmp_path)
-    clips(run)
+    cut_clips(run)
     (raw / "three.txt").write_text("three shots")
-    assert clips(run)["done before"] == 2
-    assert {row.source for row in rows_of(run.folder) if row.captions} == {"three.mp4"}
-    (run.folder / rows_of(run.folder)[0].file).unlink()
-    assert clips(run)["done before"] == 2 and all((run.folder / row.file).exists() for row in rows_of(run.folder))
+    assert cut_clips(run)["done before"] == 2
+    assert {row.source for row in clip_rows(run.folder) if row.captions} == {"three.mp4"}
+    (run.folder / clip_rows(run.folder)[0].file).unlink()
+    assert cut_clips(run)["done before"] == 2 and all((run.folder / row.file).exists() for row in clip_rows(run.folder))
 
 
 def test_odd_names_and_things_that_are_no_files_are_told(raw, tmp_path):
     os.mkfifo(raw / "pipe.mp4")
     (raw / "self.mp4").symlink_to("self.mp4")
     os.link(raw / "three.mp4", os.fsencode(raw) + b"/odd-\xff.mp4")
-    found = clips(run_of(raw, tmp_path))
+    found = cut_clips(run_of(raw, tmp_path))
     assert found == {"sources": 5, "done before": 0, "clips": 5, "shots too short": 0, "failed": 1}
     assert dict(failed_clips(run_of(raw, tmp_path)))["pipe.mp4"].startswith(f"{raw / 'pipe.mp4'} must be a file")
     assert len(read_manifest(tmp_path / "done")) == 5
@@ -222,14 +223,14 @@ def test_odd_names_and_things_that_are_no_files_are_told(raw, tmp_path):
 def test_links_out_of_the_source_are_not_followed_unless_asked(raw, tmp_path):
     write_video(tmp_path / "secret.mp4", shot(0, 9), 8)
     (raw / "link.mp4").symlink_to(tmp_path / "secret.mp4")
-    assert "link.mp4" not in [one.name for one in sources(str(raw))]
-    assert "link.mp4" in [one.name for one in sources(str(raw), follow=True)]
+    assert "link.mp4" not in [one.name for one in find_sources(str(raw))]
+    assert "link.mp4" in [one.name for one in find_sources(str(raw), follow=True)]
     (tmp_path / "secret.txt").write_text("a secret")
     (raw / "three.txt").symlink_to(tmp_path / "secret.txt")
-    assert all(one.words is None for one in sources(str(raw)))
+    assert all(one.words is None for one in find_sources(str(raw)))
     (raw / "more" / "round").symlink_to(raw)
-    assert [one.name for one in sources(str(raw), follow=True)].count("three.mp4") == 1
-    assert len(sources(str(raw), follow=True)) == 4
+    assert [one.name for one in find_sources(str(raw), follow=True)].count("three.mp4") == 1
+    assert len(find_sources(str(raw), follow=True)) == 4
 
 
 @pytest.mark.parametrize(
@@ -238,27 +239,27 @@ def test_links_out_of_the_source_are_not_followed_unless_asked(raw, tmp_path):
         ({"source": "nowhere"}, "a source must be a folder, a glob"),
         ({"detector": "eyes"}, "detector must be one of adaptive, content; got 'eyes'"),
         ({"shortest": 6.0}, "shortest must be above 0, and longest at least twice as much; got 6 and 10"),
-        ({"engine": "steam"}, "engine must be one of here, pool, ray; got 'steam'"),
+        ({"engine": "steam"}, "engine must be one of serial, pool, ray; got 'steam'"),
         ({"workers": 0}, "workers must be at least 1; got 0"),
     ],
 )
 def test_what_cannot_be_begun_is_said_in_a_sentence(raw, tmp_path, change, rule):
     with pytest.raises(ValueError, match=rule):
-        clips(run_of(raw, tmp_path, **change))
+        cut_clips(run_of(raw, tmp_path, **change))
 
 
 def test_a_folder_within_its_source_and_one_that_another_run_has_are_refused(raw, tmp_path):
     with pytest.raises(PrepareError, match="must not lie within the source"):
-        clips(run_of(raw, tmp_path, folder=raw / "done"))
-    with alone(tmp_path / "done"), pytest.raises(PrepareError, match="one run at a time"):
-        clips(run_of(raw, tmp_path))
+        cut_clips(run_of(raw, tmp_path, folder=raw / "done"))
+    with locked_folder(tmp_path / "done"), pytest.raises(PrepareError, match="one run at a time"):
+        cut_clips(run_of(raw, tmp_path))
 
 
 def test_files_that_are_no_films_are_told_and_the_rest_is_done(raw, tmp_path):
     (raw / "empty.mp4").touch()
     (raw / "wrong.mkv").write_bytes(b"#EXTM3U\nhttp://example.com/x.ts\n" * 50)
     (raw / "bad.tar").write_bytes(b"no tar" * 500)
-    assert clips(run_of(raw, tmp_path)) == {
+    assert cut_clips(run_of(raw, tmp_path)) == {
         "sources": 6,
         "done before": 0,
         "clips": 5,
@@ -291,11 +292,11 @@ def test_a_killed_worker_loses_nothing_and_doubles_nothing(tmp_path, monkeypatch
         pytest.importorskip("ray")
         monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))  # where its workers find this file
     items = [1, 2, "raise", 3, tmp_path / "once", "die", 4, "sleep", 5]
-    found = list(each(square, items, engine, workers, seconds))
+    found = list(parallel_map(square, items, engine, workers, seconds))
     assert sorted(outcome.number for outcome in found) == list(range(len(items)))
     by = {str(items[outcome.number]): outcome for outcome in found}
     assert [by[str(n)].value for n in range(1, 6)] == [1, 4, 9, 16, 25]
-    assert by["raise"].error == "a reason" and f"killed {TRIES} times" in by["die"].error
+    assert by["raise"].error == "a reason" and f"killed {MAX_TRIES} times" in by["die"].error
     assert f"within {seconds} seconds" in by["sleep"].error and by[str(tmp_path / "once")].value == str(
         tmp_path / "once"
     )
@@ -305,7 +306,7 @@ def test_a_run_that_is_killed_is_completed_by_another(raw, tmp_path):
     for number in range(6):
         write_video(raw / f"film-{number}.mp4", shot(number, 20), 8)
     script = "import sys; from pathlib import Path; from training.prepare.clips import ClipsRun, clips; "
-    words = script + 'clips(ClipsRun(sys.argv[1], Path(sys.argv[2]), engine="here"))'
+    words = script + 'cut_clips(ClipsRun(sys.argv[1], Path(sys.argv[2]), engine="serial"))'
     killed = subprocess.Popen([sys.executable, "-c", words, str(raw), str(tmp_path / "done")])
     journal = tmp_path / "done" / "journal" / "clips.jsonl"
     while killed.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n") >= 2):
@@ -314,7 +315,7 @@ def test_a_run_that_is_killed_is_completed_by_another(raw, tmp_path):
     killed.wait()
     with open(journal, "a") as half:
         half.write('{"source": "half a li')
-    found = clips(run_of(raw, tmp_path))
+    found = cut_clips(run_of(raw, tmp_path))
     assert found["failed"] == 0 and found["done before"] >= 2 and found["clips"] == 11
     assert all(json.loads(line) for line in journal.read_text().splitlines())
     assert not list((tmp_path / "done" / "clips").rglob(".*"))
@@ -326,7 +327,7 @@ def test_a_disk_that_fills_up_is_told_and_once_there_is_room_the_rest_is_done(ra
     if not shutil.which("mount") or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24k", "full", disk]).returncode:
         pytest.skip("file systems cannot be mounted here")
     try:
-        words = ["prepare", "clips", str(raw), str(disk / "done"), "--engine", "here"]
+        words = ["prepare", "clips", str(raw), str(disk / "done"), "--engine", "serial"]
         assert main(words) == 3
         assert (
             capsys.readouterr()
@@ -336,7 +337,7 @@ def test_a_disk_that_fills_up_is_told_and_once_there_is_room_the_rest_is_done(ra
         subprocess.run(["mount", "-o", "remount,size=4m", disk], check=True)
         assert main(words) == 0
         whole = run_of(raw, tmp_path)
-        clips(whole)
+        cut_clips(whole)
         assert read_manifest(disk / "done") == read_manifest(whole.folder)
     finally:
         subprocess.run(["umount", "--lazy", disk], check=True)

@@ -10,8 +10,9 @@ from app.cli import main
 from tests.test_latents import Heard
 from tests.test_prepare import shot
 from training.config import DiTRun
-from training.prepare.manifest import read_manifest
-from training.train_dit import LatentSource, draw, train
+from training.examples import LatentSource, draw_examples
+from training.manifest import read_manifest
+from training.train_dit import train
 from vae.model import VideoVAE
 from vae.video.write import write_image, write_video
 from vae.weights import load_strictly
@@ -43,7 +44,7 @@ def mixed(tmp_path_factory):
 def prepare(mixed, folder, model):
     """Prepare all of it by one command; returns the code that it exits with."""
     formats = ["x".join(map(str, format)) for format in FORMATS]
-    words = ["prepare", "all", str(mixed), str(folder), "--engine", "here", "--vae", str(model / "vae")]
+    words = ["prepare", "all", str(mixed), str(folder), "--engine", "serial", "--vae", str(model / "vae")]
     return main([*words, "--text", str(model), "--formats", *formats])
 
 
@@ -100,7 +101,9 @@ def test_a_model_trains_on_every_clip_of_it(prepared, tiny_model, tmp_path):
     for format, count in zip(run.formats, run.clips, strict=True):
         source = LatentSource.open(run, folder, format, vae, vae.encoder_hash())
         fitting = [row for row in rows for sample in row.latents if sample.format == format]
-        examples = [one for step in range(run.steps) for one in draw(run, source, (1, 2, 2), count, step, Alone)]
+        examples = [
+            one for step in range(run.steps) for one in draw_examples(run, source, (1, 2, 2), count, step, Alone)
+        ]
         for one in examples:
             same = (n for n in range(len(fitting)) if np.array_equal(source.latents[n], one.latents.numpy()))
             row = fitting[next(same)]

@@ -14,9 +14,10 @@ import torch
 from app.cli import main
 from tests.test_captioner import GOOD, Server
 from tests.test_prepare import coded_film, run_of, shot
-from training.prepare.clips import ClipsRun, clips, failed_clips, rows_of
-from training.prepare.manifest import Journal, PrepareError, read_manifest
-from training.prepare.sources import sources
+from training.manifest import PrepareError, read_manifest
+from training.prepare.clips import ClipsRun, cut_clips, failed_clips
+from training.prepare.journal import Journal, clip_rows
+from training.prepare.sources import find_sources
 from vae.video.write import write_image, write_video
 
 
@@ -32,15 +33,15 @@ def raw(tmp_path):
 def test_shots_that_are_too_short_are_counted_and_are_no_failures(raw, tmp_path, capsys):
     write_video(raw / "flash.mp4", shot(1, 4), 8)
     write_video(raw / "two.mp4", torch.cat([shot(0, 16), shot(2.2, 4)], 1), 8)
-    words = ["prepare", "clips", str(raw), str(tmp_path / "done"), "--engine", "here"]
+    words = ["prepare", "clips", str(raw), str(tmp_path / "done"), "--engine", "serial"]
     for before in (0, 3):
         assert main(words) == 0
         said = capsys.readouterr().out
         assert said == f"3 sources, {before} done before, 2 clips, 2 shots too short, 0 failed\n"
-    assert {row.source for row in rows_of(tmp_path / "done")} == {"sound.mp4", "two.mp4"}
-    short = {line["key"].rsplit("/", 1)[1]: line["short"] for line in Journal(tmp_path / "done", "clips").lines()}
+    assert {row.source for row in clip_rows(tmp_path / "done")} == {"sound.mp4", "two.mp4"}
+    short = {line["key"].rsplit("/", 1)[1]: line["short"] for line in Journal(tmp_path / "done", "clips").entries()}
     assert short == {"flash.mp4": [[0, 0.5]], "two.mp4": [[2, 2.5]], "sound.mp4": []}
-    assert clips(run_of(raw, tmp_path, shortest=0.4))["shots too short"] == 0
+    assert cut_clips(run_of(raw, tmp_path, shortest=0.4))["shots too short"] == 0
 
 
 @pytest.fixture
@@ -63,22 +64,22 @@ def test_a_glob_follows_links_out_of_where_it_begins_only_when_asked(linked):
         "*/*": secret,
         "[l]inked/*.mp4": secret,
     }.items():
-        assert {one.name for one in sources(str(linked / pattern), follow=True)} == followed
+        assert {one.name for one in find_sources(str(linked / pattern), follow=True)} == followed
         if followed & inside:
-            assert {one.name for one in sources(str(linked / pattern))} == inside
+            assert {one.name for one in find_sources(str(linked / pattern))} == inside
         else:
             with pytest.raises(PrepareError, match="a source must be"):
-                sources(str(linked / pattern))
-    assert {one.name for one in sources(str(linked / "linked" / "*"))} == secret  # which names the link itself
+                find_sources(str(linked / pattern))
+    assert {one.name for one in find_sources(str(linked / "linked" / "*"))} == secret  # which names the link itself
 
 
 def test_a_list_tells_of_links_out_of_its_folder_and_follows_them_when_asked(linked, tmp_path):
     run = run_of(linked / "list.txt", tmp_path)
-    assert clips(run) == {"sources": 4, "done before": 0, "clips": 2, "shots too short": 0, "failed": 2}
+    assert cut_clips(run) == {"sources": 4, "done before": 0, "clips": 2, "shots too short": 0, "failed": 2}
     errors = dict(failed_clips(run))
     assert sorted(errors) == ["film.mp4", "linked/secret.mp4"]
     assert all(error.endswith(f"got {name}; give --follow") for name, error in errors.items())
-    assert clips(run_of(linked / "list.txt", tmp_path, follow=True))["failed"] == 0
+    assert cut_clips(run_of(linked / "list.txt", tmp_path, follow=True))["failed"] == 0
 
 
 @pytest.mark.parametrize("place", ["clips", "journal", ".lock", ".passing", "clips/ab", ".manifest.parquet"])
@@ -88,7 +89,7 @@ def test_nothing_is_written_outside_of_the_prepared_folder(raw, tmp_path, place,
     (outside / ".kept").write_text("as it was")
     link.parent.mkdir(parents=True)
     link.symlink_to(outside / ".kept" if place in (".lock", ".manifest.parquet") else outside)
-    assert main(["prepare", "clips", str(raw), str(tmp_path / "done"), "--engine", "here"]) == 2
+    assert main(["prepare", "clips", str(raw), str(tmp_path / "done"), "--engine", "serial"]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and str(tmp_path / "done") in said
     assert [path.name for path in outside.iterdir()] == [".kept"] and (outside / ".kept").read_text() == "as it was"
@@ -98,7 +99,7 @@ def test_a_link_within_the_prepared_folder_is_no_harm(raw, tmp_path):
     (tmp_path / "done" / "elsewhere").mkdir(parents=True)
     (tmp_path / "done" / "clips").symlink_to("elsewhere")
     (tmp_path / "here").symlink_to("done")
-    assert clips(run_of(raw, tmp_path, folder=tmp_path / "here"))["clips"] == 1
+    assert cut_clips(run_of(raw, tmp_path, folder=tmp_path / "here"))["clips"] == 1
 
 
 @pytest.mark.parametrize("kind", ["film", "tar"])
@@ -121,7 +122,7 @@ def test_a_file_that_grows_while_it_is_read_is_told_and_done_once_it_is_whole(ra
     writer, whole, run = threading.Thread(target=grow), grown.stat().st_size, run_of(raw, tmp_path)
     writer.start()
     try:
-        assert clips(run)["failed"] == 1
+        assert cut_clips(run)["failed"] == 1
     finally:
         over.set()
         writer.join()
@@ -129,7 +130,7 @@ def test_a_file_that_grows_while_it_is_read_is_told_and_done_once_it_is_whole(ra
     assert error == f"{name} changed while it was read; run again when it is whole"
     with open(grown, "ab") as file:
         file.truncate(whole)
-    assert clips(run)["failed"] == 0
+    assert cut_clips(run)["failed"] == 0
 
 
 def packed_anew(film, path, **how):
@@ -151,7 +152,7 @@ def test_encrypted_films_and_archives_with_a_password_are_told_as_such(raw, tmp_
     (raw / "locked.mp4").write_bytes(header + b"\0" * 999)
     with zipfile.ZipFile(raw / "plain.mp4", "w") as archive:
         archive.write(raw / "sound.mp4")
-    assert main(["prepare", "clips", str(raw), str(tmp_path / "done"), "--engine", "here"]) == 3
+    assert main(["prepare", "clips", str(raw), str(tmp_path / "done"), "--engine", "serial"]) == 3
     assert "1 clips, 0 shots too short, 4 failed" in capsys.readouterr().out
     rules = {
         "early.mov": "must not be encrypted; it is",
@@ -169,7 +170,7 @@ def test_a_tar_is_one_whatever_its_case_and_wherever_it_is_named(raw, tmp_path):
         tar.add(raw / "sound.mp4", "0.mp4")
     (tmp_path / "list.txt").write_text("FILMS.TAR\n")
     for given in ("FILMS.TAR", "list.txt", "F*"):
-        assert [one.member for one in sources(str(tmp_path / given))] == ["0.mp4"]
+        assert [one.member for one in find_sources(str(tmp_path / given))] == ["0.mp4"]
 
 
 @pytest.mark.parametrize("cut", ["in the last film", "in the second header", "behind the first"])
@@ -184,11 +185,11 @@ def test_of_a_tar_that_is_cut_short_the_whole_films_are_used_and_the_tar_is_told
     broken = whole[: places[cut]] + (b"noise" * 400 if cut == "behind the first" else b"")
     (tmp_path / "films.tar").write_bytes(broken)
     run = run_of(tmp_path / "films.tar", tmp_path)
-    assert clips(run) == {"sources": 2, "done before": 0, "clips": 1, "shots too short": 0, "failed": 1}
+    assert cut_clips(run) == {"sources": 2, "done before": 0, "clips": 1, "shots too short": 0, "failed": 1}
     ((name, error),) = failed_clips(run)
     assert name == "films.tar" and error.startswith("films.tar must be a whole tar; ")
     (tmp_path / "films.tar").write_bytes(whole)
-    assert clips(run)["failed"] == 0
+    assert cut_clips(run)["failed"] == 0
 
 
 def picture_header(columns, rows):
@@ -208,7 +209,7 @@ def test_enormous_files_are_told_within_limits_and_the_rest_is_done(raw, tmp_pat
         (raw / name).write_bytes(head)
         with open(raw / name, "ab") as file:
             file.truncate(1 << 40)  # bytes, of which none is on the disk
-    words = ["prepare", "clips", str(raw), str(tmp_path / "done"), "--workers", "1", "--limit", "20"]
+    words = ["prepare", "clips", str(raw), str(tmp_path / "done"), "--workers", "1", "--timeout", "20"]
     assert main(words) == 3
     said = capsys.readouterr()
     assert said.out == "5 sources, 0 done before, 1 clips, 0 shots too short, 4 failed\n"
@@ -225,8 +226,8 @@ def test_enormous_files_are_told_within_limits_and_the_rest_is_done(raw, tmp_pat
 def test_a_film_is_parted_no_finer_than_its_frames_however_long_they_last(raw, tmp_path):
     coded_film(raw / "ages.mkv", shot(0, 3), [0, 10**12, 2 * 10**12], None, {})  # hundredths of a second
     coded_film(raw / "slow.mkv", shot(0, 3), [0, 10**4, 2 * 10**4], None, {})
-    found = clips(run_of(raw, tmp_path))
-    slow = [row.frames for row in rows_of(tmp_path / "done") if row.source == "slow.mkv"]
+    found = cut_clips(run_of(raw, tmp_path))
+    slow = [row.frames for row in clip_rows(tmp_path / "done") if row.source == "slow.mkv"]
     assert found["failed"] == 1 and slow == [1, 1]  # what the last frame lasts, a mkv does not say
     ((name, error),) = failed_clips(run_of(raw, tmp_path))
     assert name == "ages.mkv" and error.startswith("a frame must last at most 1001 seconds; got 1e+10")
@@ -242,7 +243,7 @@ def test_films_of_any_container_are_read_and_what_is_no_film_is_told(tmp_path, c
     (tmp_path / "raw" / "really-png.jpg").write_bytes(picture_of(tmp_path, shot(1, 1)))
     (tmp_path / "raw" / "really-png.mp4").write_bytes(picture_of(tmp_path, shot(1, 1)))
     (tmp_path / "raw" / "really-mp4.png").write_bytes((tmp_path / "raw" / "film.mp4").read_bytes())
-    assert main(["prepare", "clips", str(tmp_path / "raw"), str(tmp_path / "done"), "--engine", "here"]) == 3
+    assert main(["prepare", "clips", str(tmp_path / "raw"), str(tmp_path / "done"), "--engine", "serial"]) == 3
     films = ("film.mkv", "film.mov", "film.mp4", "film.webm", "really-mp4.webm")
     made = {row.clip: (row.source, row.frames, row.columns) for row in read_manifest(tmp_path / "done")}
     expected = {(name, 16, 64) for name in films} | {("really-png.jpg", 1, 64)}
@@ -261,15 +262,15 @@ def picture_of(folder, picture):
 HOLDING = """
 import sys
 from pathlib import Path
-from training.prepare.manifest import alone
-with alone(Path(sys.argv[1])):
+from training.prepare.journal import locked_folder
+with locked_folder(Path(sys.argv[1])):
     print("begun", flush=True)
     sys.stdin.read()
 """
 
 
 def test_of_two_processes_one_has_the_folder_and_leaves_it_when_it_is_killed(raw, tmp_path, capsys):
-    words = ["prepare", "clips", str(raw), str(tmp_path / "done"), "--engine", "here"]
+    words = ["prepare", "clips", str(raw), str(tmp_path / "done"), "--engine", "serial"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", HOLDING, str(tmp_path / "done")], **pipes) as other:
         assert other.stdout.readline() == b"begun\n"
@@ -295,35 +296,35 @@ def test_of_two_processes_one_has_the_folder_and_leaves_it_when_it_is_killed(raw
     ],
 )
 def test_prepare_all_refuses_a_wrong_name_before_its_first_step(raw, tmp_path, capsys, flag, value, rule):
-    assert main(["prepare", "all", str(raw), str(tmp_path / "done"), "--engine", "here", flag, value]) == 2
+    assert main(["prepare", "all", str(raw), str(tmp_path / "done"), "--engine", "serial", flag, value]) == 2
     assert rule in capsys.readouterr().err and not (tmp_path / "done").exists()
 
 
 def test_what_was_cut_stays_while_its_source_is_broken(raw, tmp_path):
     write_video(raw / "film.mp4", shot(0, 20), 8)
-    run = ClipsRun(str(raw), tmp_path / "done", engine="here")
-    clips(run)
-    before, whole = [row.clip for row in rows_of(run.folder)], (raw / "film.mp4").read_bytes()
+    run = ClipsRun(str(raw), tmp_path / "done", engine="serial")
+    cut_clips(run)
+    before, whole = [row.clip for row in clip_rows(run.folder)], (raw / "film.mp4").read_bytes()
     (raw / "film.mp4").write_bytes(whole[:-500])
-    assert clips(run)["failed"] == 1 and [row.clip for row in rows_of(run.folder)] == before
+    assert cut_clips(run)["failed"] == 1 and [row.clip for row in clip_rows(run.folder)] == before
     (raw / "film.mp4").write_bytes(whole)
-    assert clips(run)["failed"] == 0 and [row.clip for row in rows_of(run.folder)] == before
+    assert cut_clips(run)["failed"] == 0 and [row.clip for row in clip_rows(run.folder)] == before
 
 
 @pytest.fixture
 def done(raw, tmp_path):
     """A prepared folder with two clips."""
     write_video(raw / "other.mp4", shot(2, 20), 8)
-    clips(ClipsRun(str(raw), tmp_path / "done", engine="here"))
+    cut_clips(ClipsRun(str(raw), tmp_path / "done", engine="serial"))
     return tmp_path / "done"
 
 
 @pytest.mark.parametrize("step", ["filter", "latents"])
 def test_a_step_that_meets_a_damaged_clip_exits_with_3_and_completes_when_it_is_sound(done, capsys, step):
-    row = max(rows_of(done), key=lambda row: row.frames)
+    row = max(clip_rows(done), key=lambda row: row.frames)
     kept = (done / row.file).read_bytes()
     (done / row.file).write_bytes(kept[: len(kept) // 2])
-    words = ["prepare", step, str(done), "--engine", "here"]
+    words = ["prepare", step, str(done), "--engine", "serial"]
     assert main(words) == 3
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("longtake: ")]
     assert line.startswith(f"longtake: {row.file}: ")
@@ -334,7 +335,7 @@ def test_a_step_that_meets_a_damaged_clip_exits_with_3_and_completes_when_it_is_
 def test_clips_that_an_endpoint_was_gone_for_are_captioned_when_it_is_back(done, capsys):
     with Server(GOOD) as server:
         url = server.url
-    words = ["prepare", "captions", str(done), "--engine", "here", "--model", "eye", "--endpoint"]
+    words = ["prepare", "captions", str(done), "--engine", "serial", "--model", "eye", "--endpoint"]
     assert main([*words, url]) == 3
     said = capsys.readouterr()
     assert "2 failed" in said.out and said.err.count("eye at 127.0.0.1 cannot be reached") == 2

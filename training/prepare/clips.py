@@ -1,13 +1,12 @@
 """Cut raw videos into clips of one shot each, at their own size and frame rate.
 
-Shots are found by PySceneDetect. One that begins and ends at keyframes is copied as it is coded; any other is coded
-anew, once. What is done is in the journal: a run that is killed or finds broken files is completed by another.
+PySceneDetect finds the shots. A shot that begins and ends at keyframes is copied without decoding; any other shot is
+encoded again, once. The journal records what is done, so that another run completes a killed or partly failed one.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -17,31 +16,35 @@ from typing import NamedTuple
 
 import av
 import torch
+from av.error import FFmpegError
 from av.video.frame import VideoFrame
 from torch import Tensor
 
-from training.prepare.encrypted import refuse_locked
-from training.prepare.engine import Where
-from training.prepare.manifest import Caption, Journal, PrepareError, Row, alone, digest_of, write_manifest
-from training.prepare.shots import DETECTORS, Look, check_of, look_at, parted
-from training.prepare.sources import Source, at_hand, sha256_of, sources, unchanged
+from training.manifest import CaptionEntry, ClipRow, PrepareError
+from training.prepare.encrypted import refuse_encrypted
+from training.prepare.engine import PrepareRun
+from training.prepare.journal import SIDECAR, Journal, locked_folder, rebuild_manifest
+from training.prepare.shots import DETECTORS, ShotScan, frame_checksum, scan_shots, split_shots
+from training.prepare.sources import SourceFile, ensure_unchanged, file_sha256, find_sources, local_file
+from vae.files import atomic_write
 from vae.video.pixels import DiskError, MediaError, from_uint8
 from vae.video.read import check_readable, decode_frames, frame_to_tensor, open_video, read_image, select_video_stream
 from vae.video.write import write_image, write_video
 
-COPIED = ("h264", "hevc", "av1", "mpeg4")  # codecs that an mp4 takes as they are
-PIECE = 16  # frames coded at a time
-VERSION = 1  # of what a clip's name stands for
-PASSING = ".passing"  # within the folder: what is needed only for a while
-SIDECAR = "sidecar"  # words that came with the source
+COPYABLE_CODECS = ("h264", "hevc", "av1", "mpeg4")  # codecs that an mp4 can hold
+CHUNK_FRAMES = 16  # frames that are in memory at a time while a clip is encoded
+VERSION = 1  # of the meaning of a clip's name
+TEMPORARY = ".temporary"  # subfolder for files that are needed only while a source is cut
+OLD_TEMPORARY = ".passing"  # its name in version 0.1, which a killed run may have left
 
-Times = tuple[float, float]  # when a shot begins and ends, in seconds
+Times = tuple[float, float]  # begin and end of a shot in seconds
 
 
 @dataclass(frozen=True)
-class ClipsRun(Where):
-    """What to cut and how: shots shorter than `shortest` seconds are counted and left out, and those longer than
-    `longest` parted evenly.
+class ClipsRun(PrepareRun):
+    """Cut `source` (a folder, a glob, a list or a tar) into clips of a prepared folder.
+
+    Shots under `shortest` seconds are counted and left out; shots over `longest` seconds are split evenly.
     """
 
     source: str = ""
@@ -49,71 +52,77 @@ class ClipsRun(Where):
     detector: str = "adaptive"
     shortest: float = 1.0
     longest: float = 10.0
-    follow: bool = False  # symbolic links that lead out of the source
+    follow: bool = False  # follow symbolic links that lead out of the source
 
     @property
-    def cutting(self) -> dict:
-        """What a clip depends on, beside its source."""
+    def cut_settings(self) -> dict:
+        """What the clips of a source depend on, besides the source; the journal calls it "cutting"."""
         return {name: getattr(self, name) for name in ("detector", "shortest", "longest")} | {"version": VERSION}
 
 
-class Task(NamedTuple):
-    """A source, and the run that it is cut for."""
+class CutTask(NamedTuple):
+    """One source to cut."""
 
-    source: Source
+    source: SourceFile
     run: ClipsRun
 
 
-def clips(run: ClipsRun) -> dict[str, int]:
-    """Cut all sources that are not cut yet; returns how many sources and clips there are, how many shots were too short
-    to be clips, and how many sources failed.
+def cut_clips(run: ClipsRun) -> dict[str, int]:
+    """Cut all sources that are not cut yet; return counts for the report.
 
-    Raises PrepareError for what cannot be begun.
+    The counts: sources, sources cut before, clips, shots that are too short, and sources that failed. Raises
+    PrepareError for wrong settings and for a folder that cannot be used.
     """
-    check(run)
-    found = listed(run)
-    with alone(run.folder):
-        tidy(run.folder)
+    check_clips(run)
+    found = list_sources(run)
+    with locked_folder(run.folder):
+        remove_partial_files(run.folder)
         journal = Journal(run.folder, "clips")
-        done = latest(journal)
-        todo = [one for one in found if not is_done(done.get(one.key), one, run)]
-        with journal.adding() as note:
-            for outcome in run.each(cut, [Task(one, run) for one in todo]):
+        latest = latest_entries(journal)
+        todo = [source for source in found if not is_cut(latest.get(source.key), source, run)]
+        with journal.appending() as append:
+            for outcome in run.map(cut_source, [CutTask(source, run) for source in todo]):
                 source = todo[outcome.number]
-                about = {"key": source.key, "stamp": source.stamp, "words": source.words, "cutting": run.cutting}
-                note(about | outcome.told())
-        rows, done = remake_manifest(run.folder), latest(journal)
+                about = {
+                    "key": source.key,
+                    "stamp": source.stamp,
+                    "words": source.sidecar,
+                    "cutting": run.cut_settings,
+                }
+                append(about | outcome.journal_entry())
+        rows, latest = rebuild_manifest(run.folder), latest_entries(journal)
         return {
             "sources": len(found),
             "done before": len(found) - len(todo),
             "clips": len(rows),
-            "shots too short": sum(len(done[one.key].get("short", ())) for one in found),
-            "failed": sum("error" in done[one.key] for one in found),
+            "shots too short": sum(len(latest[source.key].get("short", ())) for source in found),
+            "failed": sum("error" in latest[source.key] for source in found),
         }
 
 
-def listed(run: ClipsRun) -> list[Source]:
-    """List a run's sources, without what lies in its own folder."""
+def list_sources(run: ClipsRun) -> list[SourceFile]:
+    """List the sources of a run, without files of its own prepared folder."""
     own = run.folder.resolve()
-    return [one for one in sources(run.source, run.follow) if not Path(one.path).is_relative_to(own)]
+    return [source for source in find_sources(run.source, run.follow) if not Path(source.path).is_relative_to(own)]
 
 
-def tidy(folder: Path) -> None:
-    """Remove what a killed run left half done."""
-    shutil.rmtree(folder / PASSING, ignore_errors=True)
+def remove_partial_files(folder: Path) -> None:
+    """Remove what a killed run left unfinished."""
+    for name in (TEMPORARY, OLD_TEMPORARY):
+        shutil.rmtree(folder / name, ignore_errors=True)
     for path in (folder / "clips").glob("*/.*"):
         path.unlink()
 
 
 def failed_clips(run: ClipsRun) -> list[tuple[str, str]]:
-    """List the sources that could not be cut, and why."""
-    noted = latest(Journal(run.folder, "clips"))
-    found = ((one.name, noted.get(one.key, {}).get("error")) for one in listed(run))
+    """List the sources that could not be cut, each with the error."""
+    latest = latest_entries(Journal(run.folder, "clips"))
+    found = ((source.name, latest.get(source.key, {}).get("error")) for source in list_sources(run))
     return [(name, error) for name, error in found if error is not None]
 
 
-def check(run: ClipsRun) -> None:
-    """Raise PrepareError for a run that makes no sense."""
+def check_clips(run: ClipsRun) -> None:
+    """Raise PrepareError for wrong settings."""
     if run.detector not in DETECTORS:
         raise PrepareError(f"detector must be one of {', '.join(DETECTORS)}; got {run.detector!r}")
     if not 0 < run.shortest <= run.longest / 2:
@@ -123,182 +132,141 @@ def check(run: ClipsRun) -> None:
         raise PrepareError(f"the folder must not lie within the source; got {run.folder} within {run.source}")
 
 
-def latest(journal: Journal) -> dict[str, dict]:
-    """Return the last that was noted of each source, by its key."""
-    return {line["key"]: line for line in journal.lines()}
+def latest_entries(journal: Journal) -> dict[str, dict]:
+    """Return the last journal entry of every source, by its key."""
+    return {entry["key"]: entry for entry in journal.entries()}
 
 
-def is_done(noted: dict | None, source: Source, run: ClipsRun) -> bool:
-    """Say whether a source was cut as this run would cut it, is still the same file, and its clips are there."""
-    if noted is None or "short" not in noted:  # it failed, or was cut when short shots were not counted
+def is_cut(entry: dict | None, source: SourceFile, run: ClipsRun) -> bool:
+    """Say whether a source is unchanged, was cut with these settings, and its clips still exist."""
+    if entry is None or "short" not in entry:  # it failed, or was cut before short shots were counted
         return False
-    same = tuple(noted["stamp"]) == source.stamp and noted["words"] == source.words
-    return same and noted["cutting"] == run.cutting and all((run.folder / r["file"]).exists() for r in noted["rows"])
+    same = tuple(entry["stamp"]) == source.stamp and entry["words"] == source.sidecar
+    exist = all((run.folder / row["file"]).exists() for row in entry["rows"])
+    return same and entry["cutting"] == run.cut_settings and exist
 
 
-def rows_of(folder: Path, begun: bool = False) -> list[Row]:
-    """List the clips of a prepared folder with what later steps found; the same clip from two sources is one.
+def cut_source(task: CutTask) -> dict:
+    """Cut one source; return its SHA-256, the rows of its clips, and the times of shots that are too short.
 
-    Raises PrepareError for a folder that must have been `begun` and was not.
-    """
-    if begun and not Journal(folder, "clips").path.exists():
-        raise PrepareError(f"a prepared folder has clips; {folder} has none, so begin with longtake prepare clips")
-    # What fails now may have been cut before.
-    cut = {line["key"]: line for line in Journal(folder, "clips").lines() if "rows" in line}
-    rows = {row["clip"]: row for line in cut.values() for row in line["rows"]}
-    for line in Journal(folder, "scores").lines():
-        if line["clip"] in rows and "error" not in line:
-            rows[line["clip"]]["scores"] = rows[line["clip"]].get("scores", {}) | line["scores"]
-    words = {clip: {SIDECAR: row["captions"]} for clip, row in rows.items()}
-    for line in Journal(folder, "captions").lines():
-        if line["clip"] in rows and "error" not in line:
-            said = {name: line[name] for name in ("text", "source", "version", "parts")}
-            words[line["clip"]][line["source"]] = [said]  # the last of a source is what it says
-    captions = {clip: [Caption(**one) for said in words[clip].values() for one in said] for clip in rows}
-    for line in Journal(folder, "matches").lines():
-        row = rows.get(line["clip"])
-        if row and "error" not in line and line["texts"] == digest_of(captions[line["clip"]]):
-            row["scores"] = row.get("scores", {}) | line["scores"]
-    dropped: dict[str, list[str]] = {}
-    for line in Journal(folder, "dropped").lines():
-        dropped = line["dropped"]  # the last that was asked for is what counts
-    return [
-        Row(**row | {"captions": captions[clip], "dropped": dropped.get(clip, [])})
-        for clip, row in sorted(rows.items())
-    ]
-
-
-def remake_manifest(folder: Path) -> list[Row]:
-    """Make the manifest of what the journals say; returns its rows."""
-    rows = rows_of(folder)
-    write_manifest(folder, rows)
-    return rows
-
-
-def cut(task: Task) -> dict:
-    """Cut one source; returns its SHA-256, the rows of its clips, and when its shots begin and end, in seconds, that
-    are too short to be clips. Raises MediaError for what cannot be read.
+    Raises MediaError for a source that cannot be read.
     """
     source, run = task
-    with unchanged(source), at_hand(source, run.folder / PASSING) as path:
-        refuse_locked(check_readable(path))
-        if not source.still:
-            with open_video(path) as container:  # before a file of any size is read whole
+    with ensure_unchanged(source), local_file(source, run.folder / TEMPORARY) as path:
+        refuse_encrypted(check_readable(path))
+        if not source.is_image:
+            with open_video(path) as container:  # fail early: the hash below reads the whole file
                 select_video_stream(container, path)
-        sha256 = sha256_of(path)
-        make = still if source.still else film
-        said = [Caption(source.words, SIDECAR, "1")] if source.words else []
-        found, short = make(path, source, sha256, run)
-        rows = [replace(row, captions=said) for row in found]
+        sha256 = file_sha256(path)
+        cut = keep_image if source.is_image else cut_video
+        captions = [CaptionEntry(source.sidecar, SIDECAR, "1")] if source.sidecar else []
+        found, short = cut(path, source, sha256, run)
+        rows = [replace(row, captions=captions) for row in found]
     return {"source_sha256": sha256, "rows": [asdict(row) for row in rows], "short": short}
 
 
-def still(path: Path, source: Source, sha256: str, run: ClipsRun) -> tuple[list[Row], list[Times]]:
-    """Keep a picture as a clip of one frame."""
-    picture = read_image(path)
-    clip, place = placed(run.folder, sha256, 0, 1, ".png")
-    write_image(run.folder / place, picture)
-    return [row_of(run.folder, clip, place, source, sha256, (0.0, 0.0), picture, 1, 1.0, copied=False)], []
+def keep_image(path: Path, source: SourceFile, sha256: str, run: ClipsRun) -> tuple[list[ClipRow], list[Times]]:
+    """Store an image as a clip of one frame."""
+    image = read_image(path)
+    clip, file = new_clip(run.folder, sha256, 0, 1, ".png")
+    write_image(run.folder / file, image)
+    return [describe_clip(run.folder, clip, file, source, sha256, (0.0, 0.0), image, 1, 1.0, copied=False)], []
 
 
-def film(path: Path, source: Source, sha256: str, run: ClipsRun) -> tuple[list[Row], list[Times]]:
-    """Cut a film at its shots; returns the rows of those that are clips, and the times of those that are too short."""
-    look, rows, short, at = look_at(path, run.detector), [], [], 0
+def cut_video(path: Path, source: SourceFile, sha256: str, run: ClipsRun) -> tuple[list[ClipRow], list[Times]]:
+    """Cut a video into its shots; return the rows of the clips, and the times of the shots that are too short."""
+    scan, rows, short, position = scan_shots(path, run.detector), [], [], 0
     with open_video(path) as container:
         stream = select_video_stream(container, path)
         frames = (frame for _, _, frame in decode_frames(container, stream))
-        for first, last in parted(look, run.longest):
-            times = (float(look.time(first)), float(look.time(last)))
-            if look.time(last) - look.time(first) < run.shortest:
+        for first, end in split_shots(scan, run.longest):
+            times = (float(scan.time(first)), float(scan.time(end)))
+            if scan.time(end) - scan.time(first) < run.shortest:
                 short.append(times)
                 continue
-            head = next(islice(frames, first - at, None))
-            picture, at, fps = frame_to_tensor(head, None), first + 1, look.rate(first, last)
-            clip, place = placed(run.folder, sha256, first, last, ".mp4")
-            copied = copy(path, run.folder / place, look, first, last)
+            image = frame_to_tensor(next(islice(frames, first - position, None)), None)
+            position, fps = first + 1, scan.rate(first, end)
+            clip, file = new_clip(run.folder, sha256, first, end, ".mp4")
+            copied = copy_shot(path, run.folder / file, scan, first, end)
             if not copied:
-                if picture.shape[1] % 2 or picture.shape[2] % 2:  # which H.264 does not take
-                    clip, place = placed(run.folder, sha256, first, last, ".webm")
-                write_video(run.folder / place, pieces(picture, islice(frames, last - at)), fps)
-                at = last
-            count = last - first
+                if image.shape[1] % 2 or image.shape[2] % 2:  # H.264 needs even sizes
+                    clip, file = new_clip(run.folder, sha256, first, end, ".webm")
+                write_video(run.folder / file, pixel_chunks(image, islice(frames, end - position)), fps)
+                position = end
+            count = end - first
             rows.append(
-                row_of(run.folder, clip, place, source, sha256, times, picture, count, float(fps), copied=copied)
+                describe_clip(run.folder, clip, file, source, sha256, times, image, count, float(fps), copied=copied)
             )
     return rows, short
 
 
-def placed(folder: Path, sha256: str, first: int, last: int, suffix: str) -> tuple[str, str]:
-    """Return a clip's name, which says what it is, and its place within the folder."""
-    clip = hashlib.sha256(f"{sha256} {first} {last} {VERSION}".encode()).hexdigest()[:16]
-    place = Path("clips") / clip[:2] / f"{clip}{suffix}"
-    (folder / place.parent).mkdir(parents=True, exist_ok=True)
-    return clip, str(place)
+def new_clip(folder: Path, sha256: str, first: int, end: int, suffix: str) -> tuple[str, str]:
+    """Return the name of a clip, a hash of source and frames, and its file within the folder, which gets a folder."""
+    clip = hashlib.sha256(f"{sha256} {first} {end} {VERSION}".encode()).hexdigest()[:16]
+    file = Path("clips") / clip[:2] / f"{clip}{suffix}"
+    (folder / file.parent).mkdir(parents=True, exist_ok=True)
+    return clip, str(file)
 
 
-def row_of(
-    folder: Path, clip: str, place: str, source: Source, sha256: str, times: Times, picture: Tensor,
+def describe_clip(
+    folder: Path, clip: str, file: str, source: SourceFile, sha256: str, times: Times, image: Tensor,
     frames: int, fps: float, *, copied: bool,
-) -> Row:  # fmt: skip
-    """Describe a clip that was written."""
-    *_, rows, columns = picture.shape
+) -> ClipRow:  # fmt: skip
+    """Return the row of a clip that was written; `image` is its first frame (3, Y, X) or an image (3, 1, Y, X)."""
+    *_, rows, columns = image.shape
     name = source.name.encode("utf-8", "backslashreplace").decode()  # names of files may be any bytes
-    return Row(clip, place, sha256_of(folder / place), name, sha256, *times, frames, fps, columns, rows, copied)
+    return ClipRow(clip, file, file_sha256(folder / file), name, sha256, *times, frames, fps, columns, rows, copied)
 
 
-def pieces(head: Tensor, frames: Iterator[VideoFrame]) -> Iterator[Tensor]:
-    """Turn a first picture and frames into pixels (3, F, Y, X) in [-1, 1], PIECE of them at a time."""
-    held = [head]
+def pixel_chunks(first: Tensor, frames: Iterator[VideoFrame]) -> Iterator[Tensor]:
+    """Yield a first image and all frames as pixels (3, F, Y, X) in [-1, 1], CHUNK_FRAMES at a time."""
+    chunk = [first]
     for frame in frames:
-        if len(held) == PIECE:
-            yield from_uint8(torch.stack(held, 1))
-            held = []
-        held.append(frame_to_tensor(frame, None))
-    yield from_uint8(torch.stack(held, 1))
+        if len(chunk) == CHUNK_FRAMES:
+            yield from_uint8(torch.stack(chunk, 1))
+            chunk = []
+        chunk.append(frame_to_tensor(frame, None))
+    yield from_uint8(torch.stack(chunk, 1))
 
 
-def copy(path: Path, target: Path, look: Look, first: int, last: int) -> bool:
-    """Copy frames as they are coded, if they are whole groups of pictures and evenly spaced; say whether that was done.
+def copy_shot(path: Path, target: Path, scan: ShotScan, first: int, end: int) -> bool:
+    """Copy the packets of a shot without encoding, if it is whole groups of pictures (GOPs) with even frame times.
 
-    The copy is decoded once, and stays only if it shows every frame as the film does: the last ones of an open group of
-    pictures need what comes after them.
+    The copy is decoded once and kept only if every frame equals the source's: the last frames of an open GOP need the
+    next one. Returns whether the shot was copied.
     """
-    gaps = {after - before for before, after in pairwise(look.begins[first:last])}
-    whole = look.keys[first] and (last == len(look.keys) or look.keys[last])
-    begin, end = look.stamps[first], look.stamps[last] if last < len(look.stamps) else None
-    if not whole or begin is None or (gaps and max(gaps) > 1.5 * min(gaps)):
+    gaps = {after - before for before, after in pairwise(scan.times[first:end])}
+    whole = scan.keyframes[first] and (end == len(scan.keyframes) or scan.keyframes[end])
+    begin_pts, end_pts = scan.pts[first], scan.pts[end] if end < len(scan.pts) else None
+    if not whole or begin_pts is None or (gaps and max(gaps) > 1.5 * min(gaps)):
         return False
-    temporary = target.with_name(f".{target.stem}-{os.getpid()}{target.suffix}")
     try:
-        with open_video(path) as container:
+        with open_video(path) as container, atomic_write(target) as temporary:
             stream = select_video_stream(container, path)
-            if stream.codec_context.name not in COPIED:
-                return False
-            container.seek(begin, stream=stream)
-            with av.open(str(temporary), "w", options={"movflags": "+faststart"}) as out:
-                written = out.add_stream_from_template(stream)
+            if stream.codec_context.name not in COPYABLE_CODECS:
+                raise MediaError(f"a stream to copy must be one of {', '.join(COPYABLE_CODECS)}")
+            container.seek(begin_pts, stream=stream)
+            with av.open(str(temporary), "w", format="mp4", options={"movflags": "+faststart"}) as out:
+                copy = out.add_stream_from_template(stream)
                 for packet in container.demux(stream):
                     if packet.pts is None or packet.dts is None:
                         continue
-                    if end is not None and packet.dts >= end:
+                    if end_pts is not None and packet.dts >= end_pts:
                         break
-                    if packet.pts >= begin and (end is None or packet.pts < end):
-                        packet.pts, packet.dts, packet.stream = packet.pts - begin, packet.dts - begin, written
+                    if packet.pts >= begin_pts and (end_pts is None or packet.pts < end_pts):
+                        packet.pts, packet.dts, packet.stream = packet.pts - begin_pts, packet.dts - begin_pts, copy
                         out.mux(packet)
-        if checks_in(temporary) != look.checks[first:last]:
-            return False
-        os.replace(temporary, target)
+            if frame_checksums(temporary) != scan.checksums[first:end]:
+                raise MediaError("a copy must show every frame as its source does")
         return True
     except DiskError:
         raise
-    except (MediaError, av.error.FFmpegError):
+    except (MediaError, FFmpegError):
         return False
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
-def checks_in(path: Path) -> list[int]:
-    """Return the checksums of a film's pictures."""
+def frame_checksums(path: Path) -> list[int]:
+    """Return the checksums of all frames of a video."""
     with open_video(path) as container:
-        shown = decode_frames(container, select_video_stream(container, path))
-        return [check_of(frame.to_ndarray(format="bgr24")) for _, _, frame in shown]
+        frames = decode_frames(container, select_video_stream(container, path))
+        return [frame_checksum(frame.to_ndarray(format="bgr24")) for _, _, frame in frames]

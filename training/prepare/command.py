@@ -1,4 +1,4 @@
-"""What `longtake prepare` runs: a step, and a report that can be read."""
+"""The steps of `longtake prepare`: each runs on a folder and returns a report to print, and what failed."""
 
 from __future__ import annotations
 
@@ -6,70 +6,73 @@ from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
-from training.prepare.captions import CaptionsRun, captioner_of, captions, failed_captions
-from training.prepare.clips import ClipsRun, check, clips, failed_clips
-from training.prepare.filter import FilterRun, check_filter, dropped_in, failed_scores, filter_clips
-from training.prepare.latents import LatentsRun, encoder_of, failed_latents, latents
-from training.prepare.text_cache import speaker_of
+from training.prepare.captions import CaptionsRun, cached_captioner, caption_clips, failed_captions
+from training.prepare.clips import ClipsRun, check_clips, cut_clips, failed_clips
+from training.prepare.filter import FilterRun, check_filter, dropped_summary, failed_scores, filter_clips
+from training.prepare.latents import LatentsRun, cached_vae, encode_latents, failed_latents
+from training.text_cache import cached_text_encoder
 
-Failures = list[tuple[str, str]]  # what failed, and why
+Failures = list[tuple[str, str]]  # names of files, each with the error
 Step = Callable[..., tuple[str, Failures]]
 
 
-def prepare(step: str, folder: Path, **given) -> tuple[str, Failures]:
-    """Run a step on a folder; returns what to print, and what failed."""
-    return STEPS[step](folder, **given)
+def prepare(step: str, folder: Path, **settings) -> tuple[str, Failures]:
+    """Run a step on a folder; return a report to print, and what failed."""
+    return STEPS[step](folder, **settings)
 
 
-def _counted(kind: type, act: Callable[..., dict[str, int]], failed: Callable[..., Failures]) -> Step:
-    """Make a step of a kind of run, of what it does, and of what says afterwards what failed."""
+def _counting_step(run_class: type, function: Callable[..., dict[str, int]], failed: Callable[..., Failures]) -> Step:
+    """Make a step from a function that takes a run and returns counts, and from one that lists what failed."""
 
-    def step(folder: Path, **given) -> tuple[str, Failures]:
-        run = kind(folder=folder, **given)
-        return ", ".join(f"{count} {name}" for name, count in act(run).items()), failed(run)
+    def step(folder: Path, **settings) -> tuple[str, Failures]:
+        run = run_class(folder=folder, **settings)
+        return ", ".join(f"{count} {name}" for name, count in function(run).items()), failed(run)
 
     return step
 
 
-def _filter(folder: Path, **given) -> tuple[str, Failures]:
-    run = FilterRun(folder=folder, **given)
-    lines = [f"{'score':12} {'least':>8} {'median':>8} {'most':>8}  dropped by"]
-    for name, found in filter_clips(run).items():
-        numbers = " ".join(f"{found[key]:8.3g}" for key in ("least", "median", "most"))
-        lines.append(f"{name:12} {numbers}  {found['threshold']}: {found['dropped']} of {found['clips']}")
-    return "\n".join([*lines, dropped_in(folder)]), failed_scores(run)
+def _filter(folder: Path, **settings) -> tuple[str, Failures]:
+    run = FilterRun(folder=folder, **settings)
+    lines = [f"{'score':12} {'min':>8} {'median':>8} {'max':>8}  dropped by"]
+    for name, row in filter_clips(run).items():
+        numbers = " ".join(f"{row[key]:8.3g}" for key in ("min", "median", "max"))
+        lines.append(f"{name:12} {numbers}  {row['threshold']}: {row['dropped']} of {row['clips']}")
+    return "\n".join([*lines, dropped_summary(folder)]), failed_scores(run)
 
 
-def _all(folder: Path, **given) -> tuple[str, Failures]:
-    """Take one step after the other; captions where there is a captioner or an endpoint to ask."""
+def _all(folder: Path, **settings) -> tuple[str, Failures]:
+    """Run all steps in order; the captions only where a captioner or an endpoint is named.
+
+    Every step is checked before the first one runs.
+    """
     reports, failures = [], []
-    kinds = {"clips": ClipsRun, "captions": CaptionsRun, "filter": FilterRun, "latents": LatentsRun}
-    if not given.keys() & {"captioner", "endpoint", "model"}:
-        del kinds["captions"]
-    own = {
-        step: {field.name: given[field.name] for field in fields(kind) if field.name in given}
-        for step, kind in kinds.items()
+    runs = {"clips": ClipsRun, "captions": CaptionsRun, "filter": FilterRun, "latents": LatentsRun}
+    if not settings.keys() & {"captioner", "endpoint", "model"}:
+        del runs["captions"]
+    own_settings = {
+        step: {field.name: settings[field.name] for field in fields(run_class) if field.name in settings}
+        for step, run_class in runs.items()
     }
-    for step, settings in own.items():
-        CHECKS[step](kinds[step](folder=folder, **settings))
-    for step, settings in own.items():
-        report, failed = STEPS[step](folder, **settings)
+    for step, own in own_settings.items():
+        CHECKS[step](runs[step](folder=folder, **own))
+    for step, own in own_settings.items():
+        report, failed = STEPS[step](folder, **own)
         reports.append(f"{step}: {report}" if step != "filter" else report)
         failures += failed
     return "\n".join(reports), failures
 
 
-# What is asked before any step is taken: each raises ValueError for a run that cannot be begun, as of a wrong name.
+# Each raises ValueError for a run that cannot begin, for example one with a wrong name.
 CHECKS: dict[str, Callable] = {
-    "clips": check,
+    "clips": check_clips,
     "filter": check_filter,
-    "captions": captioner_of,
-    "latents": lambda run: (encoder_of(run.vae), speaker_of(run.text)),
+    "captions": cached_captioner,
+    "latents": lambda run: (cached_vae(run.vae), cached_text_encoder(run.text)),
 }
 STEPS: dict[str, Step] = {
-    "clips": _counted(ClipsRun, clips, failed_clips),
+    "clips": _counting_step(ClipsRun, cut_clips, failed_clips),
     "filter": _filter,
-    "captions": _counted(CaptionsRun, captions, failed_captions),
-    "latents": _counted(LatentsRun, latents, failed_latents),
+    "captions": _counting_step(CaptionsRun, caption_clips, failed_captions),
+    "latents": _counting_step(LatentsRun, encode_latents, failed_latents),
     "all": _all,
 }

@@ -1,19 +1,19 @@
-"""Score clips, and say what each threshold would drop. The scores go into the manifest.
+"""Score clips, and report what each threshold would drop. The scores go into the manifest.
 
-Nothing is dropped unless asked for, and then nothing is removed either: the manifest says which clips are dropped for
-which scores, those are not coded, and nothing trains on them.
+Nothing is dropped unless asked for, and a dropped clip is not deleted: the manifest names the thresholds that it
+failed, and it is neither captioned nor encoded nor trained on.
 
 | score | what it is | its threshold would drop |
 |---|---|---|
-| motion | how far a film moves, in widths a second: the codec's motion vectors, else optical flow | < 0.001 |
+| motion | how far a video moves, in frame widths per second: by the codec's motion vectors, or optical flow | < 0.001 |
 | sharpness | variance of the Laplacian of grey in [0, 1], at 256 columns | < 0.0003 |
 | brightness | mean of grey in [0, 1] | < 0.05 |
-| clipped | share of pixels that are black or white altogether | > 0.5 |
+| clipped | share of pixels that are fully black or white | > 0.5 |
 | letterbox | share of rows and columns at the borders that stay black | > 0.02 |
-| text | share of the frame under lines of letters that stay where they are | > 0.02 |
-| duplicate | 1 for a clip that shows what another of the set shows, or a part of it (`duplicates.py`), else 0 | > 0.5 |
+| text | share of the frame under lines of letters that do not move | > 0.02 |
+| duplicate | 1 for a near-duplicate of another clip, or of a part of it (`duplicates.py`), else 0 | > 0.5 |
 
-Where a model is named that sees pictures and words, `match.py` adds how well captions fit and how clips look.
+With a model of images and texts, `match.py` adds how well captions match and how good clips look.
 """
 
 from __future__ import annotations
@@ -25,28 +25,30 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-import av
 import cv2
 import numpy as np
+from av.codec.context import Flags2
 
-from training.prepare.clips import remake_manifest, rows_of
-from training.prepare.duplicates import BYTES, LONGEST, RATE, duplicates, perceptual_hash
-from training.prepare.engine import Where
-from training.prepare.manifest import Journal, Row, alone, read_manifest
-from training.prepare.match import MatchRun, failed_matches, least_match, match_clips, matcher_of
-from training.prepare.thresholds import Threshold, counts, failing, named, thresholds_at
+from training.manifest import ClipRow, read_manifest
+from training.prepare.duplicates import HASH_BYTES, HASHES_PER_SECOND, MAX_HASHES, find_duplicates, perceptual_hash
+from training.prepare.engine import PrepareRun
+from training.prepare.journal import Journal, clip_rows, locked_folder, rebuild_manifest
+from training.prepare.match import MatchRun, cached_matcher, default_match_threshold, failed_matches, match_clips
+from training.prepare.thresholds import Threshold, applies, failed_thresholds, threshold_names, thresholds_with
 from vae.video.pixels import to_uint8
 from vae.video.read import decode_frames, open_video, read_image, select_video_stream
 
-VERSION = 2  # of what the scores mean
-WIDTH = 256  # columns at which clips are scored
-MOST_FRAMES = 48  # that are looked at, spread over the clip
+VERSION = 2  # of the meaning of the scores
+COLUMNS = 256  # clips are reduced to this width before they are scored
+MAX_SCORED_FRAMES = 48  # per clip, evenly spaced
 
 
 @dataclass(frozen=True)
-class FilterRun(Where):
-    """Which prepared folder to score; with a `matcher`, also by that model (`match.py`). `thresholds` are values by
-    name, where others than the usual ones shall count; `drop` names those that clips are dropped by, or is `all`.
+class FilterRun(PrepareRun):
+    """Score the clips of a prepared folder, with `matcher` also by that model (`match.py`).
+
+    `thresholds` are values by name, instead of the defaults. `drop` names the thresholds that clips are dropped for;
+    `all` names every one.
     """
 
     folder: Path = Path("prepared")
@@ -55,200 +57,209 @@ class FilterRun(Where):
     drop: tuple[str, ...] = ()
 
     @property
-    def matching(self) -> MatchRun:
-        """The run of that model."""
-        where = {"engine": self.engine, "workers": self.workers, "limit": self.limit}
-        return MatchRun(folder=self.folder, matcher=self.matcher, **where)
+    def match_run(self) -> MatchRun:
+        """The run of the matcher."""
+        return MatchRun(
+            engine=self.engine, workers=self.workers, timeout=self.timeout, folder=self.folder, matcher=self.matcher
+        )
 
 
-class Task(NamedTuple):
-    """A clip, and the folder that it is in."""
+class ScoreTask(NamedTuple):
+    """One clip to score."""
 
-    row: Row
+    row: ClipRow
     folder: Path
 
 
 def check_filter(run: FilterRun) -> None:
-    """Raise PrepareError for a wrong threshold, and CaptionError where there is no such matcher."""
-    named(run.drop), thresholds_at(run.thresholds)
+    """Raise PrepareError for a wrong threshold, and CaptionError where the matcher cannot be loaded."""
+    threshold_names(run.drop)
+    thresholds_with(run.thresholds)
     if run.matcher:
-        matcher_of(run.matching)
+        cached_matcher(run.match_run)
 
 
 def filter_clips(run: FilterRun) -> dict[str, dict]:
-    """Score all clips that have no scores yet, and drop what is asked for; returns for each score its spread, its
-    threshold, and how many of all clips that would drop.
+    """Score all clips that have no current scores, and drop what is asked for.
 
-    Raises PrepareError for a wrong threshold, and CaptionError where there is no such matcher.
+    Returns for each score its spread, its threshold, and the number of clips that the threshold would drop. Raises
+    PrepareError for a wrong threshold, and CaptionError where the matcher cannot be loaded.
     """
     check_filter(run)
-    with alone(run.folder):
-        rows = rows_of(run.folder, begun=True)
+    with locked_folder(run.folder):
+        rows = clip_rows(run.folder, required=True)
         journal = Journal(run.folder, "scores")
-        noted = {line["clip"]: line for line in journal.lines()}
-        todo = [row for row in rows if not is_scored(noted.get(row.clip), row)]
-        with journal.adding() as note:
-            for outcome in run.each(score, [Task(row, run.folder) for row in todo]):
+        latest = {entry["clip"]: entry for entry in journal.entries()}
+        todo = [row for row in rows if not is_scored(latest.get(row.clip), row)]
+        with journal.appending() as append:
+            for outcome in run.map(score_clip, [ScoreTask(row, run.folder) for row in todo]):
                 row = todo[outcome.number]
                 about = {"clip": row.clip, "sha256": row.sha256, "version": VERSION}
-                note(about | outcome.told())
+                append(about | outcome.journal_entry())
         if run.matcher:
-            match_clips(run.matching, rows)
-        thresholds = thresholds_at({"match": least_match(run.folder)} | dict(run.thresholds))
-        drop = named(run.drop)
-        note_duplicates(journal, rows_of(run.folder), [name for name in drop if name != "duplicate"], thresholds)
-        mark(run.folder, rows_of(run.folder), drop, thresholds)
-        return report(remake_manifest(run.folder), thresholds)
+            match_clips(run.match_run, rows)
+        thresholds = thresholds_with({"match": default_match_threshold(run.folder)} | dict(run.thresholds))
+        drop = threshold_names(run.drop)
+        others = [name for name in drop if name != "duplicate"]
+        record_duplicates(journal, clip_rows(run.folder), others, thresholds)
+        record_drops(run.folder, clip_rows(run.folder), drop, thresholds)
+        return threshold_report(rebuild_manifest(run.folder), thresholds)
 
 
-def note_duplicates(
-    journal: Journal, rows: list[Row], names: Iterable[str], thresholds: Mapping[str, Threshold]
+def record_duplicates(
+    journal: Journal, rows: list[ClipRow], names: Iterable[str], thresholds: Mapping[str, Threshold]
 ) -> None:
-    """Note which clips show what another shows that is kept: one that fails some thresholds is no reason to drop a
-    sound one.
+    """Update the score "duplicate" of all clips in the journal.
+
+    A clip that fails one of the named thresholds is no reason to drop a good one that it duplicates.
     """
-    noted = {line["clip"]: line for line in journal.lines()}
-    scored = {row.clip: noted[row.clip] for row in rows if is_scored(noted.get(row.clip), row)}
-    worse = {row.clip for row in rows if failing(row, names, thresholds)}
-    copies = duplicates({clip: hashes_in(line) for clip, line in scored.items()}, worse)
-    with journal.adding() as note:
-        for clip, line in scored.items():
-            again = float(clip in copies)
-            if line["scores"]["duplicate"] != again:
-                note(line | {"scores": line["scores"] | {"duplicate": again}})
+    latest = {entry["clip"]: entry for entry in journal.entries()}
+    scored = {row.clip: latest[row.clip] for row in rows if is_scored(latest.get(row.clip), row)}
+    worse = {row.clip for row in rows if failed_thresholds(row, names, thresholds)}
+    duplicates = find_duplicates({clip: stored_hashes(entry) for clip, entry in scored.items()}, worse)
+    with journal.appending() as append:
+        for clip, entry in scored.items():
+            duplicate = float(clip in duplicates)
+            if entry["scores"]["duplicate"] != duplicate:
+                append(entry | {"scores": entry["scores"] | {"duplicate": duplicate}})
 
 
-def mark(folder: Path, rows: list[Row], names: Iterable[str], thresholds: Mapping[str, Threshold]) -> None:
-    """Note which clips are dropped, by which of some thresholds, unless that is what counts already."""
-    dropped = {row.clip: failed for row in rows if (failed := failing(row, names, thresholds))}
+def record_drops(folder: Path, rows: list[ClipRow], names: Iterable[str], thresholds: Mapping[str, Threshold]) -> None:
+    """Record which clips are dropped, and for which of the named thresholds, unless nothing changed."""
+    dropped = {row.clip: failed for row in rows if (failed := failed_thresholds(row, names, thresholds))}
     if dropped != {row.clip: row.dropped for row in rows if row.dropped}:
-        with Journal(folder, "dropped").adding() as note:
-            note({"dropped": dropped})
+        with Journal(folder, "dropped").appending() as append:
+            append({"dropped": dropped})
 
 
-def is_scored(noted: dict | None, row: Row) -> bool:
-    """Say whether a clip was scored as it is now."""
-    if noted is None or "error" in noted:
+def is_scored(entry: dict | None, row: ClipRow) -> bool:
+    """Say whether a journal entry holds the scores of a clip as it is now."""
+    if entry is None or "error" in entry:
         return False
-    return noted["sha256"] == row.sha256 and noted["version"] == VERSION
+    return entry["sha256"] == row.sha256 and entry["version"] == VERSION
 
 
-def hashes_in(noted: dict) -> np.ndarray:
-    """Return the perceptual hashes of a clip that was scored."""
-    return np.frombuffer(bytes.fromhex(noted["hashes"]), np.uint8).reshape(-1, BYTES)
+def stored_hashes(entry: dict) -> np.ndarray:
+    """Return the perceptual hashes (N, HASH_BYTES) in a journal entry."""
+    return np.frombuffer(bytes.fromhex(entry["hashes"]), np.uint8).reshape(-1, HASH_BYTES)
 
 
 def failed_scores(run: FilterRun) -> list[tuple[str, str]]:
-    """List the clips that cannot be scored, and why."""
-    noted, rows = {line["clip"]: line for line in Journal(run.folder, "scores").lines()}, rows_of(run.folder)
-    failed = [(row.file, noted[row.clip]["error"]) for row in rows if "error" in noted.get(row.clip, {})]
-    return failed + (failed_matches(run.matching, rows) if run.matcher else [])
+    """List the clips that could not be scored, each with the error."""
+    latest = {entry["clip"]: entry for entry in Journal(run.folder, "scores").entries()}
+    rows = clip_rows(run.folder)
+    failed = [(row.file, latest[row.clip]["error"]) for row in rows if "error" in latest.get(row.clip, {})]
+    return failed + (failed_matches(run.match_run, rows) if run.matcher else [])
 
 
-def dropped_in(folder: Path) -> str:
-    """Say how many of a folder's clips are dropped."""
+def dropped_summary(folder: Path) -> str:
+    """Return a sentence with the number of dropped clips."""
     rows = read_manifest(folder)
     dropped = [row for row in rows if row.dropped]
     return f"{len(dropped)} of {len(rows)} clips are dropped" + ("" if dropped else " (--drop NAME drops some)")
 
 
-def report(rows: list[Row], thresholds: Mapping[str, Threshold]) -> dict[str, dict]:
-    """Return for each score its spread and how many clips its threshold would drop."""
-    found = {}
+def threshold_report(rows: list[ClipRow], thresholds: Mapping[str, Threshold]) -> dict[str, dict]:
+    """Return for each score its spread, and the number of clips that its threshold would drop."""
+    report = {}
     for name, threshold in thresholds.items():
-        values = np.array([row.scores[name] for row in rows if counts(name, row)])
+        values = np.array([row.scores[name] for row in rows if applies(name, row)])
         if len(values):
-            found[name] = {
-                "least": float(values.min()),
+            report[name] = {
+                "min": float(values.min()),
                 "median": float(np.median(values)),
-                "most": float(values.max()),
+                "max": float(values.max()),
                 "threshold": str(threshold),
-                "dropped": int(threshold.drops(values).sum()),
+                "dropped": int(threshold.rejects(values).sum()),
                 "clips": len(values),
             }
-    return found
+    return report
 
 
-def score(task: Task) -> dict:
-    """Return a clip's scores, and the perceptual hashes, in hexadecimal digits, by which duplicates are found."""
+def score_clip(task: ScoreTask) -> dict:
+    """Return the scores of one clip, and its perceptual hashes in hexadecimal digits."""
     path = task.folder / task.row.file
     if path.suffix == ".png":
-        frames, motion = [narrowed(to_uint8(read_image(path)[:, 0]).permute(1, 2, 0).contiguous().numpy())], 0.0
-        hashes = [hash_of(frames[0])]
+        frames, motion = [shrink(to_uint8(read_image(path)[:, 0]).permute(1, 2, 0).contiguous().numpy())], 0.0
+        hashes = [image_hash(frames[0])]
     else:
-        frames, motion, hashes = look(path, task.row)
+        frames, motion, hashes = read_frames(path, task.row)
     grey = np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames])
-    found = {
+    scores = {
         "motion": motion,
         "sharpness": float(np.median([cv2.Laplacian(one / 255.0, cv2.CV_64F).var() for one in grey])),
         "brightness": float(grey.mean() / 255),
         "clipped": float(((grey <= 2) | (grey >= 253)).mean()),
-        "letterbox": letterbox(grey),
-        "text": text(grey),
-        "duplicate": 0.0,  # until it is compared
+        "letterbox": letterbox_share(grey),
+        "text": text_share(grey),
+        "duplicate": 0.0,  # until `record_duplicates` compares all clips
     }
-    return {"scores": found, "hashes": b"".join(hashes).hex()}
+    return {"scores": scores, "hashes": b"".join(hashes).hex()}
 
 
-def look(path: Path, row: Row) -> tuple[list[np.ndarray], float, list[bytes]]:
-    """Return up to MOST_FRAMES frames of a clip as RGB, WIDTH columns wide, how far it moves a second, in widths of the
-    frame, and RATE hashes a second of what it shows then.
+def read_frames(path: Path, row: ClipRow) -> tuple[list[np.ndarray], float, list[bytes]]:
+    """Decode a clip; return up to MAX_SCORED_FRAMES frames, its motion, and its perceptual hashes.
+
+    Frames are RGB (Y, X, 3), COLUMNS wide. Motion is in frame widths per second. There are HASHES_PER_SECOND hashes.
     """
-    every = max(1, -(-row.frames // MOST_FRAMES))
+    every = max(1, -(-row.frames // MAX_SCORED_FRAMES))
     frames, moved, hashes = [], [], []
     with open_video(path) as container:
         stream = select_video_stream(container, path)
-        stream.codec_context.flags2 |= av.codec.context.Flags2.export_mvs
+        stream.codec_context.flags2 |= Flags2.export_mvs
         stream.codec_context.thread_count = 1  # several threads leave out vectors, other ones each time
         for number, (_, end, frame) in enumerate(decode_frames(container, stream)):
             vectors = frame.side_data.get("MOTION_VECTORS")
             if vectors is not None:
-                moved.append(travel(vectors.to_ndarray(), row))
-            until = max(1, min(LONGEST, math.ceil(end * RATE)))  # hashes are those of what is shown before its end
-            if number % every == 0 or len(hashes) < until:
-                shown = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
-                picture = narrowed(np.ascontiguousarray(shown))
-                hashes += [hash_of(picture)] * (until - len(hashes))
+                moved.append(block_motion(vectors.to_ndarray(), row))
+            # Hash number n is that of the frame on screen at n / HASHES_PER_SECOND seconds.
+            due = max(1, min(MAX_HASHES, math.ceil(end * HASHES_PER_SECOND)))
+            if number % every == 0 or len(hashes) < due:
+                upright = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+                image = shrink(np.ascontiguousarray(upright))
+                hashes += [image_hash(image)] * (due - len(hashes))
                 if number % every == 0:
-                    frames.append(picture)
+                    frames.append(image)
     if not moved:
         pairs = zip(frames, islice(frames, 1, None), strict=False)
-        moved = [flow(before, after) / every for before, after in pairs]
+        moved = [optical_flow(before, after) / every for before, after in pairs]
     return frames, float(np.mean(moved or [0.0])) * row.fps, hashes
 
 
-def hash_of(picture: np.ndarray) -> bytes:
-    """Return the perceptual hash of a picture (Y, X, 3)."""
-    return perceptual_hash(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)).tobytes()
+def image_hash(image: np.ndarray) -> bytes:
+    """Return the perceptual hash of an RGB image (Y, X, 3)."""
+    return perceptual_hash(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)).tobytes()
 
 
-def narrowed(picture: np.ndarray) -> np.ndarray:
-    """Shrink a picture (Y, X, 3) to WIDTH columns, if it has more."""
-    share = min(1.0, WIDTH / picture.shape[1])
-    return cv2.resize(picture, None, fx=share, fy=share, interpolation=cv2.INTER_AREA)
+def shrink(image: np.ndarray) -> np.ndarray:
+    """Reduce an image (Y, X, 3) to COLUMNS columns, if it has more."""
+    scale = min(1.0, COLUMNS / image.shape[1])
+    return cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
 
 
-def travel(vectors: np.ndarray, row: Row) -> float:
-    """Return how far a frame's blocks come from, on average over the frame, in its widths; blocks coded on their own
-    count as still.
+def block_motion(vectors: np.ndarray, row: ClipRow) -> float:
+    """Return the mean length of a frame's motion vectors per frame of distance, weighted by area, in frame widths.
+
+    Intra-coded blocks have no vector and count as still.
     """
     scale = np.maximum(vectors["motion_scale"], 1)
-    away = np.hypot(vectors["motion_x"] / scale, vectors["motion_y"] / scale) / np.maximum(np.abs(vectors["source"]), 1)
+    lengths = np.hypot(vectors["motion_x"] / scale, vectors["motion_y"] / scale)
+    lengths = lengths / np.maximum(np.abs(vectors["source"]), 1)
     areas = vectors["w"].astype(float) * vectors["h"]
-    return float((away * areas).sum() / (row.columns * row.rows) / row.columns)
+    return float((lengths * areas).sum() / (row.columns * row.rows) / row.columns)
 
 
-def flow(before: np.ndarray, after: np.ndarray) -> float:
-    """Return how far one frame's pixels move to be the next's, on average, in widths of the frame (Farneback 2003)."""
+def optical_flow(before: np.ndarray, after: np.ndarray) -> float:
+    """Return the mean length of the optical flow between two frames, in frame widths (Farneback 2003)."""
     first, second = (cv2.cvtColor(one, cv2.COLOR_RGB2GRAY) for one in (before, after))
-    found = cv2.calcOpticalFlowFarneback(
+    flow = cv2.calcOpticalFlowFarneback(
         first, second, np.zeros((*first.shape, 2), np.float32), 0.5, 3, 15, 3, 5, 1.2, 0
     )
-    return float(np.hypot(found[..., 0], found[..., 1]).mean() / before.shape[1])
+    return float(np.hypot(flow[..., 0], flow[..., 1]).mean() / before.shape[1])
 
 
-def letterbox(grey: np.ndarray) -> float:
-    """Return the share of rows and columns of (F, Y, X), from the borders inwards, that are black in every frame."""
+def letterbox_share(grey: np.ndarray) -> float:
+    """Return the share of rows or columns of (F, Y, X) at the borders that are black in every frame."""
     brightest = grey.max(0)
     shares = []
     for lines in (brightest.max(1), brightest.max(0)):
@@ -257,9 +268,10 @@ def letterbox(grey: np.ndarray) -> float:
     return float(max(shares))
 
 
-def text(grey: np.ndarray) -> float:
-    """Return the share of the frame (F, Y, X) under what looks like lines of letters and stays where it is: edges close
-    together in a row, in every frame, much wider than high.
+def text_share(grey: np.ndarray) -> float:
+    """Return the share of the frame (F, Y, X) under what looks like lines of letters in every frame.
+
+    A line of letters is a region of close edges, much wider than high, that many strokes cross.
     """
     kernel = np.ones((3, 3), np.uint8)
     edges = np.min([cv2.morphologyEx(one, cv2.MORPH_GRADIENT, kernel) for one in grey], axis=0)

@@ -1,9 +1,10 @@
-"""Code clips for training: latents in WebDataset tars, `shards/VAE/RESOLUTION/ASPECT/FRAMES/NUMBER.tar`.
+"""Encode clips for training: latents in WebDataset shards, `shards/VAE/RESOLUTION/ASPECT/FRAMES/NUMBER.tar`.
 
-Every clip is brought to the format of training that is nearest to its own, and coded stretch by stretch, its captions
-beside it; where these change, its tar is written anew, and nothing is coded again. A tar is whole when it is noted in
-the journal, and from the journal the manifest says where in it what is. Names hold the hashes of clip and encoder, so
-that nothing stale is used. Captions are encoded as well (`glossary.py`).
+Every clip is resized to the training format nearest to its own and split into segments of that format's length. Each
+segment is one sample of a shard: its latents and its captions. When captions change, their shards are written again
+with the same latents. A shard is valid once the journal has an entry for it; the manifest takes the place of every
+segment from there. Names hold the hashes of the clip and of the encoder, so that stale latents are never used.
+Captions are encoded too (`training/text_cache.py`).
 """
 
 from __future__ import annotations
@@ -11,37 +12,39 @@ from __future__ import annotations
 import io
 import json
 import math
-import os
 import tarfile
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from training.config import Format
-from training.dataset import DataError
-from training.prepare.clips import rows_of
-from training.prepare.engine import Where, each, shown
-from training.prepare.manifest import (
+from training.latent_dataset import map_file, read_latents
+from training.manifest import ClipRow, LatentSpec, captions_digest
+from training.prepare.engine import PrepareRun, parallel_map, with_progress
+from training.prepare.journal import (
+    Append,
     Journal,
-    Kind,
-    Row,
-    Sample,
-    alone,
-    coded,
-    digest_of,
-    kind_of,
-    read_manifest,
-    size_of,
-    tars,
-    write_manifest,
+    clip_rows,
+    latent_shards,
+    locked_folder,
+    spec_of,
+    stored_latents,
+    update_manifest,
 )
-from training.prepare.text_cache import WORDS, key_of, portions, speaker_of, stored, write_words
+from training.text_cache import (
+    TEXT_EMBEDDINGS,
+    cached_embeddings,
+    cached_text_encoder,
+    pending_batches,
+    text_key,
+    write_embeddings,
+)
+from vae.files import atomic_write
 from vae.model import VideoVAE
 from vae.video.pixels import MediaError, fit_image
 from vae.video.read import read_image, read_video
@@ -51,9 +54,11 @@ FORMATS: tuple[Format, ...] = ((64, 64, 17), (80, 48, 17), (48, 80, 17), (64, 64
 
 
 @dataclass(frozen=True)
-class LatentsRun(Where):
-    """Which prepared folder to code, by the VAE in `vae`, to which `formats` (columns, rows, frames) at `fps`; a tar
-    holds `samples`. Captions are encoded by the text encoder of `text`, a folder or a name.
+class LatentsRun(PrepareRun):
+    """Encode the clips of a prepared folder with the VAE in `vae` at `fps`, each to the nearest of `formats`.
+
+    A format is (columns, rows, frames). Captions are encoded by the text encoder `text`, a model folder or a name of
+    transformers. A shard holds about `shard_samples` samples.
     """
 
     folder: Path = Path("prepared")
@@ -61,269 +66,229 @@ class LatentsRun(Where):
     text: Path = Path("app/models/first")
     formats: tuple[Format, ...] = FORMATS
     fps: float = 8.0
-    samples: int = 1000
+    shard_samples: int = 1000
 
 
-class Task(NamedTuple):
-    """A clip, the run that it is coded for, and as what kind of latents."""
+class EncodeTask(NamedTuple):
+    """One clip to encode."""
 
-    row: Row
+    row: ClipRow
     run: LatentsRun
-    kind: Kind
+    spec: LatentSpec
 
 
-Coded = tuple[Row, list[np.ndarray]]  # a clip, and its samples
-Note = Callable[[dict[str, Any]], None]  # of a journal
+EncodedClip = tuple[ClipRow, list[np.ndarray]]  # a clip, and the latents of its segments
 
 
-def latents(run: LatentsRun) -> dict[str, int]:
-    """Code all clips that this encoder has not coded in this format yet, and encode captions that are new; returns how
-    many clips there are, were done, fit no format, how many samples there are, how many were written anew as other
-    captions go with them now, how many captions are encoded, and how much failed.
+def encode_latents(run: LatentsRun) -> dict[str, int]:
+    """Encode all clips and captions that lack latents or embeddings of these encoders; return counts for the report.
+
+    The counts: clips, clips encoded before, clips too short for every format, samples, samples whose captions were
+    updated, captions encoded, and failures.
     """
-    stamp, (*_, speaker) = encoder_of(run.vae).encoder_hash(), speaker_of(run.text)
-    with alone(run.folder):
-        rows = rows_of(run.folder, begun=True)
-        for path in (run.folder / "shards").rglob(".*.tar"):  # a killed run's
+    encoder_hash, (*_, text_hash) = cached_vae(run.vae).encoder_hash(), cached_text_encoder(run.text)
+    with locked_folder(run.folder):
+        rows = clip_rows(run.folder, required=True)
+        for path in (run.folder / "shards").rglob(".*"):  # left by a killed run
             path.unlink()
-        fitting = [(row, kind) for row in rows if (kind := kind_for(run, row, stamp))]
-        before = coded(run.folder)
-        tasks = [Task(row, run, kind) for row, kind in fitting if (row.clip, kind) not in before]
-        with Journal(run.folder, "latents").adding() as note:
-            code_clips(run, tasks, note)
-            retold, past = retell(run.folder, rows, note)
-        write_manifest(run.folder, rows)
-        for path in past:  # now that nothing names them any more
+        fitting = [(row, spec) for row in rows if (spec := spec_for(run, row, encoder_hash))]
+        before = stored_latents(run.folder)
+        tasks = [EncodeTask(row, run, spec) for row, spec in fitting if (row.clip, spec) not in before]
+        with Journal(run.folder, "latents").appending() as append:
+            encode_clips(run, tasks, append)
+            updated, stale = rewrite_stale_shards(run.folder, rows, append)
+        update_manifest(run.folder, rows)
+        for path in stale:  # the manifest does not name them any more
             path.unlink()
         encode_captions(run, [row for row, _ in fitting])
-        done, kept = coded(run.folder), sum(not row.dropped for row in rows)
+        stored, kept = stored_latents(run.folder), sum(not row.dropped for row in rows)
+        embedded = training_texts([row for row, _ in fitting]) & dict(cached_embeddings(run.folder, text_hash)).keys()
         return {
             "clips": kept,
             "done before": len(fitting) - len(tasks),
             "too short": kept - len(fitting),
-            "samples": sum(len(done[row.clip, kind].samples) for row, kind in fitting if (row.clip, kind) in done),
-            "told anew": retold,
-            "captions": len(said_of([row for row, _ in fitting]) & dict(stored(run.folder, speaker)).keys()),
+            "samples": sum(len(stored[row.clip, spec].segments) for row, spec in fitting if (row.clip, spec) in stored),
+            "captions updated": updated,
+            "captions": len(embedded),
             "failed": len(failed_latents(run)),
         }
 
 
 def failed_latents(run: LatentsRun) -> list[tuple[str, str]]:
-    """List the clips that could not be coded, or not with the captions that they have now, or whose captions could not
-    be encoded, and why.
-    """
-    stamp, rows = encoder_of(run.vae).encoder_hash(), rows_of(run.folder)
-    lines = Journal(run.folder, "latents").lines()
-    errors = {(line["clip"], kind_of(line)): line["error"] for line in lines if "error" in line}
-    done = {key: held.texts for key, held in coded(run.folder).items()}
-    wanted = [(row, (row.clip, kind)) for row in rows if (kind := kind_for(run, row, stamp))]
-    undone = [(row.file, key) for row, key in wanted if done.get(key) != digest_of(row.captions)]
-    failed = [(file, errors[key]) for file, key in undone if key in errors]
-    return failed + failed_words(run, [row for row, _ in wanted])
+    """List the clips that lack latents, current captions in their shards, or text embeddings, each with the error."""
+    encoder_hash, rows = cached_vae(run.vae).encoder_hash(), clip_rows(run.folder)
+    entries = Journal(run.folder, "latents").entries()
+    errors = {(entry["clip"], spec_of(entry)): entry["error"] for entry in entries if "error" in entry}
+    stored = {key: latents.captions for key, latents in stored_latents(run.folder).items()}
+    wanted = [(row, (row.clip, spec)) for row in rows if (spec := spec_for(run, row, encoder_hash))]
+    missing = [(row.file, key) for row, key in wanted if stored.get(key) != captions_digest(row.captions)]
+    failed = [(file, errors[key]) for file, key in missing if key in errors]
+    return failed + failed_embeddings(run, [row for row, _ in wanted])
 
 
-def encode_captions(run: LatentsRun, rows: list[Row]) -> None:
-    """Encode the captions of clips that are not encoded yet, and no words at all, which training shows as well."""
-    for path in (run.folder / WORDS).rglob(".*.safetensors"):  # a killed run's
+def encode_captions(run: LatentsRun, rows: list[ClipRow]) -> None:
+    """Encode the captions that are not cached yet, and the empty caption, which training uses for guidance."""
+    for path in (run.folder / TEXT_EMBEDDINGS).rglob(".*"):  # left by a killed run
         path.unlink()
-    todo = portions(run.folder, run.text, said_of(rows).values())
-    with Journal(run.folder, WORDS).adding() as note:
-        found = each(write_words, todo, run.engine, run.workers, run.limit, memory=None)
-        for outcome in shown(found, WORDS, len(todo)):
+    batches = pending_batches(run.folder, run.text, training_texts(rows).values())
+    with Journal(run.folder, TEXT_EMBEDDINGS).appending() as append:
+        outcomes = parallel_map(write_embeddings, batches, run.engine, run.workers, run.timeout, memory_bytes=None)
+        for outcome in with_progress(outcomes, TEXT_EMBEDDINGS, len(batches)):
             if outcome.error is not None:
-                keys = [key_of(text) for text in todo[outcome.number].texts]
-                note({"encoder": speaker_of(run.text)[2], "captions": keys, "error": outcome.error})
+                keys = [text_key(text) for text in batches[outcome.number].texts]
+                append({"encoder": cached_text_encoder(run.text)[2], "captions": keys, "error": outcome.error})
 
 
-def failed_words(run: LatentsRun, rows: list[Row]) -> list[tuple[str, str]]:
-    """List the clips that have captions which could not be encoded, and why."""
-    *_, stamp = speaker_of(run.text)
-    lines = [line for line in Journal(run.folder, WORDS).lines() if line["encoder"] == stamp]
-    errors = {key: line["error"] for line in lines for key in line["captions"]}
-    for key in errors.keys() & dict(stored(run.folder, stamp)).keys():
+def failed_embeddings(run: LatentsRun, rows: list[ClipRow]) -> list[tuple[str, str]]:
+    """List the clips with captions that could not be encoded, each with the error."""
+    *_, text_hash = cached_text_encoder(run.text)
+    entries = [entry for entry in Journal(run.folder, TEXT_EMBEDDINGS).entries() if entry["encoder"] == text_hash]
+    errors = {key: entry["error"] for entry in entries for key in entry["captions"]}
+    for key in errors.keys() & dict(cached_embeddings(run.folder, text_hash)).keys():
         del errors[key]
-    found = [(row.file, [errors[key] for key in said_of([row]) if key in errors]) for row in rows]
-    return [(file, f"its captions cannot be encoded: {told[0]}") for file, told in found if told]
+    found = [(row.file, [errors[key] for key in training_texts([row]) if key in errors]) for row in rows]
+    return [(file, f"its captions cannot be encoded: {own[0]}") for file, own in found if own]
 
 
-def said_of(rows: list[Row]) -> dict[str, str]:
-    """Return all that is said of clips in training, by its key."""
-    return {key_of(text): text for text in ["", *(said.text for row in rows for said in row.captions)]}
+def training_texts(rows: list[ClipRow]) -> dict[str, str]:
+    """Return all captions of some clips, and the empty one, by their keys in the text cache."""
+    return {text_key(text): text for text in ["", *(caption.text for row in rows for caption in row.captions)]}
 
 
-def kind_for(run: LatentsRun, row: Row, stamp: str) -> Kind | None:
-    """Return the kind of latents that a run makes of a clip; None where it fits no format, or is dropped."""
-    format = None if row.dropped else fit(row, run.formats, run.fps)
-    return format and Kind(stamp, run.fps, format)
+def spec_for(run: LatentsRun, row: ClipRow, encoder_hash: str) -> LatentSpec | None:
+    """Return the LatentSpec that a run encodes a clip with; None where it is dropped or fits no format."""
+    format = None if row.dropped else nearest_format(row, run.formats, run.fps)
+    return format and LatentSpec(encoder_hash, run.fps, format)
 
 
-def fit(row: Row, formats: tuple[Format, ...], fps: float) -> Format | None:
-    """Choose the format that is nearest to a clip: of the nearest aspect ratio, then the largest that needs no
-    enlarging, then the longest that the clip fills; None where it fills none.
+def nearest_format(row: ClipRow, formats: tuple[Format, ...], fps: float) -> Format | None:
+    """Choose the format that is nearest to a clip; None where the clip is too short for every format.
+
+    The nearest aspect ratio wins, then the largest size that needs no upscaling, then the most frames. Images go only
+    to formats of one frame.
     """
-    frames = 1 if row.frames == 1 else math.floor((row.end - row.begin) * fps + 0.5)  # as many as `read_video` shows
+    frames = 1 if row.frames == 1 else math.floor((row.end - row.begin) * fps + 0.5)  # as many as `read_video` returns
     filled = [format for format in formats if format[2] <= frames and (format[2] == 1) == (row.frames == 1)]
 
-    def fitness(format: Format) -> tuple:
+    def cost(format: Format) -> tuple:
         columns, rows, length = format
-        enlarged = max(columns / row.columns, rows / row.rows, 1.0)
-        return round(abs(math.log(columns / rows * row.rows / row.columns)), 3), enlarged, -columns * rows, -length
+        upscaling = max(columns / row.columns, rows / row.rows, 1.0)
+        return round(abs(math.log(columns / rows * row.rows / row.columns)), 3), upscaling, -columns * rows, -length
 
-    return min(filled, key=fitness, default=None)
+    return min(filled, key=cost, default=None)
 
 
 @cache
-def encoder_of(vae: Path) -> VideoVAE:
-    """Return a VAE, loaded once in each process."""
-    return load_strictly(VideoVAE, vae).requires_grad_(False).eval()
+def cached_vae(folder: Path) -> VideoVAE:
+    """Return a VAE for inference, loaded once per process."""
+    return load_strictly(VideoVAE, folder).requires_grad_(False).eval()
 
 
-def code_clip(task: Task) -> list[np.ndarray]:
-    """Return the latents (C, T, H, W), in float16, of each stretch of a clip that is as long as its format."""
+def encode_clip(task: EncodeTask) -> list[np.ndarray]:
+    """Return the latents (C, T, H, W), in float16, of every full segment of a clip.
+
+    Raises MediaError where the clip is shorter than the manifest says.
+    """
     row, run, (_, fps, (columns, rows, frames)) = task
     path = run.folder / row.file
     if path.suffix == ".png":
         video = fit_image(read_image(path), rows, columns)
     else:
         video = read_video(path, fps, size=(rows, columns)).video
-    vae = encoder_of(run.vae)
-    parts = [video[:, start : start + frames] for start in range(0, video.shape[1] - frames + 1, frames)]
-    if not parts:
+    vae = cached_vae(run.vae)
+    segments = [video[:, start : start + frames] for start in range(0, video.shape[1] - frames + 1, frames)]
+    if not segments:
         raise MediaError(f"{row.file} shows {video.shape[1]} frames of the {frames} it should; cut its source again")
-    return [vae.encode(part[None])[0].to(torch.float16).numpy() for part in parts]
+    return [vae.encode(segment[None])[0].to(torch.float16).numpy() for segment in segments]
 
 
-def code_clips(run: LatentsRun, tasks: list[Task], note: Note) -> None:
-    """Code clips, and write tars of them."""
-    waiting: defaultdict[Kind, list[Coded]] = defaultdict(list)
-    for outcome in run.each(code_clip, tasks):
-        row, _, kind = tasks[outcome.number]
+def encode_clips(run: LatentsRun, tasks: list[EncodeTask], append: Append) -> None:
+    """Encode clips and write their shards."""
+    waiting: defaultdict[LatentSpec, list[EncodedClip]] = defaultdict(list)
+    for outcome in run.map(encode_clip, tasks):
+        row, _, spec = tasks[outcome.number]
         if outcome.error is not None:
-            note({"clip": row.clip, **kind._asdict(), **outcome.told()})
+            append({"clip": row.clip, **spec._asdict(), **outcome.journal_entry()})
             continue
-        waiting[kind].append((row, outcome.value))
-        if sum(len(samples) for _, samples in waiting[kind]) >= run.samples:
-            shelve(run.folder, kind, waiting.pop(kind), note)
-    for kind, clips in waiting.items():
-        shelve(run.folder, kind, clips, note)
+        waiting[spec].append((row, outcome.value))
+        if sum(len(segments) for _, segments in waiting[spec]) >= run.shard_samples:
+            write_shard(run.folder, spec, waiting.pop(spec), append)
+    for spec, clips in waiting.items():
+        write_shard(run.folder, spec, clips, append)
 
 
-def retell(folder: Path, rows: list[Row], note: Note) -> tuple[int, list[Path]]:
-    """Write anew the tars that tell other captions than their clips have now, or that hold what is gone or elsewhere;
-    returns how many samples that were, and the tars that may go once the manifest is made anew.
+def rewrite_stale_shards(folder: Path, rows: list[ClipRow], append: Append) -> tuple[int, list[Path]]:
+    """Write shards again whose captions are not the current ones, or which hold removed or duplicate clips.
+
+    Returns the number of samples written, and the old shards, to be removed once the manifest is updated.
     """
-    known, done = {row.clip: row for row in rows}, coded(folder)
-    retold, past = 0, []
-    for line in list(tars(folder)):
-        kind = kind_of(line)
-        held = {clip: done[clip, kind] for clip in line["clips"] if clip in known}
-        held = {clip: one for clip, one in held.items() if one.samples[0].shard == line["shard"]}
-        texts = {clip: digest_of(known[clip].captions) for clip in held}
-        if len(held) == len(line["clips"]) and all(held[clip].texts == texts[clip] for clip in held):
+    known, stored = {row.clip: row for row in rows}, stored_latents(folder)
+    updated, stale = 0, []
+    for entry in list(latent_shards(folder)):
+        spec = spec_of(entry)
+        held = {clip: stored[clip, spec] for clip in entry["clips"] if clip in known}
+        held = {clip: latents for clip, latents in held.items() if latents.segments[0].shard == entry["shard"]}
+        digests = {clip: captions_digest(known[clip].captions) for clip in held}
+        if len(held) == len(entry["clips"]) and all(held[clip].captions == digests[clip] for clip in held):
             continue
-        tar = mapped(folder / line["shard"])
-        clips = [(known[clip], [numbers(tar, one) for one in held[clip].samples]) for clip in held]
-        if not clips or shelve(folder, kind, clips, note):
-            retold += sum(len(samples) for _, samples in clips)
-            past.append(folder / line["shard"])
-    return retold, past
+        shard = map_file(folder / entry["shard"])
+        clips = [(known[clip], [read_latents(shard, segment) for segment in held[clip].segments]) for clip in held]
+        if not clips or write_shard(folder, spec, clips, append):
+            updated += sum(len(segments) for _, segments in clips)
+            stale.append(folder / entry["shard"])
+    return updated, stale
 
 
-def shelve(folder: Path, kind: Kind, clips: list[Coded], note: Note) -> bool:
-    """Write samples of one kind as the next tar and note what it holds, in one line; or why it could not be done. Says
-    whether it was.
+def write_shard(folder: Path, spec: LatentSpec, clips: list[EncodedClip], append: Append) -> bool:
+    """Write clips of one LatentSpec as the next shard, and add one journal entry for it, or one per clip on failure.
+
+    Returns whether it was written.
     """
-    columns, rows, frames = kind.format
+    columns, rows, frames = spec.format
     common = math.gcd(columns, rows)
-    place = Path("shards", kind.encoder, f"{min(columns, rows)}p", f"{columns // common}-{rows // common}", str(frames))
-    noted = [Path(line["shard"]) for line in Journal(folder, "latents").lines() if "shard" in line]
-    used = [int(path.stem) for path in noted if path.parent == place]  # what is lost is not written over either
+    place = Path("shards", spec.encoder, f"{min(columns, rows)}p", f"{columns // common}-{rows // common}", str(frames))
+    entries = [Path(entry["shard"]) for entry in Journal(folder, "latents").entries() if "shard" in entry]
+    used = [int(path.stem) for path in entries if path.parent == place]  # numbers of lost shards are not used again
+    digests = {row.clip: captions_digest(row.captions) for row, _ in clips}
     try:
         (folder / place).mkdir(parents=True, exist_ok=True)
         used += [int(path.stem) for path in (folder / place).glob("[0-9]*.tar")]
         shard = place / f"{max(used, default=-1) + 1:06d}.tar"
-        temporary = folder / place / f".{shard.name}"
-        found = write_tar(temporary, kind.fps, clips)
+        with atomic_write(folder / shard) as temporary:
+            places = write_tar(temporary, spec.fps, clips)
+            # The entry comes before the rename, so that every shard on disk has an entry.
+            append({**spec._asdict(), "shard": str(shard), "clips": places, "texts": digests})
     except OSError as error:
-        said = f"its tar cannot be written: {error}; make room and run again"
+        reason = f"its tar cannot be written: {error}; make room and run again"
         for row, _ in clips:
-            note({"clip": row.clip, **kind._asdict(), "error": said})
+            append({"clip": row.clip, **spec._asdict(), "error": reason})
         return False
-    texts = {row.clip: digest_of(row.captions) for row, _ in clips}
-    note({**kind._asdict(), "shard": str(shard), "clips": found, "texts": texts})
-    os.replace(temporary, folder / shard)  # after it is noted: no tar is there that nothing names
     return True
 
 
-def write_tar(path: Path, fps: float, clips: list[Coded]) -> dict[str, list[dict]]:
-    """Write a tar, to stay; returns where in it samples are, by clip."""
-    with open(path, "wb") as file:
-        with tarfile.open(fileobj=file, mode="w") as tar:
-            found = {row.clip: [_sample(tar, row, *one, fps) for one in enumerate(parts)] for row, parts in clips}
-        file.flush()
-        os.fsync(file.fileno())
-    return found
+def write_tar(path: Path, fps: float, clips: list[EncodedClip]) -> dict[str, list[dict]]:
+    """Write a WebDataset tar; return the offset and shape of the latents of every segment, by clip."""
+    with tarfile.open(path, mode="w") as tar:
+        return {
+            row.clip: [_add_sample(tar, row, number, latents, fps) for number, latents in enumerate(segments)]
+            for row, segments in clips
+        }
 
 
-def _sample(tar: tarfile.TarFile, row: Row, part: int, latents: np.ndarray, fps: float) -> dict:
-    """Add a sample to a tar; returns where its numbers begin, and their shape."""
+def _add_sample(tar: tarfile.TarFile, row: ClipRow, number: int, latents: np.ndarray, fps: float) -> dict:
+    """Add the files of one sample to a tar; return the byte offset of its numbers, and their shape."""
     about = {"clip": row.clip, "fps": fps, "captions": [caption.text for caption in row.captions]}
     array = io.BytesIO()
     np.save(array, latents)
-    offset = _add(tar, f"{row.clip}-{part:03d}.latents.npy", array.getvalue())
-    _add(tar, f"{row.clip}-{part:03d}.json", json.dumps(about, ensure_ascii=False).encode())
+    offset = _add_file(tar, f"{row.clip}-{number:03d}.latents.npy", array.getvalue())
+    _add_file(tar, f"{row.clip}-{number:03d}.json", json.dumps(about, ensure_ascii=False).encode())
     return {"offset": offset + len(array.getvalue()) - latents.nbytes, "shape": list(latents.shape)}
 
 
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> int:
-    """Add a file to a tar; returns where its bytes begin."""
+def _add_file(tar: tarfile.TarFile, name: str, data: bytes) -> int:
+    """Add a file to a tar; return the byte offset of its content."""
     member = tarfile.TarInfo(name)
     member.size = len(data)
-    offset = tar.offset + len(member.tobuf(tar.format, tar.encoding, tar.errors))
+    offset = tar.offset + len(member.tobuf(tar.format, tar.encoding or "utf-8", tar.errors))
     tar.addfile(member, io.BytesIO(data))
     return offset
-
-
-def mapped(path: Path) -> np.ndarray:
-    """Return a file's bytes, not in memory, to be read even when it is removed meanwhile; takes no file descriptor."""
-    found = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8).numpy()
-    found.flags.writeable = False
-    return found
-
-
-def numbers(tar: np.ndarray, sample: Sample) -> np.ndarray:
-    """Return the latents (C, T, H, W) of a sample in a mapped tar."""
-    return tar[sample.offset : sample.offset + sample.bytes].view(np.float16).reshape(sample.shape)
-
-
-class Shelf:
-    """The samples of one format in a prepared folder, read by random access: `shelf[n]` are latents (C, T, H, W), and
-    `captions[n]` the words for them. Raises DataError where there are none.
-    """
-
-    def __init__(self, folder: Path, format: Format, stamp: str, fps: float):
-        self.folder = folder / "x".join(map(str, format))  # what it is called in the order of a run
-        kind = "still" if format[2] == 1 else "moving"
-        asked = Kind(stamp, fps, format)
-        found = [(row, one) for row in read_manifest(folder) if not row.dropped for one in row.latents]
-        mine = [(row, one) for row, one in found if Kind(one.encoder, one.fps, one.format) == asked]
-        sizes = {shard: size_of(folder / shard) for shard in {one.shard for _, one in mine}}
-        there = [(row, one) for row, one in mine if one.offset + one.bytes <= sizes[one.shard]]
-        self.tars = {shard: mapped(folder / shard) for shard in {one.shard for _, one in there}}
-        self.samples = [one for _, one in there]
-        self.captions = [{kind: [caption.text for caption in row.captions] or [""]} for row, _ in there]
-        if not self.samples:
-            name = self.folder.name
-            raise DataError(f"a data set must have clips of {name}; {folder} has none, so longtake prepare latents")
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, number: int) -> np.ndarray:
-        sample = self.samples[number]
-        return numbers(self.tars[sample.shard], sample)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(samples, C, T, H, W)."""
-        return len(self), *self.samples[0].shape

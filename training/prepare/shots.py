@@ -1,4 +1,4 @@
-"""Where the shots of a film begin and end."""
+"""Find where the shots of a video begin and end."""
 
 from __future__ import annotations
 
@@ -16,88 +16,93 @@ from vae.video.pixels import MediaError
 from vae.video.read import decode_frames, frame_rate, open_video, select_video_stream
 
 DETECTORS = ("adaptive", "content")
-SLOWEST = 1001  # seconds a frame, and the largest denominator of a rate, which is that of NTSC
-SMALL = 160  # columns at which shots are looked for
+MAX_FRAME_SECONDS = 1001  # also the largest denominator of a frame rate: that of NTSC (24000/1001)
+DETECTION_COLUMNS = 160  # frames are reduced to this width before shots are detected
 
 
-class Look(NamedTuple):
-    """What is known of a film's frames: when each begins, in seconds and as its time stamp, whether it is a keyframe,
-    and a checksum of its picture; when the last ends; the frame rate; and the frames that begin a shot, beside the
-    first.
+class ShotScan(NamedTuple):
+    """What one pass over a video tells about its frames and shots.
+
+    Per frame: its presentation `times` in seconds and as `pts` of the stream, whether it is one of the `keyframes`, and
+    a checksum of its pixels. `end` is the end of the last frame in seconds, `fps` the frame rate of the whole video,
+    and `cuts` are the first frames of all shots but the first.
     """
 
-    begins: list[Fraction]
-    stamps: list[int | None]
-    keys: list[bool]
-    checks: list[int]
+    times: list[Fraction]
+    pts: list[int | None]
+    keyframes: list[bool]
+    checksums: list[int]
     end: Fraction
     fps: Fraction
     cuts: list[int]
 
     def time(self, frame: int) -> Fraction:
-        """Return when a frame begins, or where there is none, the end."""
-        return self.begins[frame] if frame < len(self.begins) else self.end
+        """Return when a frame begins, in seconds; beyond the last frame, the end of the video."""
+        return self.times[frame] if frame < len(self.times) else self.end
 
-    def rate(self, first: int, last: int) -> Fraction:
-        """Return the frame rate of a stretch: the film's, or its own where that differs by more than a hundredth.
+    def rate(self, first: int, end: int) -> Fraction:
+        """Return the frame rate of frames [first, end): the video's, or their own where it differs by over 1 %.
 
-        Raises MediaError where it is too slow to be a film's.
+        Raises MediaError where a frame lasts longer than MAX_FRAME_SECONDS.
         """
-        seconds = self.time(last) - self.time(first)
-        own = (last - first) / seconds if seconds else self.fps
-        if own * SLOWEST < 1:
+        seconds = self.time(end) - self.time(first)
+        own = (end - first) / seconds if seconds else self.fps
+        if own * MAX_FRAME_SECONDS < 1:
             raise MediaError(
-                f"a frame must last at most {SLOWEST} seconds; got {float(1 / own):g}; export the film again"
+                f"a frame must last at most {MAX_FRAME_SECONDS} seconds; got {float(1 / own):g}; export the video again"
             )
-        return self.fps if abs(own / self.fps - 1) < 0.01 else own.limit_denominator(SLOWEST)
+        return self.fps if abs(own / self.fps - 1) < 0.01 else own.limit_denominator(MAX_FRAME_SECONDS)
 
 
-def look_at(path: Path, detector: str) -> Look:
-    """Decode a film once, frame by frame, to learn when its frames and shots begin.
+def scan_shots(path: Path, detector: str) -> ShotScan:
+    """Decode a video once, frame by frame, and detect its shots.
 
-    Raises MediaError for what cannot be read, and for a film that changes its size.
+    Raises MediaError for a video that cannot be read, and for one that changes its size.
     """
     import cv2
     from scenedetect import AdaptiveDetector, ContentDetector, FrameTimecode
 
-    kind = AdaptiveDetector if detector == "adaptive" else ContentDetector
-    judge = kind(min_scene_len=2)
-    begins, stamps, keys, checks, cuts, size, last = [], [], [], [], [], None, Fraction(0)
+    detect = (AdaptiveDetector if detector == "adaptive" else ContentDetector)(min_scene_len=2)
+    times, pts, keyframes, checksums, cuts, size, last = [], [], [], [], [], None, Fraction(0)
     with open_video(path) as container:
         stream = select_video_stream(container, path)
         for begin, end, frame in decode_frames(container, stream):
             if size not in (None, (frame.width, frame.height)):
                 raise MediaError(f"{path} changes its size midway; export it again at one size")
             size = (frame.width, frame.height)
-            share, picture = min(1.0, SMALL / frame.width), frame.to_ndarray(format="bgr24")
-            small = cv2.resize(picture, None, fx=share, fy=share, interpolation=cv2.INTER_AREA)
-            moment = FrameTimecode(len(begins), 24.0)  # counted in frames: the rate is not known before the end
-            cuts += [found.frame_num for found in judge.process_frame(moment, small)]
-            begins.append(begin)
-            stamps.append(frame.pts)
-            keys.append(bool(frame.key_frame))
-            checks.append(check_of(picture))
+            scale, image = min(1.0, DETECTION_COLUMNS / frame.width), frame.to_ndarray(format="bgr24")
+            small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+            # The detector counts in frames, at any rate: the true one is not known before the end.
+            timecode = FrameTimecode(len(times), 24.0)
+            cuts += [cut.frame_num for cut in detect.process_frame(timecode, small)]
+            times.append(begin)
+            pts.append(frame.pts)
+            keyframes.append(bool(frame.key_frame))
+            checksums.append(frame_checksum(image))
             last = end
-        if not begins:
+        if not times:
             raise MediaError(f"{path} holds no frame that can be decoded; export it again")
-        cuts += [found.frame_num for found in judge.post_process(FrameTimecode(len(begins) - 1, 24.0))]
-        fps = Fraction(frame_rate(container, stream, len(begins), last))
-    return Look(begins, stamps, keys, checks, last, fps, sorted(set(cuts)))
+        cuts += [cut.frame_num for cut in detect.post_process(FrameTimecode(len(times) - 1, 24.0))]
+        fps = Fraction(frame_rate(container, stream, len(times), last))
+    return ShotScan(times, pts, keyframes, checksums, last, fps, sorted(set(cuts)))
 
 
-def parted(look: Look, longest: float) -> list[tuple[int, int]]:
-    """Return a film's shots as (first frame, frame behind the last), those over `longest` seconds parted evenly, but
-    no frame itself.
+def split_shots(scan: ShotScan, longest: float) -> list[tuple[int, int]]:
+    """Return the shots of a video as frames [first, end); those over `longest` seconds are split into even parts.
+
+    Every part has at least one frame.
     """
     found = []
-    for first, last in pairwise([0, *look.cuts, len(look.begins)]):
-        begin, end = look.time(first), look.time(last)
-        parts = min(max(1, math.ceil((end - begin) / longest - 1e-6)), max(1, last - first))
-        inner = (bisect_left(look.begins, begin + (end - begin) * part / parts) for part in range(1, parts))
-        found += [(a, b) for a, b in pairwise([first, *inner, last]) if b > a]
+    for first, end in pairwise([0, *scan.cuts, len(scan.times)]):
+        begin_time, end_time = scan.time(first), scan.time(end)
+        parts = min(max(1, math.ceil((end_time - begin_time) / longest - 1e-6)), max(1, end - first))
+        inner = (
+            bisect_left(scan.times, begin_time + (end_time - begin_time) * part / parts) for part in range(1, parts)
+        )
+        found += [(a, b) for a, b in pairwise([first, *inner, end]) if b > a]
     return found
 
 
-def check_of(picture: np.ndarray) -> int:
-    """Return a checksum of a picture."""
-    return zlib.crc32(np.ascontiguousarray(picture))
+def frame_checksum(image: np.ndarray) -> int:
+    """Return the CRC-32 of the pixels of a frame."""
+    return zlib.crc32(np.ascontiguousarray(image).data)
