@@ -9,14 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from captioning.coca import FRAMES, CoCaCaptioner, FrameByFrame, OpenClipWords, VideoCoCa, load_coca
+from captioning.coca import ENCODER_FRAMES, CoCaCaptioner, OpenClipTokenizer, PerFrameEncoder, VideoCoCa, load_coca
 from captioning.text_encoder import load_text_encoder, tokenize, train_tokenizer
 from training.config import CaptionerRun
 from training.dataset import open_bucket
-from training.evaluation.captions import SCORED, cider, describe, truthfulness
-from training.evaluation.evaluate import JUDGED
-from training.experiments.recaption import ASKED, KINDS, compare, picture, summary, variant
-from training.train_captioner import begun, telling_of, train
+from training.evaluation.captions import SCORED_ATTRIBUTES, cider, caption_bucket, precision_recall
+from training.evaluation.evaluate import JUDGED_ATTRIBUTES
+from training.experiments.recaption import PHRASINGS_TESTED, CAPTION_SETS, compare_sets, draw_report, summarize, write_variant
+from training.train_captioner import build_model, mark_salient_tokens, train
 from training.world.scene import rng_of, sample_scene
 from training.world.words import caption, in_a_mirror, said
 from vae.weights import WEIGHTS, WeightsError
@@ -90,14 +90,14 @@ def test_a_captioner_says_the_same_when_it_is_loaded_again(painter, tmp_path):
     painter.save(tmp_path)
     again = load_coca(tmp_path)
     clips = torch.randn(4, 3, 9, 64, 64)
-    assert again.write(clips) == painter.write(clips) and again.version != painter.version
+    assert again.caption_batch(clips) == painter.caption_batch(clips) and again.version != painter.version
     with pytest.raises(WeightsError, match="must hold config"):
         load_coca(tmp_path / "nowhere")
 
 
 def test_words_that_are_kept_from_word_to_word_change_no_caption(painter):
     clips, words = torch.randn(3, 3, 9, 64, 64), painter.tokenizer
-    written = painter.model.write(clips, words.bos_token_id, words.eos_token_id, 12)
+    written = painter.model.generate(clips, words.bos_token_id, words.eos_token_id, 12)
     for clip, found in zip(clips, written, strict=True):
         ids = [words.bos_token_id]
         with torch.no_grad():
@@ -142,10 +142,10 @@ def test_the_words_that_tell_a_scene_are_marked_where_they_stand():
     tokenizer, _ = load_text_encoder("app/models/first")
     texts = ["The video shows a large red ball. It is noon, and the camera holds still.", "In this clip, a cube."]
     ids, _ = tokenize(tokenizer, texts, truncate=True)
-    marked = telling_of(tokenizer, texts, ids)
+    marked = mark_salient_tokens(tokenizer, texts, ids)
     found = ["".join(tokenizer.decode(row[1:][marks]).split()) for row, marks in zip(ids, marked, strict=True)]
     assert found == ["largeredballnoonholdsstill", "cube"] and marked.shape == ids[:, 1:].shape
-    cut = telling_of(tokenizer, texts[:1], ids[:1, :9])
+    cut = mark_salient_tokens(tokenizer, texts[:1], ids[:1, :9])
     assert torch.equal(cut[0, :-1], marked[0, :7]) and not cut[0, -1]  # the end that stands there tells nothing
 
 
@@ -156,22 +156,22 @@ def test_a_clip_of_one_picture_is_at_first_that_picture_to_an_open_clip_checkpoi
     mean, deviation = (torch.tensor(theirs.visual.preprocess_cfg[name])[:, None, None] for name in ("mean", "std"))
     with torch.no_grad():
         wanted = theirs._encode_image((picture / 2 + 0.5 - mean) / deviation)
-        found = model.coca._encode_image(picture[:, :, None].expand(-1, -1, FRAMES, -1, -1))
+        found = model.coca._encode_image(picture[:, :, None].expand(-1, -1, ENCODER_FRAMES, -1, -1))
     for ours, their in zip(found, wanted, strict=True):
         assert torch.allclose(ours, their, atol=1e-5)
 
 
 def test_an_open_clip_checkpoint_trains_writes_and_is_loaded_again(small, tmp_path):
     run = CaptionerRun(init_from=":".join(map(str, small)))
-    model, words = begun(run)
-    assert isinstance(model.coca.visual, FrameByFrame) and isinstance(words, OpenClipWords)
+    model, words = build_model(run)
+    assert isinstance(model.coca.visual, PerFrameEncoder) and isinstance(words, OpenClipTokenizer)
     clips = torch.rand(2, 3, 5, 24, 32) * 2 - 1
     ids, _ = tokenize(words, ["a red ball", "a blue cube"])
     sum(open_clip.loss.CoCaLoss(2.0, 1.0)(**model(clips, ids))).backward()
     assert model.coca.visual.times.grad.abs().sum() > 0
     captioner = CoCaCaptioner(model, words)
     captioner.save(tmp_path)
-    assert load_coca(tmp_path).write(clips) == captioner.write(clips)
+    assert load_coca(tmp_path).caption_batch(clips) == captioner.caption_batch(clips)
 
 
 def test_an_open_clip_checkpoint_is_trained_further_on_clips(small, world, tmp_path):
@@ -197,11 +197,11 @@ def test_an_open_clip_checkpoint_is_trained_further_on_clips(small, world, tmp_p
 
 def test_a_start_that_open_clip_does_not_have_is_refused(small):
     with pytest.raises(ValueError, match="a start must be one of open_clip's CoCa models"):
-        begun(CaptionerRun(init_from="ViT-B-32:openai"))
+        build_model(CaptionerRun(init_from="ViT-B-32:openai"))
     with pytest.raises(ValueError, match=r"and its weights, as NAME:WEIGHTS; got 'coca_small' and ''"):
-        begun(CaptionerRun(init_from="coca_small"))
+        build_model(CaptionerRun(init_from="coca_small"))
     with pytest.raises(ValueError, match="open_clip must have the weights 'nowhere' of coca_small"):
-        begun(CaptionerRun(init_from="coca_small:nowhere"))
+        build_model(CaptionerRun(init_from="coca_small:nowhere"))
 
 
 def dense(index: int) -> tuple[str, object]:
@@ -211,11 +211,11 @@ def dense(index: int) -> tuple[str, object]:
 
 def test_true_captions_are_true_and_whole_and_a_wrong_colour_costs_both():
     texts, scenes = zip(*(dense(index) for index in range(40)), strict=True)
-    found = truthfulness(texts, scenes)
-    for name in SCORED:
+    found = precision_recall(texts, scenes)
+    for name in SCORED_ATTRIBUTES:
         assert found[name] == {"precision": 1.0, "recall": 1.0}, name
     other = "purple" if scenes[0].things[0].colour != "purple" else "white"
-    wrong = truthfulness([f"A {other} {scenes[0].things[0].shape} is here."], scenes[:1])
+    wrong = precision_recall([f"A {other} {scenes[0].things[0].shape} is here."], scenes[:1])
     assert wrong["colour"]["precision"] == 0 and wrong["colour"]["recall"] == 0 and wrong["shape"]["precision"] == 1
     assert wrong["camera"] == {"precision": None, "recall": 0.0}
 
@@ -249,9 +249,9 @@ def test_cider_is_ten_for_the_reference_itself_none_for_other_words_and_less_for
 
 def test_the_three_sets_of_the_experiment_differ_in_captions_alone_and_one_in_twenty_is_the_label(world, tmp_path):
     base = open_bucket(world / "train", (64, 64, 17))
-    for kind in KINDS:
-        variant(base, tmp_path / kind, kind, [f"A clip, the {n}th." for n in range(len(base))])
-    labels, recaptioned, dense = (open_bucket(tmp_path / kind, base.format) for kind in KINDS)
+    for kind in CAPTION_SETS:
+        write_variant(base, tmp_path / kind, kind, [f"A clip, the {n}th." for n in range(len(base))])
+    labels, recaptioned, dense = (open_bucket(tmp_path / kind, base.format) for kind in CAPTION_SETS)
     for bucket in (labels, recaptioned, dense):
         assert len(bucket) == len(base) and np.array_equal(bucket.pixels, base.pixels)
     for n, before in enumerate(base.captions):
@@ -271,39 +271,39 @@ def test_describing_a_data_set_goes_on_where_it_was_stopped(world, tmp_path, mon
             asked.append(len(clips))
             return [f"{float(clip.mean()):.4f}" for clip in clips]
 
-    whole = describe(Counting(), base, tmp_path / "a.jsonl")
+    whole = caption_bucket(Counting(), base, tmp_path / "a.jsonl")
     assert len(whole) == len(base) == 6 and asked == [2, 2, 2]
     lines = (tmp_path / "a.jsonl").read_text()
     (tmp_path / "b.jsonl").write_text(lines[: len(lines) // 2 + 3])  # three lines, and a piece of the next
-    assert describe(Counting(), base, tmp_path / "b.jsonl") == whole and asked[3:] == [2, 2]
-    assert describe(Counting(), base, tmp_path / "b.jsonl") == whole and len(asked) == 5
+    assert caption_bucket(Counting(), base, tmp_path / "b.jsonl") == whole and asked[3:] == [2, 2]
+    assert caption_bucket(Counting(), base, tmp_path / "b.jsonl") == whole and len(asked) == 5
     assert (tmp_path / "b.jsonl").read_text() == lines
-    assert describe(Counting(), base, tmp_path / "c.jsonl", 3) == whole[:3] and asked[5:] == [2, 1]
-    assert describe(Counting(), base, tmp_path / "b.jsonl", 3) == whole[:3] and len(asked) == 7
+    assert caption_bucket(Counting(), base, tmp_path / "c.jsonl", 3) == whole[:3] and asked[5:] == [2, 1]
+    assert caption_bucket(Counting(), base, tmp_path / "b.jsonl", 3) == whole[:3] and len(asked) == 7
     assert (tmp_path / "b.jsonl").read_text() == lines
 
 
 def test_the_experiment_counts_a_prompt_once_whatever_the_number_of_seeds():
     right = {"colour": np.array([[1.0, 0, 1, 1], [1, 0, 1, 1]]), "shape": np.array([[1.0, 1, 0, 1], [0, 1, 0, 1]])}
-    found = summary(right)
+    found = summarize(right)
     assert found["colour"]["mean"] == 0.75 and found["colour"]["by seed"] == [0.75, 0.75]
     assert found["shape"]["mean"] == 0.625 and found["shape"]["by seed"] == [0.75, 0.5]
     assert found["colour"]["low"] < 0.75 < found["colour"]["high"]  # two seeds that agree tell no more than one
 
 
 def test_a_longer_bar_is_a_larger_share():
-    some = {name: {"mean": 0.2, "low": 0.1, "high": 0.3} for name in (*JUDGED, "all")}
-    report = {words: dict.fromkeys(KINDS, some) for words in ASKED}
+    some = {name: {"mean": 0.2, "low": 0.1, "high": 0.3} for name in (*JUDGED_ATTRIBUTES, "all")}
+    report = {words: dict.fromkeys(CAPTION_SETS, some) for words in PHRASINGS_TESTED}
     more = report | {"plain": report["plain"] | {"dense": some | {"shape": {"mean": 0.9, "low": 0.8, "high": 1.0}}}}
-    before, after = (np.asarray(picture(one)).astype(int) for one in (report, more))
+    before, after = (np.asarray(draw_report(one)).astype(int) for one in (report, more))
     changed = np.argwhere((before != after).any(2))
     assert len(changed) and changed[:, 1].max() < before.shape[1] // 2  # of the other words nothing changed
-    assert (np.asarray(picture(more)) == (143, 188, 143)).all(2).sum() > (before == (143, 188, 143)).all(2).sum()
+    assert (np.asarray(draw_report(more)) == (143, 188, 143)).all(2).sum() > (before == (143, 188, 143)).all(2).sum()
 
 
 def test_kinds_are_compared_prompt_by_prompt():
     hard = np.array([[1.0, 1, 0, 0]])  # what any model does, whatever it was trained on
     rights = {"labels": {"all": hard}, "recaptioned": {"all": hard}, "dense": {"all": np.array([[1.0, 1, 1, 0]])}}
-    found = compare(rights)
+    found = compare_sets(rights)
     assert found["recaptioned over labels"]["all"] == {"mean": 0, "low": 0, "high": 0}
     assert found["dense over recaptioned"]["all"]["mean"] == 0.25

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from app.registry import UPSAMPLER
-from captioning.glossary import Glossary, load_glossary
-from captioning.lexicon import Lexicon, verdicts
-from captioning.upsampler import GLOSSARY, Ours
-from training.salience import glossary
-from training.synonyms import BRIEF, EMPTY, THESAURUS, say
-from training.train_upsampler import twisted
+from captioning.lexicon import Lexicon, match_attributes
+from captioning.lexicon_set import LexiconSet, load_lexicon_set
+from captioning.upsampler import LEXICON_FILE, TrainedUpsampler
+from training.prompt_pairs import confused_scenes
+from training.salience import build_lexicon_set
+from training.synonyms import SHORT_EVENTS, STOP_WORDS, SYNONYMS, draw_prompt
 from training.world.facts import looks, patients, places, struck
 from training.world.scene import sample_scene
 from training.world.words import LANGUAGES, TABLES, caption
@@ -22,7 +22,7 @@ from vae.weights import WeightsError
 
 SCENES = [sample_scene(0, "test", index) for index in range(600)]
 PLACED = [scene for scene in SCENES if places(scene)]
-WORLDS = glossary()
+WORLDS = build_lexicon_set()
 
 HANDWRITTEN = {
     "a green cylinder behind a yellow box": "green cylinder behind yellow cube",
@@ -49,7 +49,7 @@ def rng(scene) -> np.random.Generator:
 @pytest.mark.parametrize("text", HANDWRITTEN)
 def test_who_stands_where_is_read_out_of_what_people_write(text):
     assert WORLDS.prompts["en" if text.isascii() else "zh"].said(text)["place"] == set(HANDWRITTEN[text].split(", "))
-    assert WORLDS.knows(text)
+    assert WORLDS.is_literal(text)
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -58,7 +58,7 @@ def test_who_stands_where_is_read_out_of_captions_without_a_mistake(language):
     table = TABLES[language].build_lexicon()
     for scene in PLACED:
         assert table.said(caption(scene, "dense", language, rng=rng(scene)))["place"] == places(scene)
-        for text in (caption(scene, "plain", language, rng=rng(scene)), say(scene, language, rng(scene), used=1.0)):
+        for text in (caption(scene, "plain", language, rng=rng(scene)), draw_prompt(scene, language, rng(scene), synonym_probability=1.0)):
             assert WORLDS.prompts[language].said(text).get("place", set()) <= places(scene), text
 
 
@@ -80,19 +80,19 @@ def test_who_is_hit_is_read_out_of_captions_without_a_mistake():
 
 def test_sizes_in_each_others_place_are_not_kept_and_numbers_of_things_alike_are_not_overheard():
     prompt, kept = "a small red ball and a large blue cube", "A small red ball hits a big blue box."
-    assert WORLDS.keeps(prompt, kept) and not WORLDS.keeps(prompt, "A large red ball hits a small blue cube.")
-    assert not WORLDS.keeps(prompt, "A red ball hits a large blue cube. It is big. A small can is nearby.")
-    two = WORLDS.prompts["en"].said("two red balls")
+    assert WORLDS.is_faithful(prompt, kept) and not WORLDS.is_faithful(prompt, "A large red ball hits a small blue cube.")
+    assert not WORLDS.is_faithful(prompt, "A red ball hits a large blue cube. It is big. A small can is nearby.")
+    two = WORLDS.prompts["en"].read_attributes("two red balls")
     assert two["count"] == {"2"} and two["stack"] == {"ball"} and two["thing"] == {"red ball"}
-    assert WORLDS.captions.said("A red ball hits a stack of two cubes. The cubes are red and blue.")["count"] == {"3"}
+    assert WORLDS.captions.read_attributes("A red ball hits a stack of two cubes. The cubes are red and blue.")["count"] == {"3"}
 
 
 def test_walls_and_strings_that_nobody_asked_for_are_not_added():
     hidden, free = "A red ball passes behind a wall and comes out on the other side.", "A red ball rolls to the left."
-    assert WORLDS.keeps("red ball", free) and not WORLDS.keeps("red ball", hidden)
+    assert WORLDS.is_faithful("red ball", free) and not WORLDS.is_faithful("red ball", hidden)
     for prompt in ("a red ball passes behind a wall and comes out on the other side", "红球从墙后穿过"):
-        assert WORLDS.keeps(prompt, hidden)
-    assert not WORLDS.keeps("一个红球", "A red ball swings on a string.")
+        assert WORLDS.is_faithful(prompt, hidden)
+    assert not WORLDS.is_faithful("一个红球", "A red ball swings on a string.")
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -100,22 +100,22 @@ def test_true_captions_keep_what_prompts_say_and_those_of_things_in_each_others_
     twists, words = 0, replace(WORLDS, props=())
     for scene in SCENES:
         true = caption(scene, "dense", rng=rng(scene))
-        for prompt in (caption(scene, "plain", language, rng=rng(scene)), say(scene, language, rng(scene))):
-            assert words.keeps(prompt, true), (prompt, true)
+        for prompt in (caption(scene, "plain", language, rng=rng(scene)), draw_prompt(scene, language, rng(scene))):
+            assert words.is_faithful(prompt, true), (prompt, true)
         prompt = caption(scene, "plain", language, rng=rng(scene))
         if places(scene) and WORLDS.prompts[language].said(prompt).get("place", set()) == places(scene):
-            for other in twisted(scene, True):
+            for other in confused_scenes(scene, True):
                 told = caption(other, "dense", rng=rng(scene))
                 if not places(scene) <= places(other):  # it may be that only those who are alike are exchanged
                     twists += 1
-                    assert not words.keeps(prompt, told), (prompt, told)
+                    assert not words.is_faithful(prompt, told), (prompt, told)
     assert twists > 100
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_nearly_all_that_the_world_and_the_thesaurus_say_is_known_and_nothing_that_is_kept_back(language):
-    known = [WORLDS.knows(caption(scene, "plain", language, rng=rng(scene))) for scene in SCENES]
-    known += [WORLDS.knows(say(scene, language, rng(scene), used=1.0)) for scene in SCENES]
+    known = [WORLDS.is_literal(caption(scene, "plain", language, rng=rng(scene))) for scene in SCENES]
+    known += [WORLDS.is_literal(draw_prompt(scene, language, rng(scene), synonym_probability=1.0)) for scene in SCENES]
     assert np.mean(known) > (0.9 if language == "en" else 0.85)
     mine = WORLDS.prompts[language]
     for values in TABLES[language].RESERVED.values():
@@ -141,7 +141,7 @@ def test_nearly_all_that_the_world_and_the_thesaurus_say_is_known_and_nothing_th
     ],
 )
 def test_prompts_with_other_words_are_not_known_and_neither_are_those_that_say_nothing(prompt):
-    assert not WORLDS.knows(prompt)
+    assert not WORLDS.is_literal(prompt)
 
 
 # Of known words, and yet not what the lexicon reads: none of these may be taken at its word.
@@ -164,7 +164,7 @@ MISREAD = """
     "prompt", [one.strip() for line in MISREAD.split("\n") for one in line.split("|") if one.strip()]
 )
 def test_what_is_not_said_as_captions_say_it_is_not_taken_at_its_word(prompt):
-    assert not WORLDS.knows(prompt)
+    assert not WORLDS.is_literal(prompt)
 
 
 def test_who_hits_whom_and_from_where_one_stands_is_kept():
@@ -173,32 +173,32 @@ def test_who_hits_whom_and_from_where_one_stands_is_kept():
         "A blue cube moves to the left and hits a red ball.",
     )
     for prompt in ("a red ball hits a blue cube", "红球撞上蓝色方块"):
-        assert WORLDS.keeps(prompt, true) and not WORLDS.keeps(prompt, other)
+        assert WORLDS.is_faithful(prompt, true) and not WORLDS.is_faithful(prompt, other)
     prompt, behind = "a red ball in front of the blue cube", "A red ball rests. Behind the red ball is a blue cube."
-    assert WORLDS.keeps(prompt, behind) and not WORLDS.keeps(prompt, behind.replace("Behind", "In front of"))
+    assert WORLDS.is_faithful(prompt, behind) and not WORLDS.is_faithful(prompt, behind.replace("Behind", "In front of"))
     for prompt in ("red ball", "a red ball", "一个红球", "a ball"):
-        assert WORLDS.keeps(prompt, "A red ball rests. The red ball is large. The ball is made of metal.")
-        assert not WORLDS.keeps(prompt, "A red ball hits a red ball.")
-        assert not WORLDS.keeps(prompt, "A red ball hits a blue ball.")
+        assert WORLDS.is_faithful(prompt, "A red ball rests. The red ball is large. The ball is made of metal.")
+        assert not WORLDS.is_faithful(prompt, "A red ball hits a red ball.")
+        assert not WORLDS.is_faithful(prompt, "A red ball hits a blue ball.")
 
 
 def test_no_word_that_means_nothing_means_something():
     for language in LANGUAGES:
-        said = TABLES[language].build_lexicon((TABLES[language].WORDS, THESAURUS[language], BRIEF[language]))
-        assert not {tuple(said.split(phrase)) for phrase in EMPTY[language]} & set(said.meanings)
+        said = TABLES[language].build_lexicon((TABLES[language].WORDS, SYNONYMS[language], SHORT_EVENTS[language]))
+        assert not {tuple(said.split(phrase)) for phrase in STOP_WORDS[language]} & set(said.meanings)
 
 
 def test_what_is_told_of_one_thing_must_be_all_that_is_found_and_of_several_be_among_it():
     one, two = {"colour": {"red"}, "count": {"1"}}, {"colour": {"red", "blue"}, "count": {"2"}}
-    assert verdicts(one, {"colour": {"red", "blue"}, "count": {"1"}}) == {"colour": False, "count": True}
-    assert verdicts(two, {"colour": {"red", "blue", "green"}, "count": {"3"}}) == {"colour": True, "count": False}
+    assert match_attributes(one, {"colour": {"red", "blue"}, "count": {"1"}}) == {"colour": False, "count": True}
+    assert match_attributes(two, {"colour": {"red", "blue", "green"}, "count": {"3"}}) == {"colour": True, "count": False}
     stack = {"colour": {"red", "blue"}, "thing": {"blue ball"}, "stack": {"cube"}}
-    assert verdicts({"thing": {"red cube"}}, stack)["thing"] and not verdicts({"thing": {"red ball"}}, stack)["thing"]
+    assert match_attributes({"thing": {"red cube"}}, stack)["thing"] and not match_attributes({"thing": {"red ball"}}, stack)["thing"]
 
 
 def test_a_glossary_means_the_same_after_it_was_written_and_read(tmp_path):
-    WORLDS.save(tmp_path / GLOSSARY)
-    loaded = load_glossary(tmp_path / GLOSSARY)
+    WORLDS.save(tmp_path / LEXICON_FILE)
+    loaded = load_lexicon_set(tmp_path / LEXICON_FILE)
     pairs = [(WORLDS.captions, loaded.captions)]
     pairs += [(WORLDS.prompts[language], loaded.prompts[language]) for language in LANGUAGES]
     for one, two in pairs:
@@ -207,31 +207,31 @@ def test_a_glossary_means_the_same_after_it_was_written_and_read(tmp_path):
 
 
 def test_the_shipped_glossary_is_the_worlds():
-    shipped = load_glossary(UPSAMPLER / GLOSSARY)
+    shipped = load_lexicon_set(UPSAMPLER / LEXICON_FILE)
     assert vars(shipped.captions) == vars(WORLDS.captions) and shipped.props == WORLDS.props
     assert all(vars(shipped.prompts[language]) == vars(WORLDS.prompts[language]) for language in LANGUAGES)
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"captions": {}}', '{"captions": 3, "prompts": []}', "[" * 100_000])
 def test_a_file_that_is_no_glossary_is_refused_by_name(tmp_path, text):
-    (tmp_path / GLOSSARY).write_text(text)
+    (tmp_path / LEXICON_FILE).write_text(text)
     with pytest.raises(WeightsError, match=r"glossary.json must hold the meanings of phrases"):
-        load_glossary(tmp_path / GLOSSARY)
+        load_lexicon_set(tmp_path / LEXICON_FILE)
     for phrases in ({"relation=on": ["on"]}, {"stack=many": ["many"]}, {"colour=red": "red"}):
         parts = {"letters": False, "fillers": [], "objects": [], "phrases": phrases}
-        (tmp_path / GLOSSARY).write_text(json.dumps({"captions": parts, "prompts": {}, "props": []}))
+        (tmp_path / LEXICON_FILE).write_text(json.dumps({"captions": parts, "prompts": {}, "props": []}))
         with pytest.raises(WeightsError, match=r"glossary.json must hold"):
-            load_glossary(tmp_path / GLOSSARY)
+            load_lexicon_set(tmp_path / LEXICON_FILE)
     whole = {"letters": False, "fillers": [], "objects": [], "phrases": {"colour": ["red"]}}
-    (tmp_path / GLOSSARY).write_text(json.dumps({"captions": whole, "prompts": {}}))
+    (tmp_path / LEXICON_FILE).write_text(json.dumps({"captions": whole, "prompts": {}}))
     with pytest.raises(WeightsError, match=r"glossary.json must hold"):
-        load_glossary(tmp_path / GLOSSARY)
+        load_lexicon_set(tmp_path / LEXICON_FILE)
 
 
 # How the upsampler chooses by it
 
 
-def reading(ours: Ours, wanted: dict[str, str], **config: float) -> Ours:
+def reading(ours: TrainedUpsampler, wanted: dict[str, str], **config: float) -> TrainedUpsampler:
     """Give a copy of the toy's writer a glossary, in which these words of prompts mean a time of day or a colour."""
     captions, prompts = Lexicon(), Lexicon()
     names = {"red": "colour", "blue": "colour", "noon": "time", "night": "time", "ball": "shape"}
@@ -239,9 +239,9 @@ def reading(ours: Ours, wanted: dict[str, str], **config: float) -> Ours:
         captions.add(word, (name, word))
     for word, value in ({"red": "red", "ball": "ball"} | wanted).items():
         prompts.add(word, (names[value], value))
-    writer = copy.deepcopy(ours.writer)
+    writer = copy.deepcopy(ours.model)
     writer.register_to_config(**config)
-    return Ours(ours.tokenizer, writer, Glossary(captions, {"en": prompts}))
+    return TrainedUpsampler(ours.tokenizer, writer, LexiconSet(captions, {"en": prompts}))
 
 
 def test_the_most_probable_caption_is_chosen_of_those_that_keep_the_prompt(ours):
@@ -249,20 +249,20 @@ def test_the_most_probable_caption_is_chosen_of_those_that_keep_the_prompt(ours)
     for seed, time in product(range(8), ("noon", "night")):
         reader = reading(ours, {"falls": time})
         kept = [text for text in ours.candidates(prompt, seed) if time in text and "red ball falls" in text]
-        wanted = kept[ours.explained(prompt, kept).sum(1).argmax()] if kept else prompt
-        assert reader.write(prompt, seed) == wanted
-        others += wanted != ours.write(prompt, seed)
+        wanted = kept[ours.prompt_log_probs(prompt, kept).sum(1).argmax()] if kept else prompt
+        assert reader.upsample(prompt, seed) == wanted
+        others += wanted != ours.upsample(prompt, seed)
     assert others >= 8  # of each seed's two times at least one is not the most probable of all
 
 
 def test_where_no_caption_keeps_what_is_said_a_prompt_stays_as_it_was_typed(ours):
     reader = reading(ours, {"red": "blue"})
     for seed in range(4):
-        assert ours.write("red ball", seed) != "red ball" == reader.write("red ball", seed)
+        assert ours.upsample("red ball", seed) != "red ball" == reader.upsample("red ball", seed)
 
 
 def test_a_writer_that_doubts_all_is_asked_about_unknown_words_alone(ours):
     sure, doubting = {"falls": "noon"}, {"gain": 99.0}
-    assert "red ball" in (told := reading(ours, sure, **doubting).write("red ball", 1)) and told != "red ball"
-    assert reading(ours, sure, **doubting).write("red ball spins", 1) == "red ball spins"
-    assert reading(ours, sure).write("red ball spins", 1) != "red ball spins"
+    assert "red ball" in (told := reading(ours, sure, **doubting).upsample("red ball", 1)) and told != "red ball"
+    assert reading(ours, sure, **doubting).upsample("red ball spins", 1) == "red ball spins"
+    assert reading(ours, sure).upsample("red ball spins", 1) != "red ball spins"

@@ -1,19 +1,22 @@
-"""Training: resuming is exact, checkpoints are whole, what is not finite is skipped, data are functions of numbers
-alone.
-"""
+"""Training: exact resuming, intact checkpoints, skipped steps, and data as functions of the sample index."""
 
+import importlib
 import json
+import re
 import signal
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file
 from torch import nn
 
 from training.canvases import draw_denoise_mask
+from training.checkpoints import Checkpoints
+from training.command import TRAINERS, parse_run
 from training.config import DiTRun, WorldRun
 from training.dataset import (
     DataError,
@@ -24,7 +27,17 @@ from training.dataset import (
     shard_samples,
     weighted_sample_order,
 )
-from training.loop import Checkpoints, Stopped, TrainLoop, adamw, create_accelerator, lr_at, optimizer_step
+from training.loop import (
+    RENAMED_FIELDS,
+    TrainingStopped,
+    TrainLoop,
+    build_adamw,
+    create_accelerator,
+    lr_at,
+    optimizer_step,
+    write_run_description,
+)
+from training.presets import PRESETS
 from vae.model import VideoVAE
 from vae.weights import WEIGHTS
 
@@ -60,17 +73,17 @@ def test_resuming_gives_the_same_weights_as_not_stopping(dit_run, tmp_path, monk
     assert same(weights(broken), weights(dit_run))
 
 
-def test_a_run_does_not_go_on_as_another(vae_run, parts, world):
+def test_a_run_resumes_only_with_its_own_seed_shape_and_data(vae_run, parts, world):
     from training.train_vae import train
 
     before = (vae_run.out / "run.json").read_bytes()
     for other in (replace(vae_run, seed=1), replace(vae_run, widths=(16, 48)), replace(vae_run, data=world / "test")):
-        with pytest.raises(ValueError, match="a run must go on as it began"):
+        with pytest.raises(ValueError, match="a run must resume as it began"):
             train(other)
     assert (vae_run.out / "run.json").read_bytes() == before
 
 
-def test_a_vae_resumes_to_the_same_weights_too(vae_run, parts, tmp_path):
+def test_resuming_a_vae_gives_the_same_weights_too(vae_run, parts, tmp_path):
     from training.train_vae import train
 
     first = replace(vae_run, out=tmp_path / "vae")
@@ -84,7 +97,7 @@ def test_a_vae_resumes_to_the_same_weights_too(vae_run, parts, tmp_path):
     assert same(load_file(again.out / "vae" / WEIGHTS), wanted)
 
 
-def test_a_decoder_trained_alone_leaves_latents_as_they_are(vae_run, parts):
+def test_training_with_a_frozen_encoder_leaves_latents_unchanged(vae_run, parts):
     from training.train_vae import train as train_vae
 
     run = replace(vae_run, init_from=vae_run.out / "vae", freeze_encoder=True, out=vae_run.out.parent / "vae-decoder")
@@ -97,25 +110,25 @@ def test_a_decoder_trained_alone_leaves_latents_as_they_are(vae_run, parts):
     with torch.no_grad():
         after.latent_mean[0] += 1e-3
     assert before.encoder_hash() != after.encoder_hash()
-    with pytest.raises(ValueError, match="decoder_only needs a VAE"):
+    with pytest.raises(ValueError, match="freeze_encoder needs a trained encoder"):
         train_vae(replace(run, init_from=None, out=vae_run.out.parent / "vae-none"))
 
 
-def test_a_latent_channel_is_as_loud_as_its_share_of_the_picture(vae_run):
+def test_the_variance_of_a_latent_channel_is_its_importance_in_the_pixels(vae_run):
     from training.dataset import open_bucket
-    from training.train_vae import loudness, measure_latents
+    from training.train_vae import channel_importance, set_latent_statistics
 
     bucket = open_bucket(vae_run.data, vae_run.formats[0])
     vae = VideoVAE.from_pretrained(vae_run.out / "vae").eval()
     with torch.no_grad():
-        vae.decoder.exit.weight.zero_(), vae.decoder.exit.bias.zero_()  # what is left is linear
-        measure_latents(vae, [bucket])
+        vae.decoder.exit.weight.zero_(), vae.decoder.exit.bias.zero_()  # only the linear decoder is left
+        set_latent_statistics(vae, [bucket])
         clips = bucket.load_clips(range(len(bucket)))
         variance = vae.encode(clips).var((0, 2, 3, 4))
         columns = vae.linear_decoder.weight.square().mean(0)
         raw, _, _ = vae.posterior(clips)
         shown = columns * raw.var((0, 2, 3, 4))
-        assert torch.allclose(loudness(vae, bucket).mean(), torch.tensor(1.0))
+        assert torch.allclose(channel_importance(vae, bucket).mean(), torch.tensor(1.0))
     assert torch.allclose(variance, shown / shown.mean(), rtol=0.1)
     assert variance.max() > 5 * variance.min()
 
@@ -128,8 +141,8 @@ def test_a_trained_model_folder_makes_clips(dit_run):
     report = train(dit_run)
     assert {"validation", "validation_t0", "validation_t7"} <= report.keys()
     pipeline = Pipeline.from_pretrained(dit_run.out / "model")
-    (dream,) = pipeline.generate([Request(prompt="a red ball", steps=1)])
-    assert pipeline.pixels(dream).shape == (3, 17, 64, 64)
+    (sample,) = pipeline.generate([Request(prompt="a red ball", steps=1)])
+    assert pipeline.pixels(sample).shape == (3, 17, 64, 64)
     assert (dit_run.out / "sample-000006.png").stat().st_size > 1000
     described = json.loads((dit_run.out / "run.json").read_text())
     assert described["config"]["steps"] == 6 and described["data"] and described["parameters"] > 0
@@ -137,21 +150,21 @@ def test_a_trained_model_folder_makes_clips(dit_run):
 
 
 class Toy:
-    """One weight that follows a rate, as any trainer drives it."""
+    """A linear layer with an optimizer in a TrainLoop, driven as every trainer drives its model."""
 
     def __init__(self, run):
         self.run, self.accelerator = run, create_accelerator(run)
         torch.manual_seed(0)
         self.model = nn.Linear(2, 1)
-        self.optimizer = adamw(self.model, run)
-        self.course = TrainLoop("toy", run, self.accelerator, {"model": self.model, "optimizer": self.optimizer})
+        self.optimizer = build_adamw(self.model, run)
+        self.loop = TrainLoop("toy", run, self.accelerator, {"model": self.model, "optimizer": self.optimizer})
 
-    def train(self, spoil=(), stop_at=None):
-        for step in self.course:
+    def train(self, non_finite=(), stop_at=None):
+        for step in self.loop:
             x = torch.tensor([[float(step), 1.0]])
-            loss = (self.model(x) - 1).square().sum() * (float("nan") if step in spoil else 1)
+            loss = (self.model(x) - 1).square().sum() * (float("nan") if step in non_finite else 1)
             norm = optimizer_step(self.accelerator, self.model, self.optimizer, loss, lr_at(step, self.run), 1.0)
-            self.course.note(step, norm, loss=loss)
+            self.loop.record(step, norm, loss=loss)
             if step == stop_at:
                 signal.raise_signal(signal.SIGTERM)
         return self.model.weight.detach().clone()
@@ -162,64 +175,64 @@ def toy_run(tmp_path):
     return DiTRun(out=tmp_path / "toy", steps=60, warmup_steps=2, decay_steps=5, checkpoint_minutes=1e9)
 
 
-def test_a_run_asked_to_stop_saves_and_goes_on_from_there(toy_run, tmp_path):
-    with pytest.raises(Stopped, match="stopped at step 8 of 60"):
+def test_a_run_that_is_asked_to_stop_writes_a_checkpoint_and_resumes_from_it(toy_run, tmp_path):
+    with pytest.raises(TrainingStopped, match="stopped at step 8 of 60"):
         Toy(toy_run).train(stop_at=7)
     again = Toy(toy_run)
-    assert again.course.start == 8
+    assert again.loop.start == 8
     assert torch.equal(again.train(), Toy(replace(toy_run, out=tmp_path / "other")).train())
 
 
-def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(toy_run):
+def test_a_non_finite_step_changes_nothing_and_is_counted(toy_run):
     toy = Toy(toy_run)
     before = {}
-    for step in toy.course:
+    for step in toy.loop:
         loss = toy.model(torch.ones(1, 2)).sum() * (float("inf") if step == 3 else 1)
         before[step] = toy.model.weight.detach().clone()
-        toy.course.note(step, optimizer_step(toy.accelerator, toy.model, toy.optimizer, loss, 1e-2, 1.0))
+        toy.loop.record(step, optimizer_step(toy.accelerator, toy.model, toy.optimizer, loss, 1e-2, 1.0))
         assert torch.equal(toy.model.weight, before[step]) == (step == 3)
-    assert toy.course.skipped == 1
+    assert toy.loop.skipped == 1
 
 
-def test_a_run_that_is_never_finite_gives_up(toy_run):
+def test_a_run_of_non_finite_steps_gives_up(toy_run):
     with pytest.raises(FloatingPointError, match="50 steps in a row were not finite"):
-        Toy(toy_run).train(spoil=range(100))
+        Toy(toy_run).train(non_finite=range(100))
 
 
-def test_the_rate_rises_stays_and_falls_to_zero(toy_run):
-    rates = [lr_at(step, toy_run) / toy_run.lr for step in range(61)]
-    assert rates[0] == 0.5 and rates[1:55] == [1.0] * 54
-    assert rates[60] == 0 and all(a > b for a, b in pairwise(rates[55:]))
+def test_the_learning_rate_warms_up_stays_and_decays_to_zero(toy_run):
+    relative = [lr_at(step, toy_run) / toy_run.lr for step in range(61)]
+    assert relative[0] == 0.5 and relative[1:55] == [1.0] * 54
+    assert relative[60] == 0 and all(a > b for a, b in pairwise(relative[55:]))
 
 
-def test_a_checkpoint_that_is_damaged_is_passed_over(tmp_path, capsys):
+def test_a_damaged_checkpoint_is_skipped(tmp_path, capsys):
     checkpoints = Checkpoints(tmp_path, keep=2)
     for step in (1, 2):
         checkpoints.save(step, {"model": {"w": torch.full((3,), float(step))}}, {})
     path = tmp_path / "step-00000002" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"x")
-    notes, tensors = checkpoints.latest()
+    notes, tensors = checkpoints.load_latest()
     assert notes["step"] == 1 and tensors["model"]["w"][0] == 1
     assert "is damaged" in capsys.readouterr().err
 
 
-def test_old_checkpoints_go_only_when_the_new_one_is_whole(tmp_path, monkeypatch):
+def test_old_checkpoints_are_removed_only_after_the_new_one_reads_back(tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path, keep=1)
     checkpoints.save(1, {"model": {"w": torch.ones(3)}}, {})
-    monkeypatch.setattr(Checkpoints, "whole", lambda self, state: False)
+    monkeypatch.setattr(Checkpoints, "is_intact", lambda self, checkpoint: False)
     with pytest.raises(OSError, match="must read back as it was written"):
         checkpoints.save(2, {"model": {"w": torch.ones(3)}}, {})
     monkeypatch.undo()
-    assert [path.name for path in checkpoints.steps()] == ["step-00000001"]
+    assert [path.name for path in checkpoints.paths()] == ["step-00000001"]
     checkpoints.save(3, {"model": {"w": torch.ones(3)}}, {})
-    assert [path.name for path in checkpoints.steps()] == ["step-00000003"]
+    assert [path.name for path in checkpoints.paths()] == ["step-00000003"]
 
 
-def test_a_world_interrupted_goes_on_to_the_same_clips(world, tmp_path, monkeypatch):
+def test_an_interrupted_world_resumes_to_the_same_clips(world, tmp_path, monkeypatch):
     from training import dataset
 
     run = WorldRun(folder=tmp_path / "data", clips=(6,), workers=1)
-    monkeypatch.setattr(dataset, "CHUNK", 2)
+    monkeypatch.setattr(dataset, "FLUSH_EVERY", 2)
     real = dataset.caption
 
     def die(scene, *args, **kwargs):
@@ -238,17 +251,17 @@ def test_a_world_interrupted_goes_on_to_the_same_clips(world, tmp_path, monkeypa
     assert np.array_equal(a.pixels, b.pixels) and a.captions == b.captions
 
 
-def test_a_data_set_of_other_clips_is_not_overwritten(world):
+def test_a_dataset_of_other_clips_is_not_overwritten(world):
     with pytest.raises(DataError, match="holds other clips"):
         make_world(WorldRun(folder=world / "train", seed=1, clips=(6,), workers=1))
 
 
-def test_a_missing_data_set_is_named(tmp_path):
-    with pytest.raises(DataError, match="has none, so make them: longtake world"):
+def test_a_missing_dataset_is_named(tmp_path):
+    with pytest.raises(DataError, match="has none, so render them: longtake world"):
         len(open_bucket(tmp_path, SQUARE))
 
 
-def test_latents_are_coded_once_for_each_vae(world):
+def test_latents_are_encoded_once_per_vae(world):
     bucket = open_bucket(world / "train", SQUARE)
     calls = []
 
@@ -256,15 +269,15 @@ def test_latents_are_coded_once_for_each_vae(world):
         calls.append(len(clips))
         return clips[:, :, ::4, ::8, ::8]
 
-    first = np.array(encode_latents(bucket, encode, "aaaa", still=False, batch=4))
+    first = np.array(encode_latents(bucket, encode, "aaaa", image=False, batch_size=4))
     assert calls == [4, 2] and first.shape == (6, 3, 5, 8, 8)
-    encode_latents(bucket, encode, "aaaa", still=False)
+    encode_latents(bucket, encode, "aaaa", image=False)
     assert calls == [4, 2]
-    encode_latents(bucket, encode, "bbbb", still=True)
+    encode_latents(bucket, encode, "bbbb", image=True)
     assert calls == [4, 2, 6] and bucket.load_latents("bbbb", True).shape == (6, 3, 1, 8, 8)
 
 
-def test_the_order_of_clips_is_a_shuffle_of_each_epoch_and_a_function_of_the_number():
+def test_the_sample_order_is_a_shuffle_per_epoch_and_a_function_of_the_index():
     clip_of = sample_order(0, "x", 10)
     epochs = [[clip_of(n) for n in range(start, start + 10)] for start in (0, 10)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(10)) and epochs[0] != epochs[1]
@@ -272,35 +285,82 @@ def test_the_order_of_clips_is_a_shuffle_of_each_epoch_and_a_function_of_the_num
     assert [sample_order(1, "x", 10)(n) for n in range(10)] != epochs[0]
 
 
-def test_clips_of_several_things_are_drawn_more_often_where_that_is_asked(world):
+def test_clips_of_more_objects_occur_more_often_with_an_object_count_power(world):
     bucket = open_bucket(world / "train", SQUARE)
-    things = [len(bucket.scene(clip).things) for clip in range(len(bucket))]
-    assert len(set(things)) > 1
-    for crowds in (0, 1, 2):
-        clip_of, often = weighted_sample_order(bucket, 0, "x", crowds), [n**crowds for n in things]
-        epochs = [[clip_of(n) for n in range(start, start + sum(often))] for start in (0, sum(often))]
-        assert [epochs[0].count(clip) for clip in range(len(bucket))] == often
+    counts = [len(bucket.scene(clip).things) for clip in range(len(bucket))]
+    assert len(set(counts)) > 1
+    for power in (0, 1, 2):
+        clip_of, repeats = weighted_sample_order(bucket, 0, "x", power), [n**power for n in counts]
+        epochs = [[clip_of(n) for n in range(start, start + sum(repeats))] for start in (0, sum(repeats))]
+        assert [epochs[0].count(clip) for clip in range(len(bucket))] == repeats
         assert sorted(epochs[0]) == sorted(epochs[1]) and epochs[0] != epochs[1]
 
 
-def test_processes_share_a_step_without_gaps_whatever_their_number():
-    for world in (1, 2, 4):
-        assert [n for rank in range(world) for n in shard_samples(8, 3, rank, world)] == list(range(24, 32))
+def test_any_number_of_processes_shards_a_step_without_gaps():
+    for size in (1, 2, 4):
+        assert [n for rank in range(size) for n in shard_samples(8, 3, rank, size)] == list(range(24, 32))
     with pytest.raises(ValueError, match="multiple of the 3 processes; got 8"):
         list(shard_samples(8, 0, 0, 3))
 
 
-def test_canvases_always_leave_something_to_dream_and_show_every_painting():
-    seen = {"blank": 0, "prefix": 0, "image": 0, "soft": 0, "region": 0}
-    for number in range(2000):
-        level = draw_denoise_mask(np.random.default_rng(number), (5, 8, 8), (1, 2, 2))
-        assert level.shape == (5, 8, 8) and level.max() == 1 and level.min() >= 0
-        flat = level.reshape(5, -1)
-        seen["blank"] += bool((level == 1).all())
-        seen["image"] += bool((flat[0] == 0).all() and (flat[1:] == 1).all())
-        seen["soft"] += bool(((level > 0) & (level < 1)).any())
-        seen["region"] += bool((flat.min(1) != flat.max(1)).any())
-        patches = level.reshape(5, 4, 2, 4, 2)
+def test_denoise_masks_always_denoise_something_and_are_of_every_kind():
+    counts = {"full": 0, "prefix": 0, "image": 0, "soft": 0, "region": 0}
+    for seed in range(2000):
+        mask = draw_denoise_mask(np.random.default_rng(seed), (5, 8, 8), (1, 2, 2))
+        assert mask.shape == (5, 8, 8) and mask.max() == 1 and mask.min() >= 0
+        frames = mask.reshape(5, -1)
+        counts["full"] += bool((mask == 1).all())
+        counts["image"] += bool((frames[0] == 0).all() and (frames[1:] == 1).all())
+        counts["soft"] += bool(((mask > 0) & (mask < 1)).any())
+        counts["region"] += bool((frames.min(1) != frames.max(1)).any())
+        patches = mask.reshape(5, 4, 2, 4, 2)
         assert (patches == patches[:, :, :1, :, :1]).all()  # no token is partly kept
-    assert 0.75 < seen["blank"] / 2000 < 0.85
-    assert min(count for name, count in seen.items() if name != "prefix") > 30
+    assert 0.75 < counts["full"] / 2000 < 0.85
+    assert min(count for name, count in counts.items() if name != "prefix") > 30
+
+
+def test_help_explains_every_field_of_every_run(capsys):
+    for kind, presets in PRESETS.items():
+        with pytest.raises(SystemExit):
+            parse_run(kind, ["--help"])
+        text = " ".join(re.sub("[│╭╰─╮╯]", " ", capsys.readouterr().out).split())
+        for field in fields(next(iter(presets.values()))()):
+            option = re.search(rf"--{field.name.replace('_', '-')} (.*?)\(default:", text)
+            assert option, (kind, field.name)
+            words = [word for word in option[1].split() if re.fullmatch(r"[a-z][\w'-]+[,;:.]?", word)]
+            assert len(words) > 1, (kind, field.name)  # beyond the metavar, which is in capitals or brackets
+
+
+def test_every_kind_of_preset_has_a_trainer():
+    assert PRESETS.keys() == TRAINERS.keys()
+    for module, function in TRAINERS.values():
+        assert callable(getattr(importlib.import_module(module), function))
+
+
+def test_a_run_of_version_0_1_resumes(toy_run):
+    """Its run.json has the old field names, its checkpoint the old name of the averaged weights."""
+    accelerator = create_accelerator(toy_run)
+    model = nn.Linear(2, 1)
+    ema = EMAModel(model.parameters())
+    write_run_description(toy_run, accelerator)
+    TrainLoop("toy", toy_run, accelerator, {"model": model, "ema": ema}).save(7)
+    path = toy_run.out / "run.json"
+    description = json.loads(path.read_text())
+    old_names = {new: old for old, new in RENAMED_FIELDS.items()}
+    assert description["config"].keys() & old_names.keys() >= {"lr", "batch_sizes", "text_encoder", "init_from"}
+    description["config"] = {old_names.get(name, name): value for name, value in description["config"].items()}
+    path.write_text(json.dumps(description))
+    (checkpoint,) = (toy_run.out / "checkpoints").iterdir()
+    (checkpoint / "ema.safetensors").rename(checkpoint / "average.safetensors")
+    state = json.loads((checkpoint / "state.json").read_text())
+    state["sha256"]["average"] = state["sha256"].pop("ema")
+    (checkpoint / "state.json").write_text(json.dumps(state))
+
+    write_run_description(toy_run, accelerator)
+    fresh = nn.Linear(2, 1)
+    averaged = EMAModel(fresh.parameters())
+    assert TrainLoop("toy", toy_run, accelerator, {"model": fresh, "ema": averaged}).start == 7
+    assert torch.equal(averaged.shadow_params[0], ema.shadow_params[0]) and torch.equal(fresh.weight, model.weight)
+    path.write_text(json.dumps(description))
+    with pytest.raises(ValueError, match=r"checkpoints with caption_dropout 0\.1, got 0\.2"):
+        write_run_description(replace(toy_run, caption_dropout=0.2), accelerator)

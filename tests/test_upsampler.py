@@ -11,29 +11,30 @@ import torch
 import transformers
 
 from app.cli import main
-from app.render import request_in
-from captioning.captioner import Description
-from captioning.endpoint import Told
+from app.render import read_request
+from captioning.caption import Description
+from captioning.endpoint import CaptionAnswer
 from captioning.text_encoder import shorten_to_limit, train_tokenizer
 from captioning.upsampler import (
-    FILES,
-    Chosen,
-    Ours,
-    Writer,
+    SUBFOLDERS,
+    TrainedUpsampler,
+    TransformersUpsampler,
+    UpsamplerModel,
     _paragraph,
     load_upsampler,
     save_upsampler,
-    sequence,
-    tokenizer_of,
+    sequence_ids,
+    train_upsampler_tokenizer,
 )
 from dit.request import Request
 from tests.test_captioner import Server
 from tests.toy import COLOURS, SHAPES, toy_doubts
-from training import train_upsampler
+from training import prompt_pairs
 from training.dataset import open_bucket
-from training.evaluation.upsampler import read, verdicts
-from training.salience import meanings
-from training.train_upsampler import limits_of, near_miss, weights
+from training.evaluation.upsampler import read_prompt, verdicts
+from training.prompt_pairs import draw_near_miss
+from training.salience import meanings_of
+from training.train_upsampler import confidence_thresholds, token_weights
 from training.world.scene import sample_scene
 from training.world.words import caption
 from vae.weights import WeightsError
@@ -49,22 +50,22 @@ def folder(ours, tmp_path_factory):
 def test_a_prompt_is_written_out_in_the_captions_dialect_and_keeps_what_it_says(ours):
     for colour in COLOURS:
         for shape in SHAPES:
-            written = ours.write(f"{colour} {shape} falls", seed=1)
+            written = ours.upsample(f"{colour} {shape} falls", seed=1)
             assert written.startswith(f"A {colour} {shape} falls at ") and ". The camera " in written
 
 
 def test_the_same_seed_writes_the_same_text_and_others_write_others(ours):
-    texts = [ours.write("a red ball" if seed < 0 else "red ball", seed) for seed in range(8)]
-    assert texts == [ours.write("red ball", seed) for seed in range(8)]
+    texts = [ours.upsample("a red ball" if seed < 0 else "red ball", seed) for seed in range(8)]
+    assert texts == [ours.upsample("red ball", seed) for seed in range(8)]
     assert len(set(texts)) > 1 and all("red ball" in text for text in texts)
-    assert ours.write("red ball", 2**63 - 1)
+    assert ours.upsample("red ball", 2**63 - 1)
 
 
 def test_random_numbers_of_others_go_on_as_if_nothing_had_been_written(ours):
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    ours.write("blue cube", 1)
+    ours.upsample("blue cube", 1)
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -72,27 +73,27 @@ def test_a_caption_of_another_colour_does_not_explain_the_prompt(ours):
     right, wrong, other = (
         f"A {thing} spins at noon. The camera pans." for thing in ("red cube", "blue cube", "red ball")
     )
-    found = ours.explained("red cube spins", [right, wrong, other])
+    found = ours.prompt_log_probs("red cube spins", [right, wrong, other])
     assert found.sum(1).argmax() == 0
-    config, doubts = ours.writer.config, ours.doubts("red cube spins", found)
-    assert doubts[0, 0] >= config.least and (doubts[0, 1] >= config.gain > doubts[1:, 1]).all()
+    config, doubts = ours.model.config, ours.confidence("red cube spins", found)
+    assert doubts[0, 0] >= config.min_log_prob and (doubts[0, 1] >= config.min_gain > doubts[1:, 1]).all()
 
 
 def test_a_prompt_is_as_probable_alone_as_beside_longer_captions(ours):
     short, long = "A red cube rests at noon.", "A red cube rests at noon. The camera pans at night. The camera rests."
-    together, alone = ours.explained("red cube", [short, long]), ours.explained("red cube", [short])
+    together, alone = ours.prompt_log_probs("red cube", [short, long]), ours.prompt_log_probs("red cube", [short])
     assert torch.allclose(together[:1], alone, atol=1e-4)
 
 
 def test_true_captions_are_believed_and_others_not_by_a_writer_that_learned_and_by_a_fresh_one_neither(ours):
     torch.manual_seed(1)
-    fresh = Ours(ours.tokenizer, Writer.from_config(ours.writer.config).eval())
-    fresh.writer.register_to_config(**limits_of(fresh, *toy_doubts(np.random.default_rng(2))))
+    fresh = TrainedUpsampler(ours.tokenizer, UpsamplerModel.from_config(ours.model.config).eval())
+    fresh.model.register_to_config(**confidence_thresholds(fresh, *toy_doubts(np.random.default_rng(2))))
 
-    def believed(writer: Ours, pairs) -> float:
+    def believed(writer: TrainedUpsampler, pairs) -> float:
         config = writer.writer.config
-        doubts = torch.cat([writer.doubts(short, writer.explained(short, [text])) for short, text in pairs])
-        return float((doubts >= torch.tensor([config.least, config.gain])).all(1).float().mean())
+        doubts = torch.cat([writer.confidence(short, writer.prompt_log_probs(short, [text])) for short, text in pairs])
+        return float((doubts >= torch.tensor([config.min_log_prob, config.min_gain])).all(1).float().mean())
 
     true, false = toy_doubts(np.random.default_rng(3))
     assert believed(ours, true) > 0.9 and believed(ours, false) < 0.05
@@ -113,8 +114,8 @@ def test_true_captions_are_believed_and_others_not_by_a_writer_that_learned_and_
     ],
 )
 def test_words_of_what_both_texts_say_count_for_more(ours, short, told, expected):
-    tokenizer = tokenizer_of([told], 340, 128)
-    weighed = weights(tokenizer, told, meanings(short) & meanings(told))
+    tokenizer = train_upsampler_tokenizer([told], 340, 128)
+    weighed = token_weights(tokenizer, told, meanings_of(short) & meanings_of(told))
     ids = tokenizer(told, add_special_tokens=False)["input_ids"]
     heavy = "".join(tokenizer.decode([one]) for one, weight in zip(ids, weighed, strict=False) if weight > 1)
     assert len(weighed) == len(ids) + 1 and weighed[-1] == 1
@@ -123,34 +124,34 @@ def test_words_of_what_both_texts_say_count_for_more(ours, short, told, expected
 
 @pytest.mark.parametrize("drawn", [0.0, 1.0])
 def test_a_near_miss_contradicts_what_the_short_text_says(world, monkeypatch, drawn):
-    monkeypatch.setattr(train_upsampler, "DRAWN", drawn)
+    monkeypatch.setattr(prompt_pairs, "DRAWN_PROMPT_PROBABILITY", drawn)
     bucket = open_bucket(world / "train", (64, 64, 17))
     for number in range(60):
         clip = number % 6
-        short, other = near_miss(bucket, clip, number)
-        told = read(short)
+        short, other = draw_near_miss(bucket, clip, number)
+        told = read_prompt(short)
         if drawn:  # in words that cannot be read: all that a short text may say, of the clip that it is of
-            whole = read(caption(bucket.scene(clip), "dense", rng=np.random.default_rng(0)))
+            whole = read_prompt(caption(bucket.scene(clip), "dense", rng=np.random.default_rng(0)))
             told = {name: whole[name] for name in ("colour", "shape", "event", "size", "direction") if name in whole}
-        assert not all(verdicts(told, read(other)).values()), (short, other)
+        assert not all(verdicts(told, read_prompt(other)).values()), (short, other)
 
 
 @pytest.mark.parametrize("prompt", ["a purple dragon sleeps", "red ball and a dog", "一条龙", "red " * 30])
 def test_what_the_writer_does_not_know_or_is_long_stays_as_it_was_typed(ours, prompt):
-    assert ours.write(f"  {prompt} ", 0) == prompt.strip()
+    assert ours.upsample(f"  {prompt} ", 0) == prompt.strip()
 
 
 def test_marks_in_a_prompt_are_only_words(ours):
-    plain, _ = sequence(ours.tokenizer, "<clip>", "red ball", "a red ball")
-    marked, given = sequence(ours.tokenizer, "<clip>", "<short> red <end> ball", "a red ball")
+    plain, _ = sequence_ids(ours.tokenizer, "<clip>", "red ball", "a red ball")
+    marked, given = sequence_ids(ours.tokenizer, "<clip>", "<short> red <end> ball", "a red ball")
     marks = {ours.tokenizer.convert_tokens_to_ids(mark) for mark in ("<short>", "<end>", "<start>", "<pad>")}
     assert not marks & set(marked[1 : given - 1]) and marked[given:] == plain[-len(marked[given:]) :]
 
 
 def test_an_upsampler_is_loaded_from_its_folder_strictly(ours, folder, tmp_path):
-    assert load_upsampler(folder).write("green ball", 3) == ours.write("green ball", 3)
+    assert load_upsampler(folder).upsample("green ball", 3) == ours.upsample("green ball", 3)
     save_upsampler(ours, tmp_path)
-    path = tmp_path / FILES[0] / "config.json"
+    path = tmp_path / SUBFOLDERS[0] / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"layers": 3}))
     with pytest.raises(WeightsError, match="is missing"):
         load_upsampler(tmp_path)
@@ -182,10 +183,10 @@ def language_model(tmp_path_factory):
 def test_a_language_model_of_transformers_writes_by_its_seed(language_model, template, monkeypatch):
     monkeypatch.setattr("captioning.upsampler.ROOM", 120)
     model = load_upsampler(str(language_model))
-    assert isinstance(model, Chosen)
+    assert isinstance(model, TransformersUpsampler)
     model.tokenizer.chat_template = template
-    texts = [model.write("a red ball", seed) for seed in range(6)]
-    assert texts[1] == model.write("a red ball", 1)
+    texts = [model.upsample("a red ball", seed) for seed in range(6)]
+    assert texts[1] == model.upsample("a red ball", 1)
     assert len(set(texts)) > 2 and all(text and "\n" not in text for text in texts)
 
 
@@ -195,7 +196,7 @@ def test_thoughts_of_a_language_model_are_not_what_it_says_and_neither_is_half_a
 
 
 def test_what_is_asked_of_a_model_elsewhere_is_all_that_it_may_answer():
-    for kind in (Description, Told):  # or OpenAI's own endpoint refuses the schema
+    for kind in (Description, CaptionAnswer):  # or OpenAI's own endpoint refuses the schema
         schema = kind.model_json_schema()
         assert schema["additionalProperties"] is False and sorted(schema["required"]) == sorted(schema["properties"])
 
@@ -230,7 +231,7 @@ GOOD = {"caption": "A red ball bounces on sand at noon."}
 def test_a_model_elsewhere_is_told_what_to_do_and_shown_how():
     with Server("no JSON", json.dumps(GOOD)) as server:
         upsampler = load_upsampler(f"{server.url}#pen")
-        assert upsampler.name == f"{server.url}#pen" and upsampler.write("a red ball", 7) == GOOD["caption"]
+        assert upsampler.name == f"{server.url}#pen" and upsampler.upsample("a red ball", 7) == GOOD["caption"]
     first, second = server.asked
     assert first["model"] == "pen" and first["seed"] == 7
     assert "Keep everything that was asked for" in first["messages"][0]["content"]
@@ -295,34 +296,34 @@ def test_a_name_that_is_no_upsamplers_is_bad_input(longtake, tmp_path, monkeypat
 
 def test_both_texts_travel_in_the_file_and_again_reads_them(longtake, folder, tmp_path):
     code, err = longtake("generate", "red ball", "--seed", 1, "--upsample", folder, "-o", "c.mp4")
-    made = request_in(tmp_path / "c.mp4")
-    assert code == 0 and made.prompt == "red ball" and made.upsample == str(folder) and made.written
-    assert made.written.startswith("A red ball") and f"'red ball' is read as {made.written!r}" in err
+    made = read_request(tmp_path / "c.mp4")
+    assert code == 0 and made.prompt == "red ball" and made.upsample == str(folder) and made.upsampled_prompt
+    assert made.upsampled_prompt.startswith("A red ball") and f"'red ball' is read as {made.upsampled_prompt!r}" in err
     (hidden := folder.with_name("hidden")).mkdir()
-    (folder / FILES[0]).rename(hidden / FILES[0])  # what is stored is not written anew
+    (folder / SUBFOLDERS[0]).rename(hidden / SUBFOLDERS[0])  # what is stored is not written anew
     assert longtake("again", "c.mp4", "-o", "d.mp4")[0] == 0
-    (hidden / FILES[0]).rename(folder / FILES[0])
+    (hidden / SUBFOLDERS[0]).rename(folder / SUBFOLDERS[0])
     assert (tmp_path / "d.mp4").read_bytes() == (tmp_path / "c.mp4").read_bytes()
 
-    texts = {seed: load_upsampler(folder).write("red ball", seed) for seed in range(2, 8)}
-    seed = next(seed for seed, text in texts.items() if text != made.written)
+    texts = {seed: load_upsampler(folder).upsample("red ball", seed) for seed in range(2, 8)}
+    seed = next(seed for seed, text in texts.items() if text != made.upsampled_prompt)
     longtake("again", "c.mp4", "--seed", seed, "-o", "e.mp4")
-    assert request_in(tmp_path / "e.mp4").written == texts[seed]
+    assert read_request(tmp_path / "e.mp4").upsampled_prompt == texts[seed]
     longtake("again", "c.mp4", "--prompt", "blue cube", "-o", "f.mp4")
-    assert request_in(tmp_path / "f.mp4").written.startswith("A blue cube")
+    assert read_request(tmp_path / "f.mp4").upsampled_prompt.startswith("A blue cube")
 
 
 def test_what_was_written_can_be_edited_and_undone(longtake, folder, tmp_path):
     longtake("generate", "red ball", "--upsample", folder, "-o", "c.mp4")
-    longtake("again", "c.mp4", "--written", "a red ball by hand", "-o", "d.mp4")
+    longtake("again", "c.mp4", "--upsampled-prompt", "a red ball by hand", "-o", "d.mp4")
     longtake("again", "d.mp4", "--seed", 9, "-o", "e.mp4")  # no upsampler wrote it, so no seed changes it
     for name in ("d.mp4", "e.mp4"):
-        edited = request_in(tmp_path / name)
-        assert (edited.prompt, edited.upsample, edited.written) == ("red ball", None, "a red ball by hand")
+        edited = read_request(tmp_path / name)
+        assert (edited.prompt, edited.upsample, edited.upsampled_prompt) == ("red ball", None, "a red ball by hand")
     for name in ("c.mp4", "e.mp4"):
         longtake("again", name, "--upsample", "none", "--seed", 0, "-o", "f.mp4")
-        undone = request_in(tmp_path / "f.mp4")
-        assert undone.upsample is None and undone.written is None
+        undone = read_request(tmp_path / "f.mp4")
+        assert undone.upsample is None and undone.upsampled_prompt is None
         longtake("generate", "red ball", "-o", "plain.mp4")
         assert (tmp_path / "f.mp4").read_bytes() == (tmp_path / "plain.mp4").read_bytes()
 
@@ -333,14 +334,14 @@ def test_the_model_reads_what_was_written(tiny_model):
 
     pipeline = Pipeline.from_pretrained(tiny_model)
     make = lambda **texts: next(pipeline.generate([Request(seconds=1.1, steps=1, **texts)])).latents
-    plain, written = make(prompt="red"), make(prompt="red", written="a blue cube")
+    plain, written = make(prompt="red"), make(prompt="red", upsampled_prompt="a blue cube")
     assert torch.equal(written, make(prompt="a blue cube")) and not torch.equal(written, plain)
-    with pytest.raises(RequestError, match="upsample needs written"):
+    with pytest.raises(RequestError, match="upsample needs upsampled_prompt"):
         make(prompt="red", upsample="auto")
 
 
 def test_a_request_without_an_upsampler_is_stored_as_it_always_was():
-    assert "upsample" not in (old := Request(prompt="red").to_json()) and "written" not in old
+    assert "upsample" not in (old := Request(prompt="red").to_json()) and "upsampled_prompt" not in old
     assert Request.from_json(old) == Request(prompt="red") == Request.from_dict({"prompt": "red", "upsample": "none"})
 
 
@@ -351,13 +352,13 @@ def test_help_imports_no_upsampler():
 
 def test_prompts_are_evaluated_in_other_words_and_written_out(folder, tiny_model):
     from dit.pipeline import Pipeline
-    from training.evaluation.evaluate import WORDS, Asking, prompt_of
+    from training.evaluation.evaluate import PHRASINGS, PromptStyle, prompt_of
 
     scene = sample_scene(0, "test", 5)
-    assert len({prompt_of(scene, words) for words in WORDS}) == len(WORDS)
+    assert len({prompt_of(scene, words) for words in PHRASINGS}) == len(PHRASINGS)
     assert not prompt_of(scene, "chinese").isascii()
     pipeline = Pipeline.from_pretrained(tiny_model)
-    for request in Asking("label", load_upsampler(folder)).requests([scene], pipeline):
-        assert request.prompt == prompt_of(scene, "label") and request.written and request.upsample == str(folder)
-    (plain,) = Asking().requests([scene], pipeline)
+    for request in PromptStyle("label", load_upsampler(folder)).requests([scene], pipeline):
+        assert request.prompt == prompt_of(scene, "label") and request.upsampled_prompt and request.upsample == str(folder)
+    (plain,) = PromptStyle().requests([scene], pipeline)
     assert plain == Request(prompt=prompt_of(scene), size=(64, 64), seconds=17 / 8)

@@ -3,10 +3,10 @@
 import numpy as np
 import torch
 
-from captioning.upsampler import Ours, Writer, tokenizer_of
+from captioning.upsampler import TrainedUpsampler, UpsamplerModel, train_upsampler_tokenizer
 from training.config import UpsamplerRun
-from training.loop import adamw
-from training.train_upsampler import limits_of, losses
+from training.loop import build_adamw
+from training.train_upsampler import confidence_thresholds, pair_losses
 
 COLOURS, SHAPES, DEEDS = ("red", "blue", "green"), ("ball", "cube"), ("spins", "falls", "rests")
 
@@ -29,17 +29,19 @@ def toy_doubts(rng) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     return true, [(short, told.replace(word := short.split()[0], other[word])) for short, told in true]
 
 
-def taught() -> Ours:
+def taught() -> TrainedUpsampler:
     """Return a writer that learned the toy world, and when to trust itself."""
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
-    tokenizer = tokenizer_of((text for _, *texts in toy_pairs(rng, 200) for text in texts), 340, 128)
-    writer = Writer(len(tokenizer), 128, 48, 2, 2, tokenizer.eos_token_id, tokenizer.pad_token_id, longest=40)
-    optimizer = adamw(writer, UpsamplerRun(lr=6e-3))
+    tokenizer = train_upsampler_tokenizer((text for _, *texts in toy_pairs(rng, 200) for text in texts), 340, 128)
+    writer = UpsamplerModel(
+        len(tokenizer), 128, 48, 2, 2, tokenizer.eos_token_id, tokenizer.pad_token_id, max_prompt_bytes=40
+    )
+    optimizer = build_adamw(writer, UpsamplerRun(lr=6e-3))
     for _ in range(200):
-        sum(losses(writer, tokenizer, toy_pairs(rng, 16), writer.device)).backward()
+        sum(pair_losses(writer, tokenizer, toy_pairs(rng, 16), writer.device)).backward()
         optimizer.step()
         optimizer.zero_grad()
-    ours = Ours(tokenizer, writer.eval())
-    writer.register_to_config(**limits_of(ours, *toy_doubts(rng)))
+    ours = TrainedUpsampler(tokenizer, writer.eval())
+    writer.register_to_config(**confidence_thresholds(ours, *toy_doubts(rng)))
     return ours

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Literal
 
 Format = tuple[int, int, int]  # columns, rows, frames of a clip
-MANIFEST_FILE = "manifest.parquet"  # marks a folder that `longtake prepare` made
 
 
 @dataclass(frozen=True)
@@ -25,6 +24,7 @@ class WorldRun:
     clips: tuple[int, ...] = (400,)  # number of clips of each format
     fps: float = 8.0  # frames per second
     workers: int = 2  # processes that render
+    edition: int = 1  # edition of the world; 2 has larger differences, wet ground and camera velocities
 
 
 @dataclass(frozen=True)

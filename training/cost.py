@@ -1,4 +1,4 @@
-"""What a run will cost, before it starts: what --dry-run prints."""
+"""The cost of a run before it starts, as --dry-run prints it."""
 
 from __future__ import annotations
 
@@ -6,21 +6,20 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from training.config import CaptionerRun, DiTRun, Run, TextRun, UpsamplerRun, VAERun, WorldRun
+from training.config import CaptionerRun, DiTRun, Recipe, Run, TextRun, UpsamplerRun, VAERun, WorldRun
 
 
-def describe_cost(run: Run | WorldRun) -> str:
-    """Return the resolved config as JSON, and a line each of parameters, work and memory, as far as they follow from
-    it.
-    """
+def describe_cost(run: Run | WorldRun | Recipe) -> str:
+    """Return the resolved config as JSON, then lines of parameters, FLOPs and memory, where these follow from it."""
     config = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(run).items()}
-    return "\n".join([json.dumps(config, indent=2), *_lines(run)])
+    return "\n".join([json.dumps(config, indent=2), *_cost_lines(run)])
 
 
-def _lines(run: Run | WorldRun) -> list[str]:
+def _cost_lines(run: Run | WorldRun | Recipe) -> list[str]:
     if isinstance(run, WorldRun):
         sizes = [
-            n * 3 * columns * rows * frames for (columns, rows, frames), n in zip(run.formats, run.clips, strict=True)
+            count * 3 * columns * rows * frames
+            for (columns, rows, frames), count in zip(run.formats, run.clips, strict=True)
         ]
         return [f"clips {sum(run.clips):,}", f"disk {sum(sizes) / 1e9:.2f} GB"]
     if isinstance(run, DiTRun):
@@ -38,22 +37,23 @@ def _dit_lines(run: DiTRun) -> list[str]:
     from captioning.text_encoder import embedding_dim, load_text_encoder
     from dit.flops import count_parameters, forward_flops, training_bytes
     from dit.packing import grid_of
-    from training.train_dit import WORDS, begin, shape_of
+    from training.train_dit import CAPTION_TOKENS, build_model, dit_config_for
     from vae.model import VideoVAE
     from vae.weights import load_strictly
 
     vae = load_strictly(VideoVAE, run.vae)
-    shape = begin(run, shape_of(run, vae.stride, vae.channels, embedding_dim(load_text_encoder(run.text_encoder)[1]))).shape
+    text_dim = embedding_dim(load_text_encoder(run.text_encoder)[1])
+    config = build_model(run, dit_config_for(run, vae.stride, vae.channels, text_dim)).dit_config
     tokens = flops = 0
     for (columns, rows, frames), count in zip(run.formats, run.batch_sizes, strict=True):
-        T, H, W = grid_of(vae.latent_shape(frames, rows, columns), shape.patch)
+        T, H, W = grid_of(vae.latent_shape(frames, rows, columns), config.patch)
         tokens += count * T * H * W
-        flops += 3 * count * forward_flops(shape, T * H * W, WORDS)
+        flops += 3 * count * forward_flops(config, T * H * W, CAPTION_TOKENS)
     return [
-        f"parameters {count_parameters(shape):,}",
+        f"parameters {count_parameters(config):,}",
         f"tokens a step {tokens:,}",
-        f"FLOPs a step {flops:.3g}, in all {hours(flops * run.steps)}",
-        f"memory about {training_bytes(shape, tokens) / 2**30:.1f} GiB",
+        f"FLOPs a step {flops:.3g}, in all {training_time(flops * run.steps)}",
+        f"memory about {training_bytes(config, tokens) / 2**30:.1f} GiB",
     ]
 
 
@@ -74,10 +74,10 @@ def _vae_lines(run: VAERun) -> list[str]:
     return [
         f"parameters {sum(value.numel() for value in vae.parameters()):,}",
         f"stride {vae.stride}, {run.channels} channels",
-        f"FLOPs a step {flops:.3g}, in all {hours(flops * run.steps)}, without the critic",
+        f"FLOPs a step {flops:.3g}, in all {training_time(flops * run.steps)}, without the discriminator",
     ]
 
 
-def hours(flops: float) -> str:
-    """Say how long some work takes on two ordinary cores and on one large GPU."""
+def training_time(flops: float) -> str:
+    """Return FLOPs with the hours they take on two ordinary CPU cores and on one large GPU."""
     return f"{flops:.3g}: {flops / 1e11 / 3600:.2g} h at 100 GFLOP/s, {flops / 3e14 / 3600:.2g} h at 300 TFLOP/s"

@@ -1,7 +1,6 @@
-"""Named runs: functions that return configs. A ladder of sizes, the same code.
+"""Presets: named functions that return runs.
 
-"tiny" makes a model from nothing on a laptop in a quarter of an hour (`make train-tiny`); "first" made the model that
-is shipped.
+"tiny" trains a model from nothing on a laptop in 15 minutes (`make train-tiny`); "first" trained the shipped model.
 """
 
 from __future__ import annotations
@@ -140,7 +139,7 @@ def vae_first() -> VAERun:
 
 
 def vae_first_continued() -> VAERun:
-    """Go on from `vae_first`, which AdamW took to 31.8 dB."""
+    """Continue `vae_first`, which reached 31.8 dB with AdamW, with Muon."""
     return replace(
         vae_first(),
         optimizer="muon",
@@ -155,7 +154,7 @@ def vae_first_continued() -> VAERun:
 
 
 def vae_first_decoder() -> VAERun:
-    """Go on with the decoder alone, beside the DiT, which needs only the encoder."""
+    """Continue with the decoder only, while the DiT, which needs only the encoder, is being trained."""
     return replace(
         vae_first_continued(),
         init_from=FIRST / "vae-continued" / "vae",
@@ -240,7 +239,7 @@ def dit_first() -> DiTRun:
 
 
 def dit_first_deep() -> DiTRun:
-    """Go on from `dit_first` with half as many blocks again, and see clips in a mirror too."""
+    """Continue `dit_first` with six blocks instead of four, and with horizontal flips."""
     return replace(
         dit_first(),
         init_from=FIRST / "dit" / "model" / "transformer",
@@ -253,7 +252,7 @@ def dit_first_deep() -> DiTRun:
 
 
 def dit_first_long() -> DiTRun:
-    """Go on from `dit_first_deep`, and see what stands far behind a clip's first picture, as in long ones."""
+    """Continue `dit_first_deep` on windows of long clips, which start far from the first frame."""
     return replace(
         dit_first(),
         init_from=FIRST / "dit-deep" / "model" / "transformer",
@@ -272,7 +271,7 @@ def dit_first_long() -> DiTRun:
 
 
 def dit_first_longer() -> DiTRun:
-    """Go on from `dit_first_long` in the same way, for longer, and keep more of it."""
+    """Continue `dit_first_long` on the same data for longer, and keep more of the new weights."""
     return replace(
         dit_first_long(),
         init_from=FIRST / "dit-long" / "model" / "transformer",
@@ -284,9 +283,7 @@ def dit_first_longer() -> DiTRun:
 
 
 def dit_ablation() -> DiTRun:
-    """Return a short run between the shipped model's VAE and text tower, for experiments to change in what they
-    compare.
-    """
+    """Return a short run on the shipped model's VAE and text tower, the baseline that experiments vary."""
     shipped = Path("app/models/first")
     return DiTRun(
         vae=shipped / "vae",

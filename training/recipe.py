@@ -1,4 +1,4 @@
-"""The whole recipe, one part after the other: worlds, VAE, judge, text tower, diffusion transformer.
+"""The whole recipe, one part after the other: world, VAE, judge, text tower, diffusion transformer.
 
 make train-tiny
 longtake train recipe --preset first
@@ -14,6 +14,7 @@ from pathlib import Path
 from training.config import Recipe
 from training.presets import PRESETS
 
+# The module and the function that runs each kind of preset, in the order of the recipe; imported when called.
 PARTS = {
     "world": ("training.dataset", "make_world"),
     "vae": ("training.train_vae", "train"),
@@ -24,10 +25,10 @@ PARTS = {
 
 
 def train(recipe: Recipe) -> dict:
-    """Make a model from nothing: run every preset of the recipe's name, in order; return all reports, also in
-    `runs`/NAME/report.json.
+    """Train a model from nothing: run every preset of the recipe's name, in order.
 
-    Each part goes on where it was if it was stopped, and one that is done only measures itself again.
+    Returns all reports, which are also written to `runs`/NAME/report.json. An interrupted part resumes; a finished one
+    only repeats its report.
     """
     start = time.monotonic()
     report: dict = {}

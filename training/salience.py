@@ -1,6 +1,6 @@
-"""Which tokens of a text say something of a scene, as the world's lexicon reads it.
+"""Salient tokens of a caption: those whose words describe the scene, as the world's lexicon reads them.
 
-Most words of a caption are a matter of style; the few that tell its scene count for more where a model learns to write.
+Most words of a caption are style; the few that describe its scene get more weight when a model learns to write.
 """
 
 from __future__ import annotations
@@ -11,54 +11,55 @@ from functools import cache
 
 import numpy as np
 
-from captioning.glossary import Glossary
 from captioning.lexicon import Lexicon, Meaning
+from captioning.lexicon_set import LexiconSet
 from training.evaluation.upsampler import language_of
-from training.synonyms import BRIEF, EMPTY, THESAURUS
+from training.synonyms import SHORT_EVENTS, STOP_WORDS, SYNONYMS
 from training.world.words import LANGUAGES, TABLES
 
 ARTICLES = ("the", "a", "")
-PROPS = (("event", "occlude"), ("event", "edge"), ("event", "swing"))  # walls, platforms and strings
+PROPS = (("event", "occlude"), ("event", "edge"), ("event", "swing"))  # events that add a wall, a platform, a string
 
 
 @cache
 def lexicon_of(language: str) -> Lexicon:
-    """Return what the words of captions and of the thesaurus mean."""
+    """Return the meanings of the words of captions and of their synonyms."""
     table = TABLES[language]
-    return table.build_lexicon((table.WORDS, THESAURUS[language]))
+    return table.build_lexicon((table.WORDS, SYNONYMS[language]))
 
 
-def glossary() -> Glossary:
-    """Return what words mean in captions, and in prompts of each language, also where articles are others or none."""
-    table, prompts = TABLES["en"], {}
+def build_lexicon_set() -> LexiconSet:
+    """Return the meanings of words in captions, and in prompts of each language, with any article or none."""
+    prompts = {}
     for language in LANGUAGES:
-        tables = TABLES[language].WORDS, THESAURUS[language], BRIEF[language]
+        tables = TABLES[language].WORDS, SYNONYMS[language], SHORT_EVENTS[language]
         lexicon = prompts[language] = TABLES[language].build_lexicon(tables)
-        spaced = not lexicon.letters
-        for words, meant in list(lexicon.meanings.items()):
-            for article in ARTICLES if spaced and not any(name == "relation" for name, _ in meant) else ():
-                other = re.sub(r"\b(?:an?|the)\b", article, " ".join(words))
-                if (tokens := tuple(lexicon.split(other))) and tokens not in lexicon.meanings:
-                    lexicon.add(other, *meant)
-        for phrase in EMPTY[language]:
+        has_articles = not lexicon.letters
+        for words, meanings in list(lexicon.meanings.items()):
+            for article in ARTICLES if has_articles and not any(name == "relation" for name, _ in meanings) else ():
+                phrase = re.sub(r"\b(?:an?|the)\b", article, " ".join(words))
+                if (tokens := tuple(lexicon.split(phrase))) and tokens not in lexicon.meanings:
+                    lexicon.add(phrase, *meanings)
+        for phrase in STOP_WORDS[language]:
             lexicon.add(phrase)
-    return Glossary(table.build_lexicon((table.WORDS,)), prompts, PROPS)
+    english = TABLES["en"]
+    return LexiconSet(english.build_lexicon((english.WORDS,)), prompts, PROPS)
 
 
-def meanings(text: str) -> frozenset[Meaning]:
-    """List all that a text says."""
-    return frozenset().union(*(meant for _, meant in lexicon_of(language_of(text)).read(text)))
+def meanings_of(text: str) -> frozenset[Meaning]:
+    """Return all meanings of the words of a text."""
+    return frozenset().union(*(meanings for _, meanings in lexicon_of(language_of(text)).read(text)))
 
 
-def telling(tokenizer, text: str, about: Set[Meaning] | None = None) -> list[bool]:
-    """Say which tokens of a text, without its start and end, tell something: of what it is `about`, or anything."""
-    marked, lower, at = np.zeros(len(text) + 1, bool), text.lower(), 0
-    for phrase, meant in lexicon_of(language_of(text)).read(text):
-        begin = lower.index(phrase[0], at)
+def salient_tokens(tokenizer, text: str, about: Set[Meaning] | None = None) -> list[bool]:
+    """Return which tokens of a text, without its start and end tokens, have a meaning of `about`, or any meaning."""
+    salient, lower, position = np.zeros(len(text) + 1, bool), text.lower(), 0
+    for phrase, meanings in lexicon_of(language_of(text)).read(text):
+        start = lower.index(phrase[0], position)
         for word in phrase:
-            at = lower.index(word, at) + len(word)
-        marked[begin:at] = bool(meant if about is None else meant & about)
-    places = tokenizer(
+            position = lower.index(word, position) + len(word)
+        salient[start:position] = bool(meanings if about is None else meanings & about)
+    spans = tokenizer(
         text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False
     )["offset_mapping"]
-    return [bool(marked[begin:end].any()) for begin, end in places]
+    return [bool(salient[start:end].any()) for start, end in spans]

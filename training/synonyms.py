@@ -1,7 +1,7 @@
-"""What people say where the world's grammar says something else, so that the upsampler understands more than it writes.
+"""Synonyms that the world's captions never use, so that the upsampler reads more words than it writes.
 
-The tables are those of `world/words_en.py` and `world/words_zh.py`, in their marks, and `say` speaks a scene from them
-by the same grammar. None of their RESERVED words is here: those stay unheard of, to find out what becomes of such.
+The tables have the format of `world/words_en.py` and `world/words_zh.py`; `draw_prompt` describes a scene in them by
+the same grammar. None of those files' RESERVED words is here: they stay unseen, to measure what happens to such words.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from training.world.lexicon import Table, Voice
 from training.world.scene import Scene
 from training.world.words import GRAMMARS, TABLES
 
-ENGLISH: Table = {
+ENGLISH_SYNONYMS: Table = {
     "colour": {
         "red": ("ruby", "cherry-red", "blood-red", "reddish", "ruby-red"),
         "orange": ("pumpkin-orange", "carrot-coloured", "apricot"),
@@ -95,7 +95,7 @@ ENGLISH: Table = {
         "night": ("nighttime", "late night"),
     },
 }
-CHINESE: Table = {
+CHINESE_SYNONYMS: Table = {
     "colour": {
         "red": ("大红色", "火红色", "血红色"),
         "orange": ("桔色", "橘黄色"),
@@ -162,18 +162,18 @@ CHINESE: Table = {
         "night": ("晚上", "夜间"),
     },
 }
-THESAURUS: dict[str, Table] = {"en": ENGLISH, "zh": CHINESE}
-USED = 0.5  # how often an attribute is said in words of the thesaurus
-# How often something drawn says each of these: often less than any caption of the grammar, as people do.
-SAID = {"colour": 0.8, "shape": 0.9, "event": 0.8, "size": 0.4, "material": 0.3, "direction": 0.6, "camera": 0.4}
-SAID |= {"speed": 0.25, "ground": 0.25, "sky": 0.25, "time": 0.25}
-LABELS = 0.15  # how often only the things are named
-OPENINGS = {
+SYNONYMS: dict[str, Table] = {"en": ENGLISH_SYNONYMS, "zh": CHINESE_SYNONYMS}
+SYNONYM_PROBABILITY = 0.5  # that an attribute is named by its synonyms
+# Probability that a prompt mentions each attribute, often less than any caption of the grammar, as users write.
+MENTION_PROBABILITY = {"colour": 0.8, "shape": 0.9, "event": 0.8, "size": 0.4, "material": 0.3, "direction": 0.6}
+MENTION_PROBABILITY |= {"camera": 0.4, "speed": 0.25, "ground": 0.25, "sky": 0.25, "time": 0.25}
+LABEL_PROBABILITY = 0.15  # that a prompt only names the objects
+OPENING_PHRASES = {
     "en": ("a video of", "a clip of", "show me", "make a video of", "i want to see", "video:", "please show"),
     "zh": ("一段视频：", "请生成", "我想看", "视频：", "做一个视频，", "画面："),
 }
-# What is understood besides, but not said: deeds in a word, and words that nothing could contradict.
-BRIEF: dict[str, Table] = {
+# Understood by the lexicons, but never drawn: events in one word, and words that no caption could contradict.
+SHORT_EVENTS: dict[str, Table] = {
     "en": {
         "event": {
             "rest": ("~stand still", "~stay still", "~lie there"),
@@ -193,44 +193,49 @@ BRIEF: dict[str, Table] = {
         }
     },
 }
-ENGLISH_EMPTY = """
+ENGLISH_STOP_WORDS = """
     a an the and with while as then is are being it its there which that in on at of under over onto above across to
     near nearby beside next together some gets video clip shot film scene camera view object sky ground floor stack
     tower please show make create generate me us move moves moving
 """
-CHINESE_EMPTY = """
+CHINESE_STOP_WORDS = """
     一个 个 一只 一段 的 地 在 从 把 上 下 天空 里 中 面 它 它的 是 有 和 与 并 正 正在 着 同时 然后 物体 附近 旁边
     叠在一起的 叠成一摞的 视频 画面 镜头 请 生成 请生成 我想看 做 移动
 """
-EMPTY = {"en": [*ENGLISH_EMPTY.split(), "i want to see"], "zh": CHINESE_EMPTY.split()}
+STOP_WORDS = {"en": [*ENGLISH_STOP_WORDS.split(), "i want to see"], "zh": CHINESE_STOP_WORDS.split()}
 ARTICLES = {"en": r"\b(?:an?|the) ", "zh": "一个"}
-HURRIED, OPENED = 0.15, 0.1  # how often articles are left out, and an opening is put before
+NO_ARTICLE_PROBABILITY = 0.15
+OPENING_PROBABILITY = 0.1
 
 
-def say(
+def draw_prompt(
     scene: Scene,
     language: str,
     rng: np.random.Generator,
-    mention: tuple[str, ...] | None = None,
-    used: float = USED,
+    attributes: tuple[str, ...] | None = None,
+    synonym_probability: float = SYNONYM_PROBABILITY,
 ) -> str:
-    """Say of a scene what somebody may type: what is in `mention`, or now more and now less, partly in these words.
+    """Draw a prompt that a user may type for a scene, partly in synonyms.
 
-    With `used` = 1 all words are the thesaurus's, where it has some.
+    It mentions `attributes`, or by default random ones. With `synonym_probability` 1, every attribute that has synonyms
+    is named by one.
     """
-    words = {name: values for name, values in THESAURUS[language].items() if rng.random() < used}
+    words = {name: values for name, values in SYNONYMS[language].items() if rng.random() < synonym_probability}
     voice, grammar = Voice(rng, TABLES[language].WORDS, words, use_reserved=True), GRAMMARS[language]
-    if mention is None and rng.random() < LABELS:
+    if attributes is None and rng.random() < LABEL_PROBABILITY:
         return grammar.label(scene, voice)
-    chosen = {name for name, chance in SAID.items() if rng.random() < chance} if mention is None else set(mention)
+    if attributes is None:
+        chosen = {name for name, probability in MENTION_PROBABILITY.items() if rng.random() < probability}
+    else:
+        chosen = set(attributes)
     return grammar.plain(scene, chosen or {"colour", "shape"}, True, voice)
 
 
-def typed(text: str, language: str, rng: np.random.Generator) -> str:
-    """Type a text as people do: now and then in a hurry, or asking for a video."""
-    if rng.random() < HURRIED:
+def imitate_typing(text: str, language: str, rng: np.random.Generator) -> str:
+    """Leave out the articles of a prompt, or begin it with a phrase like "show me", each with some probability."""
+    if rng.random() < NO_ARTICLE_PROBABILITY:
         text = re.sub(ARTICLES[language], "", text, flags=re.IGNORECASE)
-    if rng.random() < OPENED:
-        between = " " if language == "en" else ""
-        text = str(rng.choice(OPENINGS[language])) + between + text
+    if rng.random() < OPENING_PROBABILITY:
+        separator = " " if language == "en" else ""
+        text = str(rng.choice(OPENING_PHRASES[language])) + separator + text
     return text

@@ -1,4 +1,4 @@
-"""Train the spacetime VAE: fidelity first, a critic late, and at the end the statistics of its latents.
+"""Train the spacetime VAE: reconstruction first, a discriminator late, then the statistics of its latents.
 
 longtake train vae --preset tiny
 accelerate launch -m training.command vae --preset tiny
@@ -15,193 +15,198 @@ from torch import Tensor
 
 from training.config import Format, VAERun
 from training.dataset import Bucket, data_hash, open_bucket, sample_order, shard_samples, uint8_to_float
-from training.evaluation.metrics import linear_psnr, lpips_or_none, principal, psnr, video_ssim
-from training.loop import TrainLoop, adamw, create_accelerator, describe, lr_at, optimizer_step
-from training.muon import muon
+from training.evaluation.metrics import linear_psnr, lpips_or_none, principal_components, psnr, video_ssim
+from training.loop import TrainLoop, build_adamw, create_accelerator, lr_at, optimizer_step, write_run_description
+from training.muon import build_muon
 from vae.losses import PatchDiscriminator, adaptive_weight, discriminator_loss, kl, ms_ssim_loss
 from vae.model import ENCODER_PREFIXES, VideoVAE
 from vae.weights import load_strictly
 
-MEASURED = 256  # clips for the statistics of the latents, and at most as many for the report
-SILENCED = 8  # clips for the loudness of the latents' channels
+MEASURED_CLIPS = 256  # most clips for the statistics of the latents, and for the report
+ABLATED_CLIPS = 8  # clips for the importance of the latent channels
 
 
 def train(run: VAERun) -> dict:
-    """Train a VAE from a preset; leaves a diffusers folder in `run.out` / "vae" and returns the report, also in
-    report.json.
-    """
+    """Train a VAE; write its diffusers folder `run.out` / "vae", and return the report, also in report.json."""
     accelerator = create_accelerator(run)
     buckets = {format: open_bucket(run.data, format) for format in run.formats}
-    describe(run, accelerator, data=data_hash(run.data, run.formats))
+    write_run_description(run, accelerator, data=data_hash(run.data, run.formats))
     torch.manual_seed(run.seed)
-    vae = begin(run, buckets[run.formats[0]])
-    critic = PatchDiscriminator(run.discriminator_width)
-    optimizer = muon(vae.muon_params(), vae, run) if run.optimizer == "muon" else adamw(vae, run)
-    critic_optimizer = adamw(critic, run)
-    average = EMAModel(vae.parameters(), decay=run.ema_decay, foreach=True)
-    vae, critic, optimizer, critic_optimizer = accelerator.prepare(vae, critic, optimizer, critic_optimizer)
-    average.to(accelerator.device)
+    vae = build_model(run, buckets[run.formats[0]])
+    discriminator = PatchDiscriminator(run.discriminator_width)
+    optimizer = build_muon(vae.muon_params(), vae, run) if run.optimizer == "muon" else build_adamw(vae, run)
+    discriminator_optimizer = build_adamw(discriminator, run)
+    ema = EMAModel(vae.parameters(), decay=run.ema_decay, foreach=True)
+    vae, discriminator, optimizer, discriminator_optimizer = accelerator.prepare(
+        vae, discriminator, optimizer, discriminator_optimizer
+    )
+    ema.to(accelerator.device)
     parts = {
         "vae": vae,
-        "critic": critic,
-        "average": average,
+        "discriminator": discriminator,
+        "ema": ema,
         "optimizer": optimizer,
-        "critic_optimizer": critic_optimizer,
+        "discriminator_optimizer": discriminator_optimizer,
     }
-    course = TrainLoop("train vae", run, accelerator, parts)
-    bare = accelerator.unwrap_model(vae)
+    loop = TrainLoop("train vae", run, accelerator, parts)
+    unwrapped = accelerator.unwrap_model(vae)
 
-    for step in course:
-        pixels, noise = batch(run, buckets, bare.latent_shape, step, accelerator)
-        shown, mean, log_variance = vae(pixels, noise)
-        fidelity = (shown - pixels).abs().mean() + run.perceptual_weight * ms_ssim_loss(shown, pixels)
-        narrowness = kl(mean, log_variance)
-        loss = fidelity + run.kl_weight * narrowness
-        rate = lr_at(step, run)
+    for step in loop:
+        pixels, noise = draw_batch(run, buckets, unwrapped.latent_shape, step, accelerator)
+        decoded, mean, log_variance = vae(pixels, noise)
+        reconstruction = (decoded - pixels).abs().mean() + run.perceptual_weight * ms_ssim_loss(decoded, pixels)
+        divergence = kl(mean, log_variance)
+        loss = reconstruction + run.kl_weight * divergence
+        lr = lr_at(step, run)
         if step >= run.adversarial_start:
-            critic_loss = discriminator_loss(critic(pixels), critic(shown.detach()))
-            scale = rate / run.lr
+            fake_loss = discriminator_loss(discriminator(pixels), discriminator(decoded.detach()))
+            discriminator_lr = run.discriminator_lr * (lr / run.lr)
             optimizer_step(
-                accelerator, critic, critic_optimizer, critic_loss, run.discriminator_lr * scale, run.max_grad_norm
+                accelerator, discriminator, discriminator_optimizer, fake_loss, discriminator_lr, run.max_grad_norm
             )
-            critic.requires_grad_(False)
-            against = -critic(shown).mean()
-            loss = (
-                loss + run.adversarial_weight * adaptive_weight(fidelity, against, bare.decoder.exit.weight) * against
-            )
-            critic.requires_grad_(True)
-            course.average.add(critic=critic_loss)
-        norm = optimizer_step(accelerator, vae, optimizer, loss, rate, run.max_grad_norm)
-        if norm is not None:
-            average.step(bare.parameters())
-        course.note(step, norm, fidelity=fidelity, kl=narrowness)
+            discriminator.requires_grad_(False)
+            adversarial = -discriminator(decoded).mean()
+            balance = adaptive_weight(reconstruction, adversarial, unwrapped.decoder.exit.weight)
+            loss = loss + run.adversarial_weight * balance * adversarial
+            discriminator.requires_grad_(True)
+            loop.running_means.add(discriminator=fake_loss)
+        grad_norm = optimizer_step(accelerator, vae, optimizer, loss, lr, run.max_grad_norm)
+        if grad_norm is not None:
+            ema.step(unwrapped.parameters())
+        loop.record(step, grad_norm, reconstruction=reconstruction, kl=divergence)
         if step % run.validate_every == run.validate_every - 1:
-            course.log(step + 1, {"psnr": held_out_psnr(bare, average, run)})
+            loop.log(step + 1, {"psnr": held_out_psnr(unwrapped, ema, run)})
 
-    average.copy_to(bare.parameters())
-    bare.eval()
+    ema.copy_to(unwrapped.parameters())
+    unwrapped.eval()
     if not run.freeze_encoder:
-        measure_latents(bare, list(buckets.values()))
-    report = measure(bare, run)
+        set_latent_statistics(unwrapped, list(buckets.values()))
+    report = measure(unwrapped, run)
     if accelerator.is_main_process:
-        bare.save_pretrained(run.out / "vae")
+        unwrapped.save_pretrained(run.out / "vae")
         (run.out / "report.json").write_text(json.dumps(report, indent=2))
     accelerator.end_training()
     return report
 
 
-def begin(run: VAERun, bucket: Bucket) -> VideoVAE:
-    """Return a run's VAE as it is before the first step: the best linear code, or the one to start from.
+def build_model(run: VAERun, bucket: Bucket) -> VideoVAE:
+    """Return the VAE before the first step: the best linear autoencoder of a bucket, or the one in `run.init_from`.
 
-    Raises ValueError where only a decoder is to be trained and there is no encoder to start from.
+    Raises ValueError for `freeze_encoder` without `init_from`.
     """
     if run.init_from is None and run.freeze_encoder:
-        raise ValueError("decoder_only needs a VAE whose encoder stays; got none, so give --start FOLDER")
+        raise ValueError("freeze_encoder needs a trained encoder; got none, so give --init-from FOLDER")
     if run.init_from is not None:
         vae = load_strictly(VideoVAE, run.init_from)
         for name, value in vae.named_parameters():
             value.requires_grad_(not (run.freeze_encoder and name.startswith(ENCODER_PREFIXES)))
         return vae.train()
     vae = VideoVAE(run.channels, run.patch, run.widths, run.downsample, run.encoder_blocks, run.decoder_blocks)
-    vae.init_linear(*principal(np.array(bucket.pixels[: min(MEASURED, len(bucket))]), vae.stride, run.channels))
+    clips = np.array(bucket.pixels[: min(MEASURED_CLIPS, len(bucket))])
+    vae.init_linear(*principal_components(clips, vae.stride, run.channels))
     return vae
 
 
-def batch(run: VAERun, buckets: dict[Format, Bucket], latent_shape, step: int, accelerator) -> tuple[Tensor, Tensor]:
-    """Return a step's pixels (B, 3, F, Y, X) and the noise for its latents: functions of (seed, step) and each sample's
-    number alone.
+def draw_batch(
+    run: VAERun, buckets: dict[Format, Bucket], latent_shape, step: int, accelerator
+) -> tuple[Tensor, Tensor]:
+    """Draw one process's pixels (B, 3, F, Y, X) of a step, and the noise (B, C, T, H, W) for their latents.
+
+    Format, frames and start depend on (seed, step) alone; clips and noise on (seed, global sample index).
     """
     rng = np.random.default_rng([run.seed, 2, step])
-    format = run.formats[int(rng.choice(len(run.formats), p=_shares(buckets)))]
+    format = run.formats[int(rng.choice(len(run.formats), p=_format_probabilities(buckets)))]
     bucket = buckets[format]
     clip_of = sample_order(run.seed, "vae", len(bucket))
     samples = list(shard_samples(run.batch_size, step, accelerator.process_index, accelerator.num_processes))
     frames = 1 if rng.random() < run.image_ratio else min(run.frames, format[2])
     start = int(rng.integers(format[2] - frames + 1))
-    pixels = np.stack([bucket.pixels[clip_of(n), :, start : start + frames] for n in samples])
-    pixels = uint8_to_float(torch.from_numpy(pixels)).to(accelerator.device)
+    pixels = np.stack([bucket.pixels[clip_of(sample), :, start : start + frames] for sample in samples])
     shape = (run.channels, *latent_shape(frames, format[1], format[0]))
     noise = np.stack(
-        [np.random.default_rng([run.seed, 3, n]).standard_normal(shape, dtype=np.float32) for n in samples]
+        [np.random.default_rng([run.seed, 3, sample]).standard_normal(shape, dtype=np.float32) for sample in samples]
     )
-    return pixels, torch.from_numpy(noise).to(accelerator.device)
+    device = accelerator.device
+    return uint8_to_float(torch.from_numpy(pixels)).to(device), torch.from_numpy(noise).to(device)
 
 
-def _shares(buckets: dict[Format, Bucket]) -> np.ndarray:
+def _format_probabilities(buckets: dict[Format, Bucket]) -> np.ndarray:
     sizes = np.array([len(bucket) for bucket in buckets.values()], dtype=float)
     return sizes / sizes.sum()
 
 
 @torch.no_grad()
-def held_out_psnr(vae: VideoVAE, average: EMAModel, run: VAERun, clips: int = 16) -> float:
-    """Return the averaged weights' PSNR in dB on a few held-out clips."""
-    average.store(vae.parameters())
-    average.copy_to(vae.parameters())
+def held_out_psnr(vae: VideoVAE, ema: EMAModel, run: VAERun, clips: int = 16) -> float:
+    """Return the PSNR in dB of the averaged weights on a few held-out clips."""
+    ema.store(vae.parameters())
+    ema.copy_to(vae.parameters())
     bucket = open_bucket(run.held_out, run.formats[0])
     pixels = bucket.load_clips(range(min(clips, len(bucket)))).to(vae.device)
     mean, _, _ = vae.posterior(pixels)
-    shown, _ = vae.reconstruct(mean)
-    average.restore(vae.parameters())
-    return float(psnr(shown.clamp(-1, 1), pixels).mean())
+    decoded, _ = vae.reconstruct(mean)
+    ema.restore(vae.parameters())
+    return float(psnr(decoded.clamp(-1, 1), pixels).mean())
 
 
 @torch.no_grad()
-def measure_latents(vae: VideoVAE, buckets: list[Bucket]) -> None:
-    """Put the statistics of the raw latents over training clips into the VAE's buffers: each channel's mean, and the
-    scale that leaves it with its share of the picture as its variance.
+def set_latent_statistics(vae: VideoVAE, buckets: list[Bucket]) -> None:
+    """Set the VAE's buffers `latent_mean` and `latent_scale` from raw latents of training clips.
+
+    Normalised latents have mean 0, and as variance of each channel its `channel_importance`.
     """
-    total, squares, count = 0.0, 0.0, 0
+    total, total_square, count = 0.0, 0.0, 0
     for bucket in buckets:
-        for number in range(min(MEASURED, len(bucket))):
-            mean, log_variance, _ = vae.posterior(bucket.load_clips([number]).to(vae.device))
+        for index in range(min(MEASURED_CLIPS, len(bucket))):
+            mean, log_variance, _ = vae.posterior(bucket.load_clips([index]).to(vae.device))
             total = total + mean.double().sum((0, 2, 3, 4))
-            squares = squares + (mean.double().square() + log_variance.double().exp()).sum((0, 2, 3, 4))
+            total_square = total_square + (mean.double().square() + log_variance.double().exp()).sum((0, 2, 3, 4))
             count += mean[0, 0].numel()
-    mean, spread = total / count, (squares / count - (total / count) ** 2).sqrt()
+    mean, std = total / count, (total_square / count - (total / count) ** 2).sqrt()
     vae.latent_mean.copy_(mean)
-    vae.latent_scale.copy_(spread / loudness(vae, buckets[0]).sqrt())
+    vae.latent_scale.copy_(std / channel_importance(vae, buckets[0]).sqrt())
 
 
-def loudness(vae: VideoVAE, bucket: Bucket) -> Tensor:
-    """Return how much of the picture hangs on each latent channel, 1 on average: the mean square of what changes in the
-    pixels when the channel is silenced, over a few clips.
+def channel_importance(vae: VideoVAE, bucket: Bucket) -> Tensor:
+    """Return the importance of each latent channel (C,), 1 on average.
 
-    White latents give the last ripple of a texture the weight of the sky: a diffusion model then learns ripples first.
+    It is the mean square change of the decoded pixels when the channel is set to its mean, over a few clips. Latents of
+    unit variance would give a channel of fine texture the weight of one that holds the scene: a diffusion model then
+    learns the texture first.
     """
-    raw, _, _ = vae.posterior(bucket.load_clips(range(min(SILENCED, len(bucket)))).to(vae.device))
-    whole, _ = vae.reconstruct(raw)
+    raw, _, _ = vae.posterior(bucket.load_clips(range(min(ABLATED_CLIPS, len(bucket)))).to(vae.device))
+    complete, _ = vae.reconstruct(raw)
     changes = []
     for channel in range(vae.channels):
-        silenced = raw.clone()
-        silenced[:, channel] = vae.latent_mean[channel]
-        changes.append((vae.reconstruct(silenced)[0] - whole).square().mean())
-    found = torch.stack(changes)
-    return found / found.mean()
+        ablated = raw.clone()
+        ablated[:, channel] = vae.latent_mean[channel]
+        changes.append((vae.reconstruct(ablated)[0] - complete).square().mean())
+    change = torch.stack(changes)
+    return change / change.mean()
 
 
 @torch.no_grad()
 def measure(vae: VideoVAE, run: VAERun) -> dict:
-    """Report PSNR, SSIM and LPIPS of whole held-out clips of every format, and the PSNR of a linear code of the same
-    size.
+    """Return PSNR, SSIM and LPIPS of held-out clips of every format.
+
+    `linear_psnr` is the PSNR of the best linear autoencoder with equally many latents.
     """
     lpips = lpips_or_none()
     report: dict = {"stride": list(vae.stride), "channels": vae.channels, "formats": {}}
     for format in run.formats:
         bucket = open_bucket(run.held_out, format)
-        count = min(MEASURED, len(bucket))
-        rows: dict[str, list[Tensor]] = {"psnr": [], "ssim": [], "lpips": []}
-        for number in range(count):
-            pixels = bucket.load_clips([number]).to(vae.device)
-            shown = vae.decode(vae.encode(pixels))
-            rows["psnr"].append(psnr(shown, pixels))
-            rows["ssim"].append(video_ssim(shown, pixels))
+        count = min(MEASURED_CLIPS, len(bucket))
+        scores: dict[str, list[Tensor]] = {"psnr": [], "ssim": [], "lpips": []}
+        for index in range(count):
+            pixels = bucket.load_clips([index]).to(vae.device)
+            decoded = vae.decode(vae.encode(pixels))
+            scores["psnr"].append(psnr(decoded, pixels))
+            scores["ssim"].append(video_ssim(decoded, pixels))
             if lpips:
-                rows["lpips"].append(lpips(shown, pixels))
-        found = {name: float(torch.cat(values).mean()) for name, values in rows.items() if values}
-        train = open_bucket(run.data, format)
-        chosen = np.array(train.pixels[: min(MEASURED, len(train))])
-        found["linear_psnr"] = float(
-            linear_psnr(chosen, np.array(bucket.pixels[:count]), vae.stride, vae.channels).mean()
-        )
+                scores["lpips"].append(lpips(decoded, pixels))
+        found = {name: float(torch.cat(values).mean()) for name, values in scores.items() if values}
+        training = open_bucket(run.data, format)
+        fitted = np.array(training.pixels[: min(MEASURED_CLIPS, len(training))])
+        held_out = np.array(bucket.pixels[:count])
+        found["linear_psnr"] = float(linear_psnr(fitted, held_out, vae.stride, vae.channels).mean())
         report["formats"]["x".join(map(str, format))] = found | {"clips": count}
     return report

@@ -19,11 +19,11 @@ from diffusers.models.modeling_utils import ModelMixin
 from einops import rearrange
 from torch import Tensor, nn
 
-from captioning.video_encoder import Within, watching
+from captioning.video_encoder import FrameConv, conv_stages
 from training.config import JudgeRun
 from training.dataset import Bucket, data_hash, open_bucket, sample_order, shard_samples
-from training.loop import TrainLoop, create_accelerator, describe, lr_at, optimizer_step
-from training.muon import muon
+from training.loop import TrainLoop, create_accelerator, lr_at, optimizer_step, write_run_description
+from training.muon import build_muon
 from training.world.lexicon import SIDES
 from training.world.scene import CAMERAS, COLOURS, EVENTS, SHAPES, SIZES, Scene
 from vae.model import VideoVAE
@@ -31,7 +31,7 @@ from vae.weights import hash_of_file, load_strictly, weights_in
 
 FORMAT = (64, 64, 17)
 REPORT = "report.json"
-TRUSTED = 0.97  # right on held-out renders with one object, or an attribute's judge is none
+TRUSTED_ACCURACY = 0.97  # right on held-out renders with one object, or an attribute's judge is none
 # What is read of the subject, or of the clip. "count" is how many things there are.
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "colour": tuple(COLOURS),
@@ -55,8 +55,8 @@ class Judge(ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(self, width: int = 48):
         super().__init__()
-        self.enter = Within(3, width, 8, 4)
-        self.stages = watching(width)
+        self.enter = FrameConv(3, width, 8, 4)
+        self.stages = conv_stages(width)
         places = FORMAT[0] * FORMAT[1] // 16**2
         self.gather = nn.Linear((places + 2) * 3 * width, 6 * width)
         answers = [len(values) for values in ATTRIBUTES.values()] + [len(THINGS)]
@@ -66,10 +66,10 @@ class Judge(ModelMixin, ConfigMixin):
         """Return logits (B, values) for every attribute, and (B, THINGS) for "things", of pixels (B, 3, 17, 64, 64) in
         [-1, 1].
         """
-        found = self.look(pixels)
+        found = self.features(pixels)
         return {name: answer(found) for name, answer in zip([*ATTRIBUTES, "things"], self.answers, strict=True)}
 
-    def look(self, pixels: Tensor) -> Tensor:
+    def features(self, pixels: Tensor) -> Tensor:
         """Return what was seen (B, D), before it is put into words."""
         x = self.stages(self.enter(rearrange(pixels, "B rgb F Y X -> B F rgb Y X")))
         where = rearrange(x.mean(1), "B D H W -> B (D H W)")
@@ -81,7 +81,7 @@ class Judge(ModelMixin, ConfigMixin):
         return [(stage.mix, 1) for stage in self.stages] + [(self.gather, 1)]
 
     @torch.no_grad()
-    def read(self, pixels: Tensor) -> dict[str, list[str]]:
+    def predict(self, pixels: Tensor) -> dict[str, list[str]]:
         """Return the most likely value of every attribute of each clip, looked at as it is and in a mirror."""
         plain, mirrored = self(pixels), self(pixels.flip(-1))
         mirrored["camera"] = mirrored["camera"][:, SWAPPED]
@@ -89,7 +89,7 @@ class Judge(ModelMixin, ConfigMixin):
         return {name: [values[n] for n in found[name].argmax(1).tolist()] for name, values in ATTRIBUTES.items()}
 
 
-def truth_of(scene: Scene) -> dict[str, str]:
+def true_labels(scene: Scene) -> dict[str, str]:
     """Return what the judge should read of a scene."""
     subject = scene.things[0]
     return {
@@ -106,7 +106,7 @@ def targets_of(scenes: list[Scene], mirrored: Sequence[bool] = ()) -> dict[str, 
     """Return the classes (B,) of every attribute and the things in sight (B, THINGS) of clips, some seen in a
     mirror.
     """
-    truths = [truth_of(scene) for scene in scenes]
+    truths = [true_labels(scene) for scene in scenes]
     classes = {
         name: torch.tensor([values.index(truth[name]) for truth in truths]) for name, values in ATTRIBUTES.items()
     }
@@ -130,27 +130,27 @@ def train(run: JudgeRun) -> dict:
     accelerator = create_accelerator(run)
     buckets = [open_bucket(folder, FORMAT) for folder in (run.data, run.extra_data)]
     hashes = [data_hash(folder, (FORMAT,)) for folder in (run.data, run.extra_data)]
-    describe(run, accelerator, data=hashes, coder=hash_of_file(*weights_in(run.vae)) if run.vae else None)
+    write_run_description(run, accelerator, data=hashes, coder=hash_of_file(*weights_in(run.vae)) if run.vae else None)
     coder = load_strictly(VideoVAE, run.vae).requires_grad_(False).to(accelerator.device) if run.vae else None
     torch.manual_seed(run.seed)
     judge = Judge(run.width)
-    judge, optimizer = accelerator.prepare(judge, muon(judge.muon_params(), judge, run))
-    course = TrainLoop("train judge", run, accelerator, {"judge": judge, "optimizer": optimizer})
-    bare = accelerator.unwrap_model(judge)
+    judge, optimizer = accelerator.prepare(judge, build_muon(judge.muon_params(), judge, run))
+    loop = TrainLoop("train judge", run, accelerator, {"judge": judge, "optimizer": optimizer})
+    unwrapped = accelerator.unwrap_model(judge)
 
-    for step in course:
+    for step in loop:
         pixels, targets = batch(run, buckets, coder, step, accelerator)
         targets = {name: value.to(accelerator.device) for name, value in targets.items()}
         loss = judge_loss(judge(pixels.to(accelerator.device)), targets)
-        norm = optimizer_step(accelerator, judge, optimizer, loss, lr_at(step, run), run.max_grad_norm)
-        course.note(step, norm, loss=loss)
+        grad_norm = optimizer_step(accelerator, judge, optimizer, loss, lr_at(step, run), run.max_grad_norm)
+        loop.record(step, grad_norm, loss=loss)
         if step % run.validate_every == run.validate_every - 1:
-            course.log(step + 1, accuracy(bare.eval(), open_bucket(run.held_out, FORMAT), 512)["one object"])
-            bare.train()
+            loop.log(step + 1, accuracy(unwrapped.eval(), open_bucket(run.held_out, FORMAT), 512)["one object"])
+            unwrapped.train()
 
-    report = accuracy(bare.eval(), open_bucket(run.held_out, FORMAT))
+    report = accuracy(unwrapped.eval(), open_bucket(run.held_out, FORMAT))
     if accelerator.is_main_process:
-        bare.to(torch.float16).save_pretrained(run.out / "judge")
+        unwrapped.to(torch.float16).save_pretrained(run.out / "judge")
         for folder in (run.out, run.out / "judge"):  # the judge carries how far it can be trusted
             (folder / REPORT).write_text(json.dumps(report, indent=2))
     accelerator.end_training()
@@ -170,14 +170,14 @@ def batch(
         bucket = buckets[0] if clip < len(buckets[0]) else buckets[1]
         clip = clip if bucket is buckets[0] else clip - len(buckets[0])
         rng = np.random.default_rng([run.seed, 6, number])
-        spoilt = spoil(bucket.load_clips([clip])[0], rng, coder, run.reconstructed_ratio)
+        spoilt = degrade(bucket.load_clips([clip])[0], rng, coder, run.reconstructed_ratio)
         mirrored.append(bool(rng.random() < 0.5))
         clips.append(spoilt.flip(-1) if mirrored[-1] else spoilt)
         scenes.append(bucket.scene(clip))
     return torch.stack(clips), targets_of(scenes, mirrored)
 
 
-def spoil(clip: Tensor, rng: np.random.Generator, coder: VideoVAE | None = None, coded_share: float = 0.0) -> Tensor:
+def degrade(clip: Tensor, rng: np.random.Generator, coder: VideoVAE | None = None, coded_share: float = 0.0) -> Tensor:
     """Leave a clip as it is, or blur it by less than a pixel, or add noise, or send it through a VAE."""
     fate = rng.random()
     if fate < 0.25:
@@ -204,10 +204,10 @@ def accuracy(judge: Judge, bucket: Bucket, clips: int | None = None) -> dict[str
     for start in range(0, len(numbers), 32):
         chosen = numbers[start : start + 32]
         scenes = [bucket.scene(number) for number in chosen]
-        found = judge.read(bucket.load_clips(chosen).to(judge.device))
+        found = judge.predict(bucket.load_clips(chosen).to(judge.device))
         alone += [len(scene.things) == 1 for scene in scenes]
         for name in ATTRIBUTES:
-            right[name] += [float(a == truth_of(scene)[name]) for a, scene in zip(found[name], scenes, strict=True)]
+            right[name] += [float(a == true_labels(scene)[name]) for a, scene in zip(found[name], scenes, strict=True)]
     one = np.array(alone)
     return {
         "one object": {name: float(np.array(values)[one].mean()) for name, values in right.items()}

@@ -27,22 +27,23 @@ from captioning.coca import load_coca
 from dit.pipeline import Pipeline
 from training.config import DiTRun, WorldRun
 from training.dataset import Bucket, make_world, open_bucket, select_captions
-from training.evaluation.captions import describe
-from training.evaluation.evaluate import JUDGED, SETS, Asking, dreams, read, scenes_of
-from training.evaluation.judge import FORMAT, Judge, truth_of
-from training.evaluation.metrics import interval
+from training.evaluation.captions import caption_bucket
+from training.evaluation.evaluate import JUDGED_ATTRIBUTES, SETS, PromptStyle, generate_clips, predict_clips, scenes_of
+from training.evaluation.judge import FORMAT, Judge, true_labels
+from training.evaluation.metrics import bootstrap_interval
+from training.examples import LatentSource
 from training.presets import dit_ablation
-from training.train_dit import LatentSource, train
+from training.train_dit import train
 from training.world.scene import Scene
 from vae.files import atomic_write
 from vae.model import VideoVAE
 from vae.weights import load_strictly
 
 DATA, RUNS, MODELS = Path("data/recaption"), Path("runs/recaption"), Path("app/models")
-KINDS = ("labels", "recaptioned", "dense")
+CAPTION_SETS = ("labels", "recaptioned", "dense")
 SEEDS = (0, 1, 2)
 OF_TWENTY = 19  # captions are the captioner's: 95 %, as for DALL-E 3
-ASKED = ("plain", "dense")  # how scenes are asked for
+PHRASINGS_TESTED = ("plain", "dense")  # how scenes are asked for
 
 
 def world() -> WorldRun:
@@ -70,7 +71,7 @@ def captions(kind: str, before: dict[str, list[str]], written: str) -> dict[str,
     return {"moving": label if kind == "labels" else OF_TWENTY * [written if kind == "recaptioned" else true] + label}
 
 
-def variant(base: Bucket, folder: Path, kind: str, written: list[str]) -> None:
+def write_variant(base: Bucket, folder: Path, kind: str, written: list[str]) -> None:
     """Make a data set of the same clips and latents with other captions."""
     after = open_bucket(folder, base.format)
     after.folder.mkdir(parents=True, exist_ok=True)
@@ -84,7 +85,7 @@ def variant(base: Bucket, folder: Path, kind: str, written: list[str]) -> None:
     (after.folder / "state.json").write_text(json.dumps(base.state))
 
 
-def summary(right: dict[str, np.ndarray]) -> dict[str, dict]:
+def summarize(right: dict[str, np.ndarray]) -> dict[str, dict]:
     """Return the share of prompts followed, with its 95 % interval over prompts, of what was right (seeds, prompts) of
     each attribute; and the share by seed.
     """
@@ -96,25 +97,25 @@ def summary(right: dict[str, np.ndarray]) -> dict[str, dict]:
 
 def between(values: np.ndarray) -> dict[str, float]:
     """Return a mean over prompts and its 95 % interval."""
-    return dict(zip(("mean", "low", "high"), (round(value, 4) for value in interval(values)), strict=True))
+    return dict(zip(("mean", "low", "high"), (round(value, 4) for value in bootstrap_interval(values)), strict=True))
 
 
-def compare(rights: dict[str, dict[str, np.ndarray]]) -> dict[str, dict]:
+def compare_sets(rights: dict[str, dict[str, np.ndarray]]) -> dict[str, dict]:
     """Return by how much each kind is better than the one before it, prompt by prompt."""
     return {
         f"{after} over {before}": {
             name: between((right - rights[before][name]).mean(0)) for name, right in rights[after].items()
         }
-        for before, after in pairwise(KINDS)
+        for before, after in pairwise(CAPTION_SETS)
     }
 
 
 def followed(pipeline: Pipeline, eye: Judge, scenes: list[Scene], words: str) -> dict[str, list[float]]:
     """Return of each attribute, and of all together, for which scenes (prompts,) a model's clip shows it."""
-    found = list(read(eye, dreams(pipeline, Asking(words).requests(scenes, pipeline), words)))
-    truths = [truth_of(scene) for scene in scenes]
+    found = list(predict_clips(eye, generate_clips(pipeline, PromptStyle(words).requests(scenes, pipeline), words)))
+    truths = [true_labels(scene) for scene in scenes]
     right = {
-        name: [float(one[name] == truth[name]) for one, truth in zip(found, truths, strict=True)] for name in JUDGED
+        name: [float(one[name] == truth[name]) for one, truth in zip(found, truths, strict=True)] for name in JUDGED_ATTRIBUTES
     }
     return right | {"all": [min(values) for values in zip(*right.values(), strict=True)]}
 
@@ -127,7 +128,7 @@ def one(run: DiTRun, prompts: int, threads: int) -> dict[str, dict[str, list[flo
         train(run)
         pipeline, eye = Pipeline.from_pretrained(run.out / "model"), load_strictly(Judge, MODELS / "judge")
         scenes = list(islice(scenes_of(SETS[0], 0), prompts))
-        text = json.dumps({words: followed(pipeline, eye, scenes, words) for words in ASKED})
+        text = json.dumps({words: followed(pipeline, eye, scenes, words) for words in PHRASINGS_TESTED})
         with atomic_write(path) as temporary:
             temporary.write_text(text)
     return json.loads(path.read_text())
@@ -141,14 +142,14 @@ def main(prompts: int = 100, captioner: Path = MODELS / "captioner", together: i
     make_world(world())
     make_world(replace(world(), folder=DATA / "held-out", split="test", clips=(64,)))
     base, writer = open_bucket(world().folder, FORMAT), load_coca(captioner)
-    written = describe(writer, base, RUNS / writer.version / "written.jsonl")
+    written = caption_bucket(writer, base, RUNS / writer.version / "written.jsonl")
     first = run_of("labels", 0, writer.version)
     vae = load_strictly(VideoVAE, first.vae)
     for folder in (world().folder, first.held_out):
         LatentSource.open(first, folder, FORMAT, vae, vae.encoder_hash())  # coded once, not nine times
-    for kind in KINDS:
-        variant(base, DATA / writer.version / kind, kind, written)
-    runs = [(kind, run_of(kind, seed, writer.version)) for seed in SEEDS for kind in KINDS]
+    for kind in CAPTION_SETS:
+        write_variant(base, DATA / writer.version / kind, kind, written)
+    runs = [(kind, run_of(kind, seed, writer.version)) for seed in SEEDS for kind in CAPTION_SETS]
     threads = max(1, torch.get_num_threads() // together)
     with ProcessPoolExecutor(together, get_context("spawn")) as pool:
         asked = [(kind, pool.submit(one, run, prompts, threads)) for kind, run in runs]
@@ -156,35 +157,35 @@ def main(prompts: int = 100, captioner: Path = MODELS / "captioner", together: i
     rights = {
         words: {
             kind: {
-                name: np.array([right[words][name] for own, right in found if own == kind]) for name in (*JUDGED, "all")
+                name: np.array([right[words][name] for own, right in found if own == kind]) for name in (*JUDGED_ATTRIBUTES, "all")
             }
-            for kind in KINDS
+            for kind in CAPTION_SETS
         }
-        for words in ASKED
+        for words in PHRASINGS_TESTED
     }
     report = {
-        words: {kind: summary(right) for kind, right in right_of.items()} | compare(right_of)
+        words: {kind: summarize(right) for kind, right in right_of.items()} | compare_sets(right_of)
         for words, right_of in rights.items()
     }
     (RUNS / writer.version / "report.json").write_text(json.dumps(report, indent=2))
-    picture(report).save(RUNS / writer.version / "report.png")
+    draw_report(report).save(RUNS / writer.version / "report.png")
     print(json.dumps(report, indent=2))
     return report
 
 
-def picture(report: dict) -> Image.Image:
+def draw_report(report: dict) -> Image.Image:
     """Draw the report: of each attribute a bar for each kind of captions, with its interval."""
-    names, bar, line, gap = (*JUDGED, "all"), 320, 15, 12
-    left, block = 150, len(KINDS) * line + gap
-    page = Image.new("RGB", (len(ASKED) * (left + bar + 60), 50 + len(names) * block), "white")
-    draw, shades = ImageDraw.Draw(page), dict(zip(KINDS, ("silver", "steelblue", "darkseagreen"), strict=True))
-    for column, words in enumerate(ASKED):
+    names, bar, line, gap = (*JUDGED_ATTRIBUTES, "all"), 320, 15, 12
+    left, block = 150, len(CAPTION_SETS) * line + gap
+    page = Image.new("RGB", (len(PHRASINGS_TESTED) * (left + bar + 60), 50 + len(names) * block), "white")
+    draw, shades = ImageDraw.Draw(page), dict(zip(CAPTION_SETS, ("silver", "steelblue", "darkseagreen"), strict=True))
+    for column, words in enumerate(PHRASINGS_TESTED):
         x = left + column * (left + bar + 60)
         draw.text((x, 10), f"asked in {words} words, % of prompts", "black")
         for row, name in enumerate(names):
             y = 40 + row * block
             draw.text((x - left + 10, y), name, "black")
-            for number, kind in enumerate(KINDS):
+            for number, kind in enumerate(CAPTION_SETS):
                 top, value = y + number * line, report[words][kind][name]
                 low, mean, high = (x + bar * value[key] for key in ("low", "mean", "high"))
                 draw.text((x - 82, top), kind, "black")
