@@ -109,7 +109,7 @@ class DiT(ModelMixin, ConfigMixin):
         self.blocks = nn.ModuleList(Block(self.dit_config) for _ in range(depth))
         self.out_scale = nn.Linear(width, width)
         self.proj_out = nn.Linear(width, self.dit_config.patch_values)
-        self._initialise()
+        self._init_weights()
 
     @classmethod
     def from_dit_config(cls, config: DiTConfig) -> DiT:
@@ -172,7 +172,7 @@ class DiT(ModelMixin, ConfigMixin):
                 nn.init.zeros_(block.mlp_out.weight)
         return model
 
-    def _initialise(self) -> None:
+    def _init_weights(self) -> None:
         """Start with every block an identity and the output zero; other weights scale with fan-in, biases are zero."""
         for module in self.modules():
             if isinstance(module, nn.Linear):

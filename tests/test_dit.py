@@ -1,4 +1,4 @@
-"""The transformer, its packs, its cost."""
+"""The diffusion transformer, packing, and the cost model."""
 
 import pytest
 import torch
@@ -51,39 +51,32 @@ def test_a_patch_must_divide_the_clip():
         patchify(torch.zeros(4, 1, 3, 4), (1, 2, 2))
 
 
-def test_a_clip_is_denoised_the_same_alone_or_in_company(tiny_dit):
+def test_a_clip_is_denoised_the_same_alone_or_in_a_pack(tiny_dit):
     shapes, text_lens = [(3, 4, 6), (2, 4, 4), (3, 4, 6), (1, 8, 8)], (5, 2, 3, 7)
     latents, sigmas, text, pooled_text = inputs(shapes, text_lens)
     fps = [8.0, 8.0, 4.0, 8.0]
     with torch.no_grad():
         batch = pack(latents, sigmas, fps, (1, 2, 2))
         together = unpack(tiny_dit(batch, text, pooled_text, text_lens), batch.shapes, batch.patch)
-        for n, (own, start) in enumerate(zip(text.split(text_lens), range(4), strict=True)):
+        for n, clip_text in enumerate(text.split(text_lens)):
             alone = pack(latents[n : n + 1], sigmas[n : n + 1], fps[n : n + 1], (1, 2, 2))
-            (found,) = unpack(
-                tiny_dit(alone, own, pooled_text[start : start + 1], text_lens[n : n + 1]), alone.shapes, alone.patch
-            )
-            assert torch.allclose(found, together[n], atol=1e-5)
+            velocity = tiny_dit(alone, clip_text, pooled_text[n : n + 1], text_lens[n : n + 1])
+            assert torch.allclose(unpack(velocity, alone.shapes, alone.patch)[0], together[n], atol=1e-5)
 
 
 def test_parts_of_a_pack_are_bit_identical_to_packs_of_their_own(tiny_dit):
-    shapes, text_lens, parts = (
-        [(3, 4, 6), (3, 4, 6), (2, 4, 4), (3, 4, 6), (1, 8, 8), (1, 8, 8)],
-        (5, 2, 3, 7, 4, 9),
-        (2, 1, 3),
-    )
+    shapes = [(3, 4, 6), (3, 4, 6), (2, 4, 4), (3, 4, 6), (1, 8, 8), (1, 8, 8)]
+    text_lens, parts = (5, 2, 3, 7, 4, 9), (2, 1, 3)
     latents, sigmas, text, pooled_text = inputs(shapes, text_lens)
     with torch.no_grad():
         batch = pack(latents, sigmas, [8.0] * 6, (1, 2, 2), parts)
         together = tiny_dit(batch, text, pooled_text, text_lens).split(
             [sum(batch.token_lens[a:b]) for a, b in ((0, 2), (2, 3), (3, 6))]
         )
-        for (a, b), found in zip(((0, 2), (2, 3), (3, 6)), together, strict=True):
-            alone, (first, last) = (
-                pack(latents[a:b], sigmas[a:b], [8.0] * (b - a), (1, 2, 2)),
-                (sum(text_lens[:a]), sum(text_lens[:b])),
-            )
-            assert torch.equal(tiny_dit(alone, text[first:last], pooled_text[a:b], text_lens[a:b]), found)
+        for (a, b), velocity in zip(((0, 2), (2, 3), (3, 6)), together, strict=True):
+            alone = pack(latents[a:b], sigmas[a:b], [8.0] * (b - a), (1, 2, 2))
+            part_text = text[sum(text_lens[:a]) : sum(text_lens[:b])]
+            assert torch.equal(tiny_dit(alone, part_text, pooled_text[a:b], text_lens[a:b]), velocity)
 
 
 def test_every_input_matters(tiny_dit):
@@ -119,33 +112,31 @@ def test_velocity_depends_on_a_tokens_position(tiny_dit):
         assert (moved - velocity(latents[0])).abs().max() > 1e-3
 
 
-def a_grid_and_weights():
+def mix_inputs():
     """Draw a pack of clips of 3 x 2 x 4 and 1 x 3 x 2 tokens, values (N, 5) and neighbour weights (6, 5)."""
-    clips = [torch.randn(2, 3, 4, 8), torch.randn(2, 1, 6, 4)]
-    batch = pack(clips, [torch.ones(clip.shape[1:]) for clip in clips], [8.0, 8.0], (1, 2, 2))
-    return (
-        batch,
-        torch.randn(len(batch.tokens), 5, dtype=torch.float64),
-        torch.randn(NEIGHBOURS, 5, dtype=torch.float64),
-    )
+    generator = torch.Generator().manual_seed(3)
+    latents = clips([(3, 4, 8), (1, 6, 4)])
+    batch = pack(latents, [torch.ones(clip.shape[1:]) for clip in latents], [8.0, 8.0], (1, 2, 2))
+    draw = lambda rows: torch.randn(rows, 5, dtype=torch.float64, generator=generator)
+    return batch, draw(len(batch.tokens)), draw(NEIGHBOURS)
 
 
 def test_depthwise_mix_is_a_depthwise_convolution_of_each_clip():
-    batch, x, weights = a_grid_and_weights()
+    batch, x, weights = mix_inputs()
     kernel = torch.zeros(5, 1, 3, 3, 3, dtype=torch.float64)
     kernel[:, 0, 1, 1, 1] = 1
-    sides = ((0, 1, 1), (2, 1, 1), (1, 0, 1), (1, 2, 1), (1, 1, 0), (1, 1, 2))
-    for weight, (t, y, x_) in zip(weights, sides, strict=True):
-        kernel[:, 0, t, y, x_] = weight
-    wanted = []
+    offsets = ((0, 1, 1), (2, 1, 1), (1, 0, 1), (1, 2, 1), (1, 1, 0), (1, 1, 2))
+    for weight, (time, row, column) in zip(weights, offsets, strict=True):
+        kernel[:, 0, time, row, column] = weight
+    expected = []
     for tokens, grid in zip(x.split(batch.token_lens), ((3, 2, 4), (1, 3, 2)), strict=True):
         clip = tokens.T.reshape(1, 5, *grid)
-        wanted.append(torch.nn.functional.conv3d(clip, kernel, padding=1, groups=5).reshape(5, -1).T)
-    assert torch.allclose(depthwise_mix(x, weights, find_neighbours(batch)), torch.cat(wanted))
+        expected.append(torch.nn.functional.conv3d(clip, kernel, padding=1, groups=5).reshape(5, -1).T)
+    assert torch.allclose(depthwise_mix(x, weights, find_neighbours(batch)), torch.cat(expected))
 
 
 def test_the_gradient_of_depthwise_mix_matches_finite_differences():
-    batch, x, weights = a_grid_and_weights()
+    batch, x, weights = mix_inputs()
     assert torch.autograd.gradcheck(
         lambda x, weights: depthwise_mix(x, weights, find_neighbours(batch)),
         (x.requires_grad_(), weights.requires_grad_()),
@@ -162,7 +153,7 @@ def test_a_grown_model_computes_the_same_at_first_and_learns_in_every_block(tiny
     latents, sigmas, text, pooled_text = inputs([(3, 4, 4), (1, 4, 4)], (5, 2))
     batch = pack(latents, sigmas, [8.0, 8.0], (1, 2, 2))
     model = tiny_dit.grow_depth(tiny_dit.dit_config.depth * 2 + 1)
-    before, after = (one(batch, text, pooled_text, (5, 2)) for one in (tiny_dit, model))
+    before, after = (net(batch, text, pooled_text, (5, 2)) for net in (tiny_dit, model))
     assert torch.equal(after, before) and before.std() > 0.01
     after.square().mean().backward()
     assert all(block.attn_out.weight.grad.norm() > 0 and block.mlp_out.weight.grad.norm() > 0 for block in model.blocks)

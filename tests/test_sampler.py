@@ -1,4 +1,4 @@
-"""The sampler, on a velocity that is known in closed form: for data ~ N(mu, sd^2) no network is needed."""
+"""The samplers, on a velocity known in closed form: for data ~ N(mean, std^2) no network is needed."""
 
 from dataclasses import replace
 
@@ -12,42 +12,42 @@ from dit.modes import MODES, Ask
 from dit.request import SAMPLERS, Moment, Request
 from dit.sampler import classifier_free_guidance, sample, seeded_noise
 
-MEAN, SPREAD = 3.0, 0.5
+MEAN, STD = 3.0, 0.5
 
 
-def exact(xs, levels):
-    """Return E[noise - data | x] at each level, for data ~ N(MEAN, SPREAD^2)."""
-    found = []
-    for x, level in zip(xs, levels, strict=True):
-        t = level[None]
-        variance = ((1 - t) * SPREAD) ** 2 + t**2
-        off = x - (1 - t) * MEAN
-        found.append((t - (1 - t) * SPREAD**2) * off / variance - MEAN)
-    return found
+def exact_velocity(xs, sigmas):
+    """Return E[noise - data | x] at each sigma, for data ~ N(MEAN, STD^2)."""
+    velocities = []
+    for x, sigma in zip(xs, sigmas, strict=True):
+        t = sigma[None]
+        variance = ((1 - t) * STD) ** 2 + t**2
+        deviation = x - (1 - t) * MEAN
+        velocities.append((t - (1 - t) * STD**2) * deviation / variance - MEAN)
+    return velocities
 
 
-def dream(canvas, steps=50, method="euler", seed=0):
-    times = sigma_schedule(make_scheduler(80, 1.0), steps, 80)
-    *_, (latents,) = sample(exact, [canvas], [seeded_noise(seed, canvas.clean_latents.shape)], [times], method)
+def sample_exactly(canvas, steps=50, sampler="euler", seed=0, callback=None):
+    sigmas, noise = sigma_schedule(make_scheduler(80, 1.0), steps, 80), seeded_noise(seed, canvas.clean_latents.shape)
+    *_, (latents,) = sample(exact_velocity, [canvas], [noise], [sigmas], sampler, callback)
     return latents
 
 
-@pytest.mark.parametrize("method", SAMPLERS)
-def test_samples_have_the_mean_and_spread_of_the_data(method):
-    found = dream(blank((8, 4, 16, 16), 8.0), method=method)
-    assert found.mean() == pytest.approx(MEAN, abs=0.03)
-    assert found.std() == pytest.approx(SPREAD, abs=0.03)
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_samples_have_the_mean_and_standard_deviation_of_the_data(sampler):
+    latents = sample_exactly(blank((8, 4, 16, 16), 8.0), sampler=sampler)
+    assert latents.mean() == pytest.approx(MEAN, abs=0.03)
+    assert latents.std() == pytest.approx(STD, abs=0.03)
 
 
-def test_second_order_is_closer_to_the_exact_end_than_euler_with_as_many_looks():
+def test_second_order_samplers_are_more_accurate_than_euler_at_equal_nfe():
     canvas = blank((4, 2, 8, 8), 8.0)
-    goal = MEAN + SPREAD * seeded_noise(0, canvas.clean_latents.shape)  # the flow of a normal law is linear
-    looks = {"euler": 16, "heun": 8, "dpm": 16}
-    error = {method: (dream(canvas, steps, method) - goal).abs().max() for method, steps in looks.items()}
+    expected = MEAN + STD * seeded_noise(0, canvas.clean_latents.shape)  # the flow of a normal distribution is linear
+    steps = {"euler": 16, "heun": 8, "dpm": 16}  # Heun evaluates the model twice in each step
+    error = {name: (sample_exactly(canvas, count, name) - expected).abs().max() for name, count in steps.items()}
     assert error["heun"] < error["euler"] and error["dpm"] < error["euler"]
 
 
-def test_dpm_goes_where_diffusers_goes_when_all_latents_are_equally_noisy():
+def test_dpm_equals_the_dpm_solver_of_diffusers_where_all_latents_have_one_sigma():
     from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 
     theirs = DPMSolverMultistepScheduler(
@@ -55,28 +55,26 @@ def test_dpm_goes_where_diffusers_goes_when_all_latents_are_equally_noisy():
     )
     theirs.set_timesteps(12)
     x = start = seeded_noise(0, (4, 2, 8, 8))
-    for time, level in zip(theirs.timesteps, theirs.sigmas, strict=False):
-        (v,) = exact([x], [level.expand(2, 8, 8)])
-        x = theirs.step(v, time, x).prev_sample
-    # theirs begins a thousandth below pure noise
+    for timestep, sigma in zip(theirs.timesteps, theirs.sigmas, strict=False):
+        (v,) = exact_velocity([x], [sigma.expand(2, 8, 8)])
+        x = theirs.step(v, timestep, x).prev_sample
     canvas = blank((4, 2, 8, 8), 8.0)
-    *_, (ours,) = sample(exact, [canvas], [start], [theirs.sigmas], "dpm")
-    assert theirs.sigmas[0] > 0.99
+    *_, (ours,) = sample(exact_velocity, [canvas], [start], [theirs.sigmas], "dpm")
+    assert theirs.sigmas[0] > 0.99  # it starts a thousandth below pure noise
     torch.testing.assert_close(ours, x, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("method", SAMPLERS)
-def test_where_a_clip_is_heading_is_where_it_ends(method):
-    canvas, seen = blank((4, 2, 8, 8), 8.0), []
-    times = sigma_schedule(make_scheduler(80, 1.0), 6, 80)
-    look = lambda step, clean: seen.append(clean[0])
-    *_, (found,) = sample(exact, [canvas], [seeded_noise(0, canvas.clean_latents.shape)], [times], method, look)
-    errors = [float((clean - found).abs().mean()) for clean in seen]
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_denoised_latents_of_each_step_approach_the_result(sampler):
+    predictions = []
+    callback = lambda step, denoised: predictions.append(denoised[0])
+    latents = sample_exactly(blank((4, 2, 8, 8), 8.0), 6, sampler, callback=callback)
+    errors = [float((denoised - latents).abs().mean()) for denoised in predictions]
     assert len(errors) == 6 and errors[-1] < 1e-6 and errors == sorted(errors, reverse=True)
 
 
-def paintings():
-    """List the canvases of all modes on a picture and a film, and some more."""
+def canvases_of_all_modes():
+    """Return the canvas of each mode, from one image and one video, and two soft or regional masks, by name."""
     shape = (4, 3, 4, 6)
     picture = torch.randn(4, 1, 4, 6, generator=torch.Generator().manual_seed(1))
     film = torch.randn(shape, generator=torch.Generator().manual_seed(3))
@@ -107,29 +105,29 @@ def paintings():
     return canvases | {"region": Canvas(given, region, 8.0), "window": Canvas(given, window, 8.0)}
 
 
-@pytest.mark.parametrize("method", SAMPLERS)
-@pytest.mark.parametrize("name", paintings())
-def test_given_latents_come_out_bit_identical(name, method):
-    canvas = paintings()[name]
-    found = dream(canvas, steps=7, method=method)
-    kept = (canvas.denoise_mask == 0).expand_as(found)
-    assert torch.equal(found[kept], canvas.clean_latents[kept])
-    assert not torch.equal(found[~kept], canvas.clean_latents[~kept])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("name", canvases_of_all_modes())
+def test_kept_latents_come_out_bit_identical(name, sampler):
+    canvas = canvases_of_all_modes()[name]
+    latents = sample_exactly(canvas, steps=7, sampler=sampler)
+    kept = (canvas.denoise_mask == 0).expand_as(latents)
+    assert torch.equal(latents[kept], canvas.clean_latents[kept])
+    assert not torch.equal(latents[~kept], canvas.clean_latents[~kept])
 
 
-def test_image_to_video_keeps_the_first_latent_and_dreams_the_rest():
-    level = paintings()["image-to-video"].denoise_mask
-    assert not level[0].any() and (level[1:] == 1).all()
+def test_image_to_video_keeps_the_first_latent_frame_and_generates_the_rest():
+    mask = canvases_of_all_modes()["image-to-video"].denoise_mask
+    assert not mask[0].any() and (mask[1:] == 1).all()
 
 
-def test_guidance_of_one_is_the_prompt_alone_and_of_zero_none():
+def test_guidance_1_is_the_conditional_velocity_and_0_the_unconditional():
     a, b = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(classifier_free_guidance(a, b, 1.0), a)
     assert torch.equal(classifier_free_guidance(a, b, 0.0), b)
     assert torch.allclose(classifier_free_guidance(a, b, 3.0) - b, 3 * (a - b))
 
 
-def test_rescaled_guidance_has_the_spread_of_the_prompt_alone():
+def test_rescaled_guidance_has_the_standard_deviation_of_the_conditional_velocity():
     a, b = torch.randn(2, 1000, generator=torch.Generator().manual_seed(0))
     assert classifier_free_guidance(a, b, 5.0).std() > 3 * a.std()
     assert classifier_free_guidance(a, b, 5.0, rescale=1.0).std() == pytest.approx(a.std())
@@ -140,7 +138,7 @@ def test_rescaled_guidance_has_the_spread_of_the_prompt_alone():
 
 
 def test_frames_that_are_given_are_guided_to_as_words_are():
-    canvas = paintings()["image-to-video"]
+    canvas = canvases_of_all_modes()["image-to-video"]
     noise = seeded_noise(0, canvas.clean_latents.shape)
     level = canvas.denoise_mask * 0.7
     x = canvas.add_noise(noise)
@@ -166,7 +164,7 @@ def test_a_longer_taller_or_wider_clip_begins_with_the_same_noise():
     assert torch.equal(large[:, :2, :3, :4], small)
 
 
-def test_noise_is_normal_and_differs_between_seeds_and_places():
+def test_noise_is_standard_normal_and_differs_between_seeds_and_positions():
     noise = seeded_noise(1, (16, 8, 32, 32))
     assert noise.mean() == pytest.approx(0, abs=0.01) and noise.std() == pytest.approx(1, abs=0.01)
     assert noise.pow(4).mean() == pytest.approx(3, abs=0.1)
@@ -175,13 +173,13 @@ def test_noise_is_normal_and_differs_between_seeds_and_places():
     assert (noise * seeded_noise(2, noise.shape)).mean() == pytest.approx(0, abs=0.01)
 
 
-def test_a_canvas_must_have_a_level_for_every_latent():
+def test_a_canvas_needs_a_mask_value_in_0_to_1_for_every_latent():
     with pytest.raises(ValueError, match="one value for each latent"):
         Canvas(torch.zeros(4, 2, 3, 3), torch.zeros(2, 3, 4), 8.0)
     with pytest.raises(ValueError, match=r"denoise_mask must lie in \[0, 1\]; got 0 to 1.5"):
         Canvas(torch.zeros(4, 2, 2, 2), torch.tensor([0.0, 1.5]).reshape(2, 1, 1).expand(2, 2, 2), 8.0)
 
 
-def test_an_unknown_method_is_refused():
+def test_an_unknown_sampler_is_refused_by_name():
     with pytest.raises(ValueError, match="sampler must be one of euler, heun, dpm; got 'rk4'"):
-        dream(blank((4, 1, 2, 2), 8.0), method="rk4")
+        sample_exactly(blank((4, 1, 2, 2), 8.0), sampler="rk4")
