@@ -13,9 +13,16 @@ from captioning.coca import ENCODER_FRAMES, CoCaCaptioner, OpenClipTokenizer, Pe
 from captioning.text_encoder import load_text_encoder, tokenize, train_tokenizer
 from training.config import CaptionerRun
 from training.dataset import open_bucket
-from training.evaluation.captions import SCORED_ATTRIBUTES, cider, caption_bucket, precision_recall
+from training.evaluation.captions import SCORED_ATTRIBUTES, caption_bucket, cider, precision_recall
 from training.evaluation.evaluate import JUDGED_ATTRIBUTES
-from training.experiments.recaption import PHRASINGS_TESTED, CAPTION_SETS, compare_sets, draw_report, summarize, write_variant
+from training.experiments.recaption import (
+    CAPTION_SETS,
+    PHRASINGS_TESTED,
+    compare_sets,
+    draw_report,
+    summarize,
+    write_variant,
+)
 from training.train_captioner import build_model, mark_salient_tokens, train
 from training.world.scene import rng_of, sample_scene
 from training.world.words import caption, in_a_mirror, said

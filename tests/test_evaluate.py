@@ -9,9 +9,17 @@ from PIL import Image
 
 from captioning.coca import CoCaCaptioner, VideoCoCa
 from captioning.text_encoder import train_tokenizer
-from training.evaluation.evaluate import JUDGED, SETS, evaluate, fits, prompt_of, scenes_of, score
-from training.evaluation.judge import ATTRIBUTES, REPORT, THINGS, Judge, judge_loss, spoil, targets_of, truth_of
-from training.evaluation.metrics import interval
+from training.evaluation.evaluate import (
+    JUDGED_ATTRIBUTES,
+    SETS,
+    alignment_scores,
+    attribute_accuracy,
+    evaluate,
+    prompt_of,
+    scenes_of,
+)
+from training.evaluation.judge import ATTRIBUTES, REPORT, THINGS, Judge, degrade, judge_loss, targets_of, true_labels
+from training.evaluation.metrics import bootstrap_interval
 from training.world import sample_scene
 from training.world.scene import HELD_OUT, pairs
 from training.world.words import said
@@ -46,7 +54,7 @@ def first_scenes(chosen, count=40):
 @pytest.mark.parametrize("chosen", SETS, ids=lambda chosen: chosen.name)
 def test_a_prompt_says_all_that_is_judged_and_nothing_else_of_it(chosen):
     for scene in first_scenes(chosen):
-        truth, found = truth_of(scene), said(prompt_of(scene))
+        truth, found = true_labels(scene), said(prompt_of(scene))
         assert found["event"] == {truth["motion"]} and found["camera"] == {truth["camera"]}
         assert (
             truth["colour"] in found["colour"] and truth["shape"] in found["shape"] and truth["size"] in found["size"]
@@ -84,23 +92,23 @@ def test_evaluation_reports_every_row_attribute_and_interval(
 
 
 def test_a_perfect_reading_scores_one_and_a_wrong_one_spoils_only_its_attribute():
-    truths = [truth_of(scene) for scene in first_scenes(SETS[0], 10)]
-    assert all(value["mean"] == 1 for value in score(truths, truths).values())
+    truths = [true_labels(scene) for scene in first_scenes(SETS[0], 10)]
+    assert all(value["mean"] == 1 for value in attribute_accuracy(truths, truths).values())
     wrong = [truth | {"colour": "plaid"} for truth in truths[:5]] + truths[5:]
-    found = score(wrong, truths)
+    found = attribute_accuracy(wrong, truths)
     assert found["colour"]["mean"] == found["all"]["mean"] == 0.5
-    assert all(found[name]["mean"] == 1 for name in JUDGED if name != "colour")
+    assert all(found[name]["mean"] == 1 for name in JUDGED_ATTRIBUTES if name != "colour")
 
 
 def test_a_clip_is_found_by_its_prompt_where_no_other_fits_it_better():
-    found = fits(torch.tensor([[0.9, 0.2, 0.1], [0.3, 0.5, 0.6]]))
+    found = alignment_scores(torch.tensor([[0.9, 0.2, 0.1], [0.3, 0.5, 0.6]]))
     assert found["match"]["mean"] == pytest.approx(0.7) and found["found"]["mean"] == 0.5
     assert found["found"]["prompts"] == 2
 
 
 def test_a_bootstrap_interval_has_the_width_of_the_normal_one():
     values = np.random.default_rng(0).random(400) < 0.8
-    mean, low, high = interval(values)
+    mean, low, high = bootstrap_interval(values)
     error = np.sqrt(mean * (1 - mean) / len(values))
     assert low < mean < high
     assert (high - low) == pytest.approx(2 * 1.96 * error, rel=0.15)
@@ -108,7 +116,7 @@ def test_a_bootstrap_interval_has_the_width_of_the_normal_one():
 
 def test_the_judge_reads_every_attribute_of_every_clip():
     torch.manual_seed(0)
-    found = Judge(12).eval().read(torch.rand(2, 3, 17, 64, 64) * 2 - 1)
+    found = Judge(12).eval().predict(torch.rand(2, 3, 17, 64, 64) * 2 - 1)
     assert found.keys() == ATTRIBUTES.keys()
     for name, values in found.items():
         assert len(values) == 2 and set(values) <= set(ATTRIBUTES[name])
@@ -117,7 +125,7 @@ def test_the_judge_reads_every_attribute_of_every_clip():
 def test_a_judge_reads_a_clip_and_its_mirror_image_alike_but_for_the_side():
     torch.manual_seed(0)
     judge, clips = Judge(12).eval(), torch.rand(12, 3, 17, 64, 64) * 2 - 1
-    plain, mirrored = judge.read(clips), judge.read(clips.flip(-1))
+    plain, mirrored = judge.predict(clips), judge.predict(clips.flip(-1))
     sides = {"left": "right", "right": "left"}
     assert [" ".join(sides.get(w, w) for w in camera.split()) for camera in plain["camera"]] == mirrored["camera"]
     assert all(plain[name] == mirrored[name] for name in ATTRIBUTES if name != "camera")
@@ -138,7 +146,7 @@ def test_the_targets_of_a_scene_are_its_truth():
     targets = targets_of(scenes)
     for n, scene in enumerate(scenes):
         for name, values in ATTRIBUTES.items():
-            assert values[targets[name][n]] == truth_of(scene)[name]
+            assert values[targets[name][n]] == true_labels(scene)[name]
         assert targets["things"][n].sum() == len({(thing.colour, thing.shape) for thing in scene.things})
     assert targets["things"].shape == (20, len(THINGS))
 
@@ -160,7 +168,7 @@ def test_a_judge_learns_to_tell_two_clips_apart():
 
 def test_a_spoilt_clip_is_still_nearly_itself():
     clip = torch.linspace(-1, 1, 64).expand(3, 17, 64, 64).clone()
-    changes = [(spoil(clip, np.random.default_rng(n)) - clip).square().mean().sqrt() for n in range(40)]
+    changes = [(degrade(clip, np.random.default_rng(n)) - clip).square().mean().sqrt() for n in range(40)]
     assert max(changes) < 0.1 and sum(change == 0 for change in changes) > 10
 
 
@@ -170,6 +178,6 @@ def test_a_share_of_what_the_judge_learns_from_has_been_through_a_vae():
     )
     clip = torch.rand(3, 17, 64, 64) * 2 - 1
     coded = vae.decode(vae.encode(clip[None]))[0]
-    seen = [spoil(clip, np.random.default_rng(n), vae, 0.2) for n in range(60)]
+    seen = [degrade(clip, np.random.default_rng(n), vae, 0.2) for n in range(60)]
     assert 4 < sum(torch.equal(one, coded) for one in seen) < 24
-    assert not any(torch.equal(spoil(clip, np.random.default_rng(n), vae, 0.0), coded) for n in range(60))
+    assert not any(torch.equal(degrade(clip, np.random.default_rng(n), vae, 0.0), coded) for n in range(60))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from training.evaluation.metrics import linear_psnr, principal, psnr
+from training.evaluation.metrics import linear_psnr, principal_components, psnr
 from vae.losses import PatchDiscriminator, adaptive_weight, discriminator_loss, kl, ms_ssim_loss, ssim
 from vae.model import VideoVAE
 
@@ -95,7 +95,7 @@ def test_a_frame_that_does_not_fit_is_refused():
 def test_a_vae_starts_as_the_best_linear_code():
     clips = (film(5, 32, 32) * 127.5 + 127.5).to(torch.uint8).numpy()
     vae = VideoVAE(channels=4, widths=(16, 32), encoder_blocks=(1, 1), decoder_blocks=(1, 1))
-    vae.init_linear(*principal(clips, vae.stride, vae.channels))
+    vae.init_linear(*principal_components(clips, vae.stride, vae.channels))
     with torch.no_grad():
         pixels = torch.from_numpy(clips).float() / 127.5 - 1
         raw, _, _ = vae.posterior(pixels)

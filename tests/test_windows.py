@@ -173,21 +173,21 @@ def test_a_circle_is_cut_open_where_least_changes(pipeline):
 
 
 def test_a_still_clip_drifts_nowhere_and_a_fading_one_does():
-    from training.evaluation.bench import meter
+    from training.evaluation.bench import measure_drift
     from training.evaluation.judge import Judge
 
     eye = Judge(width=8).eval()
     still = torch.rand(3, 1, 64, 64).expand(-1, 51, -1, -1)
-    assert all(value == pytest.approx(0, abs=1e-5) for value in meter(still, eye).values())
-    fading = meter(still * torch.linspace(1, 0.3, 51)[:, None, None], eye)
+    assert all(value == pytest.approx(0, abs=1e-5) for value in measure_drift(still, eye).values())
+    fading = measure_drift(still * torch.linspace(1, 0.3, 51)[:, None, None], eye)
     assert all(fading[name] > 0.01 for name in ("colour", "contrast", "sharpness"))
 
 
 def test_others_ways_of_long_clips_can_be_measured_beside_ours(pipeline):
-    from training.evaluation.bench import chained
+    from training.evaluation.bench import sample_with_reencoding
 
     request = pipeline.resolve(Request(mode="long", prompt="a red ball", seconds=5.0))
-    clip = chained(pipeline, request)
+    clip = sample_with_reencoding(pipeline, request)
     (dream,) = pipeline.generate([request])
     ours = pipeline.pixels(dream)
     assert clip.shape == ours.shape

@@ -15,8 +15,8 @@ import numpy as np
 from captioning.lexicon import OPPOSITE
 from captioning.upsampler import CLIP_CAPTION, IMAGE_CAPTION
 from training.dataset import IMAGE_CAPTIONS, VIDEO_CAPTIONS, Bucket, select_captions
-from training.evaluation.captions import truth
-from training.evaluation.upsampler import read
+from training.evaluation.captions import true_values
+from training.evaluation.upsampler import read_prompt
 from training.salience import meanings_of
 from training.synonyms import draw_prompt, imitate_typing
 from training.world.lexicon import SIDES
@@ -77,7 +77,7 @@ def draw_pair(seed: int, bucket: Bucket, clip: int, sample: int, captions: Seque
 
 def is_faithful(prompt: str, text: str, scene: Scene) -> bool:
     """Return whether a caption keeps all meanings of a prompt, and names no object that is not in the scene."""
-    return said(text).get("thing", set()) <= truth(scene)["thing"] and meanings_of(prompt) <= meanings_of(text)
+    return said(text).get("thing", set()) <= true_values(scene)["thing"] and meanings_of(prompt) <= meanings_of(text)
 
 
 def draw_choices(pairs: list[tuple[Scene, PromptPair]]) -> list[CaptionChoice]:
@@ -97,9 +97,9 @@ def draw_choice(scene: Scene, task: str, prompt: str) -> CaptionChoice | None:
         return None
     kind, seed = ("dense", "plain")[rng.integers(2)], int(rng.integers(2**31))
     true, *false = (caption(one, kind, rng=np.random.default_rng(seed)) for one in (scene, *confused))
-    things = read(prompt).get("thing", set())
+    things = read_prompt(prompt).get("thing", set())
     if not spatial and len(things) == len({(thing.colour, thing.shape) for thing in scene.things}):
-        false = [text for text in false if not things <= read(text)["thing"]]
+        false = [text for text in false if not things <= read_prompt(text)["thing"]]
     false = [text for text in dict.fromkeys(false) if text != true]
     if not false:
         return None
@@ -143,7 +143,7 @@ def draw_near_miss(bucket: Bucket, clip: int, sample: int) -> tuple[str, str]:
         kinds = zip(VIDEO_CAPTIONS, bucket.captions[clip]["moving"], strict=True)
         prompts = [text for kind, text in kinds if kind[0] != "dense"]
         prompt = prompts[rng.integers(len(prompts))]
-        attributes = set(read(prompt))
+        attributes = set(read_prompt(prompt))
     subject, *others = scene.things
     colour = str(rng.choice([colour for colour in COLOURS if colour != subject.colour]))
     wrong.append(replace(scene, things=(replace(subject, colour=colour), *others)))

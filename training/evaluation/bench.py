@@ -49,7 +49,7 @@ print(json.dumps({"seconds": time.monotonic() - start, "MiB": kilobytes / 1024})
 """
 
 
-def long(model: Path, durations: Iterable[float] = (10.0, 20.0, 60.0), steps: int = 4) -> list[dict]:
+def bench_long(model: Path, durations: Iterable[float] = (10.0, 20.0, 60.0), steps: int = 4) -> list[dict]:
     """Render clips of some durations in seconds, each in a process of its own; print and return what each took."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -66,7 +66,7 @@ def long(model: Path, durations: Iterable[float] = (10.0, 20.0, 60.0), steps: in
     return rows
 
 
-def drift(model: Path, judge: Path, seconds: float = 60.0, prompts: Iterable[str] = PROMPTS) -> dict:
+def bench_drift(model: Path, judge: Path, seconds: float = 60.0, prompts: Iterable[str] = PROMPTS) -> dict:
     """Print and return how far long clips drift from their first stretch: dreamed on in latent space, and decoded and
     coded again at every join, from the same prompts and noise.
     """
@@ -76,8 +76,8 @@ def drift(model: Path, judge: Path, seconds: float = 60.0, prompts: Iterable[str
         request = pipeline.resolve(Request(mode="long", prompt=prompt, seconds=seconds, seed=seed))
         start = time.monotonic()
         (dream,) = pipeline.generate([request])
-        found["in latent space"].append(meter(pipeline.pixels(dream), eye))
-        found["decoded and coded again"].append(meter(chained(pipeline, request), eye))
+        found["in latent space"].append(measure_drift(pipeline.pixels(dream), eye))
+        found["decoded and coded again"].append(measure_drift(sample_with_reencoding(pipeline, request), eye))
         print(f"{prompt}: {time.monotonic() - start:.0f} s", file=sys.stderr)
     report = {
         way: {name: float(np.mean([row[name] for row in rows])) for name in MEASURES} for way, rows in found.items()
@@ -89,13 +89,15 @@ def drift(model: Path, judge: Path, seconds: float = 60.0, prompts: Iterable[str
 
 
 @torch.no_grad()
-def chained(pipeline: Pipeline, request: Request) -> Tensor:
+def sample_with_reencoding(pipeline: Pipeline, request: Request) -> Tensor:
     """Dream a long clip (3, F, Y, X) as others do: show each stretch, code its last frames, and dream on from these."""
     canvas, time_ = pipeline.paint(request), pipeline.vae.stride[0]
     window = pipeline.window_for(request, canvas)
     kept = (window + 1) // 2
     frames = pipeline.vae.frame_count(kept)
-    noise = seeded_noise(request.seed, (*canvas.clean_latents.shape[:1], canvas.latent_frames + window, *canvas.clean_latents.shape[2:]))
+    noise = seeded_noise(
+        request.seed, (*canvas.clean_latents.shape[:1], canvas.latent_frames + window, *canvas.clean_latents.shape[2:])
+    )
     shown = torch.zeros(3, 0, 1, 1)
     while shown.shape[1] < pipeline.vae.frame_count(canvas.latent_frames):
         part = blank((canvas.clean_latents.shape[0], window, *canvas.clean_latents.shape[2:]), canvas.fps)
@@ -110,7 +112,7 @@ def chained(pipeline: Pipeline, request: Request) -> Tensor:
 
 
 @torch.no_grad()
-def meter(video: Tensor, eye: Judge) -> dict[str, float]:
+def measure_drift(video: Tensor, eye: Judge) -> dict[str, float]:
     """Return how far the stretches of a clip (3, F, Y, X) lie from its first, on average, each 0 where nothing changed:
     mean colour and contrast (of the range of pixels), sharpness (relative), and what the judge's inner layer sees (1 -
     cosine).
@@ -122,7 +124,7 @@ def meter(video: Tensor, eye: Judge) -> dict[str, float]:
         blurred = F.avg_pool2d(stretch, 3, stride=1)
         fine = (stretch[..., 1:-1, 1:-1] - blurred).abs().mean()
         frame = F.interpolate(stretch.transpose(0, 1), size=(height, columns), mode="area").transpose(0, 1)
-        seen.append((stretch.mean((1, 2, 3)) / 2, stretch.std() / 2, fine, eye.look(frame[None])[0]))
+        seen.append((stretch.mean((1, 2, 3)) / 2, stretch.std() / 2, fine, eye.features(frame[None])[0]))
     colour, contrast, sharp, sight = seen[0]
     later = seen[1:] or seen
     return {

@@ -22,13 +22,13 @@ from training.world.facts import patients
 from training.world.scene import Scene
 from training.world.words import attributes, said
 
-SCORED = ("colour", "shape", "thing", "size", "material", "event", "direction", "camera", "count")
-SCORED += ("ground", "sky", "time")
+SCORED_ATTRIBUTES = ("colour", "shape", "thing", "size", "material", "event", "direction", "camera", "count")
+SCORED_ATTRIBUTES += ("ground", "sky", "time")
 GRAMS = 4  # the longest phrase that CIDEr counts
 TOGETHER = 32
 
 
-def truth(scene: Scene) -> dict[str, set[str]]:
+def true_values(scene: Scene) -> dict[str, set[str]]:
     """Return what a caption of a moving clip may say: of every attribute the values that are true.
 
     The cubes of a stack have colours and a shape, but are not named one by one.
@@ -41,11 +41,11 @@ def truth(scene: Scene) -> dict[str, set[str]]:
     return found
 
 
-def truthfulness(texts: Iterable[str], scenes: Iterable[Scene]) -> dict[str, dict[str, float | None]]:
+def precision_recall(texts: Iterable[str], scenes: Iterable[Scene]) -> dict[str, dict[str, float | None]]:
     """Return precision and recall of English captions, by attribute; None where nothing was said, or was to be said."""
-    counts = {name: [0, 0, 0] for name in SCORED}  # said and true, said, true
+    counts = {name: [0, 0, 0] for name in SCORED_ATTRIBUTES}  # said and true, said, true
     for text, scene in zip(texts, scenes, strict=True):
-        spoken, true = said(text), truth(scene)
+        spoken, true = said(text), true_values(scene)
         for name, total in counts.items():
             mine, theirs = spoken.get(name, set()), true.get(name, set())
             for place, number in enumerate((len(mine & theirs), len(mine), len(theirs))):
@@ -102,12 +102,12 @@ def _phrases(text: str) -> Counter:
     )
 
 
-def measure(captioner, bucket: Bucket, clips: int | None = None) -> dict:
+def evaluate_captioner(captioner, bucket: Bucket, clips: int | None = None) -> dict:
     """Return a captioner's scores on the first clips of a bucket, or on all: of those with one object, and of all."""
     numbers = range(min(clips or len(bucket), len(bucket)))
     texts: list[str] = []
     for start in range(0, len(numbers), TOGETHER):
-        texts += captioner.write(bucket.load_clips(numbers[start : start + TOGETHER]))
+        texts += captioner.caption_batch(bucket.load_clips(numbers[start : start + TOGETHER]))
     scenes = [bucket.scene(number) for number in numbers]
     references = [select_captions(bucket.captions[number], "dense") for number in numbers]
     report: dict = {}
@@ -118,13 +118,13 @@ def measure(captioner, bucket: Bucket, clips: int | None = None) -> dict:
         report[name] = {
             "clips": len(own),
             "cider": round(cider([texts[n] for n in own], [references[n] for n in own]), 4),
-            **truthfulness((texts[n] for n in own), (scenes[n] for n in own)),
+            **precision_recall((texts[n] for n in own), (scenes[n] for n in own)),
         }
     report["examples"] = [[text, some[0]] for text, some in zip(texts[:8], references[:8], strict=True)]
     return report
 
 
-def describe(captioner, bucket: Bucket, path: Path, clips: int | None = None) -> list[str]:
+def caption_bucket(captioner, bucket: Bucket, path: Path, clips: int | None = None) -> list[str]:
     """Return the captioner's words on the first clips, or on all, also in `path`, a line each; begun there, it goes
     on.
     """
@@ -138,7 +138,7 @@ def describe(captioner, bucket: Bucket, path: Path, clips: int | None = None) ->
     texts = [json.loads(line) for line in whole]
     with open(path, "a") as lines:
         for start in tqdm(range(len(texts), count, TOGETHER), "describe"):
-            written = captioner.write(bucket.load_clips(range(start, min(start + TOGETHER, count))))
+            written = captioner.caption_batch(bucket.load_clips(range(start, min(start + TOGETHER, count))))
             texts += written
             lines.write("".join(json.dumps(text) + "\n" for text in written))
             lines.flush()
@@ -158,9 +158,11 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--write", type=Path, metavar="FILE", help="instead: all captions into a .jsonl, a line each")
     chosen = parser.parse_args(args)
     if chosen.write:
-        describe(load_coca(chosen.captioner), open_bucket(chosen.data, (64, 64, 17)), chosen.write, chosen.clips)
+        caption_bucket(load_coca(chosen.captioner), open_bucket(chosen.data, (64, 64, 17)), chosen.write, chosen.clips)
         return
-    report = measure(load_coca(chosen.captioner), open_bucket(chosen.data, (64, 64, 17)), chosen.clips or 1000)
+    report = evaluate_captioner(
+        load_coca(chosen.captioner), open_bucket(chosen.data, (64, 64, 17)), chosen.clips or 1000
+    )
     print(json.dumps(report, indent=2, ensure_ascii=False))
 
 

@@ -26,22 +26,22 @@ from captioning.upsampler import Upsampler, load_upsampler
 from dit.model import DiT
 from dit.pipeline import Pipeline
 from dit.request import Request
-from training.evaluation.judge import ATTRIBUTES, FORMAT, REPORT, TRUSTED, Judge, truth_of
-from training.evaluation.metrics import interval
-from training.synonyms import say
+from training.evaluation.judge import ATTRIBUTES, FORMAT, REPORT, TRUSTED_ACCURACY, Judge, true_labels
+from training.evaluation.metrics import bootstrap_interval
+from training.synonyms import draw_prompt
 from training.world import make_clips
 from training.world.scene import SPLITS, Scene, rng_of, sample_scene
 from training.world.words import caption, prompt
 from vae.video.pixels import contact_sheet
 from vae.weights import load_strictly, read_json
 
-JUDGED = ("colour", "shape", "size", "motion", "camera")  # what a prompt says of one object
+JUDGED_ATTRIBUTES = ("colour", "shape", "size", "motion", "camera")  # what a prompt says of one object
 FIRST = 700_000_000  # the first index looked at: far beyond any clip that a data set holds
 TOGETHER = 8  # clips in a pack
 UNTRAINED = 32  # prompts for the untrained row, which chance settles
 # How prompts are said: in the words of captions, of the thesaurus, or in ones that were taught to nothing; in Chinese;
 # and with less in them, or more.
-WORDS = ("plain", "synonyms", "reserved", "chinese", "label", "dense")
+PHRASINGS = ("plain", "synonyms", "reserved", "chinese", "label", "dense")
 
 
 @dataclass(frozen=True)
@@ -70,27 +70,27 @@ def scenes_of(chosen: PromptSet, seed: int) -> Iterator[Scene]:
 
 
 def prompt_of(scene: Scene, words: str = "plain") -> str:
-    """Write a prompt in one of WORDS. It says all that is judged, but for a label, which says colour and shape."""
+    """Write a prompt in one of PHRASINGS. It says all that is judged, but for a label, which says colour and shape."""
     rng = rng_of(scene.seed, scene.split, scene.index, 7)
     if words in ("label", "dense"):
         return caption(scene, words, rng=rng)
     mention = ("colour", "shape", "size", "event", "camera")
     if words == "synonyms":
-        return say(scene, "en", rng, mention, used=1.0)
+        return draw_prompt(scene, "en", rng, mention, synonym_probability=1.0)
     return prompt(scene, "zh" if words == "chinese" else "en", rng=rng, mention=mention, reserved=words == "reserved")
 
 
 @dataclass(frozen=True)
-class Asking:
-    """How prompts are said, in one of WORDS, and who writes them out before the model reads them, if anybody."""
+class PromptStyle:
+    """How prompts are said, in one of PHRASINGS, and who writes them out before the model reads them, if anybody."""
 
     words: str = "plain"
     upsampler: Upsampler | None = None
 
     @property
-    def told(self) -> tuple[str, ...]:
+    def stated(self) -> tuple[str, ...]:
         """What a prompt says of what is judged."""
-        return ("colour", "shape") if self.words == "label" else JUDGED
+        return ("colour", "shape") if self.words == "label" else JUDGED_ATTRIBUTES
 
     def requests(self, scenes: list[Scene], pipeline: Pipeline) -> list[Request]:
         """Ask for a clip of each scene, each with a seed of its own, in no more words than a model reads."""
@@ -100,8 +100,8 @@ class Asking:
             said = prompt_of(scene, self.words)
             asked = Request(prompt=said, seed=seed, size=(columns, height), seconds=frames / pipeline.settings.fps)
             if self.upsampler:
-                written = shorten_to_limit(pipeline.tokenizer, self.upsampler.write(said, seed)) or said
-                asked = replace(asked, upsample=self.upsampler.name, written=written)
+                written = shorten_to_limit(pipeline.tokenizer, self.upsampler.upsample(said, seed)) or said
+                asked = replace(asked, upsample=self.upsampler.name, upsampled_prompt=written)
             found.append(asked)
         return found
 
@@ -117,7 +117,7 @@ def evaluate(
     upsample: str | None = None,
     captioner: Path | None = None,
 ) -> dict:
-    """Judge a model folder on `prompts` prompts of each set, said in one of WORDS and written out by the upsampler that
+    """Judge a model folder on `prompts` prompts of each set, said in one of PHRASINGS and written out by the upsampler that
     `upsample` names, if any; writes report.json and report.png under `output`, and returns the report. A `captioner` of
     ours, by its folder, says besides how well clips fit their prompts, as these are said in plain words.
 
@@ -126,15 +126,15 @@ def evaluate(
     """
     if prompts < 1:
         raise ValueError(f"prompts must be at least 1; got {prompts}")
-    if words not in WORDS:
-        raise ValueError(f"words must be one of {', '.join(WORDS)}; got {words!r}")
-    asking = Asking(words, load_upsampler(upsample) if upsample else None)
+    if words not in PHRASINGS:
+        raise ValueError(f"words must be one of {', '.join(PHRASINGS)}; got {words!r}")
+    asking = PromptStyle(words, load_upsampler(upsample) if upsample else None)
     output.mkdir(parents=True, exist_ok=True)
     pipeline = Pipeline.from_pretrained(model)
     eye, listener = load_strictly(Judge, judge), load_coca(captioner) if captioner else None
     trust = read_json(judge / REPORT)
-    for name in JUDGED:
-        if trust["one object"][name] < TRUSTED:
+    for name in JUDGED_ATTRIBUTES:
+        if trust["one object"][name] < TRUSTED_ACCURACY:
             print(f"the judge reads {name} right in {trust['one object'][name]:.1%} of true renders", file=sys.stderr)
     if torch.cuda.is_available():
         pipeline.to("cuda"), eye.to("cuda")
@@ -155,7 +155,7 @@ def evaluate(
         scenes = list(islice(scenes_of(chosen, seed), prompts))
         report["sets"][chosen.name] = rows(pipeline, eye, listener, scenes, chosen.name, shown, asking)
     (output / "report.json").write_text(json.dumps(report, indent=2))
-    picture(report, shown).save(output / "report.png")
+    draw_report(report, shown).save(output / "report.png")
     return report
 
 
@@ -166,27 +166,29 @@ def rows(
     scenes: list[Scene],
     name: str,
     shown: list,
-    asking: Asking,
+    asking: PromptStyle,
 ) -> dict:
     """Return the rows of one set of prompts: the model and its references."""
-    truths = [truth_of(scene) for scene in scenes]
-    meant = listener.meant([prompt_of(scene) for scene in scenes]) if listener else None
+    truths = [true_labels(scene) for scene in scenes]
+    meant = listener.encode_texts([prompt_of(scene) for scene in scenes]) if listener else None
     requests = asking.requests(scenes, pipeline)
-    own = watch(eye, listener, dreams(pipeline, requests, name, shown))
+    own = judge_clips(eye, listener, generate_clips(pipeline, requests, name, shown))
     renders = [clip.video.float()[None] / 127.5 - 1 for clip in true_clips(scenes)]
     through = (pipeline.vae.decode(pipeline.vae.encode(clip.to(pipeline.device))) for clip in renders)
     other = np.roll(np.arange(len(truths)), -(len(truths) // 2))
-    few = watch(eye, listener, dreams(untrained_like(pipeline), requests[:UNTRAINED], f"{name}, untrained"))
+    few = judge_clips(
+        eye, listener, generate_clips(untrained_like(pipeline), requests[:UNTRAINED], f"{name}, untrained")
+    )
 
-    def row(watched: Watched, wanted: np.ndarray | slice = slice(None)) -> dict[str, dict]:
+    def row(watched: JudgedClips, wanted: np.ndarray | slice = slice(None)) -> dict[str, dict]:
         asked = [truths[n] for n in np.arange(len(truths))[wanted][: len(watched.readings)]]
-        found = score(watched.readings, asked, asking.told)
-        return found if meant is None else found | fits(watched.seen @ meant[wanted].T)
+        found = attribute_accuracy(watched.readings, asked, asking.stated)
+        return found if meant is None else found | alignment_scores(watched.seen @ meant[wanted].T)
 
     return {
         "model": row(own),
-        "true renders": row(watch(eye, listener, renders)),
-        "renders through the VAE": row(watch(eye, listener, through)),
+        "true renders": row(judge_clips(eye, listener, renders)),
+        "renders through the VAE": row(judge_clips(eye, listener, through)),
         "shuffled prompts": row(own, other),
         "untrained": row(few),
     }
@@ -198,7 +200,9 @@ def untrained_like(pipeline: Pipeline) -> Pipeline:
     return Pipeline(DiT.from_dit_config(pipeline.transformer.dit_config).to(pipeline.device), *parts, pipeline.settings)
 
 
-def dreams(pipeline: Pipeline, requests: list[Request], name: str, shown: list | None = None) -> Iterator[Tensor]:
+def generate_clips(
+    pipeline: Pipeline, requests: list[Request], name: str, shown: list | None = None
+) -> Iterator[Tensor]:
     """Make a clip (1, 3, F, Y, X) of each request; the first ones are `shown`."""
     for dream in tqdm(pipeline.generate(requests, together=TOGETHER), name, len(requests)):
         clip = pipeline.pixels(dream)
@@ -215,30 +219,30 @@ def true_clips(scenes: list[Scene]):
     return make_clips(indices, first.seed, first.split, rows=height, columns=columns, frames=frames)
 
 
-def read(eye: Judge, clips: Iterable[Tensor]) -> Iterator[dict[str, str]]:
+def predict_clips(eye: Judge, clips: Iterable[Tensor]) -> Iterator[dict[str, str]]:
     """Return what the judge reads of each clip (1, 3, F, Y, X)."""
     for clip in clips:
-        yield {name: values[0] for name, values in eye.read(clip.to(eye.device)).items()}
+        yield {name: values[0] for name, values in eye.predict(clip.to(eye.device)).items()}
 
 
 @dataclass(frozen=True)
-class Watched:
+class JudgedClips:
     """What a judge reads of clips, and where a captioner sees them, vectors (N, D), if one watched."""
 
     readings: list[dict[str, str]]
     seen: Tensor
 
 
-def watch(eye: Judge, listener: CoCaCaptioner | None, clips: Iterable[Tensor]) -> Watched:
+def judge_clips(eye: Judge, listener: CoCaCaptioner | None, clips: Iterable[Tensor]) -> JudgedClips:
     """Have clips (1, 3, F, Y, X) watched, each only once."""
     readings, seen = [], []
     for clip in clips:
-        readings += read(eye, [clip])
-        seen += [listener.seen(clip)] if listener else []
-    return Watched(readings, torch.cat(seen) if seen else torch.empty(0))
+        readings += predict_clips(eye, [clip])
+        seen += [listener.encode_videos(clip)] if listener else []
+    return JudgedClips(readings, torch.cat(seen) if seen else torch.empty(0))
 
 
-def fits(cosines: Tensor) -> dict[str, dict]:
+def alignment_scores(cosines: Tensor) -> dict[str, dict]:
     """Return how well clips fit the prompts of a set (clips, prompts), each its own on the diagonal: that cosine
     (CLIPScore, Hessel et al. 2021, arXiv 2104.08718), and the share of clips that no other prompt fits better
     (R-precision, Xu et al. 2018, arXiv 1711.10485).
@@ -248,8 +252,8 @@ def fits(cosines: Tensor) -> dict[str, dict]:
     return {"match": average(own.double().numpy()), "found": average(best.double().numpy())}
 
 
-def score(
-    readings: Iterable[dict[str, str]], truths: list[dict[str, str]], told: tuple[str, ...] = JUDGED
+def attribute_accuracy(
+    readings: Iterable[dict[str, str]], truths: list[dict[str, str]], told: tuple[str, ...] = JUDGED_ATTRIBUTES
 ) -> dict[str, dict]:
     """Return the share of clips that show what is true, by attribute and in all that prompts `told`, with 95 %
     intervals.
@@ -264,11 +268,11 @@ def score(
 
 def average(values: np.ndarray) -> dict[str, float]:
     """Return a mean over prompts, its 95 % interval, and how many they are."""
-    mean, low, high = interval(values)
+    mean, low, high = bootstrap_interval(values)
     return {"mean": round(mean, 4), "low": round(low, 4), "high": round(high, 4), "prompts": len(values)}
 
 
-def picture(report: dict, shown: list[tuple[str, Tensor]]) -> Image.Image:
+def draw_report(report: dict, shown: list[tuple[str, Tensor]]) -> Image.Image:
     """Draw the report: a bar with its interval for every attribute and row, and some of the clips."""
     names = list(next(iter(report["sets"].values()))["model"])
     sheet = contact_sheet([clip for _, clip in shown], captions=[text for text, _ in shown], scale=2)

@@ -42,7 +42,9 @@ def lpips_or_none():
     return lambda a, b: rearrange(net(flatten_frames(a), flatten_frames(b)), "(B F) 1 1 1 -> B F", B=len(a)).mean(1)
 
 
-def principal(clips: np.ndarray, stride: tuple[int, int, int], channels: int) -> tuple[Tensor, Tensor, Tensor]:
+def principal_components(
+    clips: np.ndarray, stride: tuple[int, int, int], channels: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return the best linear code of a VAE's blocks of pixels: basis (values, channels), mean (values,), spread
     (channels,).
 
@@ -59,7 +61,7 @@ def linear_psnr(clips: np.ndarray, held_out: np.ndarray, stride: tuple[int, int,
     """Return the PSNR in dB, (B,), of held-out clips (B, 3, F, Y, X) uint8 through the best linear code of other
     clips.
     """
-    basis, mean, _ = principal(clips, stride, channels)
+    basis, mean, _ = principal_components(clips, stride, channels)
     found = []
     for clip in held_out:
         own, back = _blocks(clip[None], stride)
@@ -82,7 +84,7 @@ def _blocks(clips: np.ndarray, stride: tuple[int, int, int]):
     return rearrange(folded, "B T H W D -> (B T H W) D"), back
 
 
-def interval(values: np.ndarray, seed: int = 0, draws: int = 2000) -> tuple[float, float, float]:
+def bootstrap_interval(values: np.ndarray, seed: int = 0, draws: int = 2000) -> tuple[float, float, float]:
     """Return a mean and its 95 % bootstrap interval (Efron 1979, percentiles), resampling the first axis: the
     prompts.
     """

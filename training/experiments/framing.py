@@ -26,7 +26,7 @@ from dit.request import Request
 from training.config import DiTRun, WorldRun
 from training.dataset import make_world, open_bucket, uint8_to_float
 from training.evaluation.evaluate import SETS, prompt_of, scenes_of
-from training.evaluation.metrics import interval
+from training.evaluation.metrics import bootstrap_interval
 from training.presets import dit_ablation
 from training.train_dit import train
 from training.world.scene import COLOURS, Scene
@@ -65,30 +65,30 @@ def cropped() -> DiTRun:
     )
 
 
-def crop(source: Path, target: Path) -> None:
+def make_crops(source: Path, target: Path) -> None:
     """Make a data set of squares from another's wide clips, each from a place across that its number draws."""
     before, after = open_bucket(source, WIDE), open_bucket(target, SQUARE)
     if (after.folder / "state.json").exists():
         return
     after.folder.mkdir(parents=True, exist_ok=True)
-    lefts = [left_of(clip) for clip in range(len(before))]
+    lefts = [crop_left(clip) for clip in range(len(before))]
     squares = [before.pixels[clip, ..., left : left + SQUARE[0]] for clip, left in enumerate(lefts)]
     np.save(after.folder / "pixels.npy", np.stack(squares))
     for name in ("captions.jsonl", "state.json"):  # the state last: it says that all is there
         (after.folder / name).write_bytes((before.folder / name).read_bytes())
 
 
-def left_of(clip: int) -> int:
+def crop_left(clip: int) -> int:
     """Return where a clip's square begins."""
     return int(np.random.default_rng([8, clip]).integers(WIDE[0] - SQUARE[0] + 1))
 
 
-def coloured(scenes: Iterable[Scene]) -> Iterable[Scene]:
+def with_hue(scenes: Iterable[Scene]) -> Iterable[Scene]:
     """Keep scenes whose subject has a hue to find it by."""
     return (scene for scene in scenes if scene.things[0].colour not in ("white", "black"))
 
 
-def subject(video: Tensor, colour: str) -> Tensor:
+def subject_mask(video: Tensor, colour: str) -> Tensor:
     """Return where a clip (3, F, Y, X) in [-1, 1] has a colour of the world's: (F, Y, X), of bool."""
     red, green, blue = pixels = (video + 1) / 2
     most, least = pixels.amax(0), pixels.amin(0)
@@ -105,11 +105,11 @@ def subject(video: Tensor, colour: str) -> Tensor:
     return found & (found.float().mean(-1, keepdim=True) < GROUND)
 
 
-def cut(video: Tensor, colour: str) -> float | None:
+def cut_share(video: Tensor, colour: str) -> float | None:
     """Return the share of frames in which the left or right border cuts the subject, of those in which it is seen;
     None where it never is.
     """
-    found = subject(video, colour)
+    found = subject_mask(video, colour)
     seen = found.sum((1, 2)) >= SMALLEST
     if not seen.any():
         return None
@@ -117,12 +117,12 @@ def cut(video: Tensor, colour: str) -> float | None:
     return float(touched[seen].float().mean())
 
 
-def count(clips: list[Tensor], colours: list[str]) -> dict[str, float]:
+def framing_scores(clips: list[Tensor], colours: list[str]) -> dict[str, float]:
     """Return the share of clips that do not show all of their subject, with its 95 % interval: those that never show
     it, and those where the border cuts it in most of the frames that do.
     """
-    shares = [cut(clip, colour) for clip, colour in zip(clips, colours, strict=True)]
-    mean, low, high = interval(np.array([share is None or share > 0.5 for share in shares], dtype=float))
+    shares = [cut_share(clip, colour) for clip, colour in zip(clips, colours, strict=True)]
+    mean, low, high = bootstrap_interval(np.array([share is None or share > 0.5 for share in shares], dtype=float))
     return {"cut or not seen": mean, "low": low, "high": high, "not seen": float(np.mean([s is None for s in shares]))}
 
 
@@ -130,21 +130,21 @@ def main(prompts: int = 150) -> dict:
     """Make the data, train both models and count; writes runs/framing/report.json and two pictures."""
     make_world(world())
     make_world(replace(world(), folder=Path("data/framing-test"), split="test", clips=(64,)))
-    crop(Path("data/framing"), Path("data/framing-crops"))
-    crop(Path("data/framing-test"), Path("data/framing-crops-test"))
-    scenes = list(islice(coloured(scenes_of(SETS[0], 0)), prompts))
+    make_crops(Path("data/framing"), Path("data/framing-crops"))
+    make_crops(Path("data/framing-test"), Path("data/framing-crops-test"))
+    scenes = list(islice(with_hue(scenes_of(SETS[0], 0)), prompts))
     report: dict = {}
     for name, run in (("native", native()), ("cropped", cropped())):
         bucket = open_bucket(run.data, run.formats[0])
         alone = (n for n in range(len(bucket)) if len(bucket.scene(n).things) == 1)
         known = [n for n in alone if bucket.scene(n).things[0].colour not in ("white", "black")][:prompts]
         true = [uint8_to_float(torch.from_numpy(bucket.pixels[n].copy())) for n in known]
-        report[f"{name}, true clips"] = count(true, [bucket.scene(n).things[0].colour for n in known])
+        report[f"{name}, true clips"] = framing_scores(true, [bucket.scene(n).things[0].colour for n in known])
         train(run)
         pipeline = Pipeline.from_pretrained(run.out / "model")
         requests = [Request(prompt=prompt_of(scene), seed=n) for n, scene in enumerate(scenes)]
         clips = [pipeline.pixels(dream) for dream in pipeline.generate(requests, together=8)]
-        report[name] = count(clips, [scene.things[0].colour for scene in scenes])
+        report[name] = framing_scores(clips, [scene.things[0].colour for scene in scenes])
         write_image(
             run.out.parent / f"{name}.png", contact_sheet(clips[:16], captions=[r.prompt for r in requests[:16]])
         )

@@ -115,7 +115,8 @@ def followed(pipeline: Pipeline, eye: Judge, scenes: list[Scene], words: str) ->
     found = list(predict_clips(eye, generate_clips(pipeline, PromptStyle(words).requests(scenes, pipeline), words)))
     truths = [true_labels(scene) for scene in scenes]
     right = {
-        name: [float(one[name] == truth[name]) for one, truth in zip(found, truths, strict=True)] for name in JUDGED_ATTRIBUTES
+        name: [float(one[name] == truth[name]) for one, truth in zip(found, truths, strict=True)]
+        for name in JUDGED_ATTRIBUTES
     }
     return right | {"all": [min(values) for values in zip(*right.values(), strict=True)]}
 
@@ -157,7 +158,8 @@ def main(prompts: int = 100, captioner: Path = MODELS / "captioner", together: i
     rights = {
         words: {
             kind: {
-                name: np.array([right[words][name] for own, right in found if own == kind]) for name in (*JUDGED_ATTRIBUTES, "all")
+                name: np.array([right[words][name] for own, right in found if own == kind])
+                for name in (*JUDGED_ATTRIBUTES, "all")
             }
             for kind in CAPTION_SETS
         }
