@@ -53,9 +53,9 @@ class Canvas:
         """For each latent frame, whether any of it is generated or edited."""
         return self.denoise_mask.flatten(1).any(1).tolist()
 
-    def crop(self, begin: int, end: int) -> Canvas:
-        """Return the latent frames from `begin` up to, without, `end`; the prompt schedule stays as it is."""
-        return replace(self, clean_latents=self.clean_latents[:, begin:end], denoise_mask=self.denoise_mask[begin:end])
+    def crop(self, start: int, end: int) -> Canvas:
+        """Return the canvas of latent frames `start` to `end`, end excluded; the prompt schedule stays as it is."""
+        return replace(self, clean_latents=self.clean_latents[:, start:end], denoise_mask=self.denoise_mask[start:end])
 
     def keep(self, latents: Tensor, start: int) -> Canvas:
         """Return the canvas with latents (C, T', H, W) kept from latent frame `start` on: their mask is 0.
@@ -78,7 +78,7 @@ class Canvas:
         return replace(self, clean_latents=self.clean_latents.to(device), denoise_mask=self.denoise_mask.to(device))
 
     def add_noise(self, noise: Tensor) -> Tensor:
-        """Return the latents a sampler starts from: the clean latents with noise (C, T, H, W), as the mask gives."""
+        """Return the latents a sampler starts from: clean latents mixed with noise (C, T, H, W) by the mask."""
         return interpolate(self.clean_latents, noise, self.denoise_mask)
 
 
@@ -89,9 +89,9 @@ def prompt_weights(prompt_schedule: Sequence[tuple[int, str]], start: int, laten
     the next one's first frame.
     """
     frame = torch.arange(start, start + latent_frames, dtype=torch.float32)
-    begun = torch.stack([((frame - begin) / CROSSFADE_FRAMES + 0.5).clamp(0, 1) for begin, _ in prompt_schedule])
-    begun[0] = 1
-    return begun - torch.cat([begun[1:], torch.zeros(1, latent_frames)])
+    fade_in = torch.stack([((frame - first) / CROSSFADE_FRAMES + 0.5).clamp(0, 1) for first, _ in prompt_schedule])
+    fade_in[0] = 1
+    return fade_in - torch.cat([fade_in[1:], torch.zeros(1, latent_frames)])
 
 
 def blank(shape: tuple[int, int, int, int], fps: float, device=None) -> Canvas:

@@ -39,7 +39,7 @@ def sample(
     if sampler not in SAMPLERS:
         raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}; got {sampler!r}")
     xs = [canvas.add_noise(clip_noise) for canvas, clip_noise in zip(canvases, noise, strict=True)]
-    previous: list[tuple[Tensor, Tensor]] = []  # each clip's denoised latents and sigma of the last step
+    previous_denoised, previous_sigma = [], []
     last = len(sigmas[0]) - 2
     for step in range(last + 1):
         sigma, sigma_next = (
@@ -48,16 +48,16 @@ def sample(
         )
         dts = [after - before for before, after in zip(sigma, sigma_next, strict=True)]
         vs = velocity(xs, sigma)
-        denoised = [denoised_from_velocity(x, v, level) for x, v, level in zip(xs, vs, sigma, strict=True)]
+        denoised = [denoised_from_velocity(x, v, tau) for x, v, tau in zip(xs, vs, sigma, strict=True)]
         if callback:
             callback(step, denoised)
         if sampler == "dpm":
-            if previous:
-                clips = zip(vs, denoised, previous, sigma, sigma_next, strict=True)
-                vs = [dpmpp_2m_velocity(v, now, *before, *levels) for v, now, before, *levels in clips]
-            previous = list(zip(denoised, sigma, strict=True))
+            if step:
+                clips = zip(vs, denoised, previous_denoised, previous_sigma, sigma, sigma_next, strict=True)
+                vs = [dpmpp_2m_velocity(*clip) for clip in clips]
+            previous_denoised, previous_sigma = denoised, sigma
         xs_next = [x + dt * v for x, dt, v in zip(xs, dts, vs, strict=True)]
-        if sampler == "heun" and step < last:  # the last step ends at sigma 0, where the velocity is not defined
+        if sampler == "heun" and step < last:  # the last step, to sigma 0, stays first order: algorithm 1
             vs_next = velocity(xs_next, sigma_next)
             xs_next = [x + dt * (v + w) / 2 for x, dt, v, w in zip(xs, dts, vs, vs_next, strict=True)]
         xs = xs_next
@@ -72,7 +72,7 @@ def dpmpp_2m_velocity(
     The denoised latents are extrapolated linearly, in the logarithm of the signal-to-noise ratio, to the middle of the
     step. A step from pure noise, or to none, has no such ratio and stays first order.
     """
-    previous, current, following = (torch.logit(1 - level) for level in (previous_sigma, sigma, sigma_next))
+    previous, current, following = (torch.logit(1 - tau) for tau in (previous_sigma, sigma, sigma_next))
     ratio = (following - current) / (2 * (current - previous))
     return v - torch.where(ratio.isfinite(), ratio / sigma, 0) * (denoised - previous_denoised)
 

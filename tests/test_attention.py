@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import Tensor
 
 from dit.attention import BACKENDS, attend
 from dit.packing import SeqLens
@@ -13,10 +14,12 @@ SEQ_LENS = [
 ]
 
 
-def draw(seq_lens: SeqLens, dtype=torch.float32, device="cpu"):
+def draw(seq_lens: SeqLens, dtype=torch.float32, device="cpu") -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Draw q, k, v (N, 2, 16) and text_k, text_v (L, 2, 16)."""
     generator = torch.Generator().manual_seed(0)
     shapes = [(sum(seq_lens.tokens), 2, 16)] * 3 + [(sum(seq_lens.text), 2, 16)] * 2
-    return [torch.randn(shape, generator=generator).to(device, dtype) for shape in shapes]
+    q, k, v, text_k, text_v = (torch.randn(shape, generator=generator).to(device, dtype) for shape in shapes)
+    return q, k, v, text_k, text_v
 
 
 @pytest.mark.parametrize("seq_lens", SEQ_LENS)
@@ -31,7 +34,9 @@ def test_a_fast_backend_equals_attention_clip_by_clip(seq_lens, backend):
 def test_a_fast_backend_has_the_gradients_of_attention_clip_by_clip(seq_lens):
     grads = {}
     for backend in ("one-by-one", "grouped"):
-        tensors = [tensor.requires_grad_() for tensor in draw(seq_lens)]
+        tensors = draw(seq_lens)
+        for tensor in tensors:
+            tensor.requires_grad_()
         attend(*tensors, seq_lens, backend=backend).square().sum().backward()
         grads[backend] = [tensor.grad for tensor in tensors]
     for a, b in zip(*grads.values(), strict=True):
@@ -46,9 +51,10 @@ def test_a_fast_backend_equals_attention_clip_by_clip_on_cuda(seq_lens, backend)
     if backend == "xformers":
         pytest.importorskip("xformers")
     tensors = draw(seq_lens, torch.bfloat16, "cuda")
-    expected = attend(*(tensor.float() for tensor in tensors), seq_lens, backend="one-by-one")
-    grads = attend(*tensors, seq_lens, backend=backend).float()
-    assert torch.allclose(grads, expected, atol=3e-2)  # bf16 keeps 8 bits
+    q, k, v, text_k, text_v = (tensor.float() for tensor in tensors)
+    expected = attend(q, k, v, text_k, text_v, seq_lens, backend="one-by-one")
+    result = attend(*tensors, seq_lens, backend=backend).float()
+    assert torch.allclose(result, expected, atol=3e-2)  # bf16 keeps 8 bits
 
 
 @pytest.mark.parametrize("backend", ["one-by-one", "grouped", "flex"])

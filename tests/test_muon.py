@@ -2,6 +2,7 @@
 
 import torch
 import torch.distributed as dist
+from torch.multiprocessing.spawn import spawn
 
 from training.muon import Muon, build_muon, orthogonalize, orthogonalize_all
 
@@ -92,7 +93,7 @@ def test_processes_share_the_matrices_and_each_gets_all_results(tmp_path):
         expected = [orthogonalize(matrix) for matrix in matrices(count)]
         folder = tmp_path / str(processes)
         folder.mkdir()
-        torch.multiprocessing.spawn(orthogonalize_in_process, (processes, count, folder), processes)
+        spawn(orthogonalize_in_process, (processes, count, folder), processes)
         for rank in range(processes):
             results = torch.load(folder / f"{rank}.pt")
             assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))

@@ -229,7 +229,7 @@ def test_a_model_with_an_encoder_of_transformers_is_saved_halved_and_loaded(tiny
     import transformers
 
     from dit.model import DiT, DiTConfig
-    from vae.weights import halve
+    from vae.weights import convert_to_float16
 
     torch.manual_seed(0)
     plain = Pipeline.from_pretrained(tiny_model)
@@ -239,7 +239,7 @@ def test_a_model_with_an_encoder_of_transformers_is_saved_halved_and_loaded(tiny
     encoder = transformers.T5EncoderModel(config).eval()
     Pipeline(dit, plain.vae, encoder, plain.tokenizer, plain.scheduler, plain.settings).save_pretrained(tmp_path)
     for part in ("transformer", "vae", "text_encoder"):
-        halve(tmp_path / part)
+        convert_to_float16(tmp_path / part)
     loaded = Pipeline.from_pretrained(tmp_path)
     assert next(loaded.text_encoder.parameters()).dtype == torch.float32
     one, other = (next(loaded.generate([Request(prompt=prompt)])).latents for prompt in ("a red ball", "a blue cube"))

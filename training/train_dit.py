@@ -34,7 +34,7 @@ from training.text_cache import TextCache
 from vae.model import VideoVAE
 from vae.video.pixels import contact_sheet
 from vae.video.write import write_image
-from vae.weights import halve, load_strictly
+from vae.weights import convert_to_float16, load_strictly
 
 TIME_STRATA = 8  # equal parts of the uniform number behind the time, each validated on its own
 TOKEN_PIXELS = 16  # rows and columns of pixels that a token covers
@@ -253,4 +253,4 @@ def save_model(pipeline: Pipeline, run: DiTRun) -> None:
     """Write the model folder that `Pipeline.from_pretrained` loads, with weights in float16."""
     pipeline.save_pretrained(run.out / "model")
     for part in ("transformer", "vae", "text_encoder"):
-        halve(run.out / "model" / part)
+        convert_to_float16(run.out / "model" / part)

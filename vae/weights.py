@@ -5,10 +5,11 @@ A model class may declare the names that its older folders use, old to new, and 
     old_config_names: ClassVar = {"head_width": "head_dim"}
     old_weight_names: ClassVar = {"exit": "proj_out", "blocks.*.out": "blocks.*.attn_out"}
 
-An entry renames a key of the state dict, or all keys that begin with it and a dot; "*" stands for a number. The first
-entry that fits a key applies. A class that contains others repeats their entries after the name of its own attribute.
-Hashes that cover names use `original_name`, and `hash_of_file` the header that a renamed file keeps of its old self, so
-renaming changes no hash.
+An entry renames a key of the state dict, or all keys that start with it and a dot; "*" stands for a number. The first
+matching entry applies. A class that contains another repeats its entries, prefixed with the name of the attribute.
+
+Renaming changes no hash: hashes that cover names use `original_name`, and a rewritten weights file keeps its old header
+as metadata, which `hash_of_file` hashes instead of the new one.
 """
 
 from __future__ import annotations
@@ -93,26 +94,35 @@ def _stored_names(model_class: type[nn.Module], wanted: Iterable[str], stored: I
     stored = set(stored)
     renames = {} if stored == set(wanted) else getattr(model_class, "old_weight_names", {})
     names = {current_name(name, renames): name for name in stored}
-    return names if len(names) == len(stored) else {name: name for name in stored}  # some under both names: refused
+    if len(names) < len(stored):  # a weight under both names, which the comparison then refuses
+        return {name: name for name in stored}
+    return names
 
 
-def halve(folder: Path) -> None:
-    """Rewrite a folder's weights in float16: as small as bfloat16 and eight times finer, for weights well within its
-    range.
+def convert_to_float16(folder: Path) -> None:
+    """Rewrite a folder's weights in float16: as small as bfloat16 and eight times as precise.
+
+    The weights must lie well within its range.
     """
     for path in weights_in(folder):
         save_file({name: value.half() for name, value in load_file(path).items()}, path, metadata={"format": "pt"})
 
 
 def weights_in(folder: Path) -> list[Path]:
-    """List the files of weights in a folder: one of ours, or as many as transformers wrote."""
+    """List the weights files of a folder: one of ours, or the shards that transformers wrote."""
     return sorted(folder.glob("*.safetensors"))
 
 
-def hash_of_file(*paths: Path) -> str:
-    """Return 16 hexadecimal digits of SHA-256 over some files; files with renamed weights count as they were before."""
+def hash_of_file(*paths: Path | bytes) -> str:
+    """Return 16 hexadecimal digits of SHA-256 over some files or their contents.
+
+    Files with renamed weights count as they were before.
+    """
     digest = hashlib.sha256()
     for path in paths:
+        if isinstance(path, bytes):
+            digest.update(path)
+            continue
         with open(path, "rb") as stored:
             if path.suffix == ".safetensors":
                 digest.update(_original_header(stored))
@@ -146,7 +156,7 @@ def read_json(path: Path) -> dict:
 
 
 def _compare(path: Path, wanted: dict[str, tuple], have: dict[str, tuple]) -> None:
-    for what, names in (("is missing", wanted.keys() - have.keys()), ("is one too many", have.keys() - wanted.keys())):
+    for what, names in (("is missing", wanted.keys() - have.keys()), ("is unexpected", have.keys() - wanted.keys())):
         if names:
             more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
             raise WeightsError(f"{path} does not fit its model: the weight {min(names)!r} {what}{more}")
