@@ -120,7 +120,7 @@ def upsampled(requests: list[Request], pipeline: Pipeline) -> list[Request]:
         if name:
             asked = name, prompt, request.seed, mode_of(request).still
             if asked not in texts:
-                texts[asked] = shorten_to_limit(pipeline.tokenizer, writers[name].write(*asked[1:])) or prompt
+                texts[asked] = shorten_to_limit(pipeline.tokenizer, writers[name].upsample(*asked[1:])) or prompt
             request = replace(request, written=texts[asked])
         if request.written:
             read = "it was typed" if request.written == prompt else f"{request.written!r}"

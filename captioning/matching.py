@@ -1,6 +1,6 @@
-"""How well words fit a clip, and how it looks: by models that see pictures and words in one space.
+"""Score how well texts match a clip, and how good it looks, by models that embed images and texts in one space.
 
-Our own captioner tells the first. Any model of open_clip tells both, of some frames, averaged over the clip.
+The captioner of `coca.py` scores matches. A CLIP model of open_clip scores both, averaged over frames of the clip.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captioning.captioner import OWN, CaptionError, pictures
+from captioning.caption import COCA_FOLDER, CaptionError, sampled_images
 from vae.weights import CONFIG
 
-LOOKS = ("Beautiful photo.", "Ugly photo.")  # as for CLIP-IQA (Wang et al. 2022, arXiv 2207.12396)
+AESTHETIC_PROMPTS = ("Beautiful photo.", "Ugly photo.")  # as for CLIP-IQA (Wang et al. 2022, arXiv 2207.12396)
 
 
 class Matcher(Protocol):
-    """Whoever says how well words fit; scores say its `name`, and the `version` that changes when they would."""
+    """Score texts against clips. `name` and `version` are stored with the scores; `version` changes when they would."""
 
     @property
     def name(self) -> str: ...
@@ -28,14 +28,14 @@ class Matcher(Protocol):
     def version(self) -> str: ...
 
     def match(self, videos: Tensor, texts: list[str]) -> Tensor:
-        """Return the cosines (B, texts) between clips (B, 3, F, Y, X) in [-1, 1] and texts."""
+        """Return the cosine similarities (B, texts) of clips (B, 3, F, Y, X) in [-1, 1] and texts."""
         ...
 
 
-class OpenClip:
-    """A model of open_clip's, of some architecture with some weights, both by their names there; or weights of a file.
+class OpenClipMatcher:
+    """A CLIP model of open_clip, by the names of its architecture and of its weights there, or a file of weights.
 
-    Raises CaptionError for what open_clip does not have.
+    Raises CaptionError if open_clip does not have it.
     """
 
     def __init__(self, architecture: str, weights: str):
@@ -43,41 +43,41 @@ class OpenClip:
 
         self.name = self.version = f"{architecture}:{weights}"
         try:
-            made: Any = open_clip.create_model_from_pretrained(architecture, pretrained=weights)
+            loaded: Any = open_clip.create_model_from_pretrained(architecture, pretrained=weights)
         except (RuntimeError, OSError, ValueError, AssertionError) as error:
             rule = "a matcher must be a captioner's folder, or ARCHITECTURE:WEIGHTS of open_clip"
             raise CaptionError(f"{rule}; got {self.name!r}: {str(error).splitlines()[0]}") from error
-        self.model, self.prepare = made
+        self.model, self.preprocess = loaded
         self.model.eval()
-        self.words: Any = open_clip.get_tokenizer(architecture)
+        self.tokenizer: Any = open_clip.get_tokenizer(architecture)
 
     @torch.no_grad()
     def match(self, videos: Tensor, texts: list[str]) -> Tensor:
-        """Return the cosines (B, texts) between clips (B, 3, F, Y, X) in [-1, 1] and texts, averaged over frames."""
-        said = F.normalize(self.model.encode_text(self.words(texts)), dim=-1)
-        seen = [F.normalize(self.model.encode_image(self._frames(video)), dim=-1) for video in videos]
-        return torch.stack([(frames @ said.T).mean(0) for frames in seen])
+        """Return the cosine similarities (B, texts) of clips (B, 3, F, Y, X) in [-1, 1] and texts, averaged over
+        frames.
+        """
+        text_features = F.normalize(self.model.encode_text(self.tokenizer(texts)), dim=-1)
+        image_features = [F.normalize(self.model.encode_image(self._frames(video)), dim=-1) for video in videos]
+        return torch.stack([(frames @ text_features.T).mean(0) for frames in image_features])
 
     @torch.no_grad()
-    def beauty(self, videos: Tensor) -> Tensor:
-        """Return how much likelier clips (B, 3, F, Y, X) in [-1, 1] are to be called beautiful than ugly, from 0 to
-        1.
-        """
-        return (self.model.logit_scale.exp() * self.match(videos, list(LOOKS))).softmax(-1)[:, 0]
+    def aesthetic_scores(self, videos: Tensor) -> Tensor:
+        """Return the probability (B,) that the first of AESTHETIC_PROMPTS describes a clip, rather than the second."""
+        return (self.model.logit_scale.exp() * self.match(videos, list(AESTHETIC_PROMPTS))).softmax(-1)[:, 0]
 
     def _frames(self, video: Tensor) -> Tensor:
-        return torch.stack([self.prepare(picture) for picture in pictures(video)])
+        return torch.stack([self.preprocess(image) for image in sampled_images(video)])
 
 
 def load_matcher(name: str | Path) -> Matcher:
-    """Load our own captioner from its folder, or a model of open_clip by ARCHITECTURE:WEIGHTS.
+    """Load a captioner trained here from its folder, or a model of open_clip by ARCHITECTURE:WEIGHTS.
 
-    Raises CaptionError where there is none, and WeightsError where its folder is damaged.
+    Raises CaptionError if there is none, and WeightsError if its folder is damaged.
     """
-    folder = Path(name)
-    inner = folder.parent if folder.name == OWN[0] and (folder / CONFIG).is_file() else folder
-    if (inner / OWN[0]).is_dir():
+    path = Path(name)
+    folder = path.parent if path.name == COCA_FOLDER and (path / CONFIG).is_file() else path
+    if (folder / COCA_FOLDER).is_dir():
         from captioning.coca import load_coca
 
-        return load_coca(inner)
-    return OpenClip(*str(name).partition(":")[::2])
+        return load_coca(folder)
+    return OpenClipMatcher(*str(name).partition(":")[::2])

@@ -1,4 +1,4 @@
-"""How frames are looked at: convolutions within each, comparisons between them; small, and quick to learn shapes."""
+"""A small convolutional video encoder: convolutions within frames, and residual mixing between neighbouring frames."""
 
 from __future__ import annotations
 
@@ -8,44 +8,43 @@ from einops import rearrange
 from torch import Tensor, nn
 
 
-def watching(width: int) -> nn.Sequential:
-    """Return the layers from (B, F, width, H, W) to (B, F, 3 width, H / 4, W / 4), each frame seeing ever more of its
-    neighbours.
-    """
+def conv_stages(width: int) -> nn.Sequential:
+    """Return the layers that map (B, F, width, H, W) to (B, F, 3 width, H / 4, W / 4)."""
     return nn.Sequential(
-        Within(width, width, 3, 1),
-        Within(width, 2 * width, 3, 2),
-        Between(2 * width),
-        Within(2 * width, 2 * width, 3, 1),
-        Between(2 * width),
-        Within(2 * width, 3 * width, 3, 2),
-        Between(3 * width),
+        FrameConv(width, width, 3, 1),
+        FrameConv(width, 2 * width, 3, 2),
+        TemporalConv(2 * width),
+        FrameConv(2 * width, 2 * width, 3, 1),
+        TemporalConv(2 * width),
+        FrameConv(2 * width, 3 * width, 3, 2),
+        TemporalConv(3 * width),
     )
 
 
-class Within(nn.Module):
-    """Look around within each frame of (B, F, D, H, W)."""
+class FrameConv(nn.Module):
+    """Convolve each frame of (B, F, D, H, W); then batch norm and ReLU."""
 
-    def __init__(self, before: int, after: int, side: int, stride: int):
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int):
         super().__init__()
-        self.mix = nn.Conv2d(before, after, side, stride=stride, padding=(side - stride + 1) // 2)
-        self.norm = nn.BatchNorm2d(after)
+        padding = (kernel_size - stride + 1) // 2
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride=stride, padding=padding)
+        self.norm = nn.BatchNorm2d(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        found = F.relu(self.norm(self.mix(rearrange(x, "B F D H W -> (B F) D H W"))))
-        return rearrange(found, "(B F) D H W -> B F D H W", B=len(x))
+        y = F.relu(self.norm(self.conv(rearrange(x, "B F D H W -> (B F) D H W"))))
+        return rearrange(y, "(B F) D H W -> B F D H W", B=len(x))
 
 
-class Between(nn.Module):
-    """Compare each frame with its neighbours: a residual over five frames of (B, F, D, H, W)."""
+class TemporalConv(nn.Module):
+    """Convolve over five frames of (B, F, D, H, W), pixel by pixel; then batch norm and ReLU, as a residual."""
 
     def __init__(self, width: int):
         super().__init__()
-        self.mix = nn.Conv2d(5 * width, width, 1)
+        self.conv = nn.Conv2d(5 * width, width, 1)
         self.norm = nn.BatchNorm2d(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        around = F.pad(x, (0, 0, 0, 0, 0, 0, 2, 2))
-        window = torch.cat([around[:, lag : lag + x.shape[1]] for lag in range(5)], dim=2)
-        found = F.relu(self.norm(self.mix(rearrange(window, "B F D H W -> (B F) D H W"))))
-        return x + rearrange(found, "(B F) D H W -> B F D H W", B=len(x))
+        padded = F.pad(x, (0, 0, 0, 0, 0, 0, 2, 2))
+        window = torch.cat([padded[:, offset : offset + x.shape[1]] for offset in range(5)], dim=2)
+        y = F.relu(self.norm(self.conv(rearrange(window, "B F D H W -> (B F) D H W"))))
+        return x + rearrange(y, "(B F) D H W -> B F D H W", B=len(x))

@@ -58,7 +58,7 @@ def test_rows_are_written_out_by_the_upsampler_that_they_name(batch):
     written = {one.upsample: one.written for one in found}
     assert written.pop(None) is None
     (text,) = written.values()  # as much of it as this model reads
-    assert text and load_upsampler(UPSAMPLER).write("ruby ball hops", 3, still=True).startswith(text)
+    assert text and load_upsampler(UPSAMPLER).upsample("ruby ball hops", 3, image=True).startswith(text)
 
 
 def test_a_job_is_made_as_in_a_process_of_a_cluster(tiny_model, tmp_path, monkeypatch):

@@ -12,12 +12,13 @@ import torch
 from PIL import Image
 
 from app.cli import main
-from captioning.captioner import FRAMES, PARTS, Caption, CaptionError, Endpoint, asked, evenly, load_captioner
+from captioning.caption import PARTS, SHOWN_FRAMES, CaptionError, VideoCaption, even_indices, request_caption
+from captioning.captioner import EndpointCaptioner, load_captioner
 from tests.test_prepare import shot
-from training.prepare.captions import CaptionsRun, captioner_of, captions, failed_captions
-from training.prepare.clips import ClipsRun, clips
+from training.manifest import PrepareError, read_manifest
+from training.prepare.captions import CaptionsRun, cached_captioner, caption_clips, failed_captions
+from training.prepare.clips import ClipsRun, cut_clips
 from training.prepare.filter import FilterRun, filter_clips
-from training.prepare.manifest import PrepareError, read_manifest
 from vae.video.write import write_image, write_video
 
 GOOD = {
@@ -28,7 +29,7 @@ GOOD = {
     "style": "drawing",
     "caption": "A white disc slides to the right over a coloured ground.",
 }
-FOUND = Caption(GOOD["caption"], {part: GOOD[part] for part in PARTS})
+FOUND = VideoCaption(GOOD["caption"], {part: GOOD[part] for part in PARTS})
 
 
 class Server:
@@ -80,17 +81,17 @@ class Server:
 def test_a_clip_is_described_by_what_is_shown_of_it():
     video = shot(0, 21)
     with Server(GOOD) as server:
-        found = Endpoint(server.url, "eye").describe(video)
+        found = EndpointCaptioner(server.url, "eye").describe(video)
     assert found == FOUND
     (asked,) = server.asked
     pictures = [part["image_url"]["url"] for part in asked["messages"][1]["content"]]
-    assert len(pictures) == FRAMES and asked["response_format"]["json_schema"]["strict"]
+    assert len(pictures) == SHOWN_FRAMES and asked["response_format"]["json_schema"]["strict"]
     last = Image.open(io.BytesIO(base64.b64decode(pictures[-1].split(",", 1)[1])))
     expected = ((video[:, -1] + 1) * 127.5).round().byte()
     assert torch.equal(
         torch.tensor(list(last.tobytes()), dtype=torch.uint8).reshape(48, 64, 3).permute(2, 0, 1), expected
     )
-    assert evenly(3, 3) == [0, 1, 2] and evenly(21, 8)[0] == 0 and evenly(21, 8)[-1] == 20 and evenly(1, 3) == [0, 0, 0]
+    assert even_indices(3, 3) == [0, 1, 2] and even_indices(21, 8)[0] == 0 and even_indices(21, 8)[-1] == 20 and even_indices(1, 3) == [0, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -98,7 +99,7 @@ def test_a_clip_is_described_by_what_is_shown_of_it():
 )
 def test_what_does_not_fit_or_is_busy_is_asked_again(first):
     with Server(first, "```json\n" + json.dumps(GOOD) + "\n```") as server:
-        assert Endpoint(server.url, "eye").describe(shot(0, 2)) == FOUND
+        assert EndpointCaptioner(server.url, "eye").describe(shot(0, 2)) == FOUND
     assert len(server.asked) == 2
     if isinstance(first, str):
         assert "does not fit the schema" in server.asked[1]["messages"][-1]["content"]
@@ -115,16 +116,16 @@ def test_what_does_not_fit_or_is_busy_is_asked_again(first):
 )
 def test_a_model_that_cannot_describe_is_told_of_in_a_sentence(answer, reason):
     with Server(answer) as server, pytest.raises(CaptionError, match=reason):
-        Endpoint(server.url, "eye", seconds=0.5, tries=2).describe(shot(0, 2))
+        EndpointCaptioner(server.url, "eye", seconds=0.5, tries=2).describe(shot(0, 2))
 
 
 def test_an_endpoint_that_is_gone_or_is_no_address_is_told_of():
     with Server(GOOD) as server:
         url = server.url
     with pytest.raises(CaptionError, match=r"eye at 127\.0\.0\.1 cannot be reached"):
-        Endpoint(url, "eye", tries=1).describe(shot(0, 2))
+        EndpointCaptioner(url, "eye", tries=1).describe(shot(0, 2))
     with pytest.raises(CaptionError, match="an endpoint must be an address"):
-        Endpoint("localhost:8000", "eye")
+        EndpointCaptioner("localhost:8000", "eye")
 
 
 def test_captions_go_into_the_manifest_beside_those_that_came_with_the_source(tmp_path):
@@ -133,19 +134,19 @@ def test_captions_go_into_the_manifest_beside_those_that_came_with_the_source(tm
     write_video(raw / "film.mp4", shot(0, 16), 8)
     (raw / "film.txt").write_text("a disc\n")
     write_image(raw / "still.png", shot(3, 1))
-    clips(ClipsRun(str(raw), folder, engine="here"))
+    cut_clips(ClipsRun(str(raw), folder, engine="serial"))
     with Server("never JSON", "never JSON", "never JSON", GOOD) as server:
-        run = CaptionsRun(folder, server.url, "eye", engine="here")
-        assert captions(run) == {"clips": 2, "done before": 0, "failed": 1}
+        run = CaptionsRun(folder, server.url, "eye", engine="serial")
+        assert caption_clips(run) == {"clips": 2, "done before": 0, "failed": 1}
         assert "something else than asked for" in failed_captions(run)[0][1]
-        assert captions(run) == {"clips": 2, "done before": 1, "failed": 0} and len(server.asked) == 5
+        assert caption_clips(run) == {"clips": 2, "done before": 1, "failed": 0} and len(server.asked) == 5
     rows = {row.source: row for row in read_manifest(folder)}
     assert [caption.source for caption in rows["film.mp4"].captions] == ["sidecar", "eye at 127.0.0.1"]
     assert rows["film.mp4"].captions[0].text == "a disc"
     assert rows["still.png"].captions[-1].text == GOOD["caption"]
     assert rows["still.png"].captions[-1].parts["camera"] == "still"
     with pytest.raises(PrepareError, match="captions need a model"):
-        captions(CaptionsRun(folder))
+        caption_clips(CaptionsRun(folder))
 
 
 def test_whoever_is_asked_is_told_what_did_not_fit_and_why():
@@ -155,12 +156,12 @@ def test_whoever_is_asked_is_told_what_did_not_fit_and_why():
         told.append(list(wrong))
         return next(answers)
 
-    assert asked("eye", answer, 3) == FOUND
+    assert request_caption("eye", answer, 3) == FOUND
     assert [len(wrong) for wrong in told] == [0, 1, 2]
     (first, why), (_, light) = told[-1]
     assert first == "hm" and "Invalid JSON" in why and "light: String should have at least 1 character" in light
     with pytest.raises(CaptionError, match="eye answered 2 times with something else than asked for: answer: Invalid"):
-        asked("eye", lambda wrong: "hm", 2)
+        request_caption("eye", lambda wrong: "hm", 2)
 
 
 @pytest.mark.parametrize(
@@ -198,8 +199,8 @@ def own(tmp_path_factory):
         heads=2,
         layers=1,
         decoder_layers=1,
-        watcher_width=16,
-        watcher_layers=1,
+        video_width=16,
+        video_layers=1,
         queries=4,
         end_id=words.eos_token_id,
         pad_id=words.pad_token_id,
@@ -239,7 +240,7 @@ def test_the_command_prints_a_line_a_file(files, own, capsys):
     said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [one["file"] for one in said] == [still, film]
     assert said[0]["caption"] == answer["caption"] and said[0]["parts"] == FOUND.parts
-    assert (said[0]["source"], said[0]["version"]) == ("eye at 127.0.0.1", Endpoint.version)
+    assert (said[0]["source"], said[0]["version"]) == ("eye at 127.0.0.1", EndpointCaptioner.version)
 
 
 def test_the_command_goes_on_after_a_bad_file_and_exits_with_3(files, capsys):
@@ -277,13 +278,13 @@ def test_a_name_of_any_bytes_is_printed_on_one_line(files, capsys):
         (["--endpoint", "http://x/v1"], "give a captioner, or an endpoint and the model there"),
         (["--captioner", "app/models/first"], "a captioner must be a folder of our own"),
         (["--endpoint", "x", "--model", "eye"], "an endpoint must be an address"),
-        (["--endpoint", "http://x/v1", "--model", "eye", "--answer", "0"], "must be above 0"),
-        (["--answer", "soon"], "invalid float value: 'soon'"),
+        (["--endpoint", "http://x/v1", "--model", "eye", "--answer-timeout", "0"], "must be above 0"),
+        (["--answer-timeout", "soon"], "invalid float value: 'soon'"),
         ([], "a captioner must be named where none is shipped; give --captioner"),
     ],
 )
 def test_the_command_refuses_bad_arguments_before_it_opens_a_file(words, rule, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("app.commands.caption.SHIPPED", tmp_path / "none")
+    monkeypatch.setattr("app.registry.CAPTIONER", tmp_path / "none")
     try:
         code = main(["caption", str(tmp_path / "gone.mp4"), *words])
     except SystemExit as stop:  # argparse's own
@@ -293,14 +294,14 @@ def test_the_command_refuses_bad_arguments_before_it_opens_a_file(words, rule, t
 
 
 def test_the_shipped_captioner_is_the_default(files, own, monkeypatch, capsys):
-    monkeypatch.setattr("app.commands.caption.SHIPPED", own)
+    monkeypatch.setattr("app.registry.CAPTIONER", own)
     assert main(["caption", str(files / "still.png")]) == 0
     assert capsys.readouterr().out.startswith(f"{files / 'still.png'}\t")
 
 
 def test_preparing_captions_by_the_shipped_captioner_too_unless_another_is_named(prepared, own, monkeypatch, capsys):
-    monkeypatch.setattr("app.commands.caption.SHIPPED", own)
-    words = ["prepare", "captions", str(prepared), "--engine", "here"]
+    monkeypatch.setattr("app.registry.CAPTIONER", own)
+    words = ["prepare", "captions", str(prepared), "--engine", "serial"]
     with Server(GOOD) as server:
         assert main([*words, "--endpoint", server.url, "--model", "eye"]) == 0
     assert {said.source for row in read_manifest(prepared) for said in row.captions}.isdisjoint(
@@ -311,19 +312,19 @@ def test_preparing_captions_by_the_shipped_captioner_too_unless_another_is_named
 
 
 def test_preparing_all_writes_captions(files, own, tmp_path_factory, monkeypatch, capsys):
-    monkeypatch.setattr("app.commands.caption.SHIPPED", own)
+    monkeypatch.setattr("app.registry.CAPTIONER", own)
     (files / "broken.mp4").unlink()
     folder = tmp_path_factory.mktemp("done")
-    assert main(["prepare", "all", str(files), str(folder), "--engine", "here"]) == 0
+    assert main(["prepare", "all", str(files), str(folder), "--engine", "serial"]) == 0
     assert "captions: 2 clips, 0 done before, 0 failed" in capsys.readouterr().out
     assert {row.captions[0].source for row in read_manifest(folder)} == {load_captioner(own).name}
 
 
 def test_preparing_captions_wants_a_captioner_named_where_none_is_shipped(prepared, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("app.commands.caption.SHIPPED", tmp_path / "none")
-    assert main(["prepare", "captions", str(prepared), "--engine", "here"]) == 2
+    monkeypatch.setattr("app.registry.CAPTIONER", tmp_path / "none")
+    assert main(["prepare", "captions", str(prepared), "--engine", "serial"]) == 2
     assert "a captioner must be named where none is shipped" in capsys.readouterr().err
-    assert main(["prepare", "captions", str(prepared), "--engine", "here", "--model", "eye"]) == 2
+    assert main(["prepare", "captions", str(prepared), "--engine", "serial", "--model", "eye"]) == 2
 
 
 @pytest.fixture
@@ -331,43 +332,43 @@ def prepared(files, tmp_path_factory):
     """A prepared folder of two clips."""
     (files / "broken.mp4").unlink()
     folder = tmp_path_factory.mktemp("prepared")
-    clips(ClipsRun(str(files), folder, engine="here"))
+    cut_clips(ClipsRun(str(files), folder, engine="serial"))
     return folder
 
 
 def test_captions_of_our_own_are_noted_once_and_it_is_loaded_once(prepared, own):
-    captioner_of.cache_clear()
-    run = CaptionsRun(prepared, captioner=str(own), engine="here")
-    assert captions(run) == {"clips": 2, "done before": 0, "failed": 0}
-    assert captions(run) == {"clips": 2, "done before": 2, "failed": 0}
-    assert captioner_of.cache_info().misses == 1
+    cached_captioner.cache_clear()
+    run = CaptionsRun(prepared, captioner=str(own), engine="serial")
+    assert caption_clips(run) == {"clips": 2, "done before": 0, "failed": 0}
+    assert caption_clips(run) == {"clips": 2, "done before": 2, "failed": 0}
+    assert cached_captioner.cache_info().misses == 1
     mine = load_captioner(own)
     for row in read_manifest(prepared):
         (said,) = row.captions
         assert (said.source, said.version, said.parts) == (mine.name, mine.version, {})
     with Server(GOOD) as server:
-        captions(CaptionsRun(prepared, server.url, "eye", engine="here"))
+        caption_clips(CaptionsRun(prepared, server.url, "eye", engine="serial"))
     assert [len(row.captions) for row in read_manifest(prepared)] == [2, 2]
 
 
 def test_a_clip_that_is_dropped_is_captioned_once_it_is_wanted_again(prepared, own):
-    run = CaptionsRun(prepared, captioner=str(own), engine="here")
-    filter_clips(FilterRun(prepared, engine="here", thresholds={"motion": 99.0}, drop=("motion",)))
-    assert captions(run) == {"clips": 1, "done before": 0, "failed": 0}  # the picture, which has no motion
-    filter_clips(FilterRun(prepared, engine="here", thresholds={"motion": -1.0}, drop=("motion",)))
-    assert captions(run) == {"clips": 2, "done before": 1, "failed": 0}
+    run = CaptionsRun(prepared, captioner=str(own), engine="serial")
+    filter_clips(FilterRun(prepared, engine="serial", thresholds={"motion": 99.0}, drop=("motion",)))
+    assert caption_clips(run) == {"clips": 1, "done before": 0, "failed": 0}  # the picture, which has no motion
+    filter_clips(FilterRun(prepared, engine="serial", thresholds={"motion": -1.0}, drop=("motion",)))
+    assert caption_clips(run) == {"clips": 2, "done before": 1, "failed": 0}
 
 
 def test_workers_of_a_pool_caption_with_a_captioner_of_their_own(prepared, own):
     run = CaptionsRun(prepared, captioner=str(own), workers=1)
     assert run.memory is None  # a model that runs in it may need any number of bytes
-    assert captions(run) == {"clips": 2, "done before": 0, "failed": 0}
+    assert caption_clips(run) == {"clips": 2, "done before": 0, "failed": 0}
 
 
 def test_preparing_goes_on_where_an_endpoint_fails_and_is_completed_by_another_run(prepared, capsys):
     with Server("slow") as server:
-        words = ["prepare", "captions", str(prepared), "--engine", "here", "--endpoint", server.url, "--model", "eye"]
-        assert main([*words, "--answer", "0.2"]) == 3
+        words = ["prepare", "captions", str(prepared), "--engine", "serial", "--endpoint", server.url, "--model", "eye"]
+        assert main([*words, "--answer-timeout", "0.2"]) == 3
         told = capsys.readouterr()
         assert "0 done before, 2 failed" in told.out and told.err.count("gave no answer in 0.2 seconds") == 2
         server.answers = [401, GOOD]

@@ -64,7 +64,7 @@ def painter():
     torch.manual_seed(0)
     tokenizer = train_tokenizer(COLOURS, 300, 16)
     shape = {"vocabulary": len(tokenizer), "context": 16, "width": 32, "heads": 2, "layers": 1, "decoder_layers": 1}
-    model = VideoCoCa(**shape, watcher_width=16, watcher_layers=1, queries=4).train()
+    model = VideoCoCa(**shape, video_width=16, video_layers=1, queries=4).train()
     loss_of = open_clip.loss.CoCaLoss(2.0, 1.0, pad_id=0)
     clips = torch.tensor(list(COLOURS.values()))[:, :, None, None, None].expand(-1, -1, 9, 64, 64)
     ids, _ = tokenize(tokenizer, list(COLOURS))

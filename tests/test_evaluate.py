@@ -42,7 +42,7 @@ def captioner_folder(tmp_path_factory):
     tokenizer = train_tokenizer(["a red ball bounces at noon"], 300, 64)
     shape = {"vocabulary": len(tokenizer), "context": 64, "width": 32, "heads": 2, "layers": 1, "decoder_layers": 1}
     folder = tmp_path_factory.mktemp("captioner")
-    CoCaCaptioner(VideoCoCa(**shape, watcher_width=16, watcher_layers=1, queries=4), tokenizer).save(folder)
+    CoCaCaptioner(VideoCoCa(**shape, video_width=16, video_layers=1, queries=4), tokenizer).save(folder)
     return folder
 
 

@@ -68,7 +68,7 @@ def test_how_big_each_thing_is_and_of_what_is_read_out_of_captions_without_a_mis
     for scene in SCENES:
         stacked = patients(scene) if scene.event == "topple" else []
         of_one = replace(scene, things=tuple(thing for thing in scene.things if thing not in stacked))
-        assert table.said(caption(scene, "dense", language, rng=rng(scene)))["look"] == looks(of_one)
+        assert table.said(caption(scene, "dense", language, rng=rng(scene)))["appearance"] == looks(of_one)
 
 
 def test_who_is_hit_is_read_out_of_captions_without_a_mistake():
@@ -231,7 +231,7 @@ def test_a_file_that_is_no_glossary_is_refused_by_name(tmp_path, text):
 # How the upsampler chooses by it
 
 
-def reading(ours: TrainedUpsampler, wanted: dict[str, str], **config: float) -> TrainedUpsampler:
+def reading(toy_upsampler: TrainedUpsampler, wanted: dict[str, str], **config: float) -> TrainedUpsampler:
     """Give a copy of the toy's writer a glossary, in which these words of prompts mean a time of day or a colour."""
     captions, prompts = Lexicon(), Lexicon()
     names = {"red": "colour", "blue": "colour", "noon": "time", "night": "time", "ball": "shape"}
@@ -239,30 +239,30 @@ def reading(ours: TrainedUpsampler, wanted: dict[str, str], **config: float) -> 
         captions.add(word, (name, word))
     for word, value in ({"red": "red", "ball": "ball"} | wanted).items():
         prompts.add(word, (names[value], value))
-    writer = copy.deepcopy(ours.model)
+    writer = copy.deepcopy(toy_upsampler.model)
     writer.register_to_config(**config)
-    return TrainedUpsampler(ours.tokenizer, writer, LexiconSet(captions, {"en": prompts}))
+    return TrainedUpsampler(toy_upsampler.tokenizer, writer, LexiconSet(captions, {"en": prompts}))
 
 
-def test_the_most_probable_caption_is_chosen_of_those_that_keep_the_prompt(ours):
+def test_the_most_probable_caption_is_chosen_of_those_that_keep_the_prompt(toy_upsampler):
     prompt, others = "red ball falls", 0
     for seed, time in product(range(8), ("noon", "night")):
-        reader = reading(ours, {"falls": time})
-        kept = [text for text in ours.candidates(prompt, seed) if time in text and "red ball falls" in text]
-        wanted = kept[ours.prompt_log_probs(prompt, kept).sum(1).argmax()] if kept else prompt
+        reader = reading(toy_upsampler, {"falls": time})
+        kept = [text for text in toy_upsampler.candidates(prompt, seed) if time in text and "red ball falls" in text]
+        wanted = kept[toy_upsampler.prompt_log_probs(prompt, kept).sum(1).argmax()] if kept else prompt
         assert reader.upsample(prompt, seed) == wanted
-        others += wanted != ours.upsample(prompt, seed)
+        others += wanted != toy_upsampler.upsample(prompt, seed)
     assert others >= 8  # of each seed's two times at least one is not the most probable of all
 
 
-def test_where_no_caption_keeps_what_is_said_a_prompt_stays_as_it_was_typed(ours):
-    reader = reading(ours, {"red": "blue"})
+def test_where_no_caption_keeps_what_is_said_a_prompt_stays_as_it_was_typed(toy_upsampler):
+    reader = reading(toy_upsampler, {"red": "blue"})
     for seed in range(4):
-        assert ours.upsample("red ball", seed) != "red ball" == reader.upsample("red ball", seed)
+        assert toy_upsampler.upsample("red ball", seed) != "red ball" == reader.upsample("red ball", seed)
 
 
-def test_a_writer_that_doubts_all_is_asked_about_unknown_words_alone(ours):
+def test_a_writer_that_doubts_all_is_asked_about_unknown_words_alone(toy_upsampler):
     sure, doubting = {"falls": "noon"}, {"gain": 99.0}
-    assert "red ball" in (told := reading(ours, sure, **doubting).upsample("red ball", 1)) and told != "red ball"
-    assert reading(ours, sure, **doubting).upsample("red ball spins", 1) == "red ball spins"
-    assert reading(ours, sure).upsample("red ball spins", 1) != "red ball spins"
+    assert "red ball" in (told := reading(toy_upsampler, sure, **doubting).upsample("red ball", 1)) and told != "red ball"
+    assert reading(toy_upsampler, sure, **doubting).upsample("red ball spins", 1) == "red ball spins"
+    assert reading(toy_upsampler, sure).upsample("red ball spins", 1) != "red ball spins"

@@ -4,7 +4,7 @@ import pytest
 import torch
 import transformers
 
-from captioning.contrastive import VideoTower, contrast
+from captioning.contrastive import VideoTower, contrastive_loss
 from captioning.text_encoder import (
     SUBFOLDERS,
     TextTower,
@@ -141,7 +141,7 @@ def test_what_is_no_text_encoder_is_refused(tmp_path):
 
 def test_contrast_is_least_where_each_clip_knows_its_text():
     vectors, scale = torch.eye(4), torch.tensor(3.0)
-    right, wrong = contrast(vectors, vectors, scale), contrast(vectors, vectors.roll(1, 0), scale)
+    right, wrong = contrastive_loss(vectors, vectors, scale), contrastive_loss(vectors, vectors.roll(1, 0), scale)
     assert right < 0.01 < 5 < wrong
 
 

@@ -28,7 +28,7 @@ from captioning.upsampler import (
 )
 from dit.request import Request
 from tests.test_captioner import Server
-from tests.toy import COLOURS, SHAPES, toy_doubts
+from tests.toy import COLOURS, SHAPES, draw_true_and_false_pairs
 from training import prompt_pairs
 from training.dataset import open_bucket
 from training.evaluation.upsampler import read_prompt, verdicts
@@ -41,62 +41,62 @@ from vae.weights import WeightsError
 
 
 @pytest.fixture(scope="module")
-def folder(ours, tmp_path_factory):
+def folder(toy_upsampler, tmp_path_factory):
     path = tmp_path_factory.mktemp("upsampler")
-    save_upsampler(ours, path)
+    save_upsampler(toy_upsampler, path)
     return path
 
 
-def test_a_prompt_is_written_out_in_the_captions_dialect_and_keeps_what_it_says(ours):
+def test_a_prompt_is_written_out_in_the_captions_dialect_and_keeps_what_it_says(toy_upsampler):
     for colour in COLOURS:
         for shape in SHAPES:
-            written = ours.upsample(f"{colour} {shape} falls", seed=1)
+            written = toy_upsampler.upsample(f"{colour} {shape} falls", seed=1)
             assert written.startswith(f"A {colour} {shape} falls at ") and ". The camera " in written
 
 
-def test_the_same_seed_writes_the_same_text_and_others_write_others(ours):
-    texts = [ours.upsample("a red ball" if seed < 0 else "red ball", seed) for seed in range(8)]
-    assert texts == [ours.upsample("red ball", seed) for seed in range(8)]
+def test_the_same_seed_writes_the_same_text_and_others_write_others(toy_upsampler):
+    texts = [toy_upsampler.upsample("a red ball" if seed < 0 else "red ball", seed) for seed in range(8)]
+    assert texts == [toy_upsampler.upsample("red ball", seed) for seed in range(8)]
     assert len(set(texts)) > 1 and all("red ball" in text for text in texts)
-    assert ours.upsample("red ball", 2**63 - 1)
+    assert toy_upsampler.upsample("red ball", 2**63 - 1)
 
 
-def test_random_numbers_of_others_go_on_as_if_nothing_had_been_written(ours):
+def test_random_numbers_of_others_go_on_as_if_nothing_had_been_written(toy_upsampler):
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    ours.upsample("blue cube", 1)
+    toy_upsampler.upsample("blue cube", 1)
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_a_caption_of_another_colour_does_not_explain_the_prompt(ours):
+def test_a_caption_of_another_colour_does_not_explain_the_prompt(toy_upsampler):
     right, wrong, other = (
         f"A {thing} spins at noon. The camera pans." for thing in ("red cube", "blue cube", "red ball")
     )
-    found = ours.prompt_log_probs("red cube spins", [right, wrong, other])
+    found = toy_upsampler.prompt_log_probs("red cube spins", [right, wrong, other])
     assert found.sum(1).argmax() == 0
-    config, doubts = ours.model.config, ours.confidence("red cube spins", found)
+    config, doubts = toy_upsampler.model.config, toy_upsampler.confidence("red cube spins", found)
     assert doubts[0, 0] >= config.min_log_prob and (doubts[0, 1] >= config.min_gain > doubts[1:, 1]).all()
 
 
-def test_a_prompt_is_as_probable_alone_as_beside_longer_captions(ours):
+def test_a_prompt_is_as_probable_alone_as_beside_longer_captions(toy_upsampler):
     short, long = "A red cube rests at noon.", "A red cube rests at noon. The camera pans at night. The camera rests."
-    together, alone = ours.prompt_log_probs("red cube", [short, long]), ours.prompt_log_probs("red cube", [short])
+    together, alone = toy_upsampler.prompt_log_probs("red cube", [short, long]), toy_upsampler.prompt_log_probs("red cube", [short])
     assert torch.allclose(together[:1], alone, atol=1e-4)
 
 
-def test_true_captions_are_believed_and_others_not_by_a_writer_that_learned_and_by_a_fresh_one_neither(ours):
+def test_true_captions_are_believed_and_others_not_by_a_writer_that_learned_and_by_a_fresh_one_neither(toy_upsampler):
     torch.manual_seed(1)
-    fresh = TrainedUpsampler(ours.tokenizer, UpsamplerModel.from_config(ours.model.config).eval())
-    fresh.model.register_to_config(**confidence_thresholds(fresh, *toy_doubts(np.random.default_rng(2))))
+    fresh = TrainedUpsampler(toy_upsampler.tokenizer, UpsamplerModel.from_config(toy_upsampler.model.config).eval())
+    fresh.model.register_to_config(**confidence_thresholds(fresh, *draw_true_and_false_pairs(np.random.default_rng(2))))
 
     def believed(writer: TrainedUpsampler, pairs) -> float:
         config = writer.writer.config
         doubts = torch.cat([writer.confidence(short, writer.prompt_log_probs(short, [text])) for short, text in pairs])
         return float((doubts >= torch.tensor([config.min_log_prob, config.min_gain])).all(1).float().mean())
 
-    true, false = toy_doubts(np.random.default_rng(3))
-    assert believed(ours, true) > 0.9 and believed(ours, false) < 0.05
+    true, false = draw_true_and_false_pairs(np.random.default_rng(3))
+    assert believed(toy_upsampler, true) > 0.9 and believed(toy_upsampler, false) < 0.05
     assert believed(fresh, true) < 0.1 and believed(fresh, false) < 0.1
 
 
@@ -113,7 +113,7 @@ def test_true_captions_are_believed_and_others_not_by_a_writer_that_learned_and_
         ("a red ball", "A blue cube.", ""),
     ],
 )
-def test_words_of_what_both_texts_say_count_for_more(ours, short, told, expected):
+def test_words_of_what_both_texts_say_count_for_more(toy_upsampler, short, told, expected):
     tokenizer = train_upsampler_tokenizer([told], 340, 128)
     weighed = token_weights(tokenizer, told, meanings_of(short) & meanings_of(told))
     ids = tokenizer(told, add_special_tokens=False)["input_ids"]
@@ -137,20 +137,20 @@ def test_a_near_miss_contradicts_what_the_short_text_says(world, monkeypatch, dr
 
 
 @pytest.mark.parametrize("prompt", ["a purple dragon sleeps", "red ball and a dog", "一条龙", "red " * 30])
-def test_what_the_writer_does_not_know_or_is_long_stays_as_it_was_typed(ours, prompt):
-    assert ours.upsample(f"  {prompt} ", 0) == prompt.strip()
+def test_what_the_writer_does_not_know_or_is_long_stays_as_it_was_typed(toy_upsampler, prompt):
+    assert toy_upsampler.upsample(f"  {prompt} ", 0) == prompt.strip()
 
 
-def test_marks_in_a_prompt_are_only_words(ours):
-    plain, _ = sequence_ids(ours.tokenizer, "<clip>", "red ball", "a red ball")
-    marked, given = sequence_ids(ours.tokenizer, "<clip>", "<short> red <end> ball", "a red ball")
-    marks = {ours.tokenizer.convert_tokens_to_ids(mark) for mark in ("<short>", "<end>", "<start>", "<pad>")}
+def test_marks_in_a_prompt_are_only_words(toy_upsampler):
+    plain, _ = sequence_ids(toy_upsampler.tokenizer, "<clip>", "red ball", "a red ball")
+    marked, given = sequence_ids(toy_upsampler.tokenizer, "<clip>", "<short> red <end> ball", "a red ball")
+    marks = {toy_upsampler.tokenizer.convert_tokens_to_ids(mark) for mark in ("<short>", "<end>", "<start>", "<pad>")}
     assert not marks & set(marked[1 : given - 1]) and marked[given:] == plain[-len(marked[given:]) :]
 
 
-def test_an_upsampler_is_loaded_from_its_folder_strictly(ours, folder, tmp_path):
-    assert load_upsampler(folder).upsample("green ball", 3) == ours.upsample("green ball", 3)
-    save_upsampler(ours, tmp_path)
+def test_an_upsampler_is_loaded_from_its_folder_strictly(toy_upsampler, folder, tmp_path):
+    assert load_upsampler(folder).upsample("green ball", 3) == toy_upsampler.upsample("green ball", 3)
+    save_upsampler(toy_upsampler, tmp_path)
     path = tmp_path / SUBFOLDERS[0] / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"layers": 3}))
     with pytest.raises(WeightsError, match="is missing"):
@@ -201,8 +201,8 @@ def test_what_is_asked_of_a_model_elsewhere_is_all_that_it_may_answer():
         assert schema["additionalProperties"] is False and sorted(schema["required"]) == sorted(schema["properties"])
 
 
-def test_only_whole_sentences_that_the_model_can_read_are_kept(ours):
-    tokenizer = copy.copy(ours.tokenizer)
+def test_only_whole_sentences_that_the_model_can_read_are_kept(toy_upsampler):
+    tokenizer = copy.copy(toy_upsampler.tokenizer)
     text = "A red ball falls. It is 3.5 cm wide! Noon. And so on"
     assert shorten_to_limit(tokenizer, text) == text
     for kept in (

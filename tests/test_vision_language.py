@@ -5,11 +5,12 @@ import shutil
 
 import pytest
 import torch
+from captioning.caption import PARTS, CaptionError, VideoCaption
 from einops import repeat
 from safetensors.torch import load_file, save_file
 
-from captioning.captioner import PARTS, Caption, CaptionError, load_captioner
-from captioning.vision_language import VisionLanguage, question_about, text_part
+from captioning.captioner import load_captioner
+from captioning.vision_language import VisionLanguageCaptioner, question_turn, text_part
 
 TEMPLATE = (
     "{% for turn in messages %}<|im_start|>{{ turn['role'] }}\n{% for part in turn['content'] %}"
@@ -47,7 +48,7 @@ def eye(tmp_path_factory):
     letters = Tokenizer(models.BPE())
     letters.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     letters.decoder = decoders.ByteLevel()
-    texts = [question_about(ground("red"))["content"][-1]["text"], *(json.dumps(description(hue)) for hue in HUES)] * 3
+    texts = [question_turn(ground("red"))["content"][-1]["text"], *(json.dumps(description(hue)) for hue in HUES)] * 3
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
         vocab_size=900, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
@@ -90,12 +91,12 @@ def eye(tmp_path_factory):
     return folder
 
 
-def teach(captioner: VisionLanguage) -> None:
+def teach(captioner: VisionLanguageCaptioner) -> None:
     """Train a model until it answers the question about each ground as it should."""
     said = {"add_generation_prompt": False, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
     lessons = []
     for hue in HUES:
-        question = question_about(ground(hue))
+        question = question_turn(ground(hue))
         answer = {"role": "assistant", "content": [text_part(json.dumps(description(hue)))]}
         lesson = captioner.processor.apply_chat_template([question, answer], **said)
         asked = captioner.processor.apply_chat_template([question], **said | {"add_generation_prompt": True})
@@ -113,17 +114,17 @@ def teach(captioner: VisionLanguage) -> None:
 
 
 def test_a_vision_language_model_says_what_it_sees(eye):
-    captioner = VisionLanguage(eye, tries=1, tokens=100)
+    captioner = VisionLanguageCaptioner(eye, tries=1, tokens=100)
     teach(captioner)
     for hue in HUES:
         expected = description(hue)
         parts = {part: expected[part] for part in PARTS}
-        assert captioner.describe(ground(hue)) == Caption(expected["caption"], parts)
+        assert captioner.describe(ground(hue)) == VideoCaption(expected["caption"], parts)
 
 
 def test_rubbish_is_refused_after_as_many_tries_as_there_are(eye):
     captioner = load_captioner(eye)
-    assert isinstance(captioner, VisionLanguage) and captioner.name == "eye"
+    assert isinstance(captioner, VisionLanguageCaptioner) and captioner.name == "eye"
     captioner.tries, captioner.tokens = 2, 16
     with pytest.raises(
         CaptionError, match="eye answered 2 times with something else than asked for: answer: Invalid JSON"
@@ -132,9 +133,9 @@ def test_rubbish_is_refused_after_as_many_tries_as_there_are(eye):
 
 
 def test_an_answer_that_is_sent_back_cannot_write_pictures_or_turns(eye):
-    captioner = VisionLanguage(eye, tokens=4)
+    captioner = VisionLanguageCaptioner(eye, tokens=4)
     said = [("assistant", "<|image_pad|><|im_end|>"), ("user", "again")]
-    turns = [question_about(ground("red")), *({"role": role, "content": [text_part(text)]} for role, text in said)]
+    turns = [question_turn(ground("red")), *({"role": role, "content": [text_part(text)]} for role, text in said)]
     assert isinstance(captioner._answer(captioner.model, turns), str)
 
 
@@ -183,4 +184,4 @@ def test_what_is_no_such_model_or_is_damaged_is_refused(eye, tmp_path, harm, rea
     folder = shutil.copytree(eye, tmp_path / "eye")
     harm(folder)
     with pytest.raises(CaptionError, match=f"a captioner must be .*{reason}"):
-        VisionLanguage(folder).describe(ground("red"))
+        VisionLanguageCaptioner(folder).describe(ground("red"))

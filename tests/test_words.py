@@ -46,7 +46,7 @@ def contradictions(scene: Scene, found: dict[str, set[str]]) -> dict[str, set[st
         allowed[name] = {getattr(thing, name) for thing in scene.things}
     allowed["thing"] = names(scene.things)
     allowed["count"] = {str(len(scene.things))}
-    allowed["place"], allowed["look"], allowed["struck"] = places(scene), looks(scene), struck(scene)
+    allowed["place"], allowed["appearance"], allowed["struck"] = places(scene), looks(scene), struck(scene)
     allowed["stack"] = {thing.shape for thing in scene.things[1:] if scene.event == "topple"}
     return {
         name: values - allowed.get(name, set()) for name, values in found.items() if values - allowed.get(name, set())
@@ -242,7 +242,7 @@ def test_handwritten_captions_are_read_right(text):
     language = "en" if text.isascii() else "zh"
     found = said(text, language)
     wanted = set(READINGS[text].split(", "))
-    implied = {word for thing in found.get("thing", ()) for word in thing.split()} | {"1"} | found.get("look", set())
+    implied = {word for thing in found.get("thing", ()) for word in thing.split()} | {"1"} | found.get("appearance", set())
     values = set().union(*found.values())
     assert wanted <= values and values - wanted <= implied
 

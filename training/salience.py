@@ -34,7 +34,7 @@ def build_lexicon_set() -> LexiconSet:
     for language in LANGUAGES:
         tables = TABLES[language].WORDS, SYNONYMS[language], SHORT_EVENTS[language]
         lexicon = prompts[language] = TABLES[language].build_lexicon(tables)
-        has_articles = not lexicon.letters
+        has_articles = not lexicon.per_character
         for words, meanings in list(lexicon.meanings.items()):
             for article in ARTICLES if has_articles and not any(name == "relation" for name, _ in meanings) else ():
                 phrase = re.sub(r"\b(?:an?|the)\b", article, " ".join(words))

@@ -32,7 +32,8 @@ def add_caption(commands) -> None:
 def _caption(chosen: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from captioning.captioner import LONGEST_SIDE, MOST_FRAMES, load_captioner
+    from captioning.caption import MAX_FRAMES, MAX_SIDE
+    from captioning.captioner import load_captioner
     from vae.video.sandbox import read_sampled_frames
 
     name = chosen.captioner or ("" if chosen.endpoint or chosen.model else shipped())
@@ -42,7 +43,7 @@ def _caption(chosen: argparse.Namespace) -> int:
     failed = 0
     for file in tqdm(chosen.files, desc="captioning", unit="file", file=sys.stderr):
         try:
-            found = captioner.describe(read_sampled_frames(file, MOST_FRAMES, LONGEST_SIDE))
+            found = captioner.describe(read_sampled_frames(file, MAX_FRAMES, MAX_SIDE))
         except (ValueError, OSError) as error:  # which say what is the matter with a file
             sentence = str(error) if file in str(error) else f"{file}: {error}"
             tqdm.write(f"longtake: {sentence}", file=sys.stderr)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from captioning.lexicon import place_of
+from captioning.lexicon import canonical_relation
 
 from .scene import RANGE_SPEEDS, Scene, Thing
 
@@ -49,17 +49,17 @@ def patients(scene: Scene) -> list[Thing]:
 
 
 def places(scene: Scene) -> set[str]:
-    """State who stands where, as `Lexicon.said` reads it: "red ball behind blue cube"."""
+    """State who stands where, as `Lexicon.read_attributes` reads it: "red ball behind blue cube"."""
     names = [f"{thing.colour} {thing.shape}" for thing in scene.things]
     others = zip(names, scene.things, strict=True)
-    return {place_of(name, thing.relation, names[0]) for name, thing in others if thing.relation}
+    return {canonical_relation(name, thing.relation, names[0]) for name, thing in others if thing.relation}
 
 
 def looks(scene: Scene) -> set[str]:
-    """State the size and material of each thing, as `Lexicon.said` reads it: "large red ball"."""
+    """State the size and material of each thing, as `Lexicon.read_attributes` reads it: "large red ball"."""
     return {f"{look} {thing.colour} {thing.shape}" for thing in scene.things for look in (thing.size, thing.material)}
 
 
 def struck(scene: Scene) -> set[str]:
-    """State what is hit by another thing, as `Lexicon.said` reads it."""
+    """State what is hit by another thing, as `Lexicon.read_attributes` reads it."""
     return {f"{thing.colour} {thing.shape}" for thing in patients(scene) if scene.event == "collide"}

@@ -76,7 +76,7 @@ def prompt(
 def said(text: str, language: str = "en") -> dict[str, set[str]]:
     """Read a caption back: for every attribute that is spoken of, the canonical values it is given.
 
-    Besides the keys of `attributes`: "relation", and those of `Lexicon.said`.
+    Besides the keys of `attributes`: "relation", and those of `Lexicon.read_attributes`.
     """
     return LEXICONS[language].said(text)
 

@@ -191,7 +191,7 @@ def fill(template: str, way: str, direction: str | None = None) -> str:
 
 def build_lexicon(tables: tuple[Table, ...] = (WORDS, RESERVED)) -> Lexicon:
     """List every phrase the grammar can say from the tables with what it means."""
-    lexicon = Lexicon(letters=True, fillers=("的",), objects=("体", "物体"))
+    lexicon = Lexicon(per_character=True, fillers=("的",), objects=("体", "物体"))
     lexicon.add("没有其他物体")
     for side in SIDES:
         for way in (*WAYS, "从{other}边过来"):
