@@ -1,16 +1,19 @@
 """The procedural world: what it films is the same everywhere, true to its scene, and drawn as geometry says."""
 
+import hashlib
 import json
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 
 from training.world import make_clip, make_clips
-from training.world.camera import Tripod, film
+from training.world.camera import VELOCITY_UNITS, Tripod, film, mirrored, velocities
 from training.world.clip import film_scene
+from training.world.editions import EDITIONS
 from training.world.light import Ground, Light
 from training.world.render import Shot, render
 from training.world.scene import (
@@ -22,6 +25,7 @@ from training.world.scene import (
     RANGE_SPEEDS,
     SIZES,
     SPEEDS,
+    SPLITS,
     TRAVELS,
     Scene,
     Thing,
@@ -307,12 +311,14 @@ def test_the_range_split_is_out_of_range_and_train_is_not():
         assert SPEEDS[0] <= usual.speed <= SPEEDS[1] and {thing.size for thing in usual.things} <= set(SIZES)
 
 
-def test_no_two_colours_look_alike_in_any_light():
+@pytest.mark.parametrize(("edition", "material"), [(1, "matte"), (2, "matte"), (2, "glossy"), (2, "metal")])
+def test_no_two_colours_look_alike_in_any_light(edition, material):
     seen = {}
     for time in ("morning", "noon", "sunset", "night"):
         for colour in COLOURS:
             scene = scene_of("rest", "ball", size="large")
-            scene = replace(scene, time=time, things=(replace(scene.things[0], colour=colour),))
+            thing = replace(scene.things[0], colour=colour, material=material)
+            scene = replace(scene, time=time, things=(thing,), edition=edition)
             clip = film_scene(scene, 32, 32, 1, 8.0, CPU)
             x, y = clip.truth.pixels[0, 0].round().astype(int)
             seen[time, colour] = clip.video[:, 0, y - 3 : y + 4, x - 3 : x + 4].double().mean((1, 2))
@@ -333,6 +339,89 @@ def test_wrong_arguments_are_refused():
         make_clip(0, "train", 0, frames=0)
     with pytest.raises(ValueError, match="split"):
         make_clip(0, "validation", 0)
+
+
+def second_scene(thing: Thing, **setting) -> Scene:
+    """Write a scene of edition 2 by hand: one thing at rest on dry concrete at noon."""
+    usual = {"camera": "still", "ground": "concrete", "sky": "clear", "time": "noon", "seconds": 2.0}
+    return Scene(0, "test", 3, (thing,), "rest", None, 1.0, **usual | setting, edition=2)
+
+
+def second_thing(size: str = "medium", shape: str = "ball", colour: str = "red", material: str = "matte") -> Thing:
+    return Thing(shape, colour, size, material, EDITIONS[2].sizes[size])
+
+
+def test_edition_1_is_the_default_and_never_changes():
+    digest = hashlib.sha256()
+    for split in SPLITS:
+        for index in range(3):
+            clip = make_clip(5, split, index, rows=16, columns=16, frames=5)
+            digest.update(np.round(clip.truth.positions, 4).tobytes())
+            digest.update(
+                json.dumps([clip.scene.event, clip.scene.camera, clip.scene.ground, clip.scene.time]).encode()
+            )
+            assert clip.scene.edition == 1 and clip.scene.wetness == "dry"
+    assert digest.hexdigest()[:16] == "b464239230cc6570"  # of the world that the first models were trained on
+
+
+def test_the_sizes_and_speeds_of_edition_2_differ_enough_to_be_seen():
+    widths = []
+    for size in ("small", "medium", "large"):
+        boxes = film_scene(second_scene(second_thing(size)), 32, 32, 5, 8.0, CPU).truth.boxes[:, 0]
+        widths.append(float((boxes[:, 2] - boxes[:, 0]).mean()))
+    assert widths[1] > 1.5 * widths[0] and widths[2] > 1.5 * widths[1]
+    ranges = [EDITIONS[2].speeds[name] for name in ("slow", "normal", "fast")]
+    assert all(later[0] > 1.75 * sooner[1] for sooner, later in pairwise(ranges))
+
+
+def test_edition_2_draws_as_many_things_as_it_says():
+    counts = np.bincount([len(sample_scene(0, "train", index, edition=2).things) for index in range(2000)])[1:] / 2000
+    assert np.allclose(counts, EDITIONS[2].counts, atol=0.04)  # 3 standard errors are 0.033
+
+
+def test_wet_ground_mirrors_what_stands_on_it_and_dry_ground_does_not():
+    clips = {}
+    for wetness in ("dry", "wet"):
+        for colour in ("red", "green"):
+            scene = second_scene(second_thing("medium", colour=colour), wetness=wetness)
+            clips[wetness, colour] = film_scene(scene, 64, 64, 1, 8.0, CPU)
+    left, top, right, bottom = clips["wet", "red"].truth.boxes[0, 0].round().astype(int)
+    below = (slice(None), 0, slice(bottom + 1, bottom + (bottom - top)), slice(left, right))
+    wet, dry = (
+        (clips[wetness, "red"].video[below].int() - clips[wetness, "green"].video[below].int()).abs().amax(0)
+        for wetness in ("wet", "dry")
+    )
+    assert (wet > 20).double().mean() > 0.3 and (dry > 20).double().mean() < 0.02  # levels of 255
+
+
+def test_the_camera_velocity_of_a_clip_integrates_to_the_way_the_camera_went():
+    for move in CAMERAS:
+        truth = film_scene(second_scene(second_thing(), camera=move), 8, 8, 33, 16.0, CPU).truth
+        velocity = truth.camera * VELOCITY_UNITS
+        mean = (velocity[1:] + velocity[:-1]) / 2 / 16.0  # the trapezoidal rule
+        turns = np.einsum("fij,fkj->fik", truth.axes[:-1], truth.axes[1:])
+        assert np.allclose(mean[:, 4], turns[:, 0, 2], atol=1e-3) and np.allclose(mean[:, 3], turns[:, 1, 2], atol=1e-3)
+        assert np.allclose(mean[:, 5], turns[:, 0, 1], atol=1e-3)
+        kind, _, way = move.partition(" ")
+        column = {"orbit": 0, "pan": 4, "crane": 1, "zoom": 2}.get(kind)
+        if column is None:
+            assert not velocity.any()
+        else:
+            sign = -1 if way in ("left", "down", "out") else 1
+            assert (sign * truth.camera[:, column] > 0.3).all() and np.abs(truth.camera).max() < 3
+    assert not make_clip(0, "train", 0, rows=8, columns=8, frames=1, edition=2).truth.camera.any()
+
+
+def test_the_camera_velocity_of_a_mirror_image_is_that_of_the_mirrored_move():
+    tripod, progress = Tripod(6.0, 0.3, 0.0, 1.0, 0.1), np.linspace(0, 1, 5)
+    for way, other in (("orbit left", "orbit right"), ("pan left", "pan right"), ("crane up", "crane up")):
+        assert np.allclose(mirrored(velocities(way, tripod, progress, 2.0)), velocities(other, tripod, progress, 2.0))
+
+
+def test_a_longer_clip_of_edition_2_moves_as_fast():
+    for index in range(4):
+        short, long = (make_clip(2, "train", index, rows=8, columns=8, frames=f, fps=8.0, edition=2) for f in (17, 25))
+        assert short.truth.pace == long.truth.pace and long.scene.seconds == 3.0
 
 
 @pytest.mark.gpu

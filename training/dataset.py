@@ -1,7 +1,8 @@
 """Clips on disk: rendered once, memory-mapped, read in an order that is a function of (seed, sample index) alone.
 
 A dataset is a folder with one sub-folder per format, `COLUMNSxROWSxFRAMES`, a bucket. Each holds `pixels.npy` (clips,
-3, F, Y, X) in uint8, `captions.jsonl` with a line per clip, and `state.json`, which says how many clips are complete.
+3, F, Y, X) in uint8, `captions.jsonl` and `scenes.jsonl` with a line per clip, and `state.json`, which says how many
+clips are complete; from edition 2 of the world on also `camera.npy` (clips, F, 6), the velocity of the camera.
 Latents are written next to their pixels, under the hash of the encoder that made them, so that stale ones are not used.
 """
 
@@ -11,7 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -187,6 +188,7 @@ def make_world(run: WorldRun) -> None:
             wanted["edition"] = run.edition
         made = _count_made(folder, wanted)
         pixels = _open_memmap(folder / "pixels.npy", np.uint8, (clips, 3, frames, rows, columns), create=not made)
+        _truncate_lines(folder / "scenes.jsonl", made)
         camera = None
         if run.edition > 1:
             camera = _open_memmap(folder / "camera.npy", np.float32, (clips, frames, 6), create=not made)
@@ -202,9 +204,15 @@ def make_world(run: WorldRun) -> None:
             fps=run.fps,
             edition=run.edition,
         )
-        with open(folder / "captions.jsonl", "a", encoding="utf-8") as lines:
+        with (
+            open(folder / "captions.jsonl", "a", encoding="utf-8") as lines,
+            open(folder / "scenes.jsonl", "a", encoding="utf-8") as records,
+        ):
             for clip in tqdm(rendered, f"world {folder.name}", clips, initial=made):
                 pixels[made] = clip.video.numpy()
+                records.write(
+                    json.dumps(asdict(clip.scene) | {"happenings": clip.truth.to_json()["happenings"]}) + "\n"
+                )
                 if camera is not None:
                     camera[made] = clip.truth.camera
                 lines.write(json.dumps(_write_captions(clip.scene), ensure_ascii=False) + "\n")
@@ -214,6 +222,7 @@ def make_world(run: WorldRun) -> None:
                     if camera is not None:
                         camera.flush()
                     lines.flush()
+                    records.flush()
                     _write_json(folder / "state.json", wanted | {"made": made})
 
 
@@ -295,7 +304,7 @@ def shard_samples(count: int, step: int, rank: int, world_size: int) -> Iterator
     yield from range(step * count + rank * per_process, step * count + (rank + 1) * per_process)
 
 
-def _open_memmap(path: Path, dtype, shape: tuple[int, ...], create: bool) -> np.ndarray:
+def _open_memmap(path: Path, dtype, shape: tuple[int, ...], create: bool) -> np.memmap:
     """Open an array on disk and allocate all of its blocks.
 
     Raises OSError if the disk has too little room, which a write to a memory map could not report.

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from .editions import EDITIONS, Edition
 from .layout import Disc
 from .scene import COLOURS, Thing
 from .solids import Solid, half_sizes
@@ -66,9 +67,9 @@ def lying(heading: float, phase: float) -> Quat:
     return compose(tip, turn((0, 0, 1), phase))
 
 
-def solid_of(thing: Thing, name: str, rng: np.random.Generator) -> Solid:
+def solid_of(thing: Thing, name: str, rng: np.random.Generator, rules: Edition = EDITIONS[1]) -> Solid:
     """Give a thing its body: its colour in two tones, so that turning can be seen."""
-    half = half_sizes(thing.shape, thing.extent)
+    half = half_sizes(thing.shape, thing.extent, rules)
     tone = COLOURS[thing.colour]
     second = tuple(c + 0.04 for c in tone) if thing.colour == "black" else tuple(0.58 * c for c in tone)
     if thing.shape == "cube":
@@ -87,9 +88,9 @@ def prop(name: str, shape: str, half: tuple[float, float, float], place, quat: Q
     return Body(solid, np.array(place, dtype=float), quat, friction=(0, 0, 0), fixed=True)
 
 
-def resting(thing: Thing, name: str, rng: np.random.Generator) -> Body:
+def resting(thing: Thing, name: str, rng: np.random.Generator, rules: Edition = EDITIONS[1]) -> Body:
     """Put a thing on the ground at the origin so that its shape is plain to see: cylinders stand, capsules lie."""
-    solid = solid_of(thing, name, rng)
+    solid = solid_of(thing, name, rng, rules)
     x, _, z = solid.half
     side = either(rng)
     if thing.shape == "capsule":

@@ -12,12 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-DISTANCE = 6.0  # metres to the aim
-HALF_VIEW = 2.35  # metres: half of what the smaller image dimension covers at the aim
-ORBIT = math.radians(21)  # to either side
-PAN = math.radians(8.5)  # to either side
-CRANE = 1.1  # metres up and down
-ZOOM = (0.86, 1.38)  # factors of the view; their ratio is 1.6
+from .editions import EDITIONS, Edition
+
+VELOCITY_UNITS = np.array([0.3, 0.15, 0.2, 0.15, 0.3, 0.15])  # what counts as 1 in Camera.velocities
 
 
 @dataclass(frozen=True)
@@ -41,23 +38,38 @@ class Camera:
 
 @dataclass(frozen=True)
 class Tripod:
-    """What differs a little from clip to clip: where the camera stands, its aim, and how far a pan goes; in radians."""
+    """What differs a little from clip to clip: where the camera stands, its aim, how far a move goes (radians, for a
+    crane metres, for a zoom the two factors of the view), and the tangent of half its field of view.
+    """
 
     distance: float
     elevation: float
     azimuth: float
     aim: float
     pan: float
+    orbit: float = EDITIONS[1].orbit
+    crane: float = EDITIONS[1].crane
+    zoom: tuple[float, float] = EDITIONS[1].zoom
+    slope: float = EDITIONS[1].half_view / EDITIONS[1].distance
 
 
-def tripod_of(rng: np.random.Generator, ease: float = 0.0) -> Tripod:
+def tripod_of(rng: np.random.Generator, ease: float = 0.0, rules: Edition = EDITIONS[1]) -> Tripod:
     """Draw where the camera stands; with `ease`, further back and with a smaller pan, to show more."""
+    distance = rules.distance * (1 + 0.16 * min(ease, 1.0)) * float(rng.uniform(0.96, 1.04))
+    elevation = math.radians(float(rng.uniform(*rules.elevation)))
+    azimuth = math.radians(float(rng.uniform(-6, 6)))
+    aim = float(rng.uniform(0.92, 1.02))
+    far = 1.0 if rules.camera_jitter == (1.0, 1.0) else float(rng.uniform(*rules.camera_jitter))
     return Tripod(
-        distance=DISTANCE * (1 + 0.16 * min(ease, 1.0)) * float(rng.uniform(0.96, 1.04)),
-        elevation=math.radians(float(rng.uniform(15, 20))),
-        azimuth=math.radians(float(rng.uniform(-6, 6))),
-        aim=float(rng.uniform(0.92, 1.02)),
-        pan=PAN * (1 - 0.25 * min(ease, 2.0)),
+        distance=distance,
+        elevation=elevation,
+        azimuth=azimuth,
+        aim=aim,
+        pan=far * rules.pan * (1 - 0.25 * min(ease, 2.0)),
+        orbit=far * rules.orbit,
+        crane=far * rules.crane,
+        zoom=rules.zoom,
+        slope=rules.half_view / rules.distance,
     )
 
 
@@ -67,9 +79,9 @@ def film(move: str, tripod: Tripod, progress: np.ndarray) -> Camera:
     zero = np.zeros_like(sweep)
     kind, _, way = move.partition(" ")
     sign = -1 if way in ("left", "down", "in") else 1
-    azimuth = tripod.azimuth + (sign * ORBIT * sweep if kind == "orbit" else zero)
+    azimuth = tripod.azimuth + (sign * tripod.orbit * sweep if kind == "orbit" else zero)
     flat, high = tripod.distance * math.cos(tripod.elevation), tripod.distance * math.sin(tripod.elevation)
-    lift = sign * CRANE * sweep if kind == "crane" else zero
+    lift = sign * tripod.crane * sweep if kind == "crane" else zero
     aim = np.array([0, 0, tripod.aim])
     eyes = aim + np.stack([flat * np.sin(azimuth), -flat * np.cos(azimuth), high + lift], axis=1)
     forward = aim - eyes
@@ -82,5 +94,35 @@ def film(move: str, tripod: Tripod, progress: np.ndarray) -> Camera:
     right = np.cross(forward, [0, 0, 1])
     right /= np.linalg.norm(right, axis=1, keepdims=True)
     axes = np.stack([right, np.cross(right, forward), forward], axis=1)
-    view = np.sqrt(ZOOM[0] * ZOOM[1]) * (ZOOM[1] / ZOOM[0]) ** (0.5 * sign * sweep) if kind == "zoom" else zero + 1
-    return Camera(eyes, axes, HALF_VIEW / DISTANCE * view)
+    near, wide = tripod.zoom
+    view = np.sqrt(near * wide) * (wide / near) ** (0.5 * sign * sweep) if kind == "zoom" else zero + 1
+    return Camera(eyes, axes, tripod.slope * view)
+
+
+def velocities(move: str, tripod: Tripod, progress: np.ndarray, duration: float) -> np.ndarray:
+    """Give the velocity of the camera (F, 6) at each progress (F) of a clip of `duration` seconds; 0 for a still.
+
+    In the camera's own axes: translation to the right, up and forward, in distances to the aim per second; then
+    rotation up (pitch), to the right (yaw) and clockwise (roll), in radians per second. Each number is divided by its
+    VELOCITY_UNITS, so that the moves of the world are about 1. A zoom counts as forward translation: the rate of the
+    logarithm of the magnification, which at the aim is the same. In the mirror image of a clip, numbers 0, 4 and 5
+    change sign.
+    """
+    progress = np.asarray(progress, dtype=float)
+    if duration <= 0:
+        return np.zeros((len(progress), 6), dtype=np.float32)
+    small = 1e-4
+    before, now, after = (film(move, tripod, progress + shift) for shift in (-small, 0.0, small))
+    seconds = 2 * small * duration
+    shift = np.einsum("fij,fj->fi", now.axes, after.eyes - before.eyes) / (tripod.distance * seconds)
+    shift[:, 2] -= (np.log(after.slopes) - np.log(before.slopes)) / seconds
+    turn = np.einsum(
+        "fij,fkj->fik", now.axes, (after.axes - before.axes) / seconds
+    )  # of the axes k, seen in the axes i
+    rotation = np.stack([turn[:, 1, 2], turn[:, 0, 2], turn[:, 0, 1]], axis=1)
+    return (np.concatenate([shift, rotation], axis=1) / VELOCITY_UNITS).astype(np.float32)
+
+
+def mirrored(velocity: np.ndarray) -> np.ndarray:
+    """Give the camera velocity (..., 6) of the mirror image of a clip."""
+    return velocity * np.array([-1, 1, 1, 1, -1, -1], dtype=velocity.dtype)

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .camera import film
+from .camera import film, velocities
 from .light import ground_of, light_of
 from .render import Shot, render
-from .scene import Scene, rng_of, sample_scene
+from .scene import Scene, rng_of, sample_scene, seconds_of
 from .solids import seen
 from .stage import perform
 from .take import Happening, Take, happenings
@@ -32,6 +32,7 @@ class Truth:
     outside of the frame; visible (F, B), the part of the silhouette that is in the frame and not hidden. The camera:
     eyes (F, 3), axes (F, 3, 3) with rows right, up, forward, and fields of view (F), degrees across the smaller
     dimension.
+    camera (F, 6) is its velocity as `camera.velocities` defines it.
     `pace` simulated seconds pass in a second of the clip, so that gravity looks like 9.81 pace^2.
     """
 
@@ -45,6 +46,7 @@ class Truth:
     eyes: np.ndarray
     axes: np.ndarray
     fields_of_view: np.ndarray
+    camera: np.ndarray
     pace: float
     happenings: tuple[Happening, ...]
 
@@ -73,6 +75,7 @@ def make_clip(
     frames: int = 17,
     fps: float = 8.0,
     device: str | torch.device = "cpu",
+    edition: int = 1,
 ) -> Clip:
     """Film clip `index` of a split; the same arguments give the same bytes on the same machine.
 
@@ -83,7 +86,8 @@ def make_clip(
     if min(rows, columns, frames) < 1 or fps <= 0:
         given = f"{rows}, {columns}, {frames} and {fps}"
         raise ValueError(f"rows, columns, frames and fps of a clip must be above 0; got {given}")
-    return film_scene(sample_scene(seed, split, index), rows, columns, frames, fps, torch.device(device))
+    scene = sample_scene(seed, split, index, seconds_of(edition, frames, fps), edition)
+    return film_scene(scene, rows, columns, frames, fps, torch.device(device))
 
 
 def film_scene(scene: Scene, rows: int, columns: int, frames: int, fps: float, device: torch.device) -> Clip:
@@ -100,7 +104,8 @@ def _film(scene: Scene, rows: int, columns: int, frames: int, fps: float, device
     duration = (frames - 1) / fps
     take = perform(scene, duration)
     seconds = np.arange(frames) / fps if frames > 1 else np.array([_moment(take) * scene.seconds])
-    camera = film(scene.camera, take.tripod, seconds / (duration if frames > 1 else scene.seconds))
+    progress = seconds / (duration if frames > 1 else scene.seconds)
+    camera = film(scene.camera, take.tripod, progress)
     places, turns = take.at(seconds)
     arrays = (places, turns, camera.eyes, camera.axes, camera.slopes)
     tensors = [torch.as_tensor(array, dtype=torch.float32, device=device) for array in arrays]
@@ -123,6 +128,7 @@ def _film(scene: Scene, rows: int, columns: int, frames: int, fps: float, device
         eyes=camera.eyes,
         axes=camera.axes,
         fields_of_view=np.degrees(2 * np.arctan(camera.slopes)),
+        camera=velocities(scene.camera, take.tripod, progress, duration),
         pace=take.pace,
         happenings=_happenings(take, seconds, visible),
     )

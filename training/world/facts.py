@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from captioning.lexicon import canonical_relation
 
-from .scene import RANGE_SPEEDS, Scene, Thing
+from .editions import EDITIONS, Edition
+from .scene import Scene, Thing
 
-# Which factor a viewer would call slow or fast: the outer parts of scene.SPEEDS, and all of scene.RANGE_SPEEDS.
-SLOW, FAST = 0.9, 1.12
-VERY_SLOW, VERY_FAST = RANGE_SPEEDS[0][1], RANGE_SPEEDS[1][0]
 # Events whose subject stays where it is, so that what stands behind it at first always does.
 STAYS = ("rest", "spin", "fall", "bounce")
 # What a still cannot show.
@@ -27,15 +25,17 @@ def attributes(scene: Scene, moving: bool = True) -> dict[str, str]:
     if scene.direction:
         truth["direction"] = scene.direction
     if scene.event != "rest":
-        truth["speed"] = pace(scene.speed)
+        truth["speed"] = pace(scene.speed, scene.rules)
+    if scene.rules.wet_share:
+        truth["wetness"] = scene.wetness
     return truth if moving else {name: value for name, value in truth.items() if name not in MOTION}
 
 
-def pace(speed: float) -> str:
+def pace(speed: float, rules: Edition = EDITIONS[1]) -> str:
     """Name a speed factor as a viewer would: "very slow", "slow", "normal", "fast" or "very fast"."""
-    if speed <= VERY_SLOW or speed >= VERY_FAST:
+    if speed <= rules.range_speeds[0][1] or speed >= rules.range_speeds[1][0]:
         return "very slow" if speed < 1 else "very fast"
-    return "slow" if speed < SLOW else "fast" if speed > FAST else "normal"
+    return "slow" if speed < rules.slow else "fast" if speed > rules.fast else "normal"
 
 
 def bystanders(scene: Scene) -> list[Thing]:

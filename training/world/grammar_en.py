@@ -42,16 +42,19 @@ def plain(scene: Scene, says: Set[str], moving: bool, voice: Voice) -> str:
     if not moving or "event" not in says:
         form = "participle"
         text = still(scene, says, moving, False, voice)
-        if "ground" in says:
-            text += f", {BENEATH[scene.ground]}" if not moving and scene.event in ALOFT else onto(scene, "on", voice)
+        if not moving and scene.event in ALOFT and {"ground", "wetness"} & says:
+            wet = voice.word("wetness", scene.wetness) + " " if "wetness" in says else ""
+            text += f", {wet}{BENEATH[scene.ground] if 'ground' in says else 'ground'}"
+        elif {"ground", "wetness"} & says:
+            text += onto(scene, "on", says, voice)
     else:
         if scene.event in BUSY and bystanders(scene) and form == "participle":
             form = "finite"
         subject, after, trail = among(scene, article(noun(scene.things[0], says, voice)), form, voice)
-        last = not after and not {"ground", "sky", "time"} & says
+        last = not after and not {"ground", "wetness", "sky", "time"} & says
         text = f"{subject} {deed(scene, says, form, False, last, voice)}{after}"
-        if "ground" in says:
-            text += onto(scene, voice.pick(ONTO.get(scene.event, ("on",))), voice)
+        if {"ground", "wetness"} & says:
+            text += onto(scene, voice.pick(ONTO.get(scene.event, ("on",))), says, voice)
         elif scene.event == "fall" and not after and voice.chance(0.4):
             text += " to the ground"
     if {"sky", "time"} & says:
@@ -80,7 +83,9 @@ def recaption(scene: Scene, moving: bool, voice: Voice) -> str:
     }
     if pace != "normal" and voice.chance(0.7):
         says.add("speed")
-    parts = ["company", "setting"] + (["camera"] if moving else [])
+    says -= voice.without
+    pace = None if "speed" in voice.without else pace
+    parts = ["company", "setting"] + (["camera"] if moving and "camera" not in voice.without else [])
     if not moving:
         text = voice.pick(PICTURES) + still(scene, says, moving, True, voice)
     else:
@@ -89,17 +94,17 @@ def recaption(scene: Scene, moving: bool, voice: Voice) -> str:
         text = article(noun(scene.things[0], says, voice))
         text = f"{opening}{text} {deed(scene, says, form, True, False, voice)}"
         if scene.event not in ("fall", "occlude") and voice.chance(0.4):
-            text += onto(scene, voice.pick(ONTO.get(scene.event, ("on",))), voice)
+            text += onto(scene, voice.pick(ONTO.get(scene.event, ("on",))), beneath(scene, voice), voice)
             says.add("ground")
-        if form != "participle" and voice.chance(0.2):
+        if form != "participle" and voice.chance(0.2) and "camera" in parts:
             text += voice.pick((" while ", " as ")) + camera(scene, "finite", voice)
             parts.remove("camera")
         elif not opening and voice.chance(0.25):
-            text = f"{light(scene, {'sky', 'time'}, voice)}, {text}"
+            text = f"{light(scene, {'sky', 'time'} - voice.without, voice)}, {text}"
             says |= {"sky", "time"}
     name = called(scene, text)
     sentences = [text]
-    if missing := {"size", "material"} - says:
+    if missing := {"size", "material"} - says - voice.without:
         sentences.append(appearance(scene, missing, name, voice))
     if pace and "speed" not in says and (pace != "normal" or (not crowded and voice.chance(0.4))):
         sentences.append(tempo(pace, name, voice))
@@ -131,16 +136,19 @@ def series(parts: Sequence[str]) -> str:
 
 def glance(voice: Voice) -> set[str]:
     """Choose what a passing look says of a thing: always its colour and shape."""
-    return {"colour", "shape"} | {name for name in ("size", "material") if voice.chance(0.2)}
+    return {"colour", "shape"} | {name for name in ("size", "material") if voice.chance(voice.detail)}
 
 
 def skin(thing: Thing, voice: Voice) -> str:
     """Say material and colour: "matte blue"."""
+    if "material" in voice.without:
+        return voice.word("colour", thing.colour)
     return voice.phrase("material", thing.material).format(voice.word("colour", thing.colour))
 
 
 def noun(thing: Thing, says: Set[str], voice: Voice) -> str:
     """Name a thing by the attributes in `says`: "large red metal ball"."""
+    says = says - voice.without
     colour = voice.word("colour", thing.colour) if "colour" in says else ""
     look = voice.phrase("material", thing.material).format(colour) if "material" in says else colour
     size = voice.word("size", thing.size) if "size" in says else ""
@@ -197,9 +205,10 @@ def victim(scene: Scene, full: bool, voice: Voice, stacked: bool = True) -> str:
     things = patients(scene)
     if scene.event != "topple":
         return article(noun(things[0], LOOKS if full else glance(voice), voice))
-    size = voice.word("size", things[0].size) + " " if full or voice.chance(0.2) else ""
+    sized = (full or voice.chance(voice.detail)) and "size" not in voice.without
+    size = voice.word("size", things[0].size) + " " if sized else ""
     text = (f"a {voice.pick(STACKS)} of " if stacked else "") + f"{NUMBERS[len(things)]} {size}cubes"
-    coloured = not full and voice.chance(0.3)
+    coloured = not full and voice.chance(max(0.3, voice.detail))
     return f"{text} in {series([voice.word('colour', cube.colour) for cube in things])}" if coloured else text
 
 
@@ -247,8 +256,17 @@ def still(scene: Scene, says: Set[str], moving: bool, full: bool, voice: Voice) 
     return text
 
 
-def onto(scene: Scene, preposition: str, voice: Voice) -> str:
-    return f" {preposition} {voice.phrase('ground', scene.ground)}"
+def beneath(scene: Scene, voice: Voice) -> set[str]:
+    """Choose what a dense caption says of the ground."""
+    return ({"ground", "wetness"} if scene.rules.wet_share else {"ground"}) - voice.without
+
+
+def onto(scene: Scene, preposition: str, says: Set[str], voice: Voice) -> str:
+    """Say what is underneath: "on a wet wooden floor"; "on the ground" where `says` has neither ground nor wetness."""
+    name = voice.phrase("ground", scene.ground) if "ground" in says else "ground" if "wetness" in says else "the ground"
+    if "wetness" in says:
+        name = re.sub("^(a |the )?", rf"\g<0>{voice.word('wetness', scene.wetness)} ", name, count=1)
+    return f" {preposition} {name}"
 
 
 def light(scene: Scene, says: Set[str], voice: Voice) -> str:
@@ -324,12 +342,19 @@ def company(scene: Scene, name: str, moving: bool, voice: Voice) -> list[str]:
 def setting(scene: Scene, says: Set[str], voice: Voice) -> list[str]:
     """Say what `says` does not have yet of the ground and the light."""
     time, sky = voice.word("time", scene.time), voice.word("sky", scene.sky)
-    where = f"the scene is set{onto(scene, 'on', voice)}"
-    floor = [] if "ground" in says else [voice.pick((where, f"the ground is {scene.ground}"))]
+    named = beneath(scene, voice)
+    where = f"the scene is set{onto(scene, 'on', named, voice)}"
+    wet = voice.word("wetness", scene.wetness) + " " if "wetness" in named else ""
+    stuff = f"{wet}{scene.ground if 'ground' in named else ''}".strip()
+    floor = [] if "ground" in says or not named else [voice.pick((where, f"the ground is {stuff}"))]
     if "time" in says:
         return floor
     if floor and voice.chance(0.35):
-        return [f"{where} {light(scene, {'sky', 'time'}, voice)}"]
+        return [f"{where} {light(scene, {'sky', 'time'} - voice.without, voice)}"]
+    if "time" in voice.without:
+        return voice.shuffle([*floor, f"the sky is {sky}"])
+    if "sky" in voice.without:
+        return voice.shuffle([*floor, f"the scene is lit by the {LIGHT[scene.time]} light of {time}"])
     options = [
         f"it is {time}, and the sky is {sky}",
         f"the {LIGHT[scene.time]} light of {time} comes from {article(sky)} sky",

@@ -36,8 +36,8 @@ def plain(scene: Scene, says: Set[str], moving: bool, voice: Voice) -> str:
     eventful = moving and "event" in says
     others = bystanders(scene)
     where, fronts, tails = "", [light(scene, says, voice)], []
-    if "ground" in says:
-        ground = voice.phrase("ground", scene.ground)
+    if {"ground", "wetness"} & says:
+        ground = floor(scene, says, voice)
         if scene.event in ALOFT:
             tails = [f"地面是{ground}"]
         elif eventful and scene.event in CALM and voice.chance(0.5):
@@ -77,9 +77,11 @@ def dense(scene: Scene, moving: bool, voice: Voice) -> str:
     pace = truth.get("speed")
     if pace and pace != "normal" and voice.chance(0.7):
         says.add("speed")
+    says -= voice.without
+    pace = None if "speed" in voice.without else pace
     where = ""
-    if moving and scene.event not in ALOFT and voice.chance(0.4):
-        where = f"在{voice.word('ground', scene.ground)}上"
+    if moving and scene.event not in ALOFT and voice.chance(0.4) and beneath(scene, voice):
+        where = f"在{floor(scene, beneath(scene, voice), voice, usual=True)}上"
         says.add("ground")
     if moving:
         opening = voice.pick(SHOWS)
@@ -91,7 +93,7 @@ def dense(scene: Scene, moving: bool, voice: Voice) -> str:
     shape = next(word for word in voice.table["shape"][first.shape][::-1] if word in text)
     alike = any(thing.shape == first.shape for thing in scene.things[1:])
     name = voice.table["colour"][first.colour][0] + shape if alike else shape
-    sentences += appearance(first, {"size", "material"} - inline, f"这个{name}", voice)
+    sentences += appearance(first, {"size", "material"} - inline - voice.without, f"这个{name}", voice)
     if pace and "speed" not in says and (pace != "normal" or voice.chance(0.3)):
         sentences.append(voice.pick(("动作", "它动得")) + PACES[pace] if pace != "normal" else f"运动{PACES[pace]}")
     if scene.event == "topple":
@@ -105,7 +107,7 @@ def dense(scene: Scene, moving: bool, voice: Voice) -> str:
         )
     elif len(scene.things) == 1 and scene.event not in STILLS and voice.chance(0.4):
         parts.append(["没有其他物体"])
-    if moving:
+    if moving and "camera" not in voice.without:
         parts.append([voice.pick(("", "与此同时，", "整个过程中，")) + camera(scene, voice)])
     parts.append(setting(scene, says, voice))
     for part in voice.shuffle(range(len(parts))):
@@ -115,17 +117,20 @@ def dense(scene: Scene, moving: bool, voice: Voice) -> str:
 
 def glance(voice: Voice) -> set[str]:
     """Choose what a passing look says of a thing: always its colour and shape."""
-    return {"colour", "shape"} | {name for name in ("size", "material") if voice.chance(0.2)}
+    return {"colour", "shape"} | {name for name in ("size", "material") if voice.chance(voice.detail)}
 
 
 def skin(thing: Thing, voice: Voice) -> str:
     """Say colour and material: "红色金属的"."""
+    if "material" in voice.without:
+        return voice.word("colour", thing.colour) + "的"
     options = [words for words in voice.options("material", thing.material) if words.startswith("{}")]
     return voice.pick(options).format(voice.word("colour", thing.colour)) + "的"
 
 
 def noun(thing: Thing, says, voice: Voice) -> str:
     """Name a thing by the attributes in `says`: "红色的大金属球"."""
+    says = set(says) - voice.without
     colour = voice.word("colour", thing.colour) if "colour" in says else ""
     shape = voice.word("shape", thing.shape) if "shape" in says else "物体"
     size = voice.word("size", thing.size) if "size" in says else ""
@@ -183,7 +188,8 @@ def victim(scene: Scene, full: bool, voice: Voice, stacked: bool = True) -> str:
     things = patients(scene)
     if scene.event != "topple":
         return one(things[0], LOOKS if full else glance(voice), voice)
-    size = voice.word("size", things[0].size) if full or voice.chance(0.3) else ""
+    sized = (full or voice.chance(max(0.3, voice.detail))) and "size" not in voice.without
+    size = voice.word("size", things[0].size) if sized else ""
     return (voice.pick(STACKS) if stacked else "{number}个{size}方块").format(number=NUMBERS[len(things)], size=size)
 
 
@@ -218,6 +224,17 @@ def picture(scene: Scene, says, moving: bool, full: bool, voice: Voice) -> str:
     thing = noun(scene.things[0], says, voice)
     text = f"一个{state}{short(thing)}" if state else f"一个{thing}"
     return f"{text}和{victim(scene, full, voice, stacked=False)}" if patients(scene) else text
+
+
+def beneath(scene: Scene, voice: Voice) -> set[str]:
+    """Choose what a dense caption says of the ground."""
+    return ({"ground", "wetness"} if scene.rules.wet_share else {"ground"}) - voice.without
+
+
+def floor(scene: Scene, says, voice: Voice, usual: bool = False) -> str:
+    """Name the ground: "湿漉漉的水泥地", or "地面" where `says` has no ground; `usual` prefers the usual word."""
+    name = (voice.word if usual else voice.phrase)("ground", scene.ground) if "ground" in says else "地面"
+    return (voice.word("wetness", scene.wetness) if "wetness" in says else "") + name
 
 
 def light(scene: Scene, says, voice: Voice) -> str:
@@ -259,7 +276,9 @@ def appearance(thing: Thing, missing: set[str], name: str, voice: Voice) -> list
 
 def setting(scene: Scene, says, voice: Voice) -> list[str]:
     """Say the ground, unless it has been said, and the light."""
-    time, sky, ground = (voice.word(name, getattr(scene, name)) for name in ("time", "sky", "ground"))
+    named = beneath(scene, voice)
+    time, sky = (voice.word(name, getattr(scene, name)) for name in ("time", "sky"))
+    ground = floor(scene, named, voice, usual=True)
     options = [
         f"时间是{time}，天空{sky}",
         f"{time}{LIGHT[scene.time]}的光线从{sky}的天空洒下",
@@ -267,8 +286,14 @@ def setting(scene: Scene, says, voice: Voice) -> list[str]:
     ]
     if scene.time in ("morning", "night"):
         options.append(f"这是一个{sky}的{voice.table['time'][scene.time][0]}")
+    if "time" in voice.without:
+        options = [f"天空{sky}"]
+    if "sky" in voice.without:
+        options = [f"时间是{time}", f"{time}的光线{LIGHT[scene.time]}"]
     words = voice.pick(options)
-    if "ground" in says:
+    if "ground" in says or not named:
         return [words]
-    floor = voice.pick((f"地面是{ground}", f"场景在{ground}上"))
-    return [f"{words}，{floor}"] if voice.chance(0.3) else voice.shuffle([floor, words])
+    where = voice.pick((f"地面是{ground}", f"场景在{ground}上"))
+    if "ground" not in named:
+        where = "地面" + ground.removesuffix("的地面")
+    return [f"{words}，{where}"] if voice.chance(0.3) else voice.shuffle([where, words])

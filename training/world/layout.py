@@ -45,14 +45,16 @@ def arrange(
     subject: Disc,
     bystanders: list[tuple[Disc, str]],
     obstacles: list[Obstacle],
+    reach: float = 1.6,
 ) -> tuple[np.ndarray, list[np.ndarray]]:
     """Choose where the subject starts, near `start` (2), and the places (2) of the bystanders.
 
-    `path` (F, 3) is where the subject's centre goes, from the ground below its start, in the frames of `camera`.
+    Bystanders stand up to `reach` metres off. `path` (F, 3) is where the subject's centre goes, from the ground below
+    its start, in the frames of `camera`.
     """
     best = None
     for draw in range(DRAWS):
-        cost, choice = _draw(rng, draw, camera, start, path, subject, bystanders, obstacles)
+        cost, choice = _draw(rng, draw, camera, start, path, subject, bystanders, obstacles, reach)
         if best is None or cost < best[0]:
             best = cost, choice
         if cost < 0.1:
@@ -60,7 +62,7 @@ def arrange(
     return best[1]
 
 
-def _draw(rng, draw, camera, start, path, subject, bystanders, obstacles):
+def _draw(rng, draw, camera, start, path, subject, bystanders, obstacles, reach):
     spread = np.linspace(0.05, 1 + 0.1 * draw, LAYOUTS) ** 1.5  # ever further from the plain choice
     starts = start + rng.uniform(-1, 1, (LAYOUTS, 2)) * np.stack([1.3 * spread, 0.7 * spread], axis=1)
     cost = 0.02 * spread
@@ -85,7 +87,7 @@ def _draw(rng, draw, camera, start, path, subject, bystanders, obstacles):
             subject.reach
             + disc.reach
             + GAP
-            + rng.uniform(0.02, 0.7 if relation == "in front of" else 1.6 + 0.2 * draw, LAYOUTS)
+            + rng.uniform(0.02, 0.7 if relation == "in front of" else reach + 0.2 * draw, LAYOUTS)
         )
         across = away * np.tan(rng.uniform(-0.72, 0.72, LAYOUTS))
         place = stands + away[:, None] * way + across[:, None] * side

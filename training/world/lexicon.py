@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from itertools import accumulate
 
 import numpy as np
@@ -17,10 +17,23 @@ RANKS = list(accumulate(1 / k for k in range(1, 33)))  # how much the first k of
 
 
 class Voice:
-    """One speaker: the random numbers, and whether the words kept back for tests are used."""
+    """One speaker: the random numbers, and whether the words kept back for tests are used.
 
-    def __init__(self, rng: np.random.Generator, table: Table, reserved: Table, use_reserved: bool = False):
+    `detail` is how often a plain caption names the size and the material of a thing besides the subject. Attributes in
+    `without` are never named.
+    """
+
+    def __init__(
+        self,
+        rng: np.random.Generator,
+        table: Table,
+        reserved: Table,
+        use_reserved: bool = False,
+        detail: float = 0.2,
+        without: Set[str] = frozenset(),
+    ):
         self.rng, self.table, self.reserved, self.use_reserved = rng, table, reserved, use_reserved
+        self.detail, self.without = detail, without
 
     def chance(self, probability: float) -> bool:
         return bool(self.rng.random() < probability)

@@ -31,6 +31,9 @@ class Light:
     exposure: float
     clouds: float  # 0: none, 1: the sky is full of them
     phases: tuple[float, float, float]  # where hills and clouds are
+    haze: float = 75.0  # metres after which 63 % of what the ground shows is the horizon's light
+    edition: int = 1
+    stars: float = 0.0  # how bright they are
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,8 @@ class Ground:
     colour: Colour
     angle: float
     shift: tuple[float, float]
+    edition: int = 1
+    wet: bool = False
 
 
 # elevation of the sun in degrees, sunlight, ambient, zenith, horizon, exposure
@@ -51,35 +56,72 @@ TIMES_OF_DAY: dict[str, tuple[float, Colour, Colour, Colour, Colour, float]] = {
     "night": (46, (0.70, 0.77, 0.90), (0.25, 0.27, 0.35), (0.006, 0.010, 0.035), (0.035, 0.050, 0.11), 0.95),
 }
 
+# the same for edition 2, where the times of day are to be told apart at a glance, and the haze in metres
+BOLD_TIMES_OF_DAY: dict[str, tuple[float, Colour, Colour, Colour, Colour, float, float]] = {
+    "morning": (27, (1.12, 0.98, 0.72), (0.36, 0.36, 0.38), (0.50, 0.66, 0.84), (1.10, 0.98, 0.66), 0.95, 50.0),
+    "noon": (60, (1.20, 1.18, 1.12), (0.34, 0.36, 0.40), (0.03, 0.20, 0.80), (0.34, 0.66, 1.05), 0.97, 140.0),
+    "sunset": (17, (1.26, 0.90, 0.62), (0.38, 0.31, 0.35), (0.34, 0.14, 0.40), (1.25, 0.42, 0.10), 0.92, 110.0),
+    "night": (42, (0.54, 0.61, 0.79), (0.14, 0.16, 0.24), (0.004, 0.006, 0.028), (0.018, 0.030, 0.085), 0.95, 90.0),
+}
+# linear-light albedo, unlike one another and every colour word
+BOLD_GROUNDS: dict[str, Colour] = {
+    "concrete": (0.46, 0.46, 0.44),
+    "sand": (0.66, 0.49, 0.25),
+    "wood": (0.25, 0.11, 0.045),
+    "grass": (0.10, 0.25, 0.04),
+    "slate": (0.07, 0.09, 0.13),
+}
+WET = 0.5  # how bright a ground is when wet, compared with dry
+STARS = 26.0  # cells of the sky per radian, with at most one star each
+
 
 def light_of(scene: Scene, rng: np.random.Generator) -> Light:
     """Light a scene by its time and sky; the sun stands behind the camera's left or right shoulder."""
-    elevation, sunlight, ambient, zenith, horizon, exposure = TIMES_OF_DAY[scene.time]
+    elevation, sunlight, ambient, zenith, horizon, exposure, *haze = (
+        TIMES_OF_DAY if scene.edition == 1 else BOLD_TIMES_OF_DAY
+    )[scene.time]
     azimuth = math.radians(float(rng.uniform(25, 65)) * (1 if rng.random() < 0.5 else -1))
     height = math.radians(elevation + float(rng.uniform(-4, 4)))
     sun = (math.sin(azimuth) * math.cos(height), -math.cos(azimuth) * math.cos(height), math.sin(height))
-    if scene.sky == "cloudy":  # a veiled sun: softer contrast, a paler sky
+    if scene.sky == "cloudy" and scene.edition > 1:  # no sun: soft faint shadows, a grey sky
+        grey = tuple(0.62 * sum(horizon) / 3 + 0.30 * h + 0.01 for h in horizon)
+        sunlight = tuple(0.26 * s + 0.08 * sum(sunlight) / 3 for s in sunlight)
+        ambient = tuple(1.0 * a + 0.24 * sum(sunlight) / 3 + 0.10 * sum(ambient) for a in ambient)
+        zenith = tuple(0.12 * z + 0.62 * g for z, g in zip(zenith, grey, strict=True))
+        horizon = tuple(0.35 * h + 0.60 * g for h, g in zip(horizon, grey, strict=True))
+    elif scene.sky == "cloudy":  # a veiled sun: softer contrast, a paler sky
         grey = tuple(0.75 * sum(horizon) / 3 + 0.05 for _ in range(3))
         sunlight = tuple(0.42 * s + 0.08 * sum(sunlight) / 3 for s in sunlight)
         ambient = tuple(1.1 * a + 0.22 * sum(ambient) / 3 + 0.08 for a in ambient)
         zenith = tuple(0.25 * z + 0.75 * g for z, g in zip(zenith, grey, strict=True))
         horizon = tuple(0.55 * h + 0.45 * g for h, g in zip(horizon, grey, strict=True))
     phases = tuple(float(p) for p in rng.uniform(0, 2 * math.pi, 3))
-    return Light(sun, sunlight, ambient, zenith, horizon, exposure, 1.0 if scene.sky == "cloudy" else 0.25, phases)
+    if scene.edition == 1:
+        return Light(sun, sunlight, ambient, zenith, horizon, exposure, 1.0 if scene.sky == "cloudy" else 0.25, phases)
+    clear = scene.sky == "clear"
+    stars = 0.55 if clear and scene.time == "night" else 0.0
+    return Light(
+        sun, sunlight, ambient, zenith, horizon, exposure, 0.0 if clear else 1.0, phases, haze[0], scene.edition, stars
+    )
 
 
 def ground_of(scene: Scene, rng: np.random.Generator) -> Ground:
     """Lay the ground of a scene at a drawn place and angle."""
     shift = rng.uniform(0, 8, 2)
-    return Ground(
-        scene.ground, GROUNDS[scene.ground], float(rng.uniform(-0.6, 0.6)), (float(shift[0]), float(shift[1]))
-    )
+    place = float(rng.uniform(-0.6, 0.6)), (float(shift[0]), float(shift[1]))
+    if scene.edition == 1:
+        return Ground(scene.ground, GROUNDS[scene.ground], *place)
+    wet = scene.wetness == "wet"
+    colour = tuple((WET if wet else 1.0) * c for c in BOLD_GROUNDS[scene.ground])
+    return Ground(scene.ground, colour, *place, scene.edition, wet)
 
 
 def sky_colour(light: Light, d: Tensor, footprint: float) -> Tensor:
     """Paint the sky (3, N) along directions d (3, N) of any length, whose pixels are `footprint` radians wide."""
     height = d[2] / (d[0] * d[0] + d[1] * d[1] + d[2] * d[2]).sqrt()
     bearing = torch.atan2(d[0], d[1])
+    if light.edition > 1:
+        return _bold_sky(light, height, bearing, footprint)
     hill, puff, drift = light.phases
     paint = gradient(light, height)
     blobs = torch.sin(9 * bearing + puff) + torch.sin(17 * bearing + 30 * height + drift)
@@ -89,6 +131,34 @@ def sky_colour(light: Light, d: Tensor, footprint: float) -> Tensor:
     ridge = ((crest - height) / footprint + 0.5).clamp(0, 1)
     far = paint.new_tensor([0.55 * h * k for h, k in zip(light.horizon, (0.62, 0.74, 0.80), strict=True)])[:, None]
     paint = paint + cloud * (bright - paint)
+    return paint + ridge * (far - paint)
+
+
+def _bold_sky(light: Light, height: Tensor, bearing: Tensor, footprint: float) -> Tensor:
+    """Paint the sky of edition 2 (3, N): heaped clouds on a cloudy one, stars on a clear night, low hills."""
+    hill, puff, drift = light.phases
+    paint = gradient(light, height)
+    if light.clouds:  # pale heaps with dark undersides
+        wave = torch.sin(11 * bearing + puff) + 0.7 * torch.sin(23 * bearing + 20 * height + drift)
+        wave = wave + 0.8 * torch.sin(34 * height - 5 * bearing + hill)
+        pale = ((wave - 0.1) * 1.2).clamp(0, 1)
+        dark = ((-wave - 0.5) * 1.2).clamp(0, 1) * 0.45
+        bright = paint.new_tensor([1.25 * max(light.horizon) + 0.02] * 3)[:, None]
+        paint = (paint + pale * (bright - paint) * 0.75) * (1 - dark)
+    if light.stars:
+        a, b = STARS * bearing, STARS * height
+        cell_a, cell_b = a.floor(), b.floor()
+        noise = [
+            torch.sin(cell_a * x + cell_b * y + drift) * 43758.5453 for x, y in ((12.9898, 78.233), (39.346, 11.135))
+        ]
+        across, along = (n - n.floor() for n in noise)
+        off = (a - cell_a - 0.2 - 0.6 * across).square() + (b - cell_b - 0.2 - 0.6 * along).square()
+        wide = (STARS * footprint) ** 2 * 0.35 + 0.002
+        glow = torch.exp(-off / wide) * (across + along > 1.15) * (height > 0.03)
+        paint = paint + light.stars * min(1.0, 0.01 / wide + 0.35) * glow
+    crest = 0.020 + 0.010 * torch.sin(5 * bearing + hill) + 0.006 * torch.sin(13 * bearing + drift)
+    ridge = ((crest - height) / footprint + 0.5).clamp(0, 1)
+    far = paint.new_tensor([0.5 * h * k for h, k in zip(light.horizon, (0.62, 0.74, 0.84), strict=True)])[:, None]
     return paint + ridge * (far - paint)
 
 
@@ -121,6 +191,8 @@ def pattern(ground: Ground, x: Tensor, y: Tensor, wide: Tensor, deep: Tensor) ->
     c, s = math.cos(ground.angle), math.sin(ground.angle)
     a, b = c * x + s * y + ground.shift[0], c * y - s * x + ground.shift[1]
     da, db = abs(c) * wide + abs(s) * deep, abs(s) * wide + abs(c) * deep
+    if ground.edition > 1:
+        return _bold_pattern(ground.name, a, b, da, db)
     if ground.name == "wood":  # long planks
         return 0.22 * _squares(a, da + 0.06, 0.55) + 0.10 * _squares(b, db + 0.06, 2.2)
     if ground.name == "sand":  # ripples
@@ -129,6 +201,37 @@ def pattern(ground: Ground, x: Tensor, y: Tensor, wide: Tensor, deep: Tensor) ->
         return 0.24 * _waves(a, da, 2.1) * _waves(b, db, 2.1) + 0.12 * _squares(a, da + 0.15, 1.6)
     pitch, depth = (1.1, 0.17) if ground.name == "concrete" else (0.9, 0.26)
     return depth * _squares(a, da + 0.06, pitch) * _squares(b, db + 0.06, pitch)
+
+
+def _bold_pattern(name: str, a: Tensor, b: Tensor, da: Tensor, db: Tensor) -> Tensor:
+    """Draw the patterns of edition 2, each of another kind: slabs, dunes, planks, tufts, tiles."""
+    if name == "wood":  # long planks with dark joints and a fine grain
+        return 0.30 * _squares(a, da + 0.05, 0.5) + 0.16 * _waves(a + 0.05 * torch.sin(2 * b), da, 0.17)
+    if name == "sand":  # dunes
+        bend = a + 0.35 * torch.sin(1.1 * b) + 0.12 * torch.sin(2.7 * b)
+        return 0.22 * _waves(bend, da, 0.9) + 0.10 * _waves(b, db, 3.1)
+    if name == "grass":  # tufts
+        tufts = _waves(a + 0.3 * torch.sin(1.7 * b), da, 0.62) * _waves(b + 0.3 * torch.sin(2.3 * a), db, 0.55)
+        return 0.55 * tufts + 0.25 * _waves(a + 0.6 * b, da + 0.6 * db, 1.9)
+    if name == "concrete":  # wide slabs between thin dark joints
+        joints = torch.maximum(_joints(a, da, 2.4), _joints(b, db, 2.4))
+        return 0.05 * _waves(a, da, 5.3) - 0.5 * joints
+    return 0.45 * _squares(a, da + 0.06, 0.8) * _squares(b, db + 0.06, 0.8)  # slate: tiles of two tones
+
+
+def _joints(p: Tensor, width: Tensor, pitch: float, wide: float = 0.07) -> Tensor:
+    """Average lines `wide` metres wide, one every `pitch` metres, over `width` metres around p."""
+    off = (p / pitch - (p / pitch).round()).abs() * pitch
+    half = 0.5 * (wide + width)
+    return ((half - off) / width.clamp_min(1e-3)).clamp(0, 1) * (wide / torch.maximum(width, p.new_tensor(wide)))
+
+
+def puddles(ground: Ground, x: Tensor, y: Tensor, size: Tensor) -> Tensor:
+    """Tell how much water stands on a wet ground, from 0.5 to 1, over footprints of `size` metres."""
+    c, s = math.cos(ground.angle + 0.5), math.sin(ground.angle + 0.5)
+    a, b = c * x + s * y + ground.shift[1], c * y - s * x + ground.shift[0]
+    depth = _waves(a + 0.4 * torch.sin(1.3 * b), size, 2.6) + _waves(b + 0.4 * torch.sin(1.1 * a), size, 2.1)
+    return 0.5 + 0.5 * (0.5 + 1.1 * (depth + 0.5)).clamp(0, 1)
 
 
 def develop(linear: Tensor, exposure: float) -> Tensor:

@@ -50,10 +50,24 @@ class Script:
         """Give the part of the usual travel that is left when a scene has to be eased."""
         return 1 - 0.2 * min(self.ease, 2.0)
 
+    @property
+    def travel(self) -> float:
+        """Give the part of edition 1's speed at which things travel, so that a fast one stays in the picture."""
+        return self.calm * (1.0 if self.scene.edition == 1 else 0.77)
+
+    @property
+    def most(self) -> float:
+        """Give how far to one side, in metres, the subject starts at most."""
+        return 1.45 if self.scene.edition == 1 else 1.75
+
+    def resting(self, number: int) -> Body:
+        """Put a thing of the scene on the ground at the origin."""
+        return resting(self.scene.things[number], f"thing {number}", self.rng, self.scene.rules)
+
 
 def plan_of(script: Script) -> Plan:
     """Stage the event of a scene."""
-    plan = _PLANS[script.scene.event](script, resting(script.scene.things[0], "thing 0", script.rng))
+    plan = _PLANS[script.scene.event](script, script.resting(0))
     plan.start = plan.start + script.rng.uniform(-0.15, 0.15, 2)
     return plan
 
@@ -90,7 +104,7 @@ def _travel(body: Body, moments: np.ndarray) -> np.ndarray:
     return body.place + body.velocity * moments[:, None]
 
 
-def _start(velocity: np.ndarray, moments: np.ndarray, most: float = 1.45) -> np.ndarray:
+def _start(velocity: np.ndarray, moments: np.ndarray, most: float) -> np.ndarray:
     """Start so far to one side that the middle of the travel is in the middle of the picture."""
     distance = min(float(np.linalg.norm(velocity)) * moments[-1] / 2, most)
     return -distance * velocity[:2] / np.linalg.norm(velocity)
@@ -101,15 +115,15 @@ def _rest(script: Script, body: Body) -> Plan:
 
 
 def _roll(script: Script, body: Body) -> Plan:
-    _push(script, body, 1.3 * script.calm)
-    return Plan(body, _travel(body, script.moments), _start(body.velocity, script.moments))
+    _push(script, body, 1.3 * script.travel)
+    return Plan(body, _travel(body, script.moments), _start(body.velocity, script.moments, script.most))
 
 
 def _slide(script: Script, body: Body) -> Plan:
     heading, _ = _way(script, diagonal=False)
-    body.velocity = heading * 1.5 * script.calm
+    body.velocity = heading * 1.5 * script.travel
     body.friction = (0.025, 0.001, 0.0001)
-    return Plan(body, _travel(body, script.moments), _start(body.velocity * 0.85, script.moments))
+    return Plan(body, _travel(body, script.moments), _start(body.velocity * 0.85, script.moments, script.most))
 
 
 def _spin(script: Script, body: Body) -> Plan:
@@ -184,7 +198,10 @@ def _swing(script: Script, body: Body) -> Plan:
 
 def _occlude(script: Script, body: Body) -> Plan:
     extent, shape = script.scene.things[0].extent, body.solid.shape
-    wide = {"ball": 1.0, "cube": 1.1, "cylinder": 0.68, "capsule": 1.08}[shape] * extent  # half the width, and depth
+    part = {"ball": 1.0, "cube": 1.1, "cylinder": 0.68, "capsule": 1.08}  # of the extent: half the width, and depth
+    if script.scene.edition > 1:
+        part |= {"cube": 1.13, "cylinder": 0.70, "capsule": 1.2}
+    wide = part[shape] * extent
     side = 1 if script.scene.direction == "right" else -1
     if shape == "capsule":
         body.quat = lying(either(script.rng) * script.rng.uniform(0.7, 0.85), script.rng.uniform(0, 2 * math.pi))
@@ -200,7 +217,10 @@ def _occlude(script: Script, body: Body) -> Plan:
             for eye, way in ((script.camera.eyes[0], -side), (script.camera.eyes[-1], side))
         ]
         first, last = abs(edges[0]) + 0.42 * wide, abs(edges[1]) + 0.5 * wide
-        speed = max((first + last) / 1.62, 1.3)
+        if script.scene.edition == 1:
+            speed = max((first + last) / 1.62, 1.3)
+        else:  # in a longer clip the subject takes longer
+            speed = max((first + last) / (0.81 * script.moments[-1]), 1.0)
         shrink = (np.linalg.norm(script.camera.eyes[0, :2]) - gap) / np.linalg.norm(script.camera.eyes[0, :2])
         half = shrink * (wide + speed * hold / 2) + 0.05
     body.velocity = np.array([side * speed, 0, 0])
@@ -242,7 +262,7 @@ def _edge(script: Script, body: Body) -> Plan:
 
 
 def _collide(script: Script, body: Body) -> Plan:
-    target = resting(script.scene.things[1], "thing 1", script.rng)
+    target = script.resting(1)
     heading, angle = _push(script, body, 1.75, drag=0.01)
     if target.solid.shape == "capsule":
         target.quat = lying(angle + math.pi / 2 + script.rng.uniform(-0.5, 0.5), script.rng.uniform(0, 2 * math.pi))
@@ -263,8 +283,8 @@ def _topple(script: Script, body: Body) -> Plan:
     body.solref = (0.01, 1.0)
     others, height = {}, 0.0
     gap = disc_of(body).reach + 0.42 + 1.0
-    for number, thing in enumerate(script.scene.things[1:], start=1):
-        cube = resting(thing, f"thing {number}", script.rng)
+    for number in range(1, len(script.scene.things)):
+        cube = script.resting(number)
         cube.quat = turn((0, 0, 1), angle + script.rng.uniform(-0.12, 0.12))
         ahead = gap + (0.04 * (number - 1) if body.solid.shape == "cube" else 0)
         cube.place = np.array([heading[0] * ahead, heading[1] * ahead, height + cube.solid.half[2]])

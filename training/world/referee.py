@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .scene import RANGE_SIZES, SPEEDS, Scene
+from .scene import Scene
 from .take import Take, checked, contacts
 
 SEEN = 0.6  # of the subject, in most frames
@@ -15,12 +15,17 @@ FASTEST = 9.0  # metres per simulated second; a fall from the top of the picture
 def fault_of(scene: Scene, take: Take, ease: float = 0.0) -> str | None:
     """Name what a take gets wrong, or None. With `ease`, less is asked of what the camera sees."""
     rows = int(scene.seconds / take.row_seconds) + 1
-    slow, odd = scene.speed < SPEEDS[0], scene.speed > SPEEDS[1] or scene.things[0].size in RANGE_SIZES
+    slow, fast = _slow(scene), scene.speed > scene.rules.speeds["normal"][1]
+    odd = fast or scene.things[0].size in scene.rules.range_sizes
     touched = [(first, after, a, b) for first, after, a, b in contacts(take) if first < rows]
     fault = _staging(scene, touched) or _relations(scene, take) or _sane(take, rows)
     if fault is None and not slow:  # a slowed film may end before its event does
         fault = _EVENTS[scene.event](scene, take, rows, touched)
     return fault or _sight(scene, take, slow or odd, ease)
+
+
+def _slow(scene: Scene) -> bool:
+    return scene.speed < scene.rules.speeds["normal"][0]
 
 
 def _staging(scene: Scene, touched) -> str | None:
@@ -62,7 +67,7 @@ def _sight(scene: Scene, take: Take, odd: bool, ease: float) -> str | None:
     subject, start = take.visible[:, 0], take.visible[0]
     share = max(1 - 0.3 * ease - 0.15 * odd, 0)
     if scene.event == "occlude":
-        if scene.speed >= SPEEDS[0]:
+        if not _slow(scene):
             behind = subject <= 0.02
             first = int(np.argmax(behind))
             frames = int(np.argmin(behind[first:])) or len(subject) - first
@@ -115,11 +120,12 @@ def _rest(scene, take, rows, touched):
 
 def _travels(scene, take, rows, touched):
     way = 1 if scene.direction == "right" else -1
-    return "hardly moves" if way * _moved(take, rows)[0] < 0.9 else None
+    return "hardly moves" if way * _moved(take, rows)[0] < (0.9 if scene.edition == 1 else 0.75) else None
 
 
 def _roll(scene, take, rows, touched):
-    ends = take.at(np.array([0, 0.25 / take.pace]))[1][:, 0]
+    late = 0.25 if scene.edition == 1 else 0.5  # simulated seconds
+    ends = take.at(np.array([0, late / take.pace]))[1][:, 0]
     cosine = (np.trace(ends[0].T @ ends[1]) - 1) / 2
     return "does not roll" if cosine > 0.97 else _travels(scene, take, rows, touched)
 

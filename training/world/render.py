@@ -13,13 +13,14 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from .light import Ground, Light, develop, gradient, pattern, sky_colour
+from .light import Ground, Light, develop, gradient, pattern, puddles, sky_colour
+from .materials import shade
 from .solids import FAR, NEAR, Solid, cast, dot, image_box, met, own_axes, project, surface, world_axes
 
 # Rays of an edge pixel, in sixteenths of a pixel from its middle: eight rooks, no two in a row or column.
 SAMPLES = ((-7, -3), (-5, 5), (-3, -5), (-1, 1), (1, -7), (3, 3), (5, -1), (7, 7))
-HAZE = 75.0  # metres after which 63 % of what the ground shows is the horizon's light
-Bands = tuple[slice, slice]
+Bands = tuple[slice, slice, slice]  # of a solid, of it and its shadow, and of its mirror image in the ground
+SKY_IN_WATER = 0.4  # of the sky's mirror image, so that the ground's kind can still be seen
 RAYS = 100_000  # traced at a time: fewer cost more calls, more leave a core's cache
 
 
@@ -82,7 +83,7 @@ def _picture(shot: Shot, rows: int, columns: int) -> Tensor:
         shift = u.new_tensor(SAMPLES) * (pixel / 16)
         fine_u = rearrange(u[where][..., None] + shift[:, 0], "frames k s -> frames (k s)")
         fine_v = rearrange(v[where][..., None] + shift[:, 1], "frames k s -> frames (k s)")
-        fine, _ = _radiance(shot, fine_u, fine_v, pixel, [(slice(None), slice(None))] * len(shot.solids))
+        fine, _ = _radiance(shot, fine_u, fine_v, pixel, [(slice(None),) * 3] * len(shot.solids))
         mean = rearrange(fine, "rgb frames (k s) -> rgb frames k s", s=len(SAMPLES)).mean(-1)
         colour[:, edges] = mean[:, used]
     return develop(rearrange(colour, "rgb frames (y x) -> rgb frames y x", y=rows), shot.light.exposure)
@@ -99,7 +100,9 @@ def _edges(key: Tensor) -> Tensor:
 
 
 def _bands(shot: Shot, rows: int, columns: int) -> list[Bands]:
-    """Find the rows of pixels, as slices of all, outside of which a solid is never seen, and never casts a shadow."""
+    """Find the rows of pixels, as slices of all, outside of which a solid is never seen, never casts a shadow, and is
+    never mirrored.
+    """
     x, y, z = shot.light.sun
     flat = (x * x + y * y) ** 0.5
     circle = torch.arange(16, dtype=torch.float32) * (2 * torch.pi / 16)
@@ -113,10 +116,13 @@ def _bands(shot: Shot, rows: int, columns: int) -> list[Bands]:
         shadow = project(centre[:, None] + 1.05 * solid.radius * outline.to(place.device), *camera)[1]
         low, high = float(box[:, 1].min()), float(box[:, 3].max())
         pair = []
-        for bottom, top in ((low, high), (min(low, float(shadow.min())), max(high, float(shadow.max())))):
+        image = place * place.new_tensor((1, 1, -1))
+        below = image_box(replace(solid, shape="ball", half=(solid.radius,) * 3), image, shot.turns[:, number], *camera)
+        whole = (min(low, float(shadow.min())), max(high, float(shadow.max())))
+        for bottom, top in ((low, high), whole, (float(below[:, 1].min()), float(below[:, 3].max()))):
             first, last = (rows / 2 - v * min(rows, columns) / 2 for v in (top, bottom))
             pair.append(slice(max(int(first) - 1, 0) * columns, max(min(int(last) + 2, rows), 1) * columns))
-        bands.append((pair[0], pair[1]))
+        bands.append((pair[0], pair[1], pair[2]))
     return bands
 
 
@@ -140,7 +146,7 @@ def _radiance(shot: Shot, u: Tensor, v: Tensor, pixel: float, bands: list[Bands]
     slant = d[:2] / down  # how the place on the ground moves as a pixel's ray tilts
     size = pixel * depth * (right[:2].abs() + (up[:2] - slant * up[2]).abs())
     tile = 1 + pattern(ground, points[0], points[1], size[0], size[1])
-    haze = torch.exp(depth * (-1 / HAZE))
+    haze = torch.exp(depth * (-1 / light.haze))
     tile *= haze
     direct, around, veil = lit * tile * light.sun[2], open_sky * tile, 1 - haze
     colour = d.new_empty(d.shape)
@@ -154,16 +160,64 @@ def _radiance(shot: Shot, u: Tensor, v: Tensor, pixel: float, bands: list[Bands]
     flat.index_copy_(1, above, sky)
     key = owner * 32 + lit.int()
     if len(hits.ray):
-        shade = lit.view(-1)[hits.ray]
-        flat.index_copy_(1, hits.ray, _paint(shot, hits, d.flatten(1).index_select(1, hits.ray), shade))
+        shadow = lit.view(-1)[hits.ray]
+        flat.index_copy_(1, hits.ray, _paint(shot, hits, d.flatten(1).index_select(1, hits.ray), shadow))
         key.view(-1)[hits.ray] += hits.mark * 2
+    if ground.wet:
+        _reflect(shot, d, owner, points, size, haze, pixel, bands, colour, key)
     return colour, key
 
 
-def _first_hits(shot: Shot, d: Tensor, best: Tensor, bands: list[Bands]) -> Hits:
-    """Find which rays d (3, F, K) meet a solid before the ground, which is at `best` (F, K), where all depths go."""
+def _reflect(
+    shot: Shot,
+    d: Tensor,
+    owner: Tensor,
+    points: Tensor,
+    size: Tensor,
+    haze: Tensor,
+    pixel: float,
+    bands: list[Bands],
+    colour: Tensor,
+    key: Tensor,
+) -> None:
+    """Add to the ground's colour (3, F, K) what water on it mirrors, and to the keys (F, K) the edges therein.
+
+    A ray off flat water is the ray of a camera below the ground, of height -z, past the same point. Solids shade
+    nothing in a mirror image.
+    """
+    up = torch.stack((d[0], d[1], -d[2]))
+    below = replace(shot, eyes=shot.eyes * shot.eyes.new_tensor((1, 1, -1)))
+    hits = _first_hits(below, up, torch.full_like(d[0], FAR), bands, image=True)
+    ground = (owner == 0).view(-1)
+    where = ground.nonzero()[:, 0]
+    flat_up, flat = up.flatten(1), colour.flatten(1)
+    mirror = torch.zeros_like(flat)
+    picked = flat_up.index_select(1, where)
+    calm = replace(shot.light, stars=0.0)
+    mirror.index_copy_(1, where, sky_colour(calm, picked, pixel * float(shot.slopes[0])))
+    share = torch.full_like(flat[0], SKY_IN_WATER)
+    number = torch.zeros_like(key).view(-1)
+    if len(hits.ray):
+        lit = torch.ones_like(hits.point[0])
+        mirror.index_copy_(1, hits.ray, _paint(shot, hits, flat_up.index_select(1, hits.ray), lit))
+        share[hits.ray] = 1.0
+        number[hits.ray] = hits.owner.int() * 8 + hits.mark + 1
+    slope = (-d[2] / dot(d, d).sqrt()).clamp(0, 1).view(-1)  # the cosine of the angle to the vertical
+    fresnel = 0.4 + 0.6 * (1 - slope).pow(4)
+    water = puddles(shot.ground, points[0], points[1], size.amax(0)).view(-1)
+    amount = (fresnel * water * share * haze.view(-1) * ground).clamp(0, 0.9)
+    flat.add_(amount * (mirror - flat))
+    key.view(-1).add_(number * ground * 1024)
+
+
+def _first_hits(shot: Shot, d: Tensor, best: Tensor, bands: list[Bands], image: bool = False) -> Hits:
+    """Find which rays d (3, F, K) meet a solid before the ground, which is at `best` (F, K), where all depths go.
+
+    With `image` the rays are those that water on the ground reflects.
+    """
+    bands = [(band[2], band[1], band[2]) if image else band for band in bands]
     count, depths, eyes = best.shape[1], [], shot.eyes.T[..., None]
-    for number, (solid, (band, _)) in enumerate(zip(shot.solids, bands, strict=True)):
+    for number, (solid, (band, *_)) in enumerate(zip(shot.solids, bands, strict=True)):
         depths.append(met(*cast(solid, shot.places[:, number], shot.turns[:, number], eyes, d[..., band])))
         torch.minimum(best[:, band], depths[-1], out=best[:, band])
     flat, distance = d.flatten(1), best.view(-1)
@@ -210,6 +264,8 @@ def _shadows(shot: Shot, points: Tensor, owner: Tensor, bands: list[Bands]) -> t
 def _paint(shot: Shot, hits: Hits, d: Tensor, lit: Tensor) -> Tensor:
     """Colour (3, N) the points where rays d (3, N) meet solids: matte, glossy (a clear coat) or metal (a mirror)."""
     light, normal = shot.light, hits.normal
+    if light.edition > 1:
+        return shade(shot.solids, light, shot.ground, hits.owner, hits.tone, normal, d, lit)
 
     def three(colour: tuple[float, ...]) -> Tensor:
         return d.new_tensor(colour)[:, None]

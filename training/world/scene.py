@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .editions import EDITIONS, Edition
+
 # Linear-light albedo of each colour word. Chosen far apart, so that a coloured light cannot turn one into another.
 COLOURS: dict[str, tuple[float, float, float]] = {
     "red": (0.75, 0.03, 0.03),
@@ -23,12 +25,8 @@ COLOURS: dict[str, tuple[float, float, float]] = {
     "black": (0.015, 0.015, 0.015),
 }
 SHAPES = ("ball", "cube", "cylinder", "capsule")
-SIZES: dict[str, float] = {
-    "small": 0.36,
-    "medium": 0.56,
-    "large": 0.86,
-}  # metres, half the extent; each 1.55 times the last
-RANGE_SIZES: dict[str, float] = {"tiny": 0.26, "huge": 1.15}  # never seen in training
+SIZES = EDITIONS[1].sizes  # metres, half the extent
+RANGE_SIZES = EDITIONS[1].range_sizes  # never seen in training
 MATERIALS = ("matte", "glossy", "metal")
 GROUNDS: dict[str, tuple[float, float, float]] = {
     "concrete": (0.30, 0.30, 0.31),
@@ -68,8 +66,9 @@ EVENTS: dict[str, tuple[str, ...]] = {
 SOLO_EVENTS = tuple(event for event in EVENTS if event not in ("collide", "topple"))
 TRAVELS = ("roll", "slide", "throw", "occlude", "edge", "collide", "topple")  # events that have a direction
 RELATIONS = ("left of", "right of", "behind", "in front of")  # as the camera sees the first frame
-SPEEDS = (0.8, 1.25)  # times the event's usual speed, in training
-RANGE_SPEEDS = ((0.4, 0.55), (1.8, 2.4))  # never seen in training
+SPEEDS = EDITIONS[1].speeds["normal"]  # times the event's usual speed, in training
+RANGE_SPEEDS = EDITIONS[1].range_speeds  # never seen in training
+WETNESS = ("dry", "wet")  # of the ground, from edition 2 on
 
 SPLITS = ("train", "test", "combinations", "range")
 # Pairs never seen together in training: the split "combinations" is made of them.
@@ -107,7 +106,7 @@ class Scene:
 
     In "collide" things[1] is what is hit; in "topple" things[1:] are the stack, all cubes, from the bottom up.
     `direction` is "left" or "right" as the camera sees it for events in TRAVELS, else None. `speed` is a factor.
-    `seconds` is how long the event is given.
+    `seconds` is how long the event is given. `wetness` is one of WETNESS.
     """
 
     seed: int
@@ -122,17 +121,39 @@ class Scene:
     sky: str
     time: str
     seconds: float
+    wetness: str = "dry"
+    edition: int = 1
+
+    @property
+    def rules(self) -> Edition:
+        """Give the constants of the scene's edition."""
+        return EDITIONS[self.edition]
+
+
+def seconds_of(edition: int, frames: int, fps: float) -> float:
+    """Give how long an event is given: two seconds; from edition 2 on the clip's duration where that is longer."""
+    return 2.0 if edition == 1 else max(2.0, (frames - 1) / fps)
 
 
 def pairs(scene: Scene) -> set[tuple[str, str]]:
     """List the attribute pairs a scene shows: (colour, shape) of every thing, (colour, event) and (shape, event) of the
-    subject.
+    subject; from edition 2 on also (ground, time).
     """
     subject = scene.things[0]
-    return {(thing.colour, thing.shape) for thing in scene.things} | {
-        (subject.colour, scene.event),
-        (subject.shape, scene.event),
-    }
+    setting = {(scene.ground, scene.time)} if scene.rules.held_out_settings else set()
+    return (
+        setting
+        | {(thing.colour, thing.shape) for thing in scene.things}
+        | {
+            (subject.colour, scene.event),
+            (subject.shape, scene.event),
+        }
+    )
+
+
+def held_out(scene: Scene) -> set[tuple[str, str]]:
+    """List the attribute pairs of a scene that training never shows."""
+    return pairs(scene) & (HELD_OUT | scene.rules.held_out_settings)
 
 
 def rng_of(seed: int, split: str, index: int, purpose: int = 0) -> np.random.Generator:
@@ -140,26 +161,31 @@ def rng_of(seed: int, split: str, index: int, purpose: int = 0) -> np.random.Gen
     return np.random.default_rng([seed, SPLITS.index(split), index, purpose])
 
 
-def sample_scene(seed: int, split: str, index: int, seconds: float = 2.0) -> Scene:
+def sample_scene(seed: int, split: str, index: int, seconds: float = 2.0, edition: int = 1) -> Scene:
     """Draw the scene of clip `index` of a split; the same arguments give the same scene on every machine.
 
     "train" and "test" share a distribution without the HELD_OUT pairs, "combinations" shows at least one such pair, and
-    "range" has a subject with a size or a speed that training never shows. Raises ValueError for an unknown split.
+    "range" has a subject with a size or a speed that training never shows. Raises ValueError for an unknown split or
+    edition.
     """
+    if edition not in EDITIONS:
+        raise ValueError(f"edition must be one of {', '.join(map(str, EDITIONS))}; got {edition!r}")
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
     rng = rng_of(seed, split, index)
     while True:
-        scene = _draw(rng, seed, split, index, seconds)
-        if bool(pairs(scene) & HELD_OUT) == (split == "combinations"):
+        scene = _draw(rng, seed, split, index, seconds, edition)
+        if bool(held_out(scene)) == (split == "combinations"):
             return scene
 
 
-def _draw(rng: np.random.Generator, seed: int, split: str, index: int, seconds: float) -> Scene:
+def _draw(rng: np.random.Generator, seed: int, split: str, index: int, seconds: float, edition: int) -> Scene:
+    rules = EDITIONS[edition]
+
     def choose(options):
         return str(rng.choice(list(options)))
 
-    count = int(rng.choice([1, 2, 3, 4], p=[0.6, 0.2, 0.12, 0.08]))
+    count = int(rng.choice([1, 2, 3, 4], p=list(rules.counts)))
     if count == 1:
         event = choose(SOLO_EVENTS)
     elif count == 2:
@@ -167,6 +193,8 @@ def _draw(rng: np.random.Generator, seed: int, split: str, index: int, seconds: 
     else:
         event = choose(["topple"] * 4 + ["collide"] * 2 + list(SOLO_EVENTS))
     odd = choose(["size", "speed"]) if split == "range" else None
+    if odd == "speed" and rules.paced and event not in rules.paced:
+        odd = "size"
     colours = [str(c) for c in rng.permutation(list(COLOURS))]  # no two things of a clip share a colour
     relations = [str(r) for r in rng.permutation(list(RELATIONS))]
     things = []
@@ -175,17 +203,20 @@ def _draw(rng: np.random.Generator, seed: int, split: str, index: int, seconds: 
         shape = choose(EVENTS[event]) if subject else "cube" if stacked else choose(SHAPES)
         if subject and event in ("roll", "bounce") and rng.random() < 0.4:
             shape = "ball"
-        size = choose(SIZES)
-        extent = SIZES[size]
+        size = choose(rules.sizes)
+        extent = rules.sizes[size]
         if subject and odd == "size":
-            size = choose(RANGE_SIZES)
-            extent = RANGE_SIZES[size]
+            size = "tiny" if event in rules.compact else choose(rules.range_sizes)
+            extent = rules.range_sizes[size]
+        elif subject and event in rules.compact and size == "large":  # no room in the picture
+            size = choose(("small", "medium"))
+            extent = rules.sizes[size]
         elif event == "topple":
-            size, extent = ("medium", SIZES["medium"]) if subject else ("small", SIZES["small"])
+            size, extent = ("medium", rules.sizes["medium"]) if subject else ("small", rules.sizes["small"])
         relation = None if subject or stacked or (event == "collide" and number == 1) else relations.pop()
-        extent *= float(rng.uniform(0.94, 1.06))
+        extent *= float(rng.uniform(1 - rules.size_jitter, 1 + rules.size_jitter))
         things.append(Thing(shape, colours.pop(), size, choose(MATERIALS), extent, relation))
-    low, high = RANGE_SPEEDS[int(rng.integers(2))] if odd == "speed" else SPEEDS
+    low, high = rules.range_speeds[int(rng.integers(2))] if odd == "speed" else rules.speeds[_pace(rng, rules, event)]
     return Scene(
         seed=seed,
         split=split,
@@ -199,4 +230,14 @@ def _draw(rng: np.random.Generator, seed: int, split: str, index: int, seconds: 
         sky=choose(SKIES),
         time=choose(TIMES),
         seconds=seconds,
+        wetness="wet" if rules.wet_share and rng.random() < rules.wet_share else "dry",
+        edition=edition,
     )
+
+
+def _pace(rng: np.random.Generator, rules: Edition, event: str) -> str:
+    """Draw a speed class that the event can show; an edition of one class draws nothing."""
+    if len(rules.speeds) == 1:
+        return "normal"
+    able = {"slow": rules.paced, "normal": None, "fast": rules.hurried}
+    return str(rng.choice([pace for pace in rules.speeds if (events := able[pace]) is None or event in events]))

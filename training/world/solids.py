@@ -15,6 +15,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from .editions import EDITIONS, Edition
+
 NEAR = 1e-4  # metres: a surface does not meet the rays that start on it
 FAR = 1e4  # metres: nothing is met beyond
 
@@ -38,15 +40,9 @@ class Solid:
         return {"ball": x, "cube": math.hypot(x, y, z), "cylinder": math.hypot(x, z), "capsule": x + z}[self.shape]
 
 
-def half_sizes(shape: str, extent: float) -> tuple[float, float, float]:
+def half_sizes(shape: str, extent: float, rules: Edition = EDITIONS[1]) -> tuple[float, float, float]:
     """Turn half the extent of a thing into half sizes, chosen so that all shapes look about equally large."""
-    proportions = {
-        "ball": (1, 1, 1),
-        "cube": (0.82, 0.82, 0.82),
-        "cylinder": (0.68, 0.68, 0.92),
-        "capsule": (0.54, 0.54, 0.74),
-    }
-    x, y, z = proportions[shape]
+    x, y, z = rules.proportions[shape]
     return x * extent, y * extent, z * extent
 
 

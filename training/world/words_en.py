@@ -131,6 +131,7 @@ WORDS: Table = {
         "grass": ("grass", "the grass", "a grassy field"),
         "slate": ("slate", "a slate floor", "dark slate"),
     },
+    "wetness": {"wet": ("wet", "rain-soaked"), "dry": ("dry",)},
     "sky": {"clear": ("clear",), "cloudy": ("cloudy",)},
     "time": {"morning": ("morning",), "noon": ("noon", "midday"), "sunset": ("sunset",), "night": ("night",)},
 }
@@ -181,6 +182,7 @@ RESERVED: Table = {
         "zoom out": ("~draw back",),
     },
     "ground": {"concrete": ("cement",), "wood": ("timber",), "grass": ("a lawn", "turf"), "sand": ("a beach",)},
+    "wetness": {"wet": ("drenched",), "dry": ("parched",)},
     "sky": {"clear": ("cloudless",), "cloudy": ("overcast",)},
     "time": {"morning": ("dawn",), "sunset": ("dusk",), "night": ("midnight",)},
 }
@@ -256,6 +258,8 @@ def build_lexicon(tables: tuple[Table, ...] = (WORDS, RESERVED)) -> Lexicon:
                             lexicon.add(word, (attribute, value))
                     else:
                         lexicon.add(phrase, (attribute, value))
+                        if attribute == "ground":  # an adjective may stand after the article
+                            lexicon.add(re.sub("^(a|the) ", "", phrase), (attribute, value))
                         if attribute == "shape":
                             lexicon.add("boxes" if phrase == "box" else f"{phrase}s", (attribute, value))
     for pace, words in PACES.items():

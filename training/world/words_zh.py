@@ -114,6 +114,7 @@ WORDS: Table = {
         "grass": ("草地",),
         "slate": ("石板地", "石板地面"),
     },
+    "wetness": {"wet": ("湿漉漉的", "潮湿的"), "dry": ("干燥的",)},
     "sky": {"clear": ("晴朗",), "cloudy": ("多云",)},
     "time": {"morning": ("早晨", "清晨"), "noon": ("正午", "中午"), "sunset": ("日落时分",), "night": ("夜晚", "夜里")},
 }
@@ -164,6 +165,7 @@ RESERVED: Table = {
         "zoom out": ("退远",),
     },
     "ground": {"concrete": ("混凝土地面",), "sand": ("沙滩",), "grass": ("草坪",)},
+    "wetness": {"wet": ("湿淋淋的",)},
     "sky": {"clear": ("万里无云",), "cloudy": ("阴沉",)},
     "time": {"morning": ("黎明",), "sunset": ("黄昏",), "night": ("深夜",)},
 }
