@@ -16,6 +16,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
+from captioning.prompt_encoder import PromptEncoder
 from vae.weights import CONFIG, WeightsError, load_strictly, read_json
 
 START, END, PAD = "<start>", "<end>", "<pad>"
@@ -28,18 +29,21 @@ class TextEmbeddings:
     """Encoded prompts.
 
     `token_embeddings` (L, D) holds the tokens of all prompts, concatenated without padding; `token_counts` the number
-    of tokens of each prompt; `pooled` (B, D) one vector per prompt.
+    of tokens of each prompt; `pooled` (B, D) one vector per prompt; `camera` (B, CAMERA_VALUES) the camera velocity
+    that each prompt names, if the encoder reads one (`captioning/camera.py`).
     """
 
     token_embeddings: Tensor
     pooled: Tensor
     token_counts: tuple[int, ...]
+    camera: Tensor | None = None
 
     def repeat(self, indices: list[int]) -> TextEmbeddings:
         """Select prompts by index; an index may occur several times."""
         parts = self.token_embeddings.split(self.token_counts)
         counts = tuple(self.token_counts[i] for i in indices)
-        return TextEmbeddings(torch.cat([parts[i] for i in indices]), self.pooled[indices], counts)
+        camera = None if self.camera is None else self.camera[indices]
+        return TextEmbeddings(torch.cat([parts[i] for i in indices]), self.pooled[indices], counts, camera)
 
 
 class TextTower(ModelMixin, ConfigMixin):
@@ -85,6 +89,9 @@ class TextTower(ModelMixin, ConfigMixin):
         x = tower.ln_final(tower.transformer(x, attn_mask=causal_mask))
         end_positions = (ids == self.end_id).int().argmax(1)
         return x, x[torch.arange(len(ids)), end_positions] @ tower.text_projection
+
+
+OWN_ENCODERS = {encoder.__name__: encoder for encoder in (TextTower, PromptEncoder)}
 
 
 def train_tokenizer(texts, vocabulary: int, context: int):
@@ -162,7 +169,9 @@ def encode_prompts(prompts: list[str], tokenizer, encoder: nn.Module, truncate: 
         for i, length, tokens, vector in zip(batch, lengths, *_encode(ids[batch], lengths, encoder), strict=True):
             embeddings[i], pooled[i] = tokens[:length], vector
     order = range(len(counts))
-    return TextEmbeddings(torch.cat([embeddings[i] for i in order]), torch.stack([pooled[i] for i in order]), counts)
+    stacked = torch.stack([pooled[i] for i in order])
+    camera = encoder.camera_of(stacked) if isinstance(encoder, PromptEncoder) else None
+    return TextEmbeddings(torch.cat([embeddings[i] for i in order]), stacked, counts, camera)
 
 
 def _encode(ids: Tensor, counts: list[int], encoder: nn.Module) -> tuple[Tensor, Tensor]:
@@ -172,13 +181,15 @@ def _encode(ids: Tensor, counts: list[int], encoder: nn.Module) -> tuple[Tensor,
     if isinstance(encoder, TextTower):
         return encoder(ids)
     mask = torch.arange(ids.shape[1], device=device) < torch.tensor(counts, device=device)[:, None]
+    if isinstance(encoder, PromptEncoder):
+        return encoder(ids, mask)
     hidden = encoder(input_ids=ids, attention_mask=mask.long()).last_hidden_state
     return hidden, (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
 
 
 def embedding_dim(encoder: nn.Module) -> int:
     """Return D, the size of a token embedding."""
-    if isinstance(encoder, TextTower):
+    if isinstance(encoder, TextTower | PromptEncoder):
         return encoder.width
     config = encoder.config.to_dict()  # type: ignore[operator, union-attr]
     return config.get("hidden_size") or config["d_model"]
@@ -204,8 +215,9 @@ def load_text_encoder(name: str | Path):
 
     folder, tokenizer_name = Path(name), name
     if (folder / SUBFOLDERS[0]).is_dir():
-        if read_json(folder / SUBFOLDERS[0] / CONFIG).get("_class_name") == TextTower.__name__:
-            encoder = load_strictly(TextTower, folder / SUBFOLDERS[0])
+        class_name = read_json(folder / SUBFOLDERS[0] / CONFIG).get("_class_name")
+        if class_name in OWN_ENCODERS:
+            encoder = load_strictly(OWN_ENCODERS[class_name], folder / SUBFOLDERS[0])
             return load_tokenizer(folder / SUBFOLDERS[1]), encoder
         name, tokenizer_name = folder / SUBFOLDERS[0], folder / SUBFOLDERS[1]
     try:

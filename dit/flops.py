@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+from captioning.camera import CAMERA_VALUES
 from dit.model import FOURIER_FREQUENCIES, NEIGHBOURS, DiTConfig
 from vae.model import VideoVAE
 
@@ -21,6 +22,7 @@ def count_parameters(config: DiTConfig) -> int:
         + (linear(4, D) + linear(D, D))
     )
     embeddings = linear(P, D) + linear(4 * FOURIER_FREQUENCIES, D, False) + linear(D, D)
+    embeddings += config.camera * linear(CAMERA_VALUES, D, False)
     modulation, output = linear(D, 4 * D), linear(D, D) + linear(D, P)
     block = (
         3 * D * D + 2 * text * D + 2 * text + 2 * E + D * D + 2 * config.mlp_ratio * D * D + (4 + 2 * NEIGHBOURS) * D
@@ -41,7 +43,7 @@ def forward_flops(
     block = tokens * (4 + 2 * config.mlp_ratio) * D * D + text_tokens * 2 * text_dim * D + 2 * tokens * keys * D
     conditioning = noise_levels * (2 * FOURIER_FREQUENCIES * D + D * D) + text_dim * D + 4 * D + D * D
     modulation = noise_levels * (D * D + 4 * D * D + D * D)
-    in_and_out = tokens * (P * D + 4 * FOURIER_FREQUENCIES * D + D * P)
+    in_and_out = tokens * (P * D + 4 * FOURIER_FREQUENCIES * D + D * P + config.camera * CAMERA_VALUES * D)
     return 2 * (config.depth * block + conditioning + modulation + in_and_out)
 
 

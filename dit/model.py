@@ -19,6 +19,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from einops import rearrange
 from torch import Tensor, nn
 
+from captioning.camera import CAMERA_VALUES
 from dit.attention import attend
 from dit.packing import Pack, SeqLens, grid_of, per_part
 
@@ -35,6 +36,7 @@ class DiTConfig:
     text_dim: int = 192
     mlp_ratio: int = 4
     rope_theta: float = 1000.0  # the longest rotary wavelength, in patches, over 2 pi
+    camera: bool = False  # reads a camera velocity per latent frame
 
     @classmethod
     def from_depth(cls, depth: int, **others) -> DiTConfig:
@@ -93,16 +95,18 @@ class DiT(ModelMixin, ConfigMixin):
         text_dim: int = 192,
         mlp_ratio: int = 4,
         rope_theta: float = 1000.0,
+        camera: bool = False,
     ):
         super().__init__()
         if width % head_dim:
             raise ValueError(f"width must be a multiple of head_dim {head_dim}; got {width}")
         self.dit_config = DiTConfig(
-            depth, width, head_dim, channels, (patch[0], patch[1], patch[2]), text_dim, mlp_ratio, rope_theta
+            depth, width, head_dim, channels, (patch[0], patch[1], patch[2]), text_dim, mlp_ratio, rope_theta, camera
         )
         self.attention_backend = "auto"
         self.patch_embed = nn.Linear(self.dit_config.patch_values, width)
         self.pos_embed = nn.Linear(4 * FOURIER_FREQUENCIES, width, bias=False)
+        self.camera_in = nn.Linear(CAMERA_VALUES, width, bias=False) if camera else None
         self.conditioning = Conditioning(width, text_dim)
         self.cond_in = nn.Linear(width, width)
         self.modulation = nn.Linear(width, 4 * width)
@@ -139,6 +143,8 @@ class DiT(ModelMixin, ConfigMixin):
             + per_part(self.pos_embed, frame_position_features(pack), token_lens)
             + per_part(self.cond_in, cond, condition_lens).index_select(0, condition_of_token)
         )
+        if self.camera_in is not None and pack.camera is not None:
+            x = x + per_part(self.camera_in, pack.camera.index_select(0, frame_of_token(pack)), token_lens)
         for block in self.blocks:
             x = block(x, modulation, condition_of_token, text, rope, neighbour_index, seq_lens, self.attention_backend)
         scale = per_part(lambda part: self.out_scale(F.silu(part)), cond, condition_lens)
@@ -179,8 +185,9 @@ class DiT(ModelMixin, ConfigMixin):
                 nn.init.normal_(module.weight, std=module.in_features**-0.5)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        for module in (self.modulation, self.out_scale, self.proj_out):
-            nn.init.zeros_(module.weight)
+        for module in (self.modulation, self.out_scale, self.proj_out, self.camera_in):
+            if module is not None:
+                nn.init.zeros_(module.weight)
 
 
 class Conditioning(nn.Module):
@@ -274,6 +281,14 @@ def distinct_conditions(clip: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
     keys, row = (2 * clip.double() + sigma).unique(return_inverse=True)
     pairs = torch.stack([clip.to(sigma.dtype), sigma], dim=1)
     return pairs.new_empty(len(keys), 2).index_copy_(0, row, pairs), row
+
+
+def frame_of_token(pack: Pack) -> Tensor:
+    """Return the index of each token's latent frame among those of all clips, (N,): the first of a token's patch."""
+    device = pack.position_ids.device
+    starts = torch.tensor([0, *pack.frame_lens[:-1]], device=device).cumsum(0)
+    starts = starts.repeat_interleave(torch.tensor(pack.token_lens, device=device))
+    return starts + pack.position_ids[:, 0] * pack.patch[0]
 
 
 def conditions_per_part(conditions: Tensor, parts: Sequence[int]) -> list[int]:

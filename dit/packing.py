@@ -107,7 +107,8 @@ class Pack:
 
     tokens (N, P); position_ids (N, 3), each token's (time, row, column) in its clip, in patches; sigma (N,), each
     token's noise level in [0, 1]; shapes, each clip's (T, H, W) in latents; fps, each clip's frames per second; parts,
-    as in `SeqLens`.
+    as in `SeqLens`. `camera` (frames, CAMERA_VALUES), if any, is the camera velocity of each latent frame of all clips,
+    concatenated; its last value is 1 where the velocity is known, and all values are 0 where it is not.
     """
 
     tokens: Tensor
@@ -117,11 +118,17 @@ class Pack:
     fps: tuple[float, ...]
     patch: Patch
     parts: tuple[int, ...] = ()
+    camera: Tensor | None = None
 
     @property
     def token_lens(self) -> tuple[int, ...]:
         """Number of tokens of each clip."""
         return tuple(T * H * W for T, H, W in (grid_of(shape, self.patch) for shape in self.shapes))
+
+    @property
+    def frame_lens(self) -> tuple[int, ...]:
+        """Number of latent frames of each clip."""
+        return tuple(T for T, _, _ in self.shapes)
 
 
 def grid_positions(shape: Sequence[int], patch: Patch, device=None) -> Tensor:
@@ -131,9 +138,15 @@ def grid_positions(shape: Sequence[int], patch: Patch, device=None) -> Tensor:
 
 
 def pack(
-    latents: list[Tensor], sigmas: list[Tensor], fps: list[float], patch: Patch, parts: Sequence[int] = ()
+    latents: list[Tensor],
+    sigmas: list[Tensor],
+    fps: list[float],
+    patch: Patch,
+    parts: Sequence[int] = (),
+    cameras: Sequence[Tensor] | None = None,
 ) -> Pack:
-    """Concatenate clips to a pack. `latents[i]` is (C, T, H, W); `sigmas[i]` (T, H, W) is the noise level per latent.
+    """Concatenate clips to a pack. `latents[i]` is (C, T, H, W); `sigmas[i]` (T, H, W) is the noise level per latent;
+    `cameras[i]` (T, CAMERA_VALUES) the camera velocity per latent frame.
 
     A token takes the highest sigma of its patch, because a patch that is partly noise is not known yet.
     Raises ValueError if the patch does not divide a clip.
@@ -142,7 +155,8 @@ def pack(
     sigma = torch.cat([patchify(clip_sigma[None], patch).amax(1) for clip_sigma in sigmas])
     shapes = [(T, H, W) for _, T, H, W in (clip.shape for clip in latents)]
     position_ids = torch.cat([grid_positions(shape, patch, tokens.device) for shape in shapes])
-    return Pack(tokens, position_ids, sigma, tuple(shapes), tuple(fps), patch, tuple(parts))
+    camera = None if cameras is None else torch.cat(list(cameras)).to(tokens)
+    return Pack(tokens, position_ids, sigma, tuple(shapes), tuple(fps), patch, tuple(parts), camera)
 
 
 def unpack(tokens: Tensor, shapes: tuple[tuple[int, int, int], ...], patch: Patch) -> list[Tensor]:

@@ -46,7 +46,7 @@ class Run:
     weight_decay: float = 0.01  # decoupled weight decay of matrices
     max_grad_norm: float = 1.0  # gradients of a larger norm are scaled down to it
     ema_decay: float = 0.999  # decay per step of the exponential moving average of the weights
-    precision: str = "auto"  # bf16 (autocast), no (fp32), or auto: bf16 where the hardware multiplies it natively
+    precision: str = "auto"  # bf16 (autocast), bf16-weights (transformer), no (fp32), auto: bf16 if hardware has it
     checkpoint_minutes: float = 10.0  # minutes between checkpoints; the last step always writes one
     keep_checkpoints: int = 2  # newest checkpoints to keep
     validate_every: int = 500  # steps between validations
@@ -150,6 +150,13 @@ class DiTRun(Run):
 
     vae: Path = Path("runs/tiny/vae")  # folder of the VAE that encodes the clips
     text_encoder: Path = Path("runs/tiny/text")  # folder of the text encoder and its tokenizer
+    prompt_encoder_layers: int = (
+        0  # layers of a text encoder trained with the transformer; 0 keeps the one above frozen
+    )
+    prompt_encoder_width: int = 128  # width of that text encoder
+    vocab_size: int = 2048  # tokens of its vocabulary, which is learned from the captions
+    camera_ratio: float = 0.0  # fraction of the clips whose camera velocity is given; 0 builds no camera input
+    camera_loss_weight: float = 0.1  # weight of the loss of the camera that the text encoder reads in captions
     init_from: Path | None = None  # folder of a trained transformer to continue from; missing blocks begin as identity
     interpolate_back: float = 0.0  # final weights move this fraction back to the initial ones (arXiv 2109.01903)
     depth: int = 6  # number of transformer blocks; the width follows from it
@@ -163,10 +170,14 @@ class DiTRun(Run):
     base_tokens: int = 80  # clip length in tokens at which the timestep shifts below apply as given
     saliency_weight: float = 0.0  # how much more the tokens that differ from their surroundings count in the loss
     train_shift: float = 1.0  # timestep shift of the training times, for a clip of `base_tokens`
+    high_noise_ratio: float = 0.0  # fraction of the clips whose times are shifted by `high_noise_shift` instead
+    high_noise_shift: float = 6.0  # timestep shift of these, for a clip of `base_tokens`
+    pure_noise_ratio: float = 0.0  # fraction of the clips that are pure noise, time 1, where only the text helps
     sample_shift: float = 1.0  # timestep shift of the sampler's schedule, for a clip of `base_tokens`
     sample_steps: int = 30  # default sampler steps of the trained model
     guidance: float = 4.0  # default guidance scale of the trained model
     validation_clips: int = 64  # held-out clips of each validation pack
+    sensitivity_clips: int = 0  # held-out clips whose words are exchanged at each validation; 0 for none
 
 
 @dataclass(frozen=True)

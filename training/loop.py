@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from training.checkpoints import Checkpoints, load_state_tensors, state_tensors
 from training.config import Run
+from training.low_precision import LowPrecisionCopy
 
 MAX_CONSECUTIVE_SKIPS = 50  # non-finite steps in a row before a run gives up
 LOG_EVERY = 25  # steps
@@ -31,7 +32,7 @@ LOG_EVERY = 25  # steps
 # Fields that may change when a run resumes: its end, its speed, and what it reports.
 RESUMABLE_CHANGES = {
     *("steps", "lr", "warmup_steps", "decay_steps", "precision", "checkpoint_minutes", "keep_checkpoints"),
-    *("validate_every", "validation_clips", "evaluation_prompts", "sample_every"),
+    *("validate_every", "validation_clips", "sensitivity_clips", "evaluation_prompts", "sample_every"),
     *("adversarial_start", "discriminator_lr", "sample_steps", "guidance", "sample_shift", "train_shift"),
     *("saliency_weight", "horizontal_flip", "reconstructed_ratio"),
     *("out", "data", "extra_data", "held_out", "vae"),  # folders may move: hashes of their contents are compared
@@ -73,7 +74,7 @@ RENAMED_FIELDS = {
 }
 
 
-def create_accelerator(run: Run):
+def create_accelerator(run: Run) -> Any:
     """Return accelerate's Accelerator in the run's precision, with TensorBoard logs under `run.out` / "log"."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
@@ -82,6 +83,8 @@ def create_accelerator(run: Run):
     precision = run.precision
     if precision == "auto":
         precision = "bf16" if has_native_bf16() else "no"
+    if precision == "bf16-weights":  # the trainer keeps the copy: accelerate has no autocast to do
+        precision = "no"
     AcceleratorState._reset_state()  # an earlier run in this process may have had another precision
     accelerator = Accelerator(mixed_precision=precision, log_with="tensorboard", project_dir=run.out)
     accelerator.init_trackers("log")
@@ -275,8 +278,18 @@ def math_attention_on_cpu(device: torch.device) -> AbstractContextManager:
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
 
-def optimizer_step(accelerator, model: nn.Module, optimizer, loss: Tensor, lr: float, max_grad_norm: float):
+def optimizer_step(
+    accelerator,
+    model: nn.Module,
+    optimizer,
+    loss: Tensor,
+    lr: float,
+    max_grad_norm: float,
+    low_precision: LowPrecisionCopy | None = None,
+) -> float | None:
     """Backpropagate a loss, clip the gradients, and step the optimizer.
+
+    With `low_precision`, the copy that computed the loss, its gradients are moved to the model's weights first.
 
     Returns the gradients' norm before clipping. If the loss or a gradient is not finite, changes nothing and returns
     None.
@@ -284,6 +297,8 @@ def optimizer_step(accelerator, model: nn.Module, optimizer, loss: Tensor, lr: f
     for group in optimizer.param_groups:
         group["lr"] = lr
     accelerator.backward(loss)
+    if low_precision is not None:
+        low_precision.take_gradients()
     grad_norm = float(accelerator.clip_grad_norm_(model.parameters(), max_grad_norm))
     finite = math.isfinite(grad_norm) and math.isfinite(float(accelerator.gather(loss.detach()).sum()))
     if finite:

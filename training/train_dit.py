@@ -9,15 +9,24 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
 import torch
 from diffusers.training_utils import EMAModel
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
 
-from captioning.text_encoder import TextEmbeddings, embedding_dim, load_text_encoder
+from captioning.prompt_encoder import PromptEncoder
+from captioning.text_encoder import (
+    TextEmbeddings,
+    embedding_dim,
+    load_text_encoder,
+    load_tokenizer,
+    train_tokenizer,
+)
 from dit.flops import count_parameters, forward_flops
 from dit.flow import make_scheduler
 from dit.model import DiT, DiTConfig
@@ -26,18 +35,23 @@ from dit.pipeline import Pipeline
 from dit.request import Request
 from dit.settings import Settings
 from training.config import DiTRun
-from training.dataset import data_hash
+from training.dataset import Bucket, data_hash, open_bucket
+from training.evaluation.sensitivity import per_clip_loss, sensitivity
 from training.examples import LatentSource, TrainingExample, draw_examples, pack_noisy, token_count, video_formats
 from training.loop import TrainLoop, build_adamw, create_accelerator, lr_at, optimizer_step, write_run_description
+from training.low_precision import LowPrecisionCopy
 from training.muon import build_muon
 from training.text_cache import TextCache
+from training.text_conditioned import CaptionTokens, TextConditionedDiT, camera_loss
 from vae.model import VideoVAE
 from vae.video.pixels import contact_sheet
 from vae.video.write import write_image
 from vae.weights import convert_to_float16, load_strictly
 
-TIME_STRATA = 8  # equal parts of the uniform number behind the time, each validated on its own
+SENSITIVITY_SIGMAS = (1.0, 0.8)  # noise levels at which words are exchanged while training
+TIME_STRATA = 8  # equal intervals of the uniform number that sets the time; each is validated separately
 TOKEN_PIXELS = 16  # rows and columns of pixels that a token covers
+CONTEXT_LENGTH = 256  # most tokens of a prompt, for a text encoder that is trained here
 CAPTION_TOKENS = 32  # of a typical caption, for estimates of FLOPs
 
 Result = TypeVar("Result")
@@ -51,8 +65,6 @@ def train(run: DiTRun) -> dict:
     check_formats(run)
     accelerator = create_accelerator(run)
     vae = load_strictly(VideoVAE, run.vae).to(accelerator.device)
-    tokenizer, text_encoder = load_text_encoder(run.text_encoder)
-    text_encoder.requires_grad_(False).to(accelerator.device)
     encoder_hash = vae.encoder_hash()
     with accelerator.main_process_first():
         sources = {
@@ -61,25 +73,40 @@ def train(run: DiTRun) -> dict:
         }
         held_out = LatentSource.open(run, run.held_out, video_formats(run.formats)[0], vae, encoder_hash)
     torch.manual_seed(run.seed)
-    model = build_model(run, dit_config_for(run, vae.stride, vae.channels, embedding_dim(text_encoder)))
-    config = model.dit_config
-    initial_weights = [value.detach().clone() for value in model.parameters()] if run.interpolate_back else []
+    if run.prompt_encoder_layers:
+        tokenizer, text_encoder = build_prompt_encoder(run, accelerator)
+    else:
+        tokenizer, text_encoder = load_text_encoder(run.text_encoder)
+        text_encoder.requires_grad_(False).to(accelerator.device)
+    dit = build_model(run, dit_config_for(run, vae.stride, vae.channels, embedding_dim(text_encoder)))
+    config = dit.dit_config
+    master = TextConditionedDiT(dit, text_encoder if isinstance(text_encoder, PromptEncoder) else None)
+    initial_weights = [value.detach().clone() for value in master.parameters()] if run.interpolate_back else []
     flops = 3 * sum(
         count * forward_flops(config, token_count(sources[format], config), CAPTION_TOKENS)
         for format, count in zip(run.formats, run.batch_sizes, strict=True)
     )
     facts = {"data": data_hash(run.data, video_formats(run.formats)), "encoder": encoder_hash}
     write_run_description(run, accelerator, **facts, parameters=count_parameters(config), flops_a_step=flops)
-    optimizer = build_muon(model.muon_params(), model, run) if run.optimizer == "muon" else build_adamw(model, run)
-    ema = EMAModel(model.parameters(), decay=run.ema_decay, foreach=True)
-    model, optimizer = accelerator.prepare(model, optimizer)
+    master.to(accelerator.device)
+    optimizer = build_muon(master.muon_params(), master, run) if run.optimizer == "muon" else build_adamw(master, run)
+    ema = EMAModel(master.parameters(), decay=run.ema_decay, foreach=True)
     ema.to(accelerator.device)
-    loop = TrainLoop("train dit", run, accelerator, {"model": model, "ema": ema, "optimizer": optimizer})
-    unwrapped = accelerator.unwrap_model(model)
+    low_precision = LowPrecisionCopy(master) if run.precision == "bf16-weights" else None
+    if low_precision:
+        model, optimizer = accelerator.prepare(low_precision.model), accelerator.prepare(optimizer)
+    else:
+        model, optimizer = accelerator.prepare(master, optimizer)
+    loop = TrainLoop("train dit", run, accelerator, {"model": master, "ema": ema, "optimizer": optimizer})
     scheduler = make_scheduler(run.base_tokens, run.sample_shift)
-    pipeline = Pipeline(unwrapped, vae, text_encoder, tokenizer, scheduler, pipeline_settings(run))
-    text_cache = TextCache(tokenizer, text_encoder, (run.data, run.held_out))
+    pipeline = Pipeline(dit, vae, text_encoder, tokenizer, scheduler, pipeline_settings(run))
+    if master.prompt_encoder is None:
+        text_cache = TextCache(tokenizer, text_encoder, (run.data, run.held_out))
+    else:
+        text_cache = CaptionTokens(tokenizer, accelerator.device)
     validation = validation_packs(run, held_out, config, text_cache)
+    dtype = torch.bfloat16 if low_precision else torch.float32
+    read_words = partial(log_sensitivity, master, held_out, config, text_cache, run.sensitivity_clips)
 
     for step in loop:
         examples = [
@@ -88,25 +115,37 @@ def train(run: DiTRun) -> dict:
             for example in draw_examples(run, sources[format], config.patch, count, step, accelerator)
         ]
         text = text_cache.encode([example.caption for example in examples])
-        batch, target, mask = pack_noisy(examples, config, run, accelerator.device)
+        batch, target, mask = pack_noisy(examples, config, run, accelerator.device, dtype)
         weight = mask * loss_weights(examples, batch, run.saliency_weight)
         total = accelerator.reduce(
             mask.sum(), reduction="mean"
         )  # so that the mean of the processes' losses is the step's
-        loss = flow_matching_loss(model, batch, target, weight, text, total)
-        grad_norm = optimizer_step(accelerator, model, optimizer, loss, lr_at(step, run), run.max_grad_norm)
+        if low_precision:
+            low_precision.load_master()
+        loss, camera = flow_matching_loss(model, batch, target, weight, text, total)
+        camera = camera and camera_term(camera, examples)
+        grad_norm = optimizer_step(
+            accelerator,
+            master,
+            optimizer,
+            loss if camera is None else loss + run.camera_loss_weight * camera,
+            lr_at(step, run),
+            run.max_grad_norm,
+            low_precision,
+        )
         if grad_norm is not None:
-            ema.step(unwrapped.parameters())
-        loop.record(step, grad_norm, loss=loss)
+            ema.step(master.parameters())
+        loop.record(step, grad_norm, loss=loss, **({"camera_loss": camera} if run.camera_ratio else {}))
         if step % run.validate_every == run.validate_every - 1:
-            loop.log(step + 1, with_ema_weights(unwrapped, ema, lambda: validate(unwrapped, validation)))
+            report = with_ema_weights(master, ema, lambda: validate(master, validation) | read_words())
+            loop.log(step + 1, report)
         if step % run.sample_every == run.sample_every - 1 and accelerator.is_main_process:
-            with_ema_weights(unwrapped, ema, lambda done=step + 1: write_samples(pipeline, run, held_out, done))
+            with_ema_weights(master, ema, lambda done=step + 1: write_samples(pipeline, run, held_out, done))
 
-    ema.copy_to(unwrapped.parameters())
-    for value, initial in zip(unwrapped.parameters() if initial_weights else (), initial_weights, strict=True):
+    ema.copy_to(master.parameters())
+    for value, initial in zip(master.parameters() if initial_weights else (), initial_weights, strict=True):
         value.data.lerp_(initial.to(value), run.interpolate_back)
-    report = validate(unwrapped.eval(), validation)
+    report = validate(master.eval(), validation) | read_words()
     if accelerator.is_main_process:
         save_model(pipeline, run)
         (run.out / "report.json").write_text(json.dumps(report, indent=2))
@@ -132,7 +171,34 @@ def dit_config_for(run: DiTRun, stride: tuple[int, int, int], channels: int, tex
     A token is TOKEN_PIXELS wide and high, whatever the VAE's stride.
     """
     patch = (1, max(1, TOKEN_PIXELS // stride[1]), max(1, TOKEN_PIXELS // stride[2]))
-    return DiTConfig.from_depth(run.depth, channels=channels, patch=patch, text_dim=text_dim)
+    return DiTConfig.from_depth(
+        run.depth, channels=channels, patch=patch, text_dim=text_dim, camera=run.camera_ratio > 0
+    )
+
+
+def build_prompt_encoder(run: DiTRun, accelerator) -> tuple[PreTrainedTokenizerFast, PromptEncoder]:
+    """Return the text encoder to train with the transformer, and its tokenizer, learned from the captions at first."""
+    with accelerator.main_process_first():
+        folder = run.out / "tokenizer"
+        if not folder.exists():
+            formats = video_formats(run.formats)
+            captions = (
+                caption
+                for format in formats
+                for clip in open_bucket(run.data, format).captions
+                for caption in dict.fromkeys(text for texts in clip.values() for text in texts)
+            )
+            train_tokenizer(captions, run.vocab_size, CONTEXT_LENGTH).save_pretrained(folder)
+        tokenizer = load_tokenizer(folder)
+    encoder = PromptEncoder(
+        len(tokenizer),
+        CONTEXT_LENGTH,
+        run.prompt_encoder_width,
+        run.prompt_encoder_width // 32,
+        run.prompt_encoder_layers,
+        tokenizer.pad_token_id,
+    )
+    return tokenizer, encoder
 
 
 def build_model(run: DiTRun, config: DiTConfig) -> DiT:
@@ -177,22 +243,34 @@ def saliency(latents: Tensor, patch: tuple[int, int, int]) -> Tensor:
 
 
 def flow_matching_loss(
-    model, batch: Pack, target: Tensor, weight: Tensor, text: TextEmbeddings, total_weight: Tensor | None = None
-) -> Tensor:
-    """Return the weighted mean squared error of the velocity (N, P): equation 1 of arXiv 2209.03003.
+    model, batch: Pack, target: Tensor, weight: Tensor, text: Text, total_weight: Tensor | None = None
+) -> tuple[Tensor, Cameras | None]:
+    """Return the weighted mean squared error of the velocity (N, P): equation 1 of arXiv 2209.03003; and the cameras
+    that a trained text encoder reads in the captions.
 
     `weight` (N, P) is 0 where nothing is denoised. The sum is divided by `total_weight`, or else by the pack's weight.
     """
-    predicted = model(batch, text.token_embeddings, text.pooled, text.token_counts)
+    inputs, token_counts = (text, text.token_counts) if isinstance(text, TextEmbeddings) else text
+    predicted, cameras = model(batch, inputs, token_counts)
     total = weight.sum() if total_weight is None else total_weight
-    return ((predicted.float() - target).square() * weight).sum() / total
+    return ((predicted.float() - target).square() * weight).sum() / total, cameras
 
 
-ValidationPack = tuple[Pack, Tensor, Tensor, TextEmbeddings]  # noisy clips, target velocity, loss mask, captions
+def camera_term(cameras: Cameras, examples: list[TrainingExample]) -> Tensor:
+    """Return the loss of the cameras read in captions; 0 where the run gives no cameras."""
+    targets = [example.camera_target for example in examples if example.camera_target is not None]
+    if not targets:
+        return 0 * sum(value.float().sum() for value in cameras)  # every weight takes part, as accelerate's DDP asks
+    return camera_loss(cameras, torch.stack(targets).to(cameras[0].device))
+
+
+Text = TextEmbeddings | tuple[Tensor, tuple[int, ...]]  # embeddings, or token ids (B, L) and token counts
+Cameras = tuple[Tensor, Tensor]  # velocity (B, 6) and logit (B,)
+ValidationPack = tuple[Pack, Tensor, Tensor, Text]  # noisy clips, target velocity, loss mask, captions
 
 
 def validation_packs(
-    run: DiTRun, source: LatentSource, config: DiTConfig, text_cache: TextCache
+    run: DiTRun, source: LatentSource, config: DiTConfig, text_cache: TextCache | CaptionTokens
 ) -> list[ValidationPack]:
     """Return fixed packs of held-out clips, one per stratum of time, with everything to denoise."""
     count = min(run.validation_clips, len(source.bucket))
@@ -213,13 +291,40 @@ def validation_packs(
 
 
 @torch.no_grad()
-def validate(model: DiT, packs: list[ValidationPack]) -> dict[str, float]:
+def validate(model: TextConditionedDiT, packs: list[ValidationPack]) -> dict[str, float]:
     """Return the validation loss, in all and by stratum of time."""
-    losses = [float(flow_matching_loss(model, *pack)) for pack in packs]
+    losses = [float(flow_matching_loss(model, *pack)[0]) for pack in packs]
     return {"validation": float(np.mean(losses))} | {f"validation_t{n}": loss for n, loss in enumerate(losses)}
 
 
-def with_ema_weights(model: DiT, ema: EMAModel, function: Callable[[], Result]) -> Result:
+def log_sensitivity(
+    model: TextConditionedDiT,
+    source: LatentSource,
+    config: DiTConfig,
+    text_cache: TextCache | CaptionTokens,
+    clips: int,
+) -> dict[str, float]:
+    """Return by how much exchanged words raise the validation loss, per attribute, at SENSITIVITY_SIGMAS.
+
+    Only clips of the world have known attributes; for other data, and for 0 clips, there is nothing to return.
+    """
+    if not clips or not isinstance(source.bucket, Bucket) or not isinstance(source.latents, np.ndarray):
+        return {}
+
+    def losses(batch: Pack, target: Tensor, captions: list[str]) -> Tensor:
+        text = text_cache.encode(captions)
+        inputs, token_counts = (text, text.token_counts) if isinstance(text, TextEmbeddings) else text
+        return per_clip_loss(model(batch, inputs, token_counts)[0], target, batch.token_lens)
+
+    found = sensitivity(losses, source.bucket, source.latents, config.patch, clips=clips, sigmas=SENSITIVITY_SIGMAS)
+    return {
+        f"sensitivity_{name.replace(' ', '_')}_{sigma}": difference.mean
+        for name, row in found.items()
+        for sigma, difference in row.items()
+    }
+
+
+def with_ema_weights(model: nn.Module, ema: EMAModel, function: Callable[[], Result]) -> Result:
     """Call a function while the model has the averaged weights."""
     ema.store(model.parameters())
     ema.copy_to(model.parameters())
