@@ -252,6 +252,57 @@ def test_every_event_can_be_said(language):
     assert {scene.event for scene, *_ in captions("plain", language, True)} == set(EVENTS)
 
 
+SECOND = (*KINDS, "short")  # the kinds of captions of edition 2
+
+
+@cache
+def second_edition(moving: bool) -> list[tuple[Scene, str, str, str]]:
+    """Write two captions of each kind and language for scenes of edition 2: scene, kind, language, caption."""
+    found = []
+    for split in SPLITS:
+        for index in range(60):
+            scene, rng = sample_scene(3, split, index, edition=2), rng_of(3, split, index, 7)
+            for kind in (*SECOND, *SECOND):
+                texts = [(language, caption(scene, kind, language, moving=moving, rng=rng)) for language in LANGUAGES]
+                found += [(scene, kind, language, text) for language, text in texts]
+    return found
+
+
+@pytest.mark.parametrize("moving", [True, False])
+def test_nothing_in_captions_of_edition_2_contradicts_the_scene(moving):
+    for scene, _, language, text in second_edition(moving):
+        found = said(text, language)
+        whole = {"colour", "shape"} <= found.keys()  # else not all things can be told apart and counted
+        assert not contradictions(scene, found if whole else found | {"count": set()}), text
+        assert kept_to_the_point(text, language), text
+
+
+def kept_to_the_point(text: str, language: str) -> bool:
+    """Tell whether a caption is well formed and fits a text encoder."""
+    if language == "zh":
+        return not re.search("[，。、]{2}|的的|地地|在在|地面地面|^[，。、]", text) and len(text) <= 180
+    faults = r"  | [,.]|,\S|,,|\.\S|\bnone\b|\b[Aa] [aeiou]|\b[Aa]n [^aeiou]|\b(\w+) \1\b"
+    return not re.search(faults, text) and len(text.split()) <= 80
+
+
+def test_captions_of_edition_2_name_each_attribute_in_85_percent_and_leave_each_out_in_some():
+    named: dict[str, list[bool]] = {}
+    for scene, kind, language, text in second_edition(True):
+        if kind not in ("plain", "dense"):
+            continue
+        found, truth = said(text, language), attributes(scene)
+        for name in ("size", "material"):
+            for thing in scene.things:
+                if thing.relation or thing is scene.things[0]:
+                    named.setdefault(name, []).append(getattr(thing, name) in found.get(name, ()))
+        for name in (*GLOBAL, "wetness"):
+            if name in truth and truth[name] not in ("normal", "dry"):
+                named.setdefault(name, []).append(truth[name] in found.get(name, ()))
+    shares = {name: np.mean(values) for name, values in named.items()}
+    assert set(shares) == {"size", "material", *GLOBAL, "wetness"}
+    assert all(0.95 < share < 1 for share in shares.values()), shares  # labels and short ones are an eighth of all
+
+
 def test_unknown_kinds_languages_and_attributes_are_refused():
     scene, rng = sample_scene(0, "train", 0), np.random.default_rng(0)
     with pytest.raises(ValueError, match="kind must be one of label, plain, dense"):

@@ -14,7 +14,7 @@ import numpy as np
 
 from captioning.lexicon import OPPOSITE
 from captioning.upsampler import CLIP_CAPTION, IMAGE_CAPTION
-from training.dataset import IMAGE_CAPTIONS, VIDEO_CAPTIONS, Bucket, select_captions
+from training.dataset import Bucket, caption_kinds, select_captions
 from training.evaluation.captions import true_values
 from training.evaluation.upsampler import read_prompt
 from training.salience import meanings_of
@@ -55,7 +55,7 @@ def draw_pair(seed: int, bucket: Bucket, clip: int, sample: int, captions: Seque
     rng = np.random.default_rng([seed, 5, sample])
     image = bool(rng.random() < IMAGE_PROBABILITY)
     texts = bucket.captions[clip]["still" if image else "moving"]
-    kinds = IMAGE_CAPTIONS if image else VIDEO_CAPTIONS
+    kinds = caption_kinds(texts, image)
     dense = select_captions(bucket.captions[clip], "dense", image=image)
     text = dense[rng.integers(len(dense))]
     if not image and rng.random() < DRAWN_PROMPT_PROBABILITY:
@@ -113,15 +113,15 @@ def confused_scenes(scene: Scene, spatial: bool) -> list[Scene]:
     """
     if scene.event == "topple":  # captions do not name its cubes one by one
         return []
-    confused, looks = [], [(thing.colour, thing.shape) for thing in scene.things]
-    for (first, a), (second, b) in combinations(enumerate(looks), 2):
+    confused, appearances = [], [(thing.colour, thing.shape) for thing in scene.things]
+    for (first, a), (second, b) in combinations(enumerate(appearances), 2):
         swaps = [((b[0], a[1]), (a[0], b[1])), ((a[0], b[1]), (b[0], a[1])), (b, a)]
         for swap in swaps if spatial else swaps[:2]:
-            new = list(looks)
+            new = list(appearances)
             new[first], new[second] = swap
             things = [replace(thing, colour=c, shape=s) for thing, (c, s) in zip(scene.things, new, strict=True)]
             possible = things[0].shape in EVENTS[scene.event]
-            if new != looks and possible and (spatial or sorted(new) != sorted(looks)):
+            if new != appearances and possible and (spatial or sorted(new) != sorted(appearances)):
                 confused.append(replace(scene, things=tuple(things)))
     taken = {thing.relation for thing in scene.things}
     for index, thing in enumerate(scene.things):
@@ -140,8 +140,8 @@ def draw_near_miss(bucket: Bucket, clip: int, sample: int) -> tuple[str, str]:
         attributes = {"colour", "shape", "event"} | optional
         prompt = draw_prompt(scene, "zh" if rng.random() < CHINESE_PROBABILITY else "en", rng, tuple(attributes))
     else:
-        kinds = zip(VIDEO_CAPTIONS, bucket.captions[clip]["moving"], strict=True)
-        prompts = [text for kind, text in kinds if kind[0] != "dense"]
+        texts = bucket.captions[clip]["moving"]
+        prompts = [text for kind, text in zip(caption_kinds(texts), texts, strict=True) if kind[0] != "dense"]
         prompt = prompts[rng.integers(len(prompts))]
         attributes = set(read_prompt(prompt))
     subject, *others = scene.things
