@@ -333,7 +333,7 @@ def world_second_vae() -> WorldRun:
 
 
 def world_second_vae_test() -> WorldRun:
-    return replace(world_second(), folder=Path("data/second-vae-test"), split="test", clips=(48,))
+    return replace(world_second_vae(), folder=Path("data/second-vae-test"), split="test", clips=(48, 16))
 
 
 def vae_second() -> VAERun:
