@@ -1,4 +1,4 @@
-"""Clips to be made, and which of them may be dreamed as one pack."""
+"""Clips to sample, and which of them may share a pack."""
 
 from __future__ import annotations
 
@@ -11,59 +11,62 @@ from torch import Tensor
 from dit.canvas import Canvas
 from dit.request import Request
 from dit.sampler import seeded_noise
-from dit.windows import beginning
+from dit.windows import samples_first_window_alone
 
 
 @dataclass(frozen=True)
-class Job:
-    """A clip to be made: its request, resolved, the canvas, how many time steps of it are dreamed at once, and how many
-    the longest clip of training has at its size.
+class SamplingJob:
+    """A clip to sample: the index and the resolved form of its request, and its canvas.
+
+    `window` latent frames are sampled at once; `longest_trained` is the longest trained length at the clip's size, in
+    latent frames.
     """
 
-    number: int
+    index: int
     request: Request
     canvas: Canvas
     window: int
-    longest: int
+    longest_trained: int
 
     @property
-    def looks(self) -> int:
-        """How often the sampler looks at the clip."""
-        return (self.request.steps or 0) * (2 if beginning(self.canvas, self.window) else 1)
+    def steps(self) -> int:
+        """Number of sampler steps, those of a first window that is sampled alone included."""
+        return (self.request.steps or 0) * (2 if samples_first_window_alone(self.canvas, self.window) else 1)
 
     @property
-    def whole(self) -> bool:
-        """Whether the clip is dreamed in one window."""
+    def in_one_window(self) -> bool:
+        """Whether the model sees the whole clip at once."""
         return self.window == self.canvas.latent_frames and not self.canvas.periodic
 
-    def noise(self, steps: int = 0) -> Tensor:
-        """Return the noise (C, T, H, W) of the whole clip, and of so many more time steps.
+    def noise(self, more_frames: int = 0) -> Tensor:
+        """Return the noise (C, T, H, W) of the clip, and of `more_frames` latent frames after it.
 
-        Behind the longest clip of training, half of it is that of the steps of one such clip, over and over, since like
-        noise becomes a like picture, as in PYoCo (arXiv 2305.10474) and FreeNoise (arXiv 2310.15169): things stay what
-        they are, and do not move in circles yet.
+        Beyond the longest trained length, each frame's noise is an equal mix of its own and of that of a frame of the
+        first trained length, in turn. Similar noise gives similar images, as in PYoCo (arXiv 2305.10474) and FreeNoise
+        (arXiv 2310.15169): subjects stay the same, and yet their motion does not repeat.
         """
         channels, T, *sides = self.canvas.clean_latents.shape
-        noise = seeded_noise(self.request.seed, (channels, T + steps, *sides)).to(self.canvas.clean_latents)
-        if self.canvas.periodic or self.longest >= T:
+        noise = seeded_noise(self.request.seed, (channels, T + more_frames, *sides)).to(self.canvas.clean_latents)
+        if self.canvas.periodic or self.longest_trained >= T:
             return noise
-        behind = torch.arange(self.longest, T + steps)
-        again = noise[:, 1 + (behind - 1) % (self.longest - 1)]
-        return torch.cat([noise[:, : self.longest], (noise[:, self.longest :] + again) / 2**0.5], 1)
+        beyond = torch.arange(self.longest_trained, T + more_frames)
+        repeated = noise[:, 1 + (beyond - 1) % (self.longest_trained - 1)]
+        mixed = (noise[:, self.longest_trained :] + repeated) / 2**0.5
+        return torch.cat([noise[:, : self.longest_trained], mixed], 1)
 
-    def fits(self, other: Job) -> bool:
-        """Say whether both may be dreamed as one pack: each in one window, in as many steps of one method."""
-        ways = {(job.request.steps, job.request.sampler) for job in (self, other)}
-        return self.whole and other.whole and len(ways) == 1
+    def can_share_pack(self, other: SamplingJob) -> bool:
+        """Return whether both may be one pack: each in one window, with the same steps and sampler."""
+        same = (self.request.steps, self.request.sampler) == (other.request.steps, other.request.sampler)
+        return self.in_one_window and other.in_one_window and same
 
 
-def packed(jobs: Sequence[Job], together: int) -> list[list[Job]]:
-    """Part jobs into runs of at most `together` neighbours that fit each other; raises ValueError for fewer than 1."""
-    if together < 1:
-        raise ValueError(f"together must be at least 1; got {together}")
-    packs: list[list[Job]] = []
+def make_packs(jobs: Sequence[SamplingJob], pack_size: int) -> list[list[SamplingJob]]:
+    """Divide jobs, in order, into packs of at most `pack_size`; raises ValueError for a size below 1."""
+    if pack_size < 1:
+        raise ValueError(f"pack_size must be at least 1; got {pack_size}")
+    packs: list[list[SamplingJob]] = []
     for job in jobs:
-        if packs and len(packs[-1]) < together and packs[-1][0].fits(job):
+        if packs and len(packs[-1]) < pack_size and packs[-1][0].can_share_pack(job):
             packs[-1].append(job)
         else:
             packs.append([job])

@@ -1,13 +1,15 @@
-"""What a clip costs before it is made: arithmetic and memory, from the shapes of its model and its canvas alone.
+"""The cost of a clip before it is made: FLOPs and memory, from the shapes of its model and its canvas alone.
 
-The canvas is painted as it will be, with nothing in the place of files, so that each mode costs what it dreams.
+A request takes the same way as in `Pipeline.generate`: the same modes, sampler, windows and guidance, with inputs of
+zeros, and with a denoiser that counts in the place of the one that computes.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,285 +18,282 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from captioning.text_encoder import SUBFOLDERS as TEXT_FILES
+from captioning.text_encoder import SUBFOLDERS as TEXT_SUBFOLDERS
 from captioning.text_encoder import TextTower, load_tokenizer, tokenize
-from dit.canvas import Canvas, blank
+from dit.batching import SamplingJob
+from dit.canvas import Canvas
+from dit.denoiser import Denoiser, Segment
 from dit.flops import decode_bytes, decode_flops, encode_flops, forward_bytes, forward_flops, linear_preview_flops
-from dit.guidance import Script, plan
-from dit.inputs import LATENTS
+from dit.guidance import ForwardPass
 from dit.model import DiT
-from dit.modes import MODES, Ask
-from dit.packing import grid_of, patchify
-from dit.pipeline import Pipeline, hash_of_model
-from dit.request import Request
-from dit.settings import SETTINGS, read_settings
-from dit.windows import beginning, places_of
+from dit.modes import MODES, ModeInputs
+from dit.packing import patchify
+from dit.pipeline import Pipeline
+from dit.request import LATENTS_SUFFIX, Request
+from dit.settings import SETTINGS, hash_of_model, read_settings
 from vae.model import VideoVAE
 from vae.video.sandbox import read_duration
 from vae.weights import CONFIG, load_strictly, read_config, read_json, weights_in
 
-LATENT_COPIES = 6  # noise, canvas, what is found, and a step's own
-MOST_STEPS = 1024  # time steps of latents that are followed one by one
+LATENT_COPIES = 6  # in memory while sampling: noise, canvas, result, and a step's own
+MAX_LATENT_FRAMES = 1024  # that are counted one by one; beyond, costs grow in proportion
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a resolved request costs on a model. FLOPs: of the prompts, of files that are given, of the transformer, of
-    the joins of windows, of showing it. Bytes: of weights, of one forward pass, of one piece that is shown, of the
-    whole clip's latents.
+    """The cost of a resolved request on a model.
 
-    The transformer looks `looks` times, in all, at `tokens` tokens each; `pixels` are those of all frames.
+    FLOPs: of encoding prompts, of encoding input files, of denoising, of the anchors of windows, of decoding. Bytes: of
+    weights, of one forward pass, of decoding one piece, of the clip's latents. `evaluations` is the number of forward
+    passes of the transformer (NFE), each over `tokens` tokens; `pixels` counts those of all frames.
     """
 
     request: Request
     tokens: int
-    looks: int
+    evaluations: int
     frames: int
     pixels: int
-    text: int
-    given: int
-    dream: int
-    joins: int
-    show: int
-    weights: int
-    dreaming: int
-    showing: int
-    latents: int
+    text_flops: int
+    input_flops: int
+    denoise_flops: int
+    anchor_flops: int
+    decode_flops: int
+    weight_bytes: int
+    forward_bytes: int
+    decode_bytes: int
+    latent_bytes: int
 
     @property
     def flops(self) -> int:
-        """All arithmetic."""
-        return self.text + self.given + self.dream + self.joins + self.show
+        """The sum of all FLOPs."""
+        return self.text_flops + self.input_flops + self.denoise_flops + self.anchor_flops + self.decode_flops
 
-    def working(self, together: int = 1) -> int:
-        """Return the bytes in use at the fullest moment beside the program itself, where so many clips are one pack."""
-        return self.weights + together * self.latents + max(together * self.dreaming, self.showing)
+    def working_bytes(self, pack_size: int = 1) -> int:
+        """Return the peak memory while `pack_size` such clips are one pack, the program's own not included."""
+        sampling = pack_size * self.forward_bytes
+        return self.weight_bytes + pack_size * self.latent_bytes + max(sampling, self.decode_bytes)
 
 
-class Outline:
-    """A model as far as costs go; its transformer and text encoder need have no weights."""
+class CostModel:
+    """A model as far as costs depend on it; its transformer may be on the meta device, its text encoder missing."""
 
-    def __init__(self, pipeline: Pipeline, text: int, width: int, layers: int):
-        """`text` counts the text encoder's weights; width and layers are a TextTower's, or 0."""
-        self.pipeline, self.text, self.width, self.layers = pipeline, text, width, layers
-        parts = (pipeline.transformer, pipeline.vae)
-        self.weights = 4 * (text + sum(value.numel() for part in parts for value in part.parameters()))
+    def __init__(self, pipeline: Pipeline, text_parameters: int, text_width: int, text_layers: int):
+        """`text_width` and `text_layers` are those of a TextTower, 0 for another text encoder."""
+        self.pipeline, self.text_parameters = pipeline, text_parameters
+        self.text_width, self.text_layers = text_width, text_layers
+        networks = (pipeline.transformer, pipeline.vae)
+        parameters = sum(value.numel() for network in networks for value in network.parameters())
+        self.weight_bytes = 4 * (text_parameters + parameters)
 
     @classmethod
-    def of(cls, pipeline: Pipeline) -> Outline:
-        """Return the outline of a model that is loaded."""
+    def of(cls, pipeline: Pipeline) -> CostModel:
+        """Return the cost model of a loaded model."""
         tower = pipeline.text_encoder
-        ours = (tower.config["width"], tower.config["layers"]) if isinstance(tower, TextTower) else (0, 0)
-        return cls(pipeline, sum(value.numel() for value in tower.parameters()), *ours)
+        shape = (tower.config["width"], tower.config["layers"]) if isinstance(tower, TextTower) else (0, 0)
+        return cls(pipeline, sum(value.numel() for value in tower.parameters()), *shape)
 
     @classmethod
-    def read(cls, folder: Path) -> Outline:
-        """Return the outline of a model folder, most of it not loaded; raises WeightsError for what is none."""
+    def read(cls, folder: Path) -> CostModel:
+        """Return the cost model of a model folder, of which it loads only the VAE and the tokenizer.
+
+        Raises WeightsError where the folder is not a model.
+        """
         with torch.device("meta"):
-            net = DiT.from_config(read_config(DiT, folder / "transformer"))
-        words = read_json(folder / TEXT_FILES[0] / CONFIG)
-        ours = words.get("_class_name") == TextTower.__name__
-        tokenizer = (load_tokenizer if ours else AutoTokenizer.from_pretrained)(folder / TEXT_FILES[1])
+            transformer = DiT.from_config(read_config(DiT, folder / "transformer"))
+        text = read_json(folder / TEXT_SUBFOLDERS[0] / CONFIG)
+        is_tower = text.get("_class_name") == TextTower.__name__
+        tokenizer = (load_tokenizer if is_tower else AutoTokenizer.from_pretrained)(folder / TEXT_SUBFOLDERS[1])
         scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler")
         vae = load_strictly(VideoVAE, folder / "vae")
-        pipeline = Pipeline(net, vae, None, tokenizer, scheduler, read_settings(folder / SETTINGS))
+        pipeline = Pipeline(transformer, vae, None, tokenizer, scheduler, read_settings(folder / SETTINGS))
         pipeline.hash = hash_of_model(folder)
-        shape = (words["width"], words["layers"]) if ours else (0, 0)
-        return cls(pipeline, sum(map(values_in, weights_in(folder / TEXT_FILES[0]))), *shape)
+        shape = (text["width"], text["layers"]) if is_tower else (0, 0)
+        return cls(pipeline, sum(map(count_values, weights_in(folder / TEXT_SUBFOLDERS[0]))), *shape)
 
     def cost(self, request: Request) -> Cost:
-        """Return what a request costs; raises what `Pipeline.resolve` and the modes raise."""
+        """Return the cost of a request; raises what `Pipeline.resolve` and the modes raise."""
         pipeline, vae = self.pipeline, self.pipeline.vae
         request = pipeline.resolve(request)
-        shape, fps = pipeline.shape_of(request)
-        if shape[1] > MOST_STEPS and not request.moments:
-            return self.longer(request, shape[1] / MOST_STEPS, (MOST_STEPS - 1) * vae.stride[0] / fps)
-        ask = Empty.of(request, pipeline, shape, fps)
-        canvas = MODES[request.mode].paint(ask)
-        window = pipeline.window_for(request, canvas)
+        shape, fps = pipeline.latent_shape(request)
+        if shape[1] > MAX_LATENT_FRAMES and not request.moments:
+            return self._extrapolated(request, shape[1], fps)
+        inputs = EmptyInputs.of(request, pipeline, shape, fps)
+        canvas = MODES[request.mode].paint(inputs)
+        window = pipeline.window_length(request, canvas)
         T, H, W = canvas.denoise_mask.shape
-        work = Work(pipeline, request, canvas, window, self)
-        count, dream, joins = work.done()
-        show = decode_flops(vae, T, H, W)
-        if canvas.periodic:
-            show += encode_flops(vae, 1, H, W) + decode_flops(vae, 1 + 2 * T, H, W)
+        counts = self._count(request, replace(canvas, clean_latents=canvas.clean_latents[:1]), window)
+        decoding = decode_flops(vae, T, H, W)
+        frames = vae.frame_count(T)
+        if canvas.periodic:  # `Pipeline.frames` decodes a loop twice, and once more from its last frame
+            decoding += encode_flops(vae, 1, H, W) + decode_flops(vae, 1 + 2 * T, H, W)
             frames = T * vae.stride[0]
-        else:
-            frames = vae.frame_count(T)
         columns, rows = request.size or pipeline.settings.size
-        tokens = math.prod(grid_of((window, H, W), pipeline.transformer.dit_config.patch))
+        tokens = pipeline.token_count((window, H, W))
         return Cost(
             request=request,
             tokens=tokens,
-            looks=count,
+            evaluations=counts.evaluations,
             frames=frames,
             pixels=frames * columns * rows,
-            text=work.text,
-            given=sum(ask.coded),
-            dream=dream,
-            joins=joins,
-            show=show,
-            weights=self.weights,
-            dreaming=forward_bytes(pipeline.transformer.dit_config, tokens * work.most),
-            showing=decode_bytes(vae, min(T, pipeline.portion), H, W),
-            latents=4 * LATENT_COPIES * canvas.clean_latents.numel(),
+            text_flops=counts.text_flops,
+            input_flops=sum(inputs.encode_flops),
+            denoise_flops=counts.denoise_flops,
+            anchor_flops=counts.anchor_flops,
+            decode_flops=decoding,
+            weight_bytes=self.weight_bytes,
+            forward_bytes=forward_bytes(pipeline.transformer.dit_config, tokens * counts.most_passes),
+            decode_bytes=decode_bytes(vae, min(T, pipeline.decode_latent_frames), H, W),
+            latent_bytes=4 * LATENT_COPIES * canvas.clean_latents.numel(),
         )
 
-    def longer(self, request: Request, times: float, seconds: float) -> Cost:
-        """Return what a clip costs that is so many times as long as one of some seconds: nearly in proportion."""
-        found = self.cost(replace(request, seconds=seconds))
-        grows = ("looks", "frames", "pixels", "text", "dream", "joins", "show", "latents")
-        return replace(found, request=request, **{name: round(times * getattr(found, name)) for name in grows})
+    def _count(self, request: Request, canvas: Canvas, window: int) -> Counts:
+        """Sample a canvas with a denoiser that only counts."""
+        counts = Counts()
+        job = SamplingJob(0, request, canvas, window, max(self.pipeline.trained_lengths(request), default=1))
+        for _ in self.pipeline.sample_pack([job], make_denoiser=partial(CountingDenoiser, self, counts)):
+            pass
+        return counts
 
-    def words_flops(self, counts: list[int]) -> int:
-        """Return the floating-point operations of reading prompts of so many words, padded to the longest."""
-        B, L, D = len(counts), max(counts), self.width
-        if not D:  # somebody else's: each of its weights once a word
-            return 2 * self.text * B * L
-        return 2 * B * (self.layers * (12 * L * D * D + 2 * L * L * D) + D * D)
+    def _extrapolated(self, request: Request, latent_frames: int, fps: float) -> Cost:
+        """Return the cost of a long clip in proportion to one of MAX_LATENT_FRAMES."""
+        shorter = (MAX_LATENT_FRAMES - 1) * self.pipeline.vae.stride[0] / fps
+        cost, ratio = self.cost(replace(request, seconds=shorter)), latent_frames / MAX_LATENT_FRAMES
+        flops = ("text_flops", "denoise_flops", "anchor_flops", "decode_flops")
+        growing = ("evaluations", "frames", "pixels", *flops, "latent_bytes")
+        return replace(cost, request=request, **{name: round(ratio * getattr(cost, name)) for name in growing})
+
+    def text_flops(self, token_counts: Sequence[int]) -> int:
+        """Return the FLOPs of encoding prompts of these token counts, padded to the longest."""
+        B, L, D = len(token_counts), max(token_counts), self.text_width
+        if not D:  # another text encoder: each of its weights once per token
+            return 2 * self.text_parameters * B * L
+        return 2 * B * (self.text_layers * (12 * L * D * D + 2 * L * L * D) + D * D)
+
+
+@dataclass
+class Counts:
+    """What counting denoisers add up: forward passes, FLOPs, and the most passes in one pack."""
+
+    evaluations: int = 0
+    text_flops: int = 0
+    denoise_flops: int = 0
+    anchor_flops: int = 0
+    most_passes: int = 0
+    known: dict[tuple, int] = field(default_factory=dict)  # FLOPs of packs that were met before
+
+
+class CountingDenoiser(Denoiser):
+    """A denoiser whose velocities are zero, and which counts what the real ones would cost.
+
+    Its canvases have one channel, because nothing that is counted depends on values.
+    """
+
+    def __init__(self, model: CostModel, counts: Counts, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.model, self.counts, self.token_counts = model, counts, dict[tuple[str, ...], dict[str, int]]()
+
+    def forward(self, segments: Sequence[Segment], passes: list[tuple[int, ForwardPass]]) -> Iterator[Tensor]:
+        counts = self.counts
+        text = tuple(self._token_counts(segments[index].prompts.distinct)[one.prompt] for index, one in passes)
+        key = (text, *(one.sigma.numpy().tobytes() for _, one in passes))
+        if key not in counts.known:
+            counts.known[key] = self._pack_flops([one.sigma for _, one in passes], text)
+        counts.denoise_flops += counts.known[key]
+        counts.evaluations += len(passes)
+        counts.most_passes = max(counts.most_passes, len(passes))
+        for _, one in passes:
+            yield torch.zeros_like(one.latents)
+
+    def _token_counts(self, prompts: tuple[str, ...]) -> dict[str, int]:
+        """Return the token count of each prompt; encoding them is counted once."""
+        if prompts not in self.token_counts:
+            counts = tokenize(self.networks.tokenizer, list(prompts))[1]
+            self.token_counts[prompts] = dict(zip(prompts, counts, strict=True))
+            self.counts.text_flops += self.model.text_flops(counts)
+        return self.token_counts[prompts]
+
+    def _pack_flops(self, sigmas: Sequence[Tensor], token_counts: Sequence[int]) -> int:
+        """Return the FLOPs of one pack of forward passes at these noise levels, each (T, H, W)."""
+        config, flops = self.networks.transformer.dit_config, 0
+        for sigma, text_tokens in zip(sigmas, token_counts, strict=True):
+            tokens = patchify(sigma[None], config.patch).amax(1)
+            flops += forward_flops(config, len(tokens), text_tokens, len(tokens.unique()), max(token_counts))
+        return flops
+
+    def encode_anchor(self, frame: int) -> Tensor:
+        vae, (_, H, W) = self.networks.vae, self.segments[0].canvas.denoise_mask.shape
+        self.counts.anchor_flops += linear_preview_flops(vae, 2, H, W) + encode_flops(vae, 1, H, W)
+        return torch.zeros(1, 1, H, W)
+
+    def cut_loop(self, latents: Tensor) -> Tensor:
+        T, H, W = latents.shape[1:]
+        self.counts.anchor_flops += T * linear_preview_flops(self.networks.vae, 3, H, W)
+        return latents
 
 
 @dataclass(frozen=True)
-class Empty(Ask):
-    """What a mode may look at where nothing is read: films of the right length with nothing on them."""
+class EmptyInputs(ModeInputs):
+    """A mode's inputs for an estimate: clips of the right length, all zeros."""
 
-    coded: list[int] = field(default_factory=list)  # FLOPs of coding each file
+    encode_flops: list[int] = field(default_factory=list)  # of each file
 
     @classmethod
-    def of(cls, request: Request, pipeline: Pipeline, shape: tuple[int, int, int, int], fps: float) -> Empty:
-        """Return what stands for a resolved request's files."""
-        (C, _, H, W), vae, coded = shape, pipeline.vae, list[int]()
-        kept = {path for path, _ in request.hashes or ()}
+    def of(cls, request: Request, pipeline: Pipeline, shape: tuple[int, int, int, int], fps: float) -> EmptyInputs:
+        """Return empty inputs for a resolved request; reads no more of its files than their duration."""
+        (C, _, H, W), vae, flops = shape, pipeline.vae, list[int]()
+        hashes = {path for path, _ in request.hashes or ()}
 
-        def code(T: int, seen: int | None = None) -> Tensor:
-            coded.append(encode_flops(vae, T, H, W))
-            return torch.zeros(C, seen or T, H, W)
+        def encode(T: int, kept: int | None = None) -> Tensor:
+            flops.append(encode_flops(vae, T, H, W))
+            return torch.zeros(C, kept or T, H, W)
 
-        def steps(path: str) -> int:
+        def latent_frames(path: str) -> int:
             frames = max(1, round(read_duration(path) * fps))
             return 1 + (frames - 1) // vae.stride[0]
 
-        def film(path: str) -> Tensor:
-            if path + LATENTS in kept:
-                with safe_open(path + LATENTS, framework="pt") as stored:
-                    kept_shape = stored.get_slice("latents").get_shape()
-                if tuple(kept_shape[2:]) == (H, W):
-                    return torch.zeros(*kept_shape)
-            return code(steps(path))
+        def clip(path: str) -> Tensor:
+            if path + LATENTS_SUFFIX in hashes:
+                with safe_open(path + LATENTS_SUFFIX, framework="pt") as stored:
+                    stored_shape = stored.get_slice("latents").get_shape()
+                if tuple(stored_shape[2:]) == (H, W):
+                    return torch.zeros(*stored_shape)
+            return encode(latent_frames(path))
 
         return cls(
             *(request, shape, fps, vae.stride, pipeline.transformer.dit_config.patch),
-            picture=lambda path: code(1),
-            still=lambda path: code(2, 1),
-            film=film,
-            placed=lambda path, box: code(steps(path)),
+            image=lambda path: encode(1),
+            later_image=lambda path: encode(2, 1),
+            clip=clip,
+            clip_in_box=lambda path, box: encode(latent_frames(path)),
             mask=lambda path, T: torch.ones(T, H, W),
-            coded=coded,
+            encode_flops=flops,
         )
 
 
-class Work:
-    """How often the transformer looks at a canvas, and what that takes, followed as `Pipeline.dream_jobs` will go."""
-
-    def __init__(self, pipeline: Pipeline, request: Request, canvas: Canvas, window: int, outline: Outline):
-        self.pipeline, self.request, self.canvas, self.window, self.outline = pipeline, request, canvas, window, outline
-        self.text, self.most, self.found = 0, 0, dict[tuple, tuple[int, int]]()
-        self.heard: dict[tuple[str, ...], tuple[int, ...]] = {}
-
-    def done(self) -> tuple[int, int, int]:
-        """Return looks, the transformer's FLOPs, and those of the pictures before windows."""
-        canvas, vae, (steps, H, W) = self.canvas, self.pipeline.vae, self.canvas.denoise_mask.shape
-        looks, dream, pictures = 0, 0, 0
-        rest = canvas
-        if beginning(canvas, self.window):
-            first = canvas.crop(0, self.window)
-            looks, dream = self.looks(list(enumerate(self.times(first))), lambda number: [(0, first)])
-            rest, self.heard = canvas.keep(canvas.clean_latents[:, : self.window], 0), {}
-
-        def parts(number: int) -> Iterator[tuple[int, Canvas]]:
-            nonlocal pictures
-            for cut, place in places_of(rest, self.window, number, canvas):
-                pictures += bool(place[0] or canvas.periodic)
-                yield (
-                    cut,
-                    replace(
-                        rest,
-                        clean_latents=rest.clean_latents[:, place],
-                        denoise_mask=rest.denoise_mask[place],
-                        periodic=False,
-                    ),
-                )
-
-        whole = steps == self.window and not canvas.periodic
-        shape = blank((1, self.window, H, W), canvas.fps)
-        more = self.looks(list(enumerate(self.times(shape))), (lambda number: [(0, rest)]) if whole else parts)
-        joins = pictures * (linear_preview_flops(vae, 2, H, W) + encode_flops(vae, 1, H, W))
-        if canvas.periodic:
-            joins += steps * linear_preview_flops(vae, 3, H, W)
-        return looks + more[0], dream + more[1], joins
-
-    def looks(self, times: list[tuple[int, Tensor]], parts: Callable[[int], Iterable]) -> tuple[int, int]:
-        """Return how often the transformer looks at the parts that it is shown at some times, and the FLOPs of that."""
-        looks, dream = 0, 0
-        for number, time in times:
-            for start, part in parts(number):
-                script = Script.of(self.request, part, start)
-                said = tuple(sorted({*script.prompts, script.negative}))
-                if said not in self.heard:
-                    self.heard[said] = tokenize(self.pipeline.tokenizer, list(said))[1]
-                    self.text += self.outline.words_flops(list(self.heard[said]))
-                key = script.prompts, part.denoise_mask.numpy().tobytes(), number
-                if key not in self.found:
-                    words = dict(zip(said, self.heard[said], strict=True))
-                    self.found[key] = self.look(script, part, part.denoise_mask * time, words)
-                count, flops = self.found[key]
-                looks, dream = looks + count, dream + flops
-        return looks, dream
-
-    def times(self, part: Canvas) -> Iterator[Tensor]:
-        """Yield the times at which the sampler asks for a velocity."""
-        times = self.pipeline.times(self.request, part)
-        for step, time in enumerate(times[:-1]):
-            yield time
-            if self.request.sampler == "heun" and step < len(times) - 2:
-                yield times[step + 1]
-
-    def look(self, script: Script, part: Canvas, level: Tensor, words: dict[str, int]) -> tuple[int, int]:
-        """Return how often the transformer looks for one velocity, and the FLOPs of that."""
-        shape = self.pipeline.transformer.dit_config
-        looks, _ = plan(script, self.request, part, part.clean_latents, part.clean_latents, level)
-        self.most = max(self.most, len(looks))
-        longest, flops = max(words[look.prompt] for look in looks), 0
-        for look in looks:
-            rows = patchify(look.level[None], shape.patch).amax(1).unique()
-            tokens = math.prod(grid_of(look.level.shape, shape.patch))
-            flops += forward_flops(shape, tokens, words[look.prompt], len(rows), longest)
-        return len(looks), flops
-
-
-def values_in(path: Path) -> int:
-    """Return how many numbers a file of weights holds."""
+def count_values(path: Path) -> int:
+    """Return the number of values in a file of weights."""
     with safe_open(path, framework="pt") as stored:
         return sum(math.prod(stored.get_slice(name).get_shape()) for name in stored.keys())  # noqa: SIM118
 
 
-def shorter(pipeline: Pipeline, request: Request) -> list[Request]:
-    """List a resolved request's neighbours that cost less, the nearest first: sizes and durations that the model was
-    trained for, or in modes of any length, shorter ones.
+def cheaper_requests(pipeline: Pipeline, request: Request) -> list[Request]:
+    """List requests like a resolved one that cost less, the most similar first.
+
+    They have trained sizes and durations; in modes of any length, the duration is halved repeatedly.
     """
     mode, settings = MODES[request.mode], pipeline.settings
     columns, rows = request.size or settings.size
     fps = request.fps or settings.fps
     seconds = request.seconds or 0.0
-    near: list[tuple[float, Request]] = []
+    found: list[tuple[float, Request]] = []
     for x, y, frames in settings.formats:
         if mode.still != (frames == 1) or x * y > columns * rows:
             continue
-        lasting = [None] if mode.still or not mode.timed or not seconds else [frames / fps]
-        if mode.free and seconds:
-            lasting = [seconds / 2**n for n in range(12) if seconds / 2**n >= frames / fps] or lasting
-        for duration in lasting:
+        durations = [None] if mode.still or not mode.timed or not seconds else [frames / fps]
+        if mode.any_length and seconds:
+            durations = [seconds / 2**n for n in range(12) if seconds / 2**n >= frames / fps] or durations
+        for duration in durations:
             if (duration or 0) <= seconds and ((x, y), duration or seconds) != ((columns, rows), seconds):
-                away = math.log(columns * rows / (x * y)) + math.log(seconds / duration if duration else 1)
-                near.append((away, replace(request, size=(x, y), seconds=duration)))
-    return [request for _, request in sorted(near, key=lambda one: one[0])]
+                distance = math.log(columns * rows / (x * y)) + math.log(seconds / duration if duration else 1)
+                found.append((distance, replace(request, size=(x, y), seconds=duration)))
+    return [request for _, request in sorted(found, key=lambda one: one[0])]

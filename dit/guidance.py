@@ -1,4 +1,4 @@
-"""What is said when in a clip, and how strongly."""
+"""Prompt schedules and guidance: which forward passes a step needs, and how their velocities become one."""
 
 from __future__ import annotations
 
@@ -15,73 +15,84 @@ from dit.sampler import classifier_free_guidance
 
 
 @dataclass(frozen=True)
-class Script:
-    """What is said when in a window: prompts, how much each counts at each time step (prompts, T), and what guidance
-    leads away from.
-    """
+class WeightedPrompts:
+    """The prompts of a stretch of latent frames, their weights (prompts, T), and the prompt that guidance leaves."""
 
     prompts: tuple[str, ...]
-    shares: Tensor
-    negative: str
+    weights: Tensor
+    negative_prompt: str
 
     @classmethod
-    def of(cls, request: Request, canvas: Canvas, start: int) -> Script:
-        """Return the script of a canvas that stands at a time step of a request's clip."""
-        told = canvas.prompt_schedule or ((0, request.effective_prompt),)
-        share = prompt_weights(told, start, canvas.latent_frames)
-        heard = [moment for moment in range(len(told)) if share[moment].any()]
-        return cls(tuple(told[moment][1] for moment in heard), share[heard], request.negative_prompt or "")
+    def of(cls, request: Request, canvas: Canvas, start: int) -> WeightedPrompts:
+        """Return the prompts that have weight on a canvas which begins at latent frame `start` of a request's clip."""
+        schedule = canvas.prompt_schedule or ((0, request.effective_prompt),)
+        weights = prompt_weights(schedule, start, canvas.latent_frames)
+        active = [index for index in range(len(schedule)) if weights[index].any()]
+        return cls(tuple(schedule[index][1] for index in active), weights[active], request.negative_prompt or "")
+
+    @property
+    def distinct(self) -> tuple[str, ...]:
+        """All prompts to encode, the negative one among them, each once and sorted."""
+        return tuple(sorted({*self.prompts, self.negative_prompt}))
 
     def blend(self, velocities: list[Tensor]) -> Tensor:
-        """Return the velocity (C, T, H, W) of all prompts, each by its share of each time step."""
+        """Return the weighted mean of the prompts' velocities, each (C, T, H, W)."""
         if len(velocities) == 1:
             return velocities[0]
-        share = self.shares.to(velocities[0])[:, None, :, None, None]
-        return (torch.stack(velocities) * share).sum(0)
+        weights = self.weights.to(velocities[0])[:, None, :, None, None]
+        return (torch.stack(velocities) * weights).sum(0)
 
 
-def strength_at(request: Request, level: Tensor) -> Tensor:
-    """Return how strongly to guide each latent at its noise level (T, H, W): within the request's interval alone
-    (arXiv 2404.07724).
+def guidance_scale(request: Request, sigma: Tensor) -> Tensor:
+    """Return the guidance scale of each latent (T, H, W): the request's within its interval of noise levels, else 1.
+
+    Guidance in a limited interval: Kynkäänniemi et al. 2024 (arXiv 2404.07724).
     """
     low, high = request.guidance_interval or (0.0, 1.0)
-    strength = 1.0 if request.guidance is None else request.guidance
-    return torch.where((level >= low) & (level <= high), strength, 1.0)
+    scale = 1.0 if request.guidance is None else request.guidance
+    return torch.where((sigma >= low) & (sigma <= high), scale, 1.0)
 
 
 @dataclass(frozen=True)
-class Look:
-    """What the model is shown of a clip: latents (C, T, H, W), their noise levels (T, H, W), and a prompt."""
+class ForwardPass:
+    """One input of the model: latents (C, T, H, W), their noise levels (T, H, W) and a prompt."""
 
-    x: Tensor
-    level: Tensor
+    latents: Tensor
+    sigma: Tensor
     prompt: str
 
 
-def plan(
-    script: Script, request: Request, canvas: Canvas, noise: Tensor, x: Tensor, level: Tensor
-) -> tuple[list[Look], Callable[[list[Tensor]], Tensor]]:
-    """Return the looks that a clip needs at one step, and what makes one velocity of what is seen in them.
+def plan_passes(
+    prompts: WeightedPrompts, request: Request, canvas: Canvas, noise: Tensor, latents: Tensor, sigma: Tensor
+) -> tuple[list[ForwardPass], Callable[[list[Tensor]], Tensor]]:
+    """Return the forward passes that one step needs, and the function that combines their velocities.
 
-    It is looked at with each of its prompts; where it is guided, with what it is led away from; and where the frames
-    that are given count for more, as if nothing were given (they under as much noise as the rest), as classifier-free
-    guidance treats words (section 3 of InstructPix2Pix, arXiv 2211.09800).
+    There is one pass for each prompt; with classifier-free guidance, one for the negative prompt; and with frame
+    guidance, one more for each prompt, in which the kept frames are as noisy as the rest, so that the model does not
+    know them. Guidance by two conditions: section 3 of InstructPix2Pix (Brooks et al. 2023, arXiv 2211.09800).
     """
-    strength, held = strength_at(request, level), 1.0 if request.frame_guidance is None else request.frame_guidance
-    guided, kept = bool((strength != 1).any()), canvas.denoise_mask == 0
-    looks = [Look(x, level, prompt) for prompt in script.prompts]
+    scale, frame_scale = guidance_scale(request, sigma), 1.0
+    if request.frame_guidance is not None:
+        frame_scale = request.frame_guidance
+    guided, kept = bool((scale != 1).any()), canvas.denoise_mask == 0
+    passes = [ForwardPass(latents, sigma, prompt) for prompt in prompts.prompts]
     if guided:
-        looks.append(Look(x, level, script.negative))
-    hold = held != 1 and bool(kept.any()) and not bool(kept.all())
-    if hold:
-        now = level.max()
-        free = torch.where(kept, interpolate(canvas.clean_latents, noise, now), x), torch.where(kept, now, level)
-        looks += [Look(*free, prompt) for prompt in script.prompts]
+        passes.append(ForwardPass(latents, sigma, prompts.negative_prompt))
+    frame_guided = frame_scale != 1 and bool(kept.any()) and not bool(kept.all())
+    if frame_guided:
+        highest = sigma.max()
+        noised = torch.where(kept, interpolate(canvas.clean_latents, noise, highest), latents)
+        unknown = noised, torch.where(kept, highest, sigma)
+        passes += [ForwardPass(*unknown, prompt) for prompt in prompts.prompts]
 
-    def join(found: list[Tensor]) -> Tensor:
-        prompts = len(script.prompts)
-        asked = script.blend(found[:prompts])
-        answer = classifier_free_guidance(asked, found[prompts], strength, request.guidance_rescale or 0.0) if guided else asked
-        return answer + (held - 1) * (asked - script.blend(found[-prompts:])) if hold else answer
+    def combine(velocities: list[Tensor]) -> Tensor:
+        count = len(prompts.prompts)
+        conditional = combined = prompts.blend(velocities[:count])
+        if guided:
+            rescale = request.guidance_rescale or 0.0
+            combined = classifier_free_guidance(conditional, velocities[count], scale, rescale)
+        if frame_guided:
+            combined = combined + (frame_scale - 1) * (conditional - prompts.blend(velocities[-count:]))
+        return combined
 
-    return looks, join
+    return passes, combine

@@ -1,6 +1,7 @@
-"""The files that a request names: pictures, films and masks, fitted to the frame and coded for a canvas.
+"""The files that a request names: images, clips and masks, resized to the frame and encoded for a canvas.
 
-A clip of ours may have its latents in a file beside it: then these are given, and nothing is lost to the file's codec.
+A clip that was generated here may have its latents in a file next to it. They are used in its place, without the loss
+of the video codec.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, cat
 
-from dit.modes import Ask, Mode
-from dit.request import Request, RequestError
+from dit.modes import Mode, ModeInputs
+from dit.request import LATENTS_SUFFIX, Request, RequestError
 from vae.files import atomic_write
 from vae.model import VideoVAE
 from vae.video.credentials import hash_of_contents
@@ -21,136 +22,139 @@ from vae.video.pixels import DiskError, fit_image
 from vae.video.read import check_readable
 from vae.video.sandbox import read_image, read_video
 
-FILMS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif")  # a mask of another name is a picture
-LATENTS = ".latents"  # added to a clip's name
+VIDEO_MASKS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif")  # a mask of another suffix is an image
 Box = tuple[int, int, int, int]
 
 
-def ask_of(request: Request, vae: VideoVAE, patch: tuple[int, int, int], shape, fps: float) -> Ask:
-    """Return what a mode may look at, for latents of `shape` (C, T, H, W) and a resolved request; its files are read
-    when it looks.
-    """
-    time, down, across = vae.stride
-    rows, columns = shape[2] * down, shape[3] * across
-    taken = dict(request.hashes or ())
+def mode_inputs(request: Request, vae: VideoVAE, patch: tuple[int, int, int], shape, fps: float) -> ModeInputs:
+    """Return the inputs of a resolved request's mode, for latents of `shape` (C, T, H, W).
 
-    def code(pixels: Tensor) -> Tensor:
+    A file is read when the mode asks for it.
+    """
+    stride, down, across = vae.stride
+    rows, columns = shape[2] * down, shape[3] * across
+    hashes = dict(request.hashes or ())
+
+    def encode(pixels: Tensor) -> Tensor:
         return vae.encode(pixels[None].to(vae.device))[0].cpu()
 
-    def picture(path: str) -> Tensor:
+    def image(path: str) -> Tensor:
         return fit_image(read_image(path), rows, columns)
 
     def video(path: str, box: Box) -> Tensor:
         left, top, right, bottom = box
-        return whole(read_video(path, fps, size=(bottom - top, right - left)).video, time)
+        return trim_to_stride(read_video(path, fps, size=(bottom - top, right - left)).video, stride)
 
-    def film(path: str) -> Tensor:
-        if path + LATENTS in taken:
-            kept = kept_latents(path, vae)
-            if kept is not None and kept.shape[2:] == shape[2:]:
-                return kept
-        return code(video(path, (0, 0, columns, rows)))
+    def clip(path: str) -> Tensor:
+        if path + LATENTS_SUFFIX in hashes:
+            latents = load_latents(path, vae)
+            if latents is not None and latents.shape[2:] == shape[2:]:
+                return latents
+        return encode(video(path, (0, 0, columns, rows)))
 
-    def placed(path: str, box: Box) -> Tensor:
+    def clip_in_box(path: str, box: Box) -> Tensor:
         left, top, right, bottom = box
-        around = (left, columns - right, top, rows - bottom)
-        return code(F.pad(video(path, box), around, mode="replicate"))
+        margins = (left, columns - right, top, rows - bottom)
+        return encode(F.pad(video(path, box), margins, mode="replicate"))
 
-    def mask(path: str, steps: int) -> Tensor:
-        moving = path.lower().endswith(FILMS)
-        return mask_levels(video(path, (0, 0, columns, rows)) if moving else picture(path), steps, vae.stride)
+    def mask(path: str, latent_frames: int) -> Tensor:
+        is_video = path.lower().endswith(VIDEO_MASKS)
+        pixels = video(path, (0, 0, columns, rows)) if is_video else image(path)
+        return mask_to_latents(pixels, latent_frames, vae.stride)
 
-    return Ask(
+    return ModeInputs(
         request,
         shape,
         fps,
         vae.stride,
         patch,
-        picture=lambda path: code(picture(path)),
-        still=lambda path: code(picture(path).expand(-1, 1 + time, -1, -1))[:, 1:],
-        film=film,
-        placed=placed,
+        image=lambda path: encode(image(path)),
+        later_image=lambda path: encode(image(path).expand(-1, 1 + stride, -1, -1))[:, 1:],
+        clip=clip,
+        clip_in_box=clip_in_box,
         mask=mask,
     )
 
 
-def keep_latents(path: Path, latents: Tensor, vae: VideoVAE) -> Path:
-    """Write the latents (C, T, H, W) of a clip that was just written beside it, whole or not at all; return their path.
+def save_latents(path: Path, latents: Tensor, vae: VideoVAE) -> Path:
+    """Write the latents (C, T, H, W) of a finished clip next to its file; return their path.
 
-    Raises DiskError when the disk fills up.
+    The file appears when it is whole. Raises DiskError if the disk is full.
     """
-    beside = path.with_name(path.name + LATENTS)
+    target = path.with_name(path.name + LATENTS_SUFFIX)
     try:
-        with atomic_write(beside) as draft:
-            save_file({"latents": latents.cpu().contiguous()}, draft, metadata={"clip": _sha256(path), **_maker(vae)})
+        with atomic_write(target) as draft:
+            save_file({"latents": latents.cpu().contiguous()}, draft, metadata=_metadata(path, vae))
     except (OSError, SafetensorError) as error:
-        raise DiskError(f"{beside} cannot be written: {error}; make room") from error
-    return beside
+        raise DiskError(f"{target} cannot be written: {error}; make room") from error
+    return target
 
 
-def kept_latents(path: str | Path, vae: VideoVAE) -> Tensor | None:
-    """Return the latents (C, T, H, W) beside a clip; None where there are none, or they are another clip's or another
-    VAE's.
+def load_latents(path: str | Path, vae: VideoVAE) -> Tensor | None:
+    """Return the latents (C, T, H, W) next to a clip's file.
+
+    Returns None if there are none, or if they belong to other contents or another VAE. Raises RequestError if their
+    file is damaged.
     """
-    beside = Path(f"{path}{LATENTS}")
-    if not beside.is_file():
+    source = Path(f"{path}{LATENTS_SUFFIX}")
+    if not source.is_file():
         return None
     try:
-        with safe_open(beside, framework="pt") as stored:
-            if stored.metadata() == {"clip": _sha256(path), **_maker(vae)}:
+        with safe_open(source, framework="pt") as stored:
+            if stored.metadata() == _metadata(path, vae):
                 return stored.get_tensor("latents")
     except SafetensorError as error:
-        raise RequestError(f"{beside} is damaged: {error}; remove it, and the clip itself is read") from error
+        raise RequestError(f"{source} is damaged: {error}; remove it, and the clip itself is read") from error
     return None
 
 
-def _maker(vae: VideoVAE) -> dict[str, str]:
-    return {"encoder": vae.encoder_hash()}
+def _metadata(path: str | Path, vae: VideoVAE) -> dict[str, str]:
+    return {"clip": _sha256(path), "encoder": vae.encoder_hash()}
 
 
 def _sha256(path: str | Path) -> str:
     return hash_of_contents(check_readable(path))
 
 
-def whole(video: Tensor, time: int) -> Tensor:
-    """Cut a film (3, F, Y, X) to 1 + n `time` frames, dropping the fewest."""
-    return video[:, : 1 + (video.shape[1] - 1) // time * time]
+def trim_to_stride(video: Tensor, stride: int) -> Tensor:
+    """Drop the last frames of a video (3, F, Y, X), so that 1 + n times the temporal stride are left."""
+    return video[:, : 1 + (video.shape[1] - 1) // stride * stride]
 
 
-def mask_levels(video: Tensor, steps: int, stride: tuple[int, int, int]) -> Tensor:
-    """Turn a mask (3, F, Y, X) in [-1, 1], white where to dream, into levels (T, H, W): 1 where any pixel is white.
+def mask_to_latents(video: Tensor, latent_frames: int, stride: tuple[int, int, int]) -> Tensor:
+    """Convert a mask's pixels (3, F, Y, X) in [-1, 1] to a denoise mask (T, H, W): 1 where any pixel is white.
 
-    A mask that is shorter than the clip stays as it ends.
+    The last frame of a mask that is shorter than the clip is repeated.
     """
     time, down, across = stride
     white = (video.mean(0) > 0).float()
-    frames = 1 + (steps - 1) * time
+    frames = 1 + (latent_frames - 1) * time
     white = cat([white, white[-1:].expand(max(0, frames - len(white)), -1, -1)])[:frames]
     first = F.max_pool2d(white[None, :1], (down, across))
-    if steps == 1:
+    if latent_frames == 1:
         return first[0]
     later = F.max_pool3d(white[None, 1:], (time, down, across))
     return cat([first, later], dim=1)[0]
 
 
-def hashed(request: Request, mode: Mode, vae: VideoVAE) -> tuple[tuple[str, str], ...] | None:
-    """Return each file that a request names, with the SHA-256 of its contents, credentials aside; and the latents
-    beside a film, where these will be taken.
+def hash_inputs(request: Request, mode: Mode, vae: VideoVAE) -> tuple[tuple[str, str], ...] | None:
+    """Return (file, SHA-256 of its contents without Content Credentials) of each input file that the mode reads.
 
-    Raises RequestError for a file whose contents are not those that the request was made with, MediaError for one that
-    is gone.
+    Latents next to a clip are listed if they will be used. Raises RequestError for a file whose contents are not those
+    in the request's own hashes, MediaError for one that is missing.
     """
     reads = lambda name: getattr(request, name) if name in mode.reads else None
     moments = reads("moments") or ()
-    films = [path for path in (reads("clip"), reads("other"), *(moment.clip for moment in moments)) if path]
-    stills = [reads("image"), reads("mask"), *(path for _, path in reads("keyframes") or ())]
-    stills += [moment.image for moment in moments]
-    before, files = dict(request.hashes or ()), [*films, *(path for path in stills if path)]
-    for path in films:
-        if path + LATENTS in before or (path not in before and kept_latents(path, vae) is not None):
-            files.append(path + LATENTS)
-    found = {path: _sha256(path) for path in files}
-    for path, digest in found.items():
-        if before.get(path, digest) != digest:
+    clips = [path for path in (reads("clip"), reads("other"), *(moment.clip for moment in moments)) if path]
+    images = [reads("image"), reads("mask"), *(path for _, path in reads("keyframes") or ())]
+    images += [moment.image for moment in moments]
+    expected, files = dict(request.hashes or ()), [*clips, *(path for path in images if path)]
+    for path in clips:
+        latents = path + LATENTS_SUFFIX
+        if latents in expected or (path not in expected and load_latents(path, vae) is not None):
+            files.append(latents)
+    hashes = {path: _sha256(path) for path in files}
+    for path, digest in hashes.items():
+        if expected.get(path, digest) != digest:
             raise RequestError(f"{path} must be the file that the clip was made with; its contents have changed since")
-    return tuple(found.items()) or None
+    return tuple(hashes.items()) or None

@@ -14,6 +14,7 @@ from itertools import pairwise
 from typing import Any
 
 METADATA_KEY = "longtake"  # under which a clip's file carries its request
+LATENTS_SUFFIX = ".latents"  # added to a clip's file name: the file with its latents
 SAMPLERS = ("euler", "heun", "dpm")
 CORNERS = ("bottom-right", "bottom-left", "top-right", "top-left")  # of the frame, for a watermark
 SIDES = ("after", "before", "both")  # of a clip to extend; the first is the default
@@ -43,7 +44,7 @@ class RequestError(ValueError):
 
 @dataclass(frozen=True)
 class Moment:
-    """One entry of a storyboard: the prompt from `at` seconds on, and an image or a clip that is shown there, if any."""
+    """One entry of a storyboard: the prompt from `at` seconds on, and an image or a clip to show there, if any."""
 
     at: float
     prompt: str

@@ -1,12 +1,13 @@
-"""The settings of a model folder: what the model was trained for, and the defaults of a request."""
+"""The settings of a model folder, what the model was trained for and the defaults of a request; and its hash."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from dit.request import with_current_names
-from vae.weights import WeightsError, read_json
+from captioning.text_encoder import SUBFOLDERS as TEXT_SUBFOLDERS
+from dit.request import RENAMED, with_current_names
+from vae.weights import WeightsError, hash_of_file, read_json, weights_in
 
 SETTINGS = "longtake.json"  # the file's name in a model folder
 
@@ -42,3 +43,12 @@ def read_settings(path: Path) -> Settings:
         return Settings(formats=formats, size=(int(columns), int(rows)), guidance_interval=interval, **stored)
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"{path} does not say what the model was trained for: {error}") from error
+
+
+def hash_of_model(folder: Path) -> str:
+    """Return the hash of a model folder's weights and settings; fields renamed since version 0.1 do not change it."""
+    settings = (folder / SETTINGS).read_bytes()
+    for old, new in RENAMED.items():
+        settings = settings.replace(f'"{new}":'.encode(), f'"{old}":'.encode())
+    weights = (path for part in ("transformer", "vae", TEXT_SUBFOLDERS[0]) for path in weights_in(folder / part))
+    return hash_of_file(settings, *weights)

@@ -1,9 +1,6 @@
 """Storyboards: files in YAML or JSON that hold the moments of a clip, and any other field of its request.
 
-    seconds: 4
-    moments:
-      - {at: 0, prompt: a ball rolls, image: still.png}
-      - {at: 2, prompt: it stops}
+The shortest, in YAML: `moments: [{at: 0, prompt: a ball rolls}, {at: 2, prompt: it stops}]`.
 """
 
 from __future__ import annotations

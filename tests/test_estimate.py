@@ -1,4 +1,4 @@
-"""What a clip will cost is said before it is made, and is so."""
+"""The cost of a clip is known before it is made."""
 
 import json
 import weakref
@@ -11,11 +11,11 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from app.cli import main
-from app.queue.estimate import Estimator, Unfit
+from app.queue.estimate import DoesNotFit, Estimator
 from app.queue.history import History
 from app.queue.jobs import Queue
-from app.queue.worker import work
-from dit.estimate import Outline
+from app.queue.worker import run_worker
+from dit.estimate import CostModel
 from dit.flops import decode_bytes, forward_bytes
 from dit.model import DiT, DiTConfig
 from dit.packing import pack
@@ -31,13 +31,13 @@ def pipeline(tiny_model):
 
 
 @pytest.fixture(scope="module")
-def outline(tiny_model):
-    return Outline.read(tiny_model)
+def cost_model(tiny_model):
+    return CostModel.read(tiny_model)
 
 
 @pytest.fixture(scope="module")
-def film(tmp_path_factory):
-    path = tmp_path_factory.mktemp("films") / "film.mp4"
+def clip(tmp_path_factory):
+    path = tmp_path_factory.mktemp("clips") / "clip.mp4"
     write_video(path, torch.rand(3, 13, 64, 64) * 2 - 1, 8.0)
     return str(path)
 
@@ -46,34 +46,35 @@ MOMENTS = (Moment(0.0, "a red ball"), Moment(1.5, "the blue cube spins while the
 REQUESTS = {
     "plain": Request(prompt="a red ball", guidance=1.0),
     "guided": Request(prompt="a red ball", seconds=1.1, size=(48, 64)),
-    "guided for a while": Request(prompt="a red ball", guidance_interval=(0.4, 0.8), steps=7),
+    "guided in an interval": Request(prompt="a red ball", guidance_interval=(0.4, 0.8), steps=7),
     "heun": Request(prompt="a red ball", sampler="heun"),
-    "picture": Request(prompt="a red ball", mode="text-to-image"),
+    "image": Request(prompt="a red ball", mode="text-to-image"),
     "long": Request(prompt="a red ball", mode="long", seconds=6.0),
     "storyboard": Request(mode="storyboard", moments=MOMENTS, seconds=4.0),
     "loop": Request(prompt="a ball", mode="loop", seconds=2.0),
-    "extend": Request(prompt="a ball", mode="extend", clip="FILM", side="both", seconds=1.0, frame_guidance=2.0),
-    "edit": Request(prompt="a ball", mode="edit", clip="FILM"),
-    "inpaint": Request(prompt="a ball", mode="inpaint", clip="FILM", box=(16, 16, 48, 48), frame_guidance=2.0),
+    "extend": Request(prompt="a ball", mode="extend", clip="CLIP", side="both", seconds=1.0, frame_guidance=2.0),
+    "edit": Request(prompt="a ball", mode="edit", clip="CLIP"),
+    "inpaint": Request(prompt="a ball", mode="inpaint", clip="CLIP", box=(16, 16, 48, 48), frame_guidance=2.0),
 }
 
 
 @pytest.mark.parametrize("name", REQUESTS)
-def test_the_arithmetic_of_a_clip_is_what_torch_counts(name, pipeline, outline, film):
-    request = REQUESTS[name].altered(clip=film if REQUESTS[name].clip else None)
-    looks = []
-    watch = pipeline.transformer.register_forward_pre_hook(lambda model, inputs: looks.extend(inputs[0].shapes))
+def test_the_flops_of_a_clip_equal_torchs_count(name, pipeline, cost_model, clip):
+    request = REQUESTS[name].altered(clip=clip if REQUESTS[name].clip else None)
+    passes = []
+    hook = pipeline.transformer.register_forward_pre_hook(lambda model, inputs: passes.extend(inputs[0].shapes))
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        (dream,) = pipeline.generate([request])
-        frames = pipeline.pixels(dream).shape[1]
-    watch.remove()
-    cost = outline.cost(request)
-    assert (cost.looks, cost.frames, cost.request) == (len(looks), frames, dream.request)
+        (sample,) = pipeline.generate([request])
+        frames = pipeline.pixels(sample).shape[1]
+    hook.remove()
+    cost = cost_model.cost(request)
+    assert (cost.evaluations, cost.frames, cost.request) == (len(passes), frames, sample.request)
     assert cost.flops == counter.get_total_flops()
+    assert CostModel.of(pipeline).cost(request) == cost  # a loaded model costs the same
 
 
-class Live(TorchDispatchMode):
-    """Counts the bytes of tensors that are there at once, without those of a model's weights."""
+class LiveBytes(TorchDispatchMode):
+    """Count the bytes of the tensors that exist at once, without a model's weights."""
 
     def __init__(self, model):
         super().__init__()
@@ -81,8 +82,8 @@ class Live(TorchDispatchMode):
         self.now = self.peak = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        found = function(*args, **(kwargs or {}))
-        for value in tree_leaves(found):
+        result = function(*args, **(kwargs or {}))
+        for value in tree_leaves(result):
             if (
                 isinstance(value, torch.Tensor)
                 and (key := (storage := value.untyped_storage())._cdata) not in self.known
@@ -91,33 +92,32 @@ class Live(TorchDispatchMode):
                 self.now += self.known[key]
                 self.peak = max(self.peak, self.now)
                 weakref.finalize(storage, self.forget, key)
-        return found
+        return result
 
     def forget(self, key):
         self.now -= self.known.pop(key)
 
 
 @pytest.mark.parametrize("width, shapes", [(192, [(5, 8, 8)] * 2), (384, [(3, 16, 16)])])
-def test_the_memory_of_a_look_is_what_its_tensors_take(width, shapes):
-    shape = DiTConfig(depth=2, width=width, text_dim=32)
-    model, many = DiT.from_dit_config(shape).eval(), len(shapes)
-    batch = pack(
-        [torch.randn(16, *one) for one in shapes], [torch.ones(one) for one in shapes], [8.0] * many, (1, 2, 2)
-    )
-    with torch.no_grad(), Live(model) as live:
-        model(batch, torch.randn(9 * many, 32), torch.randn(many, 32), (9,) * many)
-    assert live.peak == pytest.approx(forward_bytes(shape, len(batch.tokens)), rel=0.1)
+def test_the_memory_of_a_forward_pass_is_that_of_its_tensors(width, shapes):
+    config = DiTConfig(depth=2, width=width, text_dim=32)
+    model, clips = DiT.from_dit_config(config).eval(), len(shapes)
+    latents, sigmas = [torch.randn(16, *shape) for shape in shapes], [torch.ones(shape) for shape in shapes]
+    batch = pack(latents, sigmas, [8.0] * clips, (1, 2, 2))
+    with torch.no_grad(), LiveBytes(model) as live:
+        model(batch, torch.randn(9 * clips, 32), torch.randn(clips, 32), (9,) * clips)
+    assert live.peak == pytest.approx(forward_bytes(config, len(batch.tokens)), rel=0.1)
 
 
 @pytest.mark.parametrize(
     "widths, blocks, side", [((80, 160), (2, 3), 16), ((32, 64), (2, 2), 16), ((64, 32), (1, 1), 8)]
 )
-def test_the_memory_of_showing_a_clip_is_what_its_tensors_take(widths, blocks, side):
+def test_the_memory_of_decoding_is_that_of_its_tensors(widths, blocks, side):
     vae = VideoVAE(16, widths=widths, decoder_blocks=blocks).eval()
-    with torch.no_grad(), Live(vae) as live:
-        past = None
+    with torch.no_grad(), LiveBytes(vae) as live:
+        state = None
         for piece in torch.randn(1, 16, 9, side, side).split(4, 2):
-            _, past = vae.decode_piece(piece, past)
+            _, state = vae.decode_piece(piece, state)
     assert live.peak == pytest.approx(decode_bytes(vae, 4, side, side), rel=0.2)
 
 
@@ -125,30 +125,30 @@ def test_what_does_not_fit_is_refused_with_the_nearest_that_does(tiny_model):
     estimator = Estimator()
     ask = lambda **fields: Request(prompt="a red ball", model=str(tiny_model), **fields)
     short, small, still = (
-        estimator.estimate(one).peak()
+        estimator.estimate(one).peak_bytes()
         for one in (ask(seconds=1.1), ask(seconds=1.1, size=(48, 64)), ask(mode="text-to-image"))
     )
-    whole = estimator.check_fits(ask()).peak()
+    whole = estimator.check_fits(ask()).peak_bytes()
     assert still < small < short < whole
     for room, sentence in ((short, "--size 64x64 --seconds 1.125"), (small, "--size 48x64 --seconds 1.125")):
-        estimator.room = room
-        with pytest.raises(Unfit, match=f"must fit in memory.*would take.*the nearest that fits is {sentence}"):
+        estimator.available_bytes = room
+        with pytest.raises(DoesNotFit, match=f"must fit in memory.*would take.*the nearest that fits is {sentence}"):
             estimator.check_fits(ask(seed=3))
     assert estimator.check_fits(ask(size=(48, 64), seconds=1.1))
-    estimator.room = 2**20
-    with pytest.raises(Unfit, match="no clip of this model fits"):
+    estimator.available_bytes = 2**20
+    with pytest.raises(DoesNotFit, match="no clip of this model fits"):
         estimator.check_fits(ask())
 
 
-def test_an_endless_clip_is_estimated_at_once_and_refused(outline, tiny_model):
+def test_a_very_long_clip_is_estimated_at_once_and_refused(cost_model, tiny_model):
     ask = lambda seconds: Request(prompt="a red ball", mode="long", seconds=seconds, steps=1, model=str(tiny_model))
-    day, minutes = (outline.cost(ask(seconds)) for seconds in (86400.0, 480.0))
+    day, minutes = (cost_model.cost(ask(seconds)) for seconds in (86400.0, 480.0))
     assert day.flops == pytest.approx(180 * minutes.flops, rel=0.02) and day.frames == pytest.approx(
         8 * 86400, rel=0.01
     )
     estimator = Estimator()
-    estimator.room = estimator.estimate(ask(43200.0)).peak()
-    with pytest.raises(Unfit, match="the nearest that fits is --size 64x64 --seconds 43200"):
+    estimator.available_bytes = estimator.estimate(ask(43200.0)).peak_bytes()
+    with pytest.raises(DoesNotFit, match="the nearest that fits is --size 64x64 --seconds 43200"):
         estimator.check_fits(ask(86400.0))
 
 
@@ -156,19 +156,19 @@ def test_what_was_made_here_says_how_fast_the_next_will_be(tiny_model, tmp_path,
     monkeypatch.setenv("LONGTAKE_HOME", str(tmp_path / "home"))
     ask = Request(prompt="a red ball", model=str(tiny_model))
     before = Estimator(threads=torch.get_num_threads()).estimate(ask)
-    assert before.pace.clips == 0 and "a guess" in before.words()
+    assert before.speed.clips == 0 and "a guess" in before.explain()
     queue = Queue(tmp_path / "queue")
     jobs = queue.submit([ask.altered(seed=seed, steps=2) for seed in range(5)])
-    work(queue, until_empty=True, together=2)
-    took = [queue.job(job.id).ended - queue.job(job.id).began for job in jobs]
+    run_worker(queue, until_empty=True, pack_size=2)
+    took = [queue.job(job.id).finished - queue.job(job.id).started for job in jobs]
     after = Estimator(threads=torch.get_num_threads()).estimate(ask.altered(steps=2))
-    assert after.pace.clips == 5 and "the pace of 5 clips made here" in after.words()
-    assert 0 < after.seconds < max(took) and after.pace.slow <= after.pace.rate <= after.pace.fast
+    assert after.speed.clips == 5 and "measured on 5 clips made here" in after.explain()
+    assert 0 < after.seconds < max(took) and after.speed.slow <= after.speed.flops_per_second <= after.speed.fast
     assert after.file_bytes == pytest.approx(jobs[0].output.stat().st_size, rel=0.5)
-    assert 2**28 < after.pace.program < 2**32
+    assert 2**28 < after.speed.program_bytes < 2**32
     (tmp_path / "home" / "history.sqlite").write_text("damaged")
-    assert Estimator(threads=torch.get_num_threads()).estimate(ask).pace.clips == 0
-    History().note(after.cost, "cpu", 1.0, None, jobs[0].output, 1)  # which harms nobody
+    assert Estimator(threads=torch.get_num_threads()).estimate(ask).speed.clips == 0
+    History().record(after.cost, "cpu", 1.0, None, jobs[0].output, 1)  # which harms nobody
 
 
 def test_the_command_shows_its_arithmetic(tiny_model, capsys):
@@ -192,12 +192,14 @@ def test_the_command_shows_its_arithmetic(tiny_model, capsys):
     )
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition(":")[0] for line in lines] == ["time", "memory"] * 2
-    assert lines[0].startswith("time: 8 looks at 80 tokens ") and "+ 17 frames shown" in lines[0]
+    assert lines[0].startswith("time: 8 model evaluations of 80 tokens ") and "+ 17 frames decoded" in lines[0]
     assert main(["estimate", "a red ball", "--model", str(tiny_model), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     cost = found["cost"]
-    assert cost["flops"] == sum(cost[part] for part in ("text", "given", "dream", "joins", "show"))
-    assert found["seconds"] == pytest.approx(cost["flops"] / found["pace"]["rate"])
-    assert found["peak"] == found["pace"]["program"] + cost["working"] and found["fits"]
+    assert cost["flops"] == sum(
+        cost[part] for part in ("text_flops", "input_flops", "denoise_flops", "anchor_flops", "decode_flops")
+    )
+    assert found["seconds"] == pytest.approx(cost["flops"] / found["speed"]["flops_per_second"])
+    assert found["peak_bytes"] == found["speed"]["program_bytes"] + cost["working_bytes"] and found["fits"]
     assert main(["estimate", "a red ball", "--model", str(tiny_model), "--size", "66x64"]) == 2
     assert "was trained for" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""From a request to pixels, and what is refused on the way."""
+"""The pipeline from a request to pixels, and what it refuses."""
 
 import json
 import shutil
@@ -9,9 +9,11 @@ from dataclasses import replace
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
-from dit.pipeline import Dream, Pipeline
-from dit.request import Request, RequestError, parse_size
+from dit.pipeline import Pipeline, Sample
+from dit.request import RENAMED, Request, RequestError, parse_size
+from dit.settings import SETTINGS, Settings, read_settings
 from vae.weights import WeightsError
 
 
@@ -20,16 +22,21 @@ def pipeline(tiny_model):
     return Pipeline.from_pretrained(tiny_model)
 
 
-def make(pipeline, *requests):
+def generate(pipeline, *requests):
     return list(pipeline.generate(list(requests)))
 
 
+def latents_of(pipeline, **fields):
+    (sample,) = generate(pipeline, Request(prompt="a red ball", seconds=1.1, **fields))
+    return sample.latents
+
+
 def test_a_request_becomes_a_clip_of_its_size_and_duration(pipeline):
-    (dream,) = make(pipeline, Request(prompt="a red ball bounces", size=(48, 64), seconds=1.0))
-    assert dream.latents.shape == (4, 3, 8, 6)
-    video = pipeline.pixels(dream)
+    (sample,) = generate(pipeline, Request(prompt="a red ball bounces", size=(48, 64), seconds=1.0))
+    assert sample.latents.shape == (4, 3, 8, 6)
+    video = pipeline.pixels(sample)
     assert video.shape == (3, 9, 64, 48) and video.abs().max() <= 1
-    assert dream.request.seconds == 9 / 8
+    assert sample.request.seconds == 9 / 8
 
 
 def test_the_same_request_is_the_same_clip_in_any_company(pipeline):
@@ -37,81 +44,93 @@ def test_the_same_request_is_the_same_clip_in_any_company(pipeline):
         Request(prompt="a red ball", seed=3),
         Request(prompt="the blue cube spins", seed=4, size=(48, 64), seconds=1.1),
     )
-    alone = make(pipeline, one)[0].latents
-    assert torch.equal(make(pipeline, two, one)[1].latents, alone)
-    assert not torch.equal(make(pipeline, Request(prompt="a red ball", seed=5))[0].latents, alone)
+    alone = generate(pipeline, one)[0].latents
+    assert torch.equal(generate(pipeline, two, one)[1].latents, alone)
+    assert not torch.equal(generate(pipeline, Request(prompt="a red ball", seed=5))[0].latents, alone)
 
 
-def test_clips_dreamed_as_one_pack_equal_clips_dreamed_alone(pipeline):
-    ask = lambda prompt, **settings: Request(prompt=prompt, seconds=1.1, **settings)
+def test_clips_sampled_as_one_pack_equal_clips_sampled_alone(pipeline):
+    short = lambda prompt, **fields: Request(prompt=prompt, seconds=1.1, **fields)
     requests = [
-        ask("a ball"),
-        ask("a blue cube", size=(48, 64), seed=1, guidance=2.0),
+        short("a ball"),
+        short("a blue cube", size=(48, 64), seed=1, guidance=2.0),
         Request(prompt="red", mode="text-to-image", seed=2),
-        ask("green", steps=2),
-        ask("grey", steps=2, size=(48, 64)),
+        short("green", steps=2),
+        short("grey", steps=2, size=(48, 64)),
         Request(prompt="a long clip", mode="long", seconds=4.0),
     ]
-    views: list[int] = []
-    told: list[tuple[int, int]] = []
-    packs = pipeline.generate(requests, lambda *count: told.append(count), lambda number, _: views.append(number), 4)
-    for dream, found in zip(make(pipeline, *requests), packs, strict=True):
-        assert dream.request == found.request
-        assert torch.equal(dream.latents, found.latents)
-    assert views[:5] == [0, 1, 2, 3, 4]  # three at once, then two
-    assert told == [(step + 1, told[-1][1]) for step in range(told[-1][1])]
-    with pytest.raises(ValueError, match="together must be at least 1; got 0"):
-        next(pipeline.generate(requests, together=0))
-
-
-def test_guidance_counts_within_its_interval_alone(pipeline):
-    ask = lambda **changes: (
-        make(pipeline, Request(prompt="a red ball", seconds=1.1, guidance=5.0, **changes))[0].latents
+    previews: list[int] = []
+    progress: list[tuple[int, int]] = []
+    packed = pipeline.generate(
+        requests, lambda *count: progress.append(count), lambda index, _: previews.append(index), pack_size=4
     )
-    plain = make(pipeline, Request(prompt="a red ball", seconds=1.1, guidance=1.0))[0].latents
-    assert torch.equal(ask(guidance_interval=(0.0, 0.0)), plain)
-    assert not torch.equal(ask(guidance_interval=(0.5, 1.0)), plain)
-    assert not torch.equal(ask(guidance_interval=(0.5, 1.0)), ask())
+    for alone, found in zip(generate(pipeline, *requests), packed, strict=True):
+        assert alone.request == found.request
+        assert torch.equal(alone.latents, found.latents)
+    assert previews[:5] == [0, 1, 2, 3, 4]  # a pack of three, then one of two
+    assert progress == [(step + 1, progress[-1][1]) for step in range(progress[-1][1])]
+    with pytest.raises(ValueError, match="pack_size must be at least 1; got 0"):
+        next(pipeline.generate(requests, pack_size=0))
 
 
-def test_a_negative_prompt_is_what_guidance_leads_away_from(pipeline):
-    ask = lambda **changes: make(pipeline, Request(prompt="a red ball", seconds=1.1, **changes))[0].latents
-    assert torch.equal(ask(negative_prompt=""), ask())
-    assert not torch.equal(ask(negative_prompt="a blue cube"), ask())
-    assert torch.allclose(ask(negative_prompt="a red ball", guidance=7.0), ask(guidance=1.0), atol=1e-4)
+def test_with_low_memory_a_clip_is_nearly_the_same(pipeline):
+    (plain,) = generate(pipeline, Request(prompt="a red ball", seed=1))
+    pipeline.low_memory = True
+    try:
+        (sample,) = generate(pipeline, Request(prompt="a red ball", seed=1))
+        assert torch.allclose(sample.latents, plain.latents, atol=1e-4)
+        assert sample.request.made_with == f"{plain.request.made_with}, low memory"
+        assert next(iter(pipeline.frames(sample))).shape[1] == 1
+    finally:
+        pipeline.low_memory = False
+
+
+def test_guidance_applies_within_its_interval_alone(pipeline):
+    plain = latents_of(pipeline, guidance=1.0)
+    assert torch.equal(latents_of(pipeline, guidance=5.0, guidance_interval=(0.0, 0.0)), plain)
+    some, all_ = (latents_of(pipeline, guidance=5.0, guidance_interval=(low, 1.0)) for low in (0.5, 0.0))
+    assert not torch.equal(some, plain) and not torch.equal(some, all_)
+
+
+def test_guidance_leads_away_from_the_negative_prompt(pipeline):
+    assert torch.equal(latents_of(pipeline, negative_prompt=""), latents_of(pipeline))
+    assert not torch.equal(latents_of(pipeline, negative_prompt="a blue cube"), latents_of(pipeline))
+    same = latents_of(pipeline, negative_prompt="a red ball", guidance=7.0)
+    assert torch.allclose(same, latents_of(pipeline, guidance=1.0), atol=1e-4)
 
 
 def test_decoding_in_pieces_of_any_length_is_the_same_clip(pipeline):
-    (dream,) = make(pipeline, Request(prompt="a red ball"))
-    whole = pipeline.pixels(dream)
-    for steps in (1, 2, 5):
-        assert torch.allclose(torch.cat(list(pipeline.frames(dream, steps)), dim=1), whole, atol=1e-5)
+    (sample,) = generate(pipeline, Request(prompt="a red ball"))
+    whole = pipeline.pixels(sample)
+    for latent_frames in (1, 2, 5):
+        assert torch.allclose(torch.cat(list(pipeline.frames(sample, latent_frames)), dim=1), whole, atol=1e-5)
 
 
-def test_image_to_video_begins_with_the_picture(pipeline, tmp_path):
+def test_image_to_video_begins_with_the_image(pipeline, tmp_path):
     Image.radial_gradient("L").convert("RGB").save(tmp_path / "still.png")
     request = Request(mode="image-to-video", prompt="it spins", image=str(tmp_path / "still.png"))
-    (dream,) = make(pipeline, request)
-    given = pipeline.paint(pipeline.resolve(request)).clean_latents
-    assert torch.equal(dream.latents[:, :1], given[:, :1])
-    (held,) = make(pipeline, replace(request, frame_guidance=2.0))
-    assert torch.equal(held.latents[:, :1], given[:, :1]) and not torch.equal(held.latents, dream.latents)
-    assert held.request.frame_guidance == 2 and dream.request.frame_guidance == 1
-    assert torch.allclose(pipeline.pixels(dream)[:, :1], pipeline.pixels(Dream(request, given[:, :1])), atol=1e-5)
+    (sample,) = generate(pipeline, request)
+    kept = pipeline.paint(pipeline.resolve(request)).clean_latents[:, :1]
+    assert torch.equal(sample.latents[:, :1], kept)
+    (guided,) = generate(pipeline, replace(request, frame_guidance=2.0))
+    assert torch.equal(guided.latents[:, :1], kept) and not torch.equal(guided.latents, sample.latents)
+    assert guided.request.frame_guidance == 2 and sample.request.frame_guidance == 1
+    assert torch.allclose(pipeline.pixels(sample)[:, :1], pipeline.pixels(Sample(request, kept)), atol=1e-5)
 
 
-def test_a_dream_can_be_watched_and_stays_the_same(pipeline):
-    requests, seen = [Request(prompt="a red ball", steps=7), Request(prompt="a cube", mode="text-to-image")], []
-    watched = list(pipeline.generate(requests, watch=lambda number, view: seen.append((number, view.shape[1]))))
-    assert seen == [(0, 17), (0, 17), (1, 1)]
-    for dream, other in zip(watched, pipeline.generate(requests), strict=True):
-        assert torch.equal(dream.latents, other.latents)
+def test_previews_do_not_change_the_clip(pipeline):
+    requests, previews = [Request(prompt="a red ball", steps=7), Request(prompt="a cube", mode="text-to-image")], []
+    callback = lambda index, view: previews.append((index, view.shape[1]))
+    samples = list(pipeline.generate(requests, preview=callback))
+    assert previews == [(0, 17), (0, 17), (1, 1)]
+    for sample, other in zip(samples, pipeline.generate(requests), strict=True):
+        assert torch.equal(sample.latents, other.latents)
 
 
-def test_a_picture_is_a_clip_of_one_frame(pipeline):
-    (dream,) = make(pipeline, Request(mode="text-to-image", prompt="a blue cube"))
-    assert pipeline.pixels(dream).shape == (3, 1, 64, 64)
-    assert dream.request.seconds is None
+def test_an_image_is_a_clip_of_one_frame(pipeline):
+    (sample,) = generate(pipeline, Request(mode="text-to-image", prompt="a blue cube"))
+    assert pipeline.pixels(sample).shape == (3, 1, 64, 64)
+    assert sample.request.seconds is None
 
 
 @pytest.mark.parametrize(
@@ -124,6 +143,7 @@ def test_a_picture_is_a_clip_of_one_frame(pipeline):
             "mode must be one of text-to-video, text-to-image, image-to-video, ",
         ),
         (Request(prompt="x", mode="image-to-video"), "image-to-video needs image; got none, so give --image"),
+        (Request(prompt="x", mode="keyframes"), "keyframes needs keyframes; got none, so give --keyframe"),
         (Request(prompt="x", size=(65, 64)), "size must be one this model was trained for: 64x64, 48x64; got 65x64"),
         (Request(prompt="x", mode="text-to-image", size=(48, 64)), "trained for: 64x64; got 48x64"),
         (
@@ -141,6 +161,7 @@ def test_a_picture_is_a_clip_of_one_frame(pipeline):
         (Request(prompt="x", frame_guidance=-1.0), "frame_guidance must lie between 0 and 100; got -1"),
         (Request(prompt="x", guidance_rescale=1.5), "guidance_rescale must lie between 0 and 1; got 1.5"),
         (Request(prompt="x", sampler="magic"), "sampler must be one of euler, heun, dpm; got 'magic'"),
+        (Request(prompt="x", watermark="middle"), "watermark must be one of the corners bottom-right, "),
         (Request(prompt="x", seed=-1), "seed must be a whole number from 0"),
         (Request(prompt="x", mode="image-to-video", image="gone.png"), "gone.png"),
     ],
@@ -148,28 +169,24 @@ def test_a_picture_is_a_clip_of_one_frame(pipeline):
 )
 def test_what_cannot_be_made_is_refused_in_one_sentence(pipeline, request_, sentence):
     with pytest.raises(ValueError) as error:
-        make(pipeline, request_)
+        generate(pipeline, request_)
     assert sentence in str(error.value) and "\n" not in str(error.value)
 
 
-def test_nothing_is_made_when_one_of_several_requests_is_bad(pipeline):
+def test_nothing_is_sampled_if_one_of_several_requests_is_bad(pipeline):
     steps = []
     with pytest.raises(RequestError):
         list(pipeline.generate([Request(prompt="x"), Request(prompt="")], lambda done, total: steps.append(done)))
     assert not steps
 
 
-def test_progress_counts_every_step_of_all_clips(pipeline):
+def test_progress_counts_the_steps_of_all_clips(pipeline):
     steps = []
     list(pipeline.generate([Request(prompt="x", steps=2), Request(prompt="y")], lambda *step: steps.append(step)))
     assert steps == [(1, 5), (2, 5), (3, 5), (4, 5), (5, 5)]
 
 
 def test_a_model_is_known_by_its_weights(tiny_model, pipeline, tmp_path):
-    import shutil
-
-    from safetensors.torch import load_file, save_file
-
     folder = shutil.copytree(tiny_model, tmp_path / "model")
     assert Pipeline.from_pretrained(folder).hash == pipeline.hash
     path = folder / "vae" / "diffusion_pytorch_model.safetensors"
@@ -177,6 +194,28 @@ def test_a_model_is_known_by_its_weights(tiny_model, pipeline, tmp_path):
     tensors["latent_scale"] = tensors["latent_scale"] * 2
     save_file(tensors, path)
     assert Pipeline.from_pretrained(folder).hash != pipeline.hash
+
+
+def test_settings_of_version_0_1_are_read_and_do_not_change_the_hash(tiny_model, pipeline, tmp_path):
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    stored = json.loads((folder / SETTINGS).read_text()) | {"sampler": "heun", "guidance_rescale": 0.5}
+    (folder / SETTINGS).write_text(json.dumps(stored, indent=2))
+    current = Pipeline.from_pretrained(folder)
+    former = {new: old for old, new in RENAMED.items()}
+    (folder / SETTINGS).write_text(json.dumps({former.get(k, k): v for k, v in stored.items()}, indent=2))
+    assert {"method", "rescale", "interval"} <= json.loads((folder / SETTINGS).read_text()).keys()
+    old = Pipeline.from_pretrained(folder)
+    assert old.settings == current.settings and (old.settings.sampler, old.settings.guidance_rescale) == ("heun", 0.5)
+    assert old.hash == current.hash != pipeline.hash
+
+
+def test_settings_that_are_not_a_models_are_refused(tmp_path):
+    for text in ('{"fps": 8.0}', '{"formats": [[64, 64, 17]], "size": [64, 64], "method": "euler", "sampler": "dpm"}'):
+        (tmp_path / SETTINGS).write_text(text)
+        with pytest.raises(WeightsError, match="does not say what the model was trained for"):
+            read_settings(tmp_path / SETTINGS)
+    (tmp_path / SETTINGS).write_text('{"formats": [[64, 64, 17], [64, 64, 1]], "size": [64, 64]}')
+    assert read_settings(tmp_path / SETTINGS) == Settings()
 
 
 def test_the_folder_is_in_the_layout_of_diffusers(tiny_model):
@@ -202,6 +241,29 @@ def test_a_request_survives_json():
     assert Request.from_json(request.to_json()) == request.altered(guidance=3.0)
 
 
+def test_fields_of_version_0_1_are_read_by_their_present_names():
+    old = {
+        **{"prompt": "x", "written": "a red ball", "pictures": [[0, "a.png"]], "interval": [0.1, 0.9], "rescale": 0.5},
+        **{"negative": "a cube", "method": "heun", "mark": "top-left"},
+    }
+    assert old.keys() - {"prompt"} == RENAMED.keys()
+    request = Request.from_json(json.dumps(old))
+    assert request == Request(
+        prompt="x",
+        upsampled_prompt="a red ball",
+        keyframes=((0.0, "a.png"),),
+        guidance_interval=(0.1, 0.9),
+        guidance_rescale=0.5,
+        negative_prompt="a cube",
+        sampler="heun",
+        watermark="top-left",
+    )
+    assert not RENAMED.keys() & json.loads(request.to_json()).keys()
+    assert Request(prompt="x").altered(method="dpm").sampler == "dpm"
+    with pytest.raises(RequestError, match="method is now named sampler; got both, so leave method out"):
+        Request.from_dict({"method": "dpm", "sampler": "dpm"})
+
+
 @pytest.mark.parametrize(
     "text, sentence",
     [
@@ -213,19 +275,19 @@ def test_a_request_survives_json():
         ('{"size": [64]}', "size must be two whole numbers"),
     ],
 )
-def test_what_is_no_request_is_refused(text, sentence):
+def test_invalid_requests_are_refused(text, sentence):
     with pytest.raises(RequestError, match=sentence):
         Request.from_json(text)
 
 
 @pytest.mark.parametrize("text", ["64", "64x", "64x64x3", "axb", "-64x64", "6.4x64"])
-def test_what_is_no_size_is_refused(text):
+def test_invalid_sizes_are_refused(text):
     with pytest.raises(RequestError, match="size must be COLUMNSxROWS"):
         parse_size(text)
     assert parse_size("128X96") == (128, 96)
 
 
-def test_a_model_with_an_encoder_of_transformers_is_saved_halved_and_loaded(tiny_model, tmp_path):
+def test_a_model_with_a_text_encoder_of_transformers_is_saved_halved_and_loaded(tiny_model, tmp_path):
     import transformers
 
     from dit.model import DiT, DiTConfig
@@ -260,18 +322,17 @@ def test_a_damaged_model_folder_is_refused_in_a_sentence(tiny_model, tmp_path, d
         Pipeline.from_pretrained(folder)
 
 
-def test_what_a_clip_was_made_with_is_in_its_file_and_said_where_it_is_another(tiny_model, capsys):
-    from app.render import load
-    from dit.request import Request
+def test_a_clip_says_what_it_was_made_with_and_loading_warns_where_that_differs(tiny_model, capsys):
+    from app.render import load_pipeline
 
-    pipeline = load(Request(model=str(tiny_model)))
+    pipeline = load_pipeline(Request(model=str(tiny_model)))
     plain = pipeline.resolve(Request(prompt="a ball"))
     assert plain.made_with.startswith(f"torch {torch.__version__}, ")
     assert plain.made_with.endswith(", float32, attention auto")
     pipeline.transformer.attention_backend = "one-by-one"
     other = pipeline.resolve(plain)
     assert other.made_with == plain.made_with.replace("auto", "one-by-one")
-    load(replace(plain, model=str(tiny_model)))
+    load_pipeline(replace(plain, model=str(tiny_model)))
     assert "last bits" not in capsys.readouterr().err
-    load(replace(other, model=str(tiny_model)))
+    load_pipeline(replace(other, model=str(tiny_model)))
     assert "attention one-by-one made the clip; this is" in capsys.readouterr().err

@@ -7,8 +7,8 @@ import torch
 
 from dit.canvas import Canvas, blank
 from dit.flow import make_scheduler, sigma_schedule
-from dit.guidance import Script, plan
-from dit.modes import MODES, Ask
+from dit.guidance import WeightedPrompts, plan_passes
+from dit.modes import MODES, ModeInputs
 from dit.request import SAMPLERS, Moment, Request
 from dit.sampler import classifier_free_guidance, sample, seeded_noise
 
@@ -57,7 +57,7 @@ def test_dpm_equals_the_dpm_solver_of_diffusers_where_all_latents_have_one_sigma
     x = start = seeded_noise(0, (4, 2, 8, 8))
     for timestep, sigma in zip(theirs.timesteps, theirs.sigmas, strict=False):
         (v,) = exact_velocity([x], [sigma.expand(2, 8, 8)])
-        x = theirs.step(v, timestep, x).prev_sample
+        x = theirs.step(v, timestep, x, return_dict=False)[0]
     canvas = blank((4, 2, 8, 8), 8.0)
     *_, (ours,) = sample(exact_velocity, [canvas], [start], [theirs.sigmas], "dpm")
     assert theirs.sigmas[0] > 0.99  # it starts a thousandth below pure noise
@@ -76,8 +76,8 @@ def test_the_denoised_latents_of_each_step_approach_the_result(sampler):
 def canvases_of_all_modes():
     """Return the canvas of each mode, from one image and one video, and two soft or regional masks, by name."""
     shape = (4, 3, 4, 6)
-    picture = torch.randn(4, 1, 4, 6, generator=torch.Generator().manual_seed(1))
-    film = torch.randn(shape, generator=torch.Generator().manual_seed(3))
+    image = torch.randn(4, 1, 4, 6, generator=torch.Generator().manual_seed(1))
+    video = torch.randn(shape, generator=torch.Generator().manual_seed(3))
     request = Request(
         prompt="x",
         image="x.png",
@@ -91,18 +91,18 @@ def canvases_of_all_modes():
         moments=(Moment(0.0, "y"), Moment(0.5, "z", image="c.png")),
         seconds=1.0,
     )
-    mask = lambda path, steps: film[0].sign().relu()
-    looks = (lambda path: picture, lambda path: picture, lambda path: film, lambda path, box: film, mask)
+    mask = lambda path, latent_frames: video[0].sign().relu()
+    readers = (lambda path: image, lambda path: image, lambda path: video, lambda path, box: video, mask)
     canvases = {}
     for name, mode in MODES.items():
-        asked = replace(request, mode=name, moments=request.moments if name == "storyboard" else None)
-        canvases[name] = mode.paint(Ask(asked, shape, 8.0, (4, 8, 8), (1, 2, 2), *looks))
-    given = torch.randn(shape, generator=torch.Generator().manual_seed(2))
+        mode_request = replace(request, mode=name, moments=request.moments if name == "storyboard" else None)
+        canvases[name] = mode.paint(ModeInputs(mode_request, shape, 8.0, (4, 8, 8), (1, 2, 2), *readers))
+    latents = torch.randn(shape, generator=torch.Generator().manual_seed(2))
     region = torch.zeros(shape[1:])
     region[:, 1:3, 2:4] = 1
     window = torch.zeros(shape[1:])
     window[1] = 0.6
-    return canvases | {"region": Canvas(given, region, 8.0), "window": Canvas(given, window, 8.0)}
+    return canvases | {"region": Canvas(latents, region, 8.0), "window": Canvas(latents, window, 8.0)}
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -137,26 +137,28 @@ def test_rescaled_guidance_has_the_standard_deviation_of_the_conditional_velocit
     )
 
 
-def test_frames_that_are_given_are_guided_to_as_words_are():
+def test_frame_guidance_adds_a_pass_that_does_not_know_the_kept_frames():
     canvas = canvases_of_all_modes()["image-to-video"]
     noise = seeded_noise(0, canvas.clean_latents.shape)
-    level = canvas.denoise_mask * 0.7
+    sigma = canvas.denoise_mask * 0.7
     x = canvas.add_noise(noise)
     plans = {}
-    for held in (None, 1.0, 3.0):
-        request = Request(prompt="a ball", guidance=4.0, frame_guidance=held)
-        plans[held] = plan(Script.of(request, canvas, 0), request, canvas, noise, x, level)
-    assert [len(looks) for looks, _ in plans.values()] == [2, 2, 3]
-    looks, join = plans[3.0]
-    assert [look.prompt for look in looks] == ["a ball", "", "a ball"]
-    assert (looks[2].level == 0.7).all() and not torch.equal(looks[2].x[:, 0], canvas.clean_latents[:, 0])
-    assert torch.equal(looks[2].x[:, 1:], x[:, 1:]) and torch.equal(looks[0].x, x)
-    asked, unasked, free = torch.randn(3, *x.shape, generator=torch.Generator().manual_seed(0))
-    guided = plans[None][1]([asked, unasked])
-    assert torch.allclose(guided[:, 1:], (unasked + 4 * (asked - unasked))[:, 1:], atol=1e-5)
-    assert torch.allclose(join([asked, unasked, free]), guided + 2 * (asked - free), atol=1e-5)
-    blank_plan = plan(Script.of(request, blank(x.shape, 8.0), 0), request, blank(x.shape, 8.0), noise, x, level)
-    assert len(blank_plan[0]) == 2  # nothing is given
+    for scale in (None, 1.0, 3.0):
+        request = Request(prompt="a ball", guidance=4.0, frame_guidance=scale)
+        plans[scale] = plan_passes(WeightedPrompts.of(request, canvas, 0), request, canvas, noise, x, sigma)
+    assert [len(passes) for passes, _ in plans.values()] == [2, 2, 3]
+    passes, combine = plans[3.0]
+    assert [one.prompt for one in passes] == ["a ball", "", "a ball"]
+    assert (passes[2].sigma == 0.7).all() and not torch.equal(passes[2].latents[:, 0], canvas.clean_latents[:, 0])
+    assert torch.equal(passes[2].latents[:, 1:], x[:, 1:]) and torch.equal(passes[0].latents, x)
+    conditional, unconditional, unaware = torch.randn(3, *x.shape, generator=torch.Generator().manual_seed(0))
+    guided = plans[None][1]([conditional, unconditional])
+    assert torch.allclose(guided[:, 1:], (unconditional + 4 * (conditional - unconditional))[:, 1:], atol=1e-5)
+    expected = guided + 2 * (conditional - unaware)
+    assert torch.allclose(combine([conditional, unconditional, unaware]), expected, atol=1e-5)
+    nothing_kept = blank((4, 3, 4, 6), 8.0)
+    passes, _ = plan_passes(WeightedPrompts.of(request, nothing_kept, 0), request, nothing_kept, noise, x, sigma)
+    assert len(passes) == 2
 
 
 def test_a_longer_taller_or_wider_clip_begins_with_the_same_noise():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from app.registry import AUTO, UPSAMPLER
-from app.server.service import Offer, Service
+from app.server.service import ServedModel, Service
 from app.studio.actions import MOST_VARIATIONS
 from app.studio.gallery import LONGEST_NOTE
 from captioning.upsampler import SUBFOLDERS as UPSAMPLER_FILES
@@ -36,8 +36,8 @@ PACES = {"draft": 1 / 3, "fine": 2.0}  # of a model's own number of steps
 
 def offered(service: Service, alone: bool) -> dict[str, Any]:
     """Return what GET /studio/offer tells; `alone` where there are no tokens."""
-    models = [_model(name, offer) for name, offer in service.offers.items()]
-    modes = ("line", "reads", "needs", "still", "timed", "free", "strength")
+    models = [_model(name, model) for name, model in service.models.items()]
+    modes = ("summary", "reads", "needs", "still", "timed", "any_length", "strength")
     shipped = (UPSAMPLER / UPSAMPLER_FILES[0]).is_dir()
     return {
         "models": models,
@@ -49,12 +49,12 @@ def offered(service: Service, alone: bool) -> dict[str, Any]:
         "sides": list(SIDES),
         "alone": alone,
         "presets": _presets(models[0]["defaults"]["steps"]),
-        "limits": {"variations": MOST_VARIATIONS, "note": LONGEST_NOTE, "bytes": service.caps.bytes},
+        "limits": {"variations": MOST_VARIATIONS, "note": LONGEST_NOTE, "bytes": service.upload_limits.bytes},
     }
 
 
-def _model(name: str, offer: Offer) -> dict[str, Any]:
-    settings = offer.settings
+def _model(name: str, model: ServedModel) -> dict[str, Any]:
+    settings = model.settings
     sizes: dict[str, dict[str, Any]] = {}
     for columns, rows, frames in settings.formats:
         told = f"{columns}x{rows}"

@@ -143,7 +143,7 @@ def main(prompts: int = 150) -> dict:
         train(run)
         pipeline = Pipeline.from_pretrained(run.out / "model")
         requests = [Request(prompt=prompt_of(scene), seed=n) for n, scene in enumerate(scenes)]
-        clips = [pipeline.pixels(dream) for dream in pipeline.generate(requests, together=8)]
+        clips = [pipeline.pixels(dream) for dream in pipeline.generate(requests, pack_size=8)]
         report[name] = framing_scores(clips, [scene.things[0].colour for scene in scenes])
         write_image(
             run.out.parent / f"{name}.png", contact_sheet(clips[:16], captions=[r.prompt for r in requests[:16]])

@@ -106,8 +106,8 @@ export function body() {
   };
   if (draft.negative_prompt.trim()) found.negative_prompt = draft.negative_prompt.trim();
   if (draft.watermark) found.watermark = draft.watermark;
-  if (mode.timed && !mode.still && !mode.free) found.seconds = Number(draft.seconds);
-  if (mode.timed && mode.free && Number(draft.length) > 0) found.seconds = Number(draft.length);
+  if (mode.timed && !mode.still && !mode.any_length) found.seconds = Number(draft.seconds);
+  if (mode.timed && mode.any_length && Number(draft.length) > 0) found.seconds = Number(draft.length);
   for (const name of PLAIN) if (draft[name] !== null && draft[name] !== defaults[name]) found[name] = draft[name];
   const [low, high] = defaults.guidance_interval;
   if (Number(draft.low) !== low || Number(draft.high) !== high)
@@ -188,7 +188,7 @@ export function drafted(request) {
   }
   found.mode = studio.offer.modes.some((one) => one.name === mode) ? mode : OWN.mode;
   if (size) found.size = Array.isArray(size) ? size.join("x") : size;
-  if (seconds) Object.assign(found, modeOf(mode).free ? { length: seconds } : { seconds });
+  if (seconds) Object.assign(found, modeOf(mode).any_length ? { length: seconds } : { seconds });
   if (guidance_interval) [found.low, found.high] = guidance_interval;
   if (keyframes) found.keyframes = keyframes.map(([at, picture]) => ({ at, picture }));
   if (moments)

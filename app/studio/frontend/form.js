@@ -96,7 +96,7 @@ function mark() {
   root.mode = mode.name;
   root.told = isTold() ? "cards" : "prompt";
   root.reads = [...mode.reads, mode.needs.length || mode.reads.length ? "frames" : ""].join(" ");
-  root.lasts = mode.still || !mode.timed ? "given" : mode.free ? "free" : "trained";
+  root.lasts = mode.still || !mode.timed ? "given" : mode.any_length ? "free" : "trained";
   root.models = studio.offer.models.length > 1 ? "several" : "one";
   root.upsampled = studio.offer.upsamplers.length > 1 ? "offered" : "by-hand";
 }
