@@ -1,4 +1,4 @@
-"""What the tests share: tiny real components, made once."""
+"""Fixtures: tiny real components, made once."""
 
 import os
 import tempfile
@@ -52,17 +52,39 @@ def tiny_model(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="session")
-def ours():
-    """A writer that learned a toy world; copied by who changes it."""
-    from tests.toy import taught
+@pytest.fixture
+def longtake(tiny_model, capsys):
+    """A function that runs a command and returns its exit code, standard output and standard error."""
+    from app.cli import main
 
-    return taught()
+    def run(*argv):
+        try:
+            code = main([str(word) for word in argv])
+        except SystemExit as stop:  # argparse's own
+            code = stop.code
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return run
+
+
+@pytest.fixture
+def generate(longtake, tiny_model):
+    """A function that runs `longtake generate` with the tiny model."""
+    return lambda *argv: longtake("generate", *argv, "--model", tiny_model)
+
+
+@pytest.fixture(scope="session")
+def toy_upsampler():
+    """An upsampler trained on a toy world; a test that changes it copies it first."""
+    from tests.toy import train_toy_upsampler
+
+    return train_toy_upsampler()
 
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory):
-    """A data set of a few clips, and another to hold out."""
+    """A folder with a dataset of six clips, train, and one of six held-out clips, test."""
     from training.config import WorldRun
     from training.dataset import make_world
 
@@ -98,7 +120,7 @@ def vae_run(world):
 
 @pytest.fixture(scope="session")
 def parts(world, vae_run):
-    """A trained VAE and text tower, as far as four steps go."""
+    """The reports of a VAE and a text tower, each trained for a few steps; their folders are in `world`."""
     from training.config import TextRun
     from training.train_text import train as train_text
     from training.train_vae import train as train_vae
@@ -120,14 +142,29 @@ def parts(world, vae_run):
     return train_vae(vae_run), train_text(text)
 
 
+@pytest.fixture(scope="session")
+def trained_dit(world, parts):
+    """A run of a DiT, trained, and the report that it returned; not to be changed."""
+    from training.train_dit import train
+
+    run = tiny_dit_run(world, world / "trained-dit")
+    return run, train(run)
+
+
 @pytest.fixture
 def dit_run(world, parts, tmp_path):
+    """A run of a DiT, not yet trained."""
+    return tiny_dit_run(world, tmp_path / "dit")
+
+
+def tiny_dit_run(world, out):
+    """Return a run of a one-block DiT on the VAE and the text tower of `parts`."""
     from training.config import DiTRun
 
     return DiTRun(
         data=world / "train",
         held_out=world / "test",
-        out=tmp_path / "dit",
+        out=out,
         vae=world / "vae" / "vae",
         text_encoder=world / "text" / "text",
         formats=((64, 64, 17), (64, 64, 1)),

@@ -24,8 +24,8 @@ from training.experiments.recaption import (
     write_variant,
 )
 from training.train_captioner import build_model, mark_salient_tokens, train
-from training.world.scene import rng_of, sample_scene
-from training.world.words import caption, in_a_mirror, said
+from training.world.scene import clip_rng, sample_scene
+from training.world.words import mirror_caption, read_caption, write_caption
 from vae.weights import WEIGHTS, WeightsError
 
 COLOURS = {"Red.": (0.8, -0.8, -0.8), "Green.": (-0.8, 0.8, -0.8), "Blue.": (-0.8, -0.8, 0.8)}
@@ -114,7 +114,7 @@ def test_words_that_are_kept_from_word_to_word_change_no_caption(painter):
     assert any(written)
 
 
-def test_training_a_captioner_resumes_exactly_and_leaves_the_text_tower_as_it_is(world, parts, tmp_path):
+def test_training_a_captioner_resumes_exactly_and_leaves_the_text_tower_unchanged(world, parts, tmp_path):
     run = CaptionerRun(
         data=world / "train",
         held_out=world / "test",
@@ -145,7 +145,7 @@ def test_training_a_captioner_resumes_exactly_and_leaves_the_text_tower_as_it_is
         assert torch.equal(kept.state_dict()[name], value.half().float()), name
 
 
-def test_the_words_that_tell_a_scene_are_marked_where_they_stand():
+def test_the_tokens_that_describe_a_scene_are_marked():
     tokenizer, _ = load_text_encoder("app/models/first")
     texts = ["The video shows a large red ball. It is noon, and the camera holds still.", "In this clip, a cube."]
     ids, _ = tokenize(tokenizer, texts, truncate=True)
@@ -153,7 +153,7 @@ def test_the_words_that_tell_a_scene_are_marked_where_they_stand():
     found = ["".join(tokenizer.decode(row[1:][marks]).split()) for row, marks in zip(ids, marked, strict=True)]
     assert found == ["largeredballnoonholdsstill", "cube"] and marked.shape == ids[:, 1:].shape
     cut = mark_salient_tokens(tokenizer, texts[:1], ids[:1, :9])
-    assert torch.equal(cut[0, :-1], marked[0, :7]) and not cut[0, -1]  # the end that stands there tells nothing
+    assert torch.equal(cut[0, :-1], marked[0, :7]) and not cut[0, -1]  # a truncated caption's end token describes nothing
 
 
 def test_a_clip_of_one_picture_is_at_first_that_picture_to_an_open_clip_checkpoint(small):
@@ -181,7 +181,7 @@ def test_an_open_clip_checkpoint_trains_writes_and_is_loaded_again(small, tmp_pa
     assert load_coca(tmp_path).caption_batch(clips) == captioner.caption_batch(clips)
 
 
-def test_an_open_clip_checkpoint_is_trained_further_on_clips(small, world, tmp_path):
+def test_an_open_clip_checkpoint_is_fine_tuned_on_clips(small, world, tmp_path):
     run = CaptionerRun(
         data=world / "train",
         held_out=world / "test",
@@ -202,7 +202,7 @@ def test_an_open_clip_checkpoint_is_trained_further_on_clips(small, world, tmp_p
     assert any(name.startswith("coca.text.") for name in changed) and "coca.visual.times" in changed
 
 
-def test_a_start_that_open_clip_does_not_have_is_refused(small):
+def test_an_init_from_that_open_clip_does_not_have_is_refused(small):
     with pytest.raises(ValueError, match="a start must be one of open_clip's CoCa models"):
         build_model(CaptionerRun(init_from="ViT-B-32:openai"))
     with pytest.raises(ValueError, match=r"and its weights, as NAME:WEIGHTS; got 'coca_small' and ''"):
@@ -213,7 +213,7 @@ def test_a_start_that_open_clip_does_not_have_is_refused(small):
 
 def dense(index: int) -> tuple[str, object]:
     scene = sample_scene(0, "test", index)
-    return caption(scene, "dense", rng=rng_of(0, "test", index, 9)), scene
+    return write_caption(scene, "dense", rng=clip_rng(0, "test", index, 9)), scene
 
 
 def test_true_captions_are_true_and_whole_and_a_wrong_colour_costs_both():
@@ -231,8 +231,8 @@ def test_in_a_mirror_left_is_right_and_nothing_else_changes():
     swap = {"left": "right", "right": "left", "left of": "right of", "right of": "left of"}
     for index in range(60):
         text, _ = dense(index)
-        assert in_a_mirror(in_a_mirror(text)) == text
-        before, after = said(text), said(in_a_mirror(text))
+        assert mirror_caption(mirror_caption(text)) == text
+        before, after = read_caption(text), read_caption(mirror_caption(text))
         assert before.keys() == after.keys()
         for name in before:
             wanted = before[name]
@@ -270,7 +270,7 @@ def test_the_three_sets_of_the_experiment_differ_in_captions_alone_and_one_in_tw
 
 def test_describing_a_data_set_goes_on_where_it_was_stopped(world, tmp_path, monkeypatch):
     base = open_bucket(world / "train", (64, 64, 17))
-    monkeypatch.setattr("training.evaluation.captions.TOGETHER", 2)
+    monkeypatch.setattr("training.evaluation.captions.BATCH", 2)
     asked = []
 
     class Counting:

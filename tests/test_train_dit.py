@@ -1,4 +1,4 @@
-"""Training the diffusion transformer: where it begins, which examples a step sees, and what counts in the loss."""
+"""Training the diffusion transformer: its initial weights, the examples of a step, and the loss weights."""
 
 from dataclasses import replace
 
@@ -7,136 +7,130 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from dit.model import DiT
+from dit.packing import pack
 from training.config import WorldRun
 from training.dataset import make_world, open_bucket
+from training.examples import LatentSource, TrainingExample, draw_examples, token_count
+from training.train_dit import build_model, dit_config_for, loss_weights, pipeline_settings, saliency, train
+from training.world.words import mirror_caption
 from vae.model import VideoVAE
 from vae.weights import WEIGHTS
 
+PATCH = (1, 2, 2)
 
-class Alone:
-    """The only process of a run."""
+
+class OneProcess:
+    """What `draw_examples` reads of an accelerator, for a run in one process."""
 
     process_index, num_processes = 0, 1
 
 
-def test_a_dit_goes_on_deeper_from_where_another_ended(dit_run, parts):
-    from dit.model import DiT
-    from training.train_dit import build_model, train
+@pytest.fixture(scope="module")
+def vae(vae_run, parts):
+    return VideoVAE.from_pretrained(vae_run.out / "vae")
 
-    before = train(replace(dit_run, steps=2))
-    run = replace(dit_run, init_from=dit_run.out / "model" / "transformer", depth=3, out=dit_run.out.parent / "deeper")
+
+def open_source(run, vae, **options):
+    return LatentSource.open(run, run.data, run.formats[0], vae, vae.encoder_hash(), **options)
+
+
+def transformer_weights(run):
+    return load_file(run.out / "model" / "transformer" / WEIGHTS)
+
+
+def test_a_dit_continues_from_a_trained_one_and_grows(trained_dit, tmp_path):
+    trained, before = trained_dit
+    run = replace(trained, init_from=trained.out / "model" / "transformer", depth=3, out=tmp_path)
     first = DiT.from_pretrained(run.init_from)
     assert build_model(run, first.dit_config).dit_config == replace(first.dit_config, depth=3)
     after = train(replace(run, steps=1, lr=0.0, decay_steps=0))
-    assert after == pytest.approx(before, rel=2e-3)  # the start is stored in 16 bits
+    assert after == pytest.approx(before, rel=2e-3)  # the trained weights are stored in float16
     assert DiT.from_pretrained(run.out / "model" / "transformer").dit_config.depth == 3
     with pytest.raises(ValueError, match="init_from must have text_dim 8"):
         build_model(run, replace(first.dit_config, text_dim=8))
 
 
-def test_a_dit_goes_back_to_what_it_began_with(dit_run, parts):
-    from training.train_dit import train
-
-    if not (dit_run.out / "model").exists():
-        train(dit_run)
-    run = replace(
-        dit_run, init_from=dit_run.out / "model" / "transformer", steps=2, warmup_steps=0, out=dit_run.out.parent
-    )
-    here, there, half = (replace(run, interpolate_back=back, out=run.out / f"back-{back}") for back in (0.0, 1.0, 0.5))
-    for one in (here, there, half):
-        train(one)
-    begun, trained, between = (load_file(one.out / "model" / "transformer" / WEIGHTS) for one in (dit_run, here, half))
-    returned = load_file(there.out / "model" / "transformer" / WEIGHTS)
-    assert any(not torch.equal(trained[name], begun[name]) for name in begun)
-    for name, value in between.items():
-        assert torch.equal(returned[name], begun[name])
-        assert torch.allclose(value.float(), (begun[name].float() + trained[name].float()) / 2, atol=2e-3)
+def test_final_weights_are_interpolated_back_to_the_initial_ones(trained_dit, tmp_path):
+    trained, _ = trained_dit
+    run = replace(trained, init_from=trained.out / "model" / "transformer", steps=2, warmup_steps=0)
+    final = {}
+    for fraction in (0.0, 0.5, 1.0):
+        changed = replace(run, interpolate_back=fraction, out=tmp_path / f"back-{fraction}")
+        train(changed)
+        final[fraction] = transformer_weights(changed)
+    initial = transformer_weights(trained)
+    assert any(not torch.equal(final[0.0][name], initial[name]) for name in initial)
+    for name, value in initial.items():
+        assert torch.equal(final[1.0][name], value)
+        middle = (value.float() + final[0.0][name].float()) / 2
+        assert torch.allclose(final[0.5][name].float(), middle, atol=2e-3)  # stored in float16
 
 
-def test_the_times_of_a_step_are_spread_evenly(dit_run, parts):
-    from training.examples import LatentSource, draw_examples
-
-    vae = VideoVAE.from_pretrained(dit_run.vae)
-    source = LatentSource.open(dit_run, dit_run.data, dit_run.formats[0], vae, vae.encoder_hash())
-    times = sorted(e.uniform for step in (0, 1) for e in draw_examples(dit_run, source, (1, 2, 2), 8, step, Alone))
+def test_the_times_of_a_step_are_spread_evenly(dit_run, vae):
+    source = open_source(dit_run, vae)
+    examples = [e for step in (0, 1) for e in draw_examples(dit_run, source, PATCH, 8, step, OneProcess)]
+    times = sorted(example.uniform for example in examples)
     gaps = [after - before for before, after in zip(times, [*times[1:], times[0] + 1], strict=True)]
     assert min(gaps) > 0.3 / 16 and max(gaps) < 2 / 16
 
 
-def test_half_of_the_clips_are_seen_in_a_mirror_and_their_words_say_so(dit_run, parts):
-    from training.examples import LatentSource, draw_examples
-    from training.world.words import in_a_mirror
-
-    vae = VideoVAE.from_pretrained(dit_run.vae)
-    plain, mirroring = (
-        LatentSource.open(dit_run, dit_run.data, dit_run.formats[0], vae, vae.encoder_hash(), mirror)
-        for mirror in (False, True)
-    )
+def test_half_of_the_clips_are_flipped_and_so_are_their_captions(dit_run, vae):
+    plain, flipping = (open_source(dit_run, vae, horizontal_flip=flip) for flip in (False, True))
     with torch.no_grad():
         wanted = vae.encode(open_bucket(dit_run.data, dit_run.formats[0]).load_clips([3]).flip(-1))[0].half()
-    assert plain.flipped is None and np.array_equal(mirroring.flipped[3], wanted)
-    turned = 0
-    for here, there in zip(
-        *(draw_examples(dit_run, one, (1, 2, 2), 40, 0, Alone) for one in (plain, mirroring)), strict=True
-    ):
-        if torch.equal(here.latents, there.latents):
-            assert there.caption == here.caption
+    assert plain.flipped is None and np.array_equal(flipping.flipped[3], wanted)
+    flips = 0
+    batches = (draw_examples(dit_run, source, PATCH, 40, 0, OneProcess) for source in (plain, flipping))
+    for without, example in zip(*batches, strict=True):
+        if torch.equal(without.latents, example.latents):
+            assert example.caption == without.caption
         else:
-            assert there.caption == in_a_mirror(here.caption)
-            turned += 1
-        assert torch.equal(here.noise, there.noise) and torch.equal(here.denoise_mask, there.denoise_mask)
-    assert 10 < turned < 30
+            assert example.caption == mirror_caption(without.caption)
+            flips += 1
+        assert torch.equal(without.noise, example.noise) and torch.equal(without.denoise_mask, example.denoise_mask)
+    assert 10 < flips < 30
 
 
-def test_of_long_clips_the_first_picture_and_a_stretch_from_anywhere_are_seen(dit_run, tmp_path):
-    from training.examples import LatentSource, draw_examples, token_count
-    from training.train_dit import build_model, dit_config_for, pipeline_settings
-
+def test_an_example_of_a_long_clip_is_its_first_frame_and_a_random_window(dit_run, vae, tmp_path):
     world = WorldRun(folder=tmp_path / "world", formats=((64, 64, 33),), clips=(4,))
     make_world(world)
     run = replace(dit_run, data=world.folder, formats=((64, 64, 33), (64, 64, 17)), window_frames=17)
-    vae = VideoVAE.from_pretrained(run.vae)
-    source = LatentSource.open(run, run.data, run.formats[0], vae, vae.encoder_hash())
-    dit = build_model(run, dit_config_for(run, vae.stride, vae.channels, 64))
+    source = open_source(run, vae)
+    model = build_model(run, dit_config_for(run, vae.stride, vae.channels, 64))
     assert source.shape[1] == 5 and source.latents.shape[2] == 9 and pipeline_settings(run).formats == ((64, 64, 17),)
-    begun = set()
-    for example in draw_examples(run, source, (1, 2, 2), 60, 0, Alone):
+    starts = set()
+    for example in draw_examples(run, source, PATCH, 60, 0, OneProcess):
         clip = next(clip for clip in source.latents if np.array_equal(clip[:, 0], example.latents[:, 0].numpy()))
         found = {k for k in range(1, 6) if np.array_equal(clip[:, k : k + 4], example.latents[:, 1:].numpy())}
-        assert found  # several where the clip stands still
+        assert found  # several where nothing moves
         assert 1 in found or (not example.denoise_mask[0].any() and example.denoise_mask[1:].any())
         assert example.denoise_mask.shape == example.noise.shape[1:] == source.shape[1:]
-        begun |= found
-    assert begun == {1, 2, 3, 4, 5} and token_count(source, dit.dit_config) == 5 * 4 * 4
+        starts |= found
+    assert starts == {1, 2, 3, 4, 5} and token_count(source, model.dit_config) == 5 * 4 * 4
 
 
-def test_what_stands_out_counts_for_more_the_less_noise_there_is():
-    from dit.packing import pack
-    from training.examples import TrainingExample
-    from training.train_dit import loss_weights, saliency
-
-    patch, rows = (1, 2, 2), torch.linspace(-1, 1, 8)[None, None, :, None]
-    latents = rows.expand(4, 3, 8, 8).clone()  # a sky and a ground, the same in every column
-    latents[:, :, 4:6, 2:4] += 1  # and something on it
-    out = saliency(latents, patch).reshape(3, 4, 4)
-    assert torch.allclose(out[:, 2, 1], torch.tensor(1.0)) and not out[:, 0].any()
-    for now in (0.25, 0.5, 1.0):
-        level = torch.full((3, 8, 8), now)
-        example = TrainingExample(latents, torch.randn(4, 3, 8, 8), level, 0.5, "", 8.0)
-        weights = loss_weights([example] * 2, pack([latents] * 2, [level] * 2, [8.0] * 2, patch), 4.0)
-        thing, ground = weights.reshape(2, 3, 4, 4)[:, :, 2, 1], weights.reshape(2, 3, 4, 4)[:, :, 0]
-        share = 4 * (1 - now)
+def test_salient_tokens_weigh_more_at_low_noise():
+    rows = torch.linspace(-1, 1, 8)[None, None, :, None]
+    latents = rows.expand(4, 3, 8, 8).clone()  # a background, the same in every column
+    latents[:, :, 4:6, 2:4] += 1  # and an object on it
+    salient = saliency(latents, PATCH).reshape(3, 4, 4)
+    assert torch.allclose(salient[:, 2, 1], torch.tensor(1.0)) and not salient[:, 0].any()
+    for sigma in (0.25, 0.5, 1.0):
+        sigmas = torch.full((3, 8, 8), sigma)
+        example = TrainingExample(latents, torch.randn(4, 3, 8, 8), sigmas, 0.5, "", 8.0)
+        weights = loss_weights([example] * 2, pack([latents] * 2, [sigmas] * 2, [8.0] * 2, PATCH), 4.0)
+        weights = weights.reshape(2, 3, 4, 4)
+        strength = 4 * (1 - sigma)
         assert torch.allclose(weights.mean(), torch.tensor(1.0))
-        assert torch.allclose(thing, torch.tensor((1 + 16 * share) / (1 + share)))
-        assert torch.allclose(ground, torch.tensor(1 / (1 + share)))
-    level = torch.zeros(3, 8, 8)
-    level[:, 4:6, 2:6] = 0.5  # a region anew: the thing and as much of the ground
-    example = TrainingExample(latents, torch.randn(4, 3, 8, 8), level, 0.5, "", 8.0)
-    weights = loss_weights([example], pack([latents], [level], [8.0], patch), 4.0).reshape(3, 4, 4)
+        assert torch.allclose(weights[:, :, 2, 1], torch.tensor((1 + 16 * strength) / (1 + strength)))
+        assert torch.allclose(weights[:, :, 0], torch.tensor(1 / (1 + strength)))
+    sigmas = torch.zeros(3, 8, 8)
+    sigmas[:, 4:6, 2:6] = 0.5  # a region to denoise: the object and as much of the background
+    example = TrainingExample(latents, torch.randn(4, 3, 8, 8), sigmas, 0.5, "", 8.0)
+    batch = pack([latents], [sigmas], [8.0], PATCH)
+    weights = loss_weights([example], batch, 4.0).reshape(3, 4, 4)
     assert torch.allclose(weights[:, 2, 1:3], torch.tensor([(1 + 2 * 2) / 3, 1 / 3]))
-    flat = loss_weights(
-        [replace(example, latents=torch.zeros(4, 3, 8, 8))], pack([latents], [level], [8.0], patch), 4.0
-    )
-    assert torch.allclose(flat, torch.ones(48, 1))
-    plain = loss_weights([example], pack([latents], [level], [8.0], patch), 0.0)
-    assert torch.equal(plain, torch.ones(48, 1))
+    without_object = replace(example, latents=torch.zeros(4, 3, 8, 8))
+    assert torch.allclose(loss_weights([without_object], batch, 4.0), torch.ones(48, 1))
+    assert torch.equal(loss_weights([example], batch, 0.0), torch.ones(48, 1))

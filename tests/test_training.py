@@ -14,6 +14,9 @@ from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file
 from torch import nn
 
+from dit.pipeline import Pipeline
+from dit.request import Request
+from training import dataset, train_dit
 from training.canvases import draw_denoise_mask
 from training.checkpoints import Checkpoints
 from training.command import TRAINERS, parse_run
@@ -38,25 +41,22 @@ from training.loop import (
     write_run_description,
 )
 from training.presets import PRESETS
+from training.train_vae import channel_importance, set_latent_statistics
+from training.train_vae import train as train_vae
 from vae.model import VideoVAE
 from vae.weights import WEIGHTS
 
 SQUARE = (64, 64, 17)
 
 
-def weights(run):
-    return load_file(run.out / "model" / "transformer" / WEIGHTS)
+def same_weights(folder, other):
+    found, wanted = load_file(folder / WEIGHTS), load_file(other / WEIGHTS)
+    return found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
-def test_resuming_gives_the_same_weights_as_not_stopping(dit_run, tmp_path, monkeypatch):
-    from training import train_dit
-
-    train_dit.train(dit_run)
-    broken = replace(dit_run, out=tmp_path / "broken", checkpoint_minutes=0)
+def test_resuming_gives_the_same_weights_as_not_stopping(trained_dit, tmp_path, monkeypatch):
+    whole, _ = trained_dit
+    broken = replace(whole, out=tmp_path / "broken", checkpoint_minutes=0)
     calls = []
 
     def die_once(*args, **kwargs):
@@ -70,36 +70,26 @@ def test_resuming_gives_the_same_weights_as_not_stopping(dit_run, tmp_path, monk
         train_dit.train(broken)
     train_dit.train(broken)
     assert len(calls) == 4 + 3  # three steps were saved; three were left
-    assert same(weights(broken), weights(dit_run))
+    assert same_weights(broken.out / "model" / "transformer", whole.out / "model" / "transformer")
 
 
 def test_a_run_resumes_only_with_its_own_seed_shape_and_data(vae_run, parts, world):
-    from training.train_vae import train
-
     before = (vae_run.out / "run.json").read_bytes()
     for other in (replace(vae_run, seed=1), replace(vae_run, widths=(16, 48)), replace(vae_run, data=world / "test")):
         with pytest.raises(ValueError, match="a run must resume as it began"):
-            train(other)
+            train_vae(other)
     assert (vae_run.out / "run.json").read_bytes() == before
 
 
 def test_resuming_a_vae_gives_the_same_weights_too(vae_run, parts, tmp_path):
-    from training.train_vae import train
-
-    first = replace(vae_run, out=tmp_path / "vae")
-    train(replace(first, steps=2, decay_steps=0))
-    report = train(first)
-    wanted = load_file(vae_run.out / "vae" / WEIGHTS)
+    resumed = replace(vae_run, out=tmp_path / "vae")
+    train_vae(replace(resumed, steps=2, decay_steps=0))
+    report = train_vae(resumed)
     assert {"psnr", "ssim", "linear_psnr"} <= report["formats"]["64x64x17"].keys()
-    assert same(load_file(first.out / "vae" / WEIGHTS), wanted)
-    again = replace(vae_run, out=tmp_path / "again")
-    train(again)
-    assert same(load_file(again.out / "vae" / WEIGHTS), wanted)
+    assert same_weights(resumed.out / "vae", vae_run.out / "vae")
 
 
 def test_training_with_a_frozen_encoder_leaves_latents_unchanged(vae_run, parts):
-    from training.train_vae import train as train_vae
-
     run = replace(vae_run, init_from=vae_run.out / "vae", freeze_encoder=True, out=vae_run.out.parent / "vae-decoder")
     train_vae(run)
     before, after = (VideoVAE.from_pretrained(folder / "vae") for folder in (vae_run.out, run.out))
@@ -115,9 +105,6 @@ def test_training_with_a_frozen_encoder_leaves_latents_unchanged(vae_run, parts)
 
 
 def test_the_variance_of_a_latent_channel_is_its_importance_in_the_pixels(vae_run):
-    from training.dataset import open_bucket
-    from training.train_vae import channel_importance, set_latent_statistics
-
     bucket = open_bucket(vae_run.data, vae_run.formats[0])
     vae = VideoVAE.from_pretrained(vae_run.out / "vae").eval()
     with torch.no_grad():
@@ -133,20 +120,16 @@ def test_the_variance_of_a_latent_channel_is_its_importance_in_the_pixels(vae_ru
     assert variance.max() > 5 * variance.min()
 
 
-def test_a_trained_model_folder_makes_clips(dit_run):
-    from dit.pipeline import Pipeline
-    from dit.request import Request
-    from training.train_dit import train
-
-    report = train(dit_run)
+def test_a_trained_model_folder_makes_clips(trained_dit):
+    run, report = trained_dit
     assert {"validation", "validation_t0", "validation_t7"} <= report.keys()
-    pipeline = Pipeline.from_pretrained(dit_run.out / "model")
+    pipeline = Pipeline.from_pretrained(run.out / "model")
     (sample,) = pipeline.generate([Request(prompt="a red ball", steps=1)])
     assert pipeline.pixels(sample).shape == (3, 17, 64, 64)
-    assert (dit_run.out / "sample-000006.png").stat().st_size > 1000
-    described = json.loads((dit_run.out / "run.json").read_text())
-    assert described["config"]["steps"] == 6 and described["data"] and described["parameters"] > 0
-    assert list((dit_run.out / "log").rglob("events*"))
+    assert (run.out / "sample-000006.png").stat().st_size > 1000
+    description = json.loads((run.out / "run.json").read_text())
+    assert description["config"]["steps"] == 6 and description["data"] and description["parameters"] > 0
+    assert list((run.out / "log").rglob("events*"))
 
 
 class Toy:
@@ -229,8 +212,6 @@ def test_old_checkpoints_are_removed_only_after_the_new_one_reads_back(tmp_path,
 
 
 def test_an_interrupted_world_resumes_to_the_same_clips(world, tmp_path, monkeypatch):
-    from training import dataset
-
     run = WorldRun(folder=tmp_path / "data", clips=(6,), workers=1)
     monkeypatch.setattr(dataset, "FLUSH_EVERY", 2)
     real = dataset.caption
@@ -325,7 +306,7 @@ def test_help_explains_every_field_of_every_run(capsys):
             parse_run(kind, ["--help"])
         text = " ".join(re.sub("[│╭╰─╮╯]", " ", capsys.readouterr().out).split())
         for field in fields(next(iter(presets.values()))()):
-            option = re.search(rf"--{field.name.replace('_', '-')} (.*?)\(default:", text)
+            option = re.search(rf"--{field.name.replace('_', '-')}\b(?!-)(.*?)\(default:", text)
             assert option, (kind, field.name)
             words = [word for word in option[1].split() if re.fullmatch(r"[a-z][\w'-]+[,;:.]?", word)]
             assert len(words) > 1, (kind, field.name)  # beyond the metavar, which is in capitals or brackets

@@ -1,4 +1,4 @@
-"""What the upsampler learns from, how it is trained, and how much of a prompt survives it."""
+"""The upsampler: its training pairs, its losses, its training, and the measure of what survives of a prompt."""
 
 import json
 import math
@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from app.cli import main
+from captioning.lexicon import match_attributes
 from captioning.upsampler import (
     CLIP_CAPTION,
     IMAGE_CAPTION,
@@ -20,92 +21,91 @@ from captioning.upsampler import (
 )
 from training.config import UpsamplerRun
 from training.dataset import open_bucket, select_captions
-from training.evaluation.upsampler import FIRST, SETS, prompt_cases, read_prompt, measure_survival, verdicts
-from training.prompt_pairs import confused_scenes, draw_choice, draw_pair
+from training.evaluation.upsampler import FIRST_INDEX, SETS, measure_survival, prompt_cases, read_prompt
+from training.prompt_pairs import CaptionChoice, confused_scenes, draw_choice, draw_pair, is_faithful
 from training.synonyms import SYNONYMS, draw_prompt, imitate_typing
 from training.train_upsampler import preference_loss, train
 from training.world.scene import sample_scene
-from training.world.words import LANGUAGES, TABLES, caption
+from training.world.words import LANGUAGES, TABLES, write_caption
 
 every_language = pytest.mark.parametrize("language", LANGUAGES)
 
 
-# What it learns from
+# Training pairs
 
 
 @every_language
-def test_the_thesaurus_holds_no_word_that_is_kept_back(language):
-    table, between = TABLES[language], " " if language == "en" else ""
-    usual, mine = set(table.build_lexicon((table.WORDS,)).meanings), table.build_lexicon((SYNONYMS[language],))
-    kept_back = set(table.build_lexicon((table.WORDS, table.RESERVED)).meanings) - usual
-    said = [f"{between}{between.join(phrase)}{between}" for phrase in mine.meanings]
-    paces = {word for words in table.RESERVED["speed"].values() for word in words}  # which fill any event's phrase
-    for phrase in kept_back:
-        text = between.join(phrase)
-        assert text in paces or not any(f"{between}{text}{between}" in words for words in said), text
+def test_synonyms_contain_no_reserved_word(language):
+    table, separator = TABLES[language], " " if language == "en" else ""
+    usual, synonyms = set(table.build_lexicon((table.WORDS,)).meanings), table.build_lexicon((SYNONYMS[language],))
+    reserved = set(table.build_lexicon((table.WORDS, table.RESERVED)).meanings) - usual
+    phrases = [f"{separator}{separator.join(phrase)}{separator}" for phrase in synonyms.meanings]
+    speeds = {word for words in table.RESERVED["speed"].values() for word in words}  # part of any event's phrase
+    for phrase in reserved:
+        text = separator.join(phrase)
+        assert text in speeds or not any(f"{separator}{text}{separator}" in words for words in phrases), text
     words = {word for values in SYNONYMS[language].values() for options in values.values() for word in options}
-    assert not any(pace in word for word in words for pace in paces)
+    assert not any(speed in word for word in words for speed in speeds)
 
 
 @every_language
-def test_the_thesaurus_is_not_ambiguous_and_each_of_its_words_is_new(language):
+def test_synonyms_are_unambiguous_and_new(language):
     table = TABLES[language]
-    table.build_lexicon((table.WORDS, table.RESERVED, SYNONYMS[language]))  # raises where a phrase has two meanings
+    table.build_lexicon((table.WORDS, table.RESERVED, SYNONYMS[language]))  # raises if a phrase has two meanings
     for name, values in SYNONYMS[language].items():
         for value, words in values.items():
             assert not set(words) & set(table.WORDS[name][value]) and len(set(words)) == len(words)
 
 
 @every_language
-def test_what_is_said_in_the_thesaurus_words_means_what_the_scene_is(language):
+def test_a_prompt_in_synonyms_means_its_scene(language):
     table = TABLES[language]
     lexicon = table.build_lexicon((table.WORDS, SYNONYMS[language]))
+    attributes = ("colour", "shape", "event")
     for index in range(60):
         scene = sample_scene(3, "train", index)
-        text = draw_prompt(
-            scene, language, np.random.default_rng(index), ("colour", "shape", "event"), synonym_probability=1.0
-        )
+        text = draw_prompt(scene, language, np.random.default_rng(index), attributes, synonym_probability=1.0)
         found = {meaning for _, meanings in lexicon.read(text) for meaning in meanings}
         assert {value for name, value in found if name == "event"} == {scene.event}, text
         assert {value for name, value in found if name == "colour"} >= {scene.things[0].colour}, text
 
 
-def test_typing_leaves_out_articles_and_asks_for_videos_now_and_then():
+def test_imitated_typing_sometimes_drops_articles_or_begins_with_a_phrase():
     texts = [imitate_typing("a red ball on the grass", "en", np.random.default_rng(seed)) for seed in range(200)]
     assert texts.count("a red ball on the grass") > 100
     assert "red ball on grass" in texts and "show me a red ball on the grass" in texts
 
 
-def test_pairs_are_functions_of_the_number_and_true_of_their_clip(world):
+def test_pairs_are_functions_of_the_sample_index_with_captions_of_their_clip(world):
     bucket = open_bucket(world / "train", (64, 64, 17))
-    pairs = [draw_pair(0, bucket, number % 6, number) for number in range(40)]
-    assert pairs == [draw_pair(0, bucket, number % 6, number) for number in range(40)]
-    assert {mark for mark, *_ in pairs} == {"<clip>", "<picture>"}
-    for number, (mark, short, text) in enumerate(pairs):
-        assert text in bucket.captions[number % 6]["moving" if mark == "<clip>" else "still"] and text != short
+    pairs = [draw_pair(0, bucket, sample % 6, sample) for sample in range(40)]
+    assert pairs == [draw_pair(0, bucket, sample % 6, sample) for sample in range(40)]
+    assert {pair.task for pair in pairs} == {"<clip>", "<picture>"}
+    for sample, (task, prompt, text) in enumerate(pairs):
+        assert text in bucket.captions[sample % 6]["moving" if task == "<clip>" else "still"] and text != prompt
 
 
-def test_pairs_have_the_captioners_words_but_where_they_contradict_the_clip_or_the_short_text(world):
+def test_pairs_take_the_captioners_captions_unless_they_contradict_the_clip_or_the_prompt(world):
     bucket = open_bucket(world / "train", (64, 64, 17))
     true = [select_captions(bucket.captions[clip], "dense")[0] for clip in range(6)]
-    own = [f"Look! {text}" for text in true]  # as true as the world's, and told apart from them
-    told = [draw_pair(0, bucket, number % 6, number, own) for number in range(80)]
-    plain = [draw_pair(0, bucket, number % 6, number) for number in range(80)]
-    assert [pair[:2] for pair in told] == [pair[:2] for pair in plain]
-    of_clips = [text for mark, _, text in told if mark == "<clip>"]
+    marked = [f"Look! {text}" for text in true]  # as true as the world's, and recognisable
+    pairs = [draw_pair(0, bucket, sample % 6, sample, marked) for sample in range(80)]
+    without = [draw_pair(0, bucket, sample % 6, sample) for sample in range(80)]
+    assert [pair[:2] for pair in pairs] == [pair[:2] for pair in without]
+    of_clips = [pair.caption for pair in pairs if pair.task == "<clip>"]
     assert 0.5 < np.mean([text.startswith("Look!") for text in of_clips]) < 1
-    assert not any(text.startswith("Look!") for mark, _, text in told if mark == "<picture>")
-    few = [draw_pair(0, bucket, number % 6, number, own[:2])[2] for number in range(80)]
-    assert {number % 6 for number, text in enumerate(few) if text.startswith("Look!")} == {0, 1}
-    wrong = [draw_pair(0, bucket, number % 6, number, true[1:] + true[:1]) for number in range(80)]
-    assert sum(pair != other for pair, other in zip(wrong, plain, strict=True)) <= 2
+    assert not any(pair.caption.startswith("Look!") for pair in pairs if pair.task == "<picture>")
+    few = [draw_pair(0, bucket, sample % 6, sample, marked[:2]).caption for sample in range(80)]
+    assert {sample % 6 for sample, text in enumerate(few) if text.startswith("Look!")} == {0, 1}
+    wrong = [draw_pair(0, bucket, sample % 6, sample, true[1:] + true[:1]) for sample in range(80)]
+    assert sum(pair != other for pair, other in zip(wrong, without, strict=True)) <= 2
     scene = bucket.scene(0)
     other = "red" if scene.things[0].colour != "red" else "blue"
     assert is_faithful("", true[0], scene) and not is_faithful("", f"A {other} {scene.things[0].shape} rests.", scene)
     assert not is_faithful("at noon", "It is night.", scene) and not is_faithful("正午", "It is night.", scene)
 
 
-def test_captions_of_more_clips_than_there_are_are_refused(world, tmp_path):
+def test_a_captions_file_with_more_captions_than_clips_is_refused(world, tmp_path):
     (tmp_path / "many.jsonl").write_text('"A red ball."\n' * 7)
     run = UpsamplerRun(
         data=world / "train", held_out=world / "test", out=tmp_path, captions_file=tmp_path / "many.jsonl"
@@ -114,16 +114,16 @@ def test_captions_of_more_clips_than_there_are_are_refused(world, tmp_path):
         train(run)
 
 
-def test_captions_that_take_two_things_for_each_other_contradict_what_is_told_of_both():
+def test_captions_that_confuse_two_objects_contradict_the_prompt():
     scenes = [scene for index in range(400) if len((scene := sample_scene(0, "train", index)).things) > 1]
     counts = []
     for scene in scenes:
-        label = caption(scene, "label", rng=np.random.default_rng(0))
+        label = write_caption(scene, "label", rng=np.random.default_rng(0))
         if choice := draw_choice(scene, CLIP_CAPTION, label):
-            short, true, false = choice
-            assert short == label and choice == draw_choice(scene, CLIP_CAPTION, label)
-            assert all(verdicts(read_prompt(label), read_prompt(true)).values()), true
-            assert all(not all(verdicts(read_prompt(label), read_prompt(text)).values()) for text in false), false
+            prompt, true, false = choice
+            assert prompt == label and choice == draw_choice(scene, CLIP_CAPTION, label)
+            assert all(match_attributes(read_prompt(label), read_prompt(true)).values()), true
+            assert all(not all(match_attributes(read_prompt(label), read_prompt(text)).values()) for text in false), false
             counts.append(len(false))
     assert (
         len(counts) > len(scenes) / 2
@@ -134,7 +134,7 @@ def test_captions_that_take_two_things_for_each_other_contradict_what_is_told_of
     scene = next(scene for scene in scenes if len(set(scene.things)) == 4 and scene.event != "topple")
     looks = [(thing.colour, thing.shape) for thing in scene.things]
     moved = [[(thing.colour, thing.shape) for thing in other.things] for other in confused_scenes(scene, True)]
-    assert any(sorted(new) == sorted(looks) and new != looks for new in moved)  # each whole, at another's place
+    assert any(sorted(new) == sorted(looks) and new != looks for new in moved)  # two objects swapped places
     assert not any(
         sorted((thing.colour, thing.shape) for thing in other.things) == sorted(looks)
         for other in confused_scenes(scene, False)
@@ -143,34 +143,35 @@ def test_captions_that_take_two_things_for_each_other_contradict_what_is_told_of
     assert {"left of", "right of", "behind", "in front of"} <= sides
 
 
-def test_a_writer_that_prefers_the_true_caption_has_less_to_learn():
+def test_the_preference_loss_is_lower_for_a_model_that_prefers_the_true_caption():
     torch.manual_seed(0)
     right, wrong = "A red cube spins at noon. The camera pans.", "A blue cube spins at noon."
     tokenizer = train_upsampler_tokenizer([right, wrong], 320, 128)
-    writer = UpsamplerModel(len(tokenizer), 128, 32, 2, 1, tokenizer.eos_token_id, tokenizer.pad_token_id).eval()
-    for weight in writer.parameters():
+    model = UpsamplerModel(len(tokenizer), 128, 32, 2, 1, tokenizer.eos_token_id, tokenizer.pad_token_id).eval()
+    for weight in model.parameters():
         torch.nn.init.normal_(weight, std=0.3)
-    ours, device = TrainedUpsampler(tokenizer, writer), torch.device("cpu")
-    true, false = (float(ours.prompt_log_probs("red cube spins", [text]).sum()) for text in (right, wrong))
-    one, other = ("red cube spins", right, [wrong]), ("red cube spins", wrong, [right, right])
+    upsampler, device = TrainedUpsampler(tokenizer, model), torch.device("cpu")
+    true, false = (float(upsampler.prompt_log_probs("red cube spins", [text]).sum()) for text in (right, wrong))
+    one = CaptionChoice("red cube spins", right, [wrong])
+    other = CaptionChoice("red cube spins", wrong, [right, right])
     with torch.no_grad():
-        found = [float(preference_loss(writer, tokenizer, some, device)) for some in ([one], [other], [one, other])]
+        found = [float(preference_loss(model, tokenizer, some, device)) for some in ([one], [other], [one, other])]
     expected = [math.log1p(math.exp(false - true)), math.log1p(math.exp(true - false))]
-    all_three = (expected[0] + 2 * expected[1]) / 3
-    assert abs(true - false) > 0.1 and found == pytest.approx([*expected, all_three], abs=1e-3)
-    assert preference_loss(writer, tokenizer, [], device) == 0
+    mean_of_three = (expected[0] + 2 * expected[1]) / 3
+    assert abs(true - false) > 0.1 and found == pytest.approx([*expected, mean_of_three], abs=1e-3)
+    assert preference_loss(model, tokenizer, [], device) == 0
 
 
-# How it is measured
+# The measure
 
 
 @pytest.mark.parametrize("words", SETS)
 def test_true_captions_keep_all_that_prompts_say_and_those_of_other_scenes_do_not(words):
     told = [told for _, told in prompt_cases(words, 100, 0)]
-    scenes = [sample_scene(0, "test", FIRST + n) for n in range(100)]
-    dense = [read_prompt(caption(scene, "dense", rng=np.random.default_rng(n))) for n, scene in enumerate(scenes)]
-    assert all(all(verdicts(*pair).values()) for pair in zip(told, dense, strict=True))
-    mixed = [all(verdicts(*pair).values()) for pair in zip(told, dense[1:] + dense[:1], strict=True)]
+    scenes = [sample_scene(0, "test", FIRST_INDEX + n) for n in range(100)]
+    dense = [read_prompt(write_caption(scene, "dense", rng=np.random.default_rng(n))) for n, scene in enumerate(scenes)]
+    assert all(all(match_attributes(*pair).values()) for pair in zip(told, dense, strict=True))
+    mixed = [all(match_attributes(*pair).values()) for pair in zip(told, dense[1:] + dense[:1], strict=True)]
     assert sum(mixed) <= 5
 
 
@@ -178,7 +179,7 @@ def test_a_writer_who_swaps_a_colour_and_adds_things_is_found_out():
     @cache
     def truth() -> dict[str, str]:
         return {
-            text: caption(sample_scene(0, "test", FIRST + n), "dense", rng=np.random.default_rng(n))
+            text: write_caption(sample_scene(0, "test", FIRST_INDEX + n), "dense", rng=np.random.default_rng(n))
             for words in SETS
             for n, (text, _) in enumerate(prompt_cases(words, 8, 0))
         }
@@ -210,18 +211,19 @@ def test_a_writer_who_swaps_a_colour_and_adds_things_is_found_out():
     assert painted["plain"]["attributes"]["colour"] < 1 and painted["plain"]["attributes"]["event"] == 1
 
 
-# How it is trained
+# Training
 
 
-def test_the_command_that_trains_it_says_what_it_will_cost(capsys):
+def test_a_dry_run_prints_the_cost(capsys):
     with pytest.raises(SystemExit):
         main(["train", "upsampler", "--preset", "first", "--dry-run"])
     assert "pairs seen 288,000, each both ways" in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")
-def run(world, tmp_path_factory):
-    return UpsamplerRun(
+def trained(world, tmp_path_factory):
+    """A run of an upsampler, trained, and the report that it returned; not to be changed."""
+    run = UpsamplerRun(
         data=world / "train",
         held_out=world / "test",
         out=tmp_path_factory.mktemp("run") / "upsampler",
@@ -239,10 +241,11 @@ def run(world, tmp_path_factory):
         checkpoint_minutes=0,
         precision="no",
     )
+    return run, train(run)
 
 
-def test_a_run_leaves_an_upsampler_and_a_report(run):
-    report = train(run)
+def test_a_run_writes_an_upsampler_and_a_report(trained):
+    run, report = trained
     assert set(report["survival"]) == set(SETS) and report["min_log_prob"] < 0 < report["validation_prompt_loss"]
     loaded = load_upsampler(run.out / "upsampler")
     assert isinstance(loaded, TrainedUpsampler) and loaded.model.config.max_prompt_bytes == report["max_prompt_bytes"]
@@ -250,25 +253,24 @@ def test_a_run_leaves_an_upsampler_and_a_report(run):
     assert json.loads((run.out / "report.json").read_text()) == report
 
 
-def test_resuming_gives_the_same_upsampler_as_not_stopping(run, tmp_path):
-    train(replace(run, out=tmp_path / "u", steps=2))
-    train(replace(run, out=tmp_path / "u"))
-    if not (run.out / "upsampler").exists():
-        train(run)
-    one, two = (load_upsampler(out / "upsampler").model.state_dict() for out in (run.out, tmp_path / "u"))
-    assert all(torch.equal(one[name], two[name]) for name in one)
+def test_resuming_gives_the_same_upsampler_as_not_stopping(trained, tmp_path):
+    run, _ = trained
+    resumed = replace(run, out=tmp_path)
+    train(replace(resumed, steps=2))
+    train(resumed)
+    whole, found = (load_upsampler(out / "upsampler").model.state_dict() for out in (run.out, resumed.out))
+    assert all(torch.equal(whole[name], found[name]) for name in whole)
 
 
-def test_a_run_goes_on_from_an_upsampler_with_its_words_and_shape(run, tmp_path):
-    if not (run.out / "upsampler").exists():
-        train(run)
-    begun = replace(
-        run, init_from=run.out / "upsampler", out=tmp_path / "on", steps=2, lr=0.0, weight_decay=0.0, width=64
+def test_a_run_continues_from_an_upsampler_with_its_tokenizer_and_shape(trained, tmp_path):
+    first, _ = trained
+    run = replace(
+        first, init_from=first.out / "upsampler", out=tmp_path / "on", steps=2, lr=0.0, weight_decay=0.0, width=64
     )
-    train(begun)
-    one, two = (load_upsampler(out / "upsampler") for out in (run.out, begun.out))
-    assert one.tokenizer.get_vocab() == two.tokenizer.get_vocab()
-    before, after = one.model.state_dict(), two.model.state_dict()
-    assert all(torch.equal(before[name], after[name]) for name in before)
+    train(run)
+    before, after = (load_upsampler(out / "upsampler") for out in (first.out, run.out))
+    assert before.tokenizer.get_vocab() == after.tokenizer.get_vocab()
+    weights = after.model.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in before.model.state_dict().items())
     with pytest.raises(ValueError, match="init_from must be the folder of an upsampler trained here; got http"):
-        train(replace(begun, init_from="http://localhost:8000/v1#pen", out=tmp_path / "off"))
+        train(replace(run, init_from="http://localhost:8000/v1#pen", out=tmp_path / "off"))

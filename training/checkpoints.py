@@ -51,7 +51,7 @@ class Checkpoints:
         (temporary / STATE).write_text(json.dumps({"step": step, "sha256": hashes, **notes}))
         sync(temporary / STATE)
         if not self.is_intact(temporary):
-            raise OSError(f"a checkpoint must read back as it was written; {temporary} does not, so look at the disk")
+            raise OSError(f"a checkpoint must read back as it was written; {temporary} does not, so check the disk")
         shutil.rmtree(final, ignore_errors=True)
         os.replace(temporary, final)
         for old in (*self.paths()[: -self.keep], *self.folder.glob("*.tmp")):
@@ -75,10 +75,9 @@ class Checkpoints:
         for checkpoint in reversed(self.paths()):
             if self.is_intact(checkpoint):
                 notes = json.loads((checkpoint / STATE).read_text())
-                return notes, {
-                    RENAMED_PARTS.get(name, name): load_file(checkpoint / f"{name}.safetensors")
-                    for name in notes["sha256"]
-                }
+                names: list[str] = list(notes["sha256"])
+                groups = {name: load_file(checkpoint / f"{name}.safetensors") for name in names}
+                return notes, {RENAMED_PARTS.get(name, name): group for name, group in groups.items()}
             print(f"checkpoint {checkpoint} is damaged: going back to the one before", file=sys.stderr)
         return None
 

@@ -45,7 +45,7 @@ class Muon(torch.optim.Optimizer):
             else:
                 for value in group["params"]:
                     if value.grad is not None:
-                        self._adam_step(value, group)
+                        self._adam_step(value, value.grad, group)
 
     def _muon_step(self, group: dict) -> None:
         matrices, updates = [], []
@@ -63,15 +63,15 @@ class Muon(torch.optim.Optimizer):
         for matrix, update in zip(matrices, updates, strict=True):
             matrix.add_(update.view_as(matrix), alpha=-group["lr"] * ADAMW_UPDATE_RMS * max(update.shape) ** 0.5)
 
-    def _adam_step(self, value: Tensor, group: dict) -> None:
+    def _adam_step(self, value: Tensor, gradient: Tensor, group: dict) -> None:
         state = self.state[value]
         if not state:
             state["step"] = torch.zeros(())
             state["mean"], state["square"] = torch.zeros_like(value), torch.zeros_like(value)
         state["step"] += 1
         beta1, beta2 = group["betas"]
-        mean = state["mean"].lerp_(value.grad, 1 - beta1)
-        square = state["square"].lerp_(value.grad.square(), 1 - beta2)
+        mean = state["mean"].lerp_(gradient, 1 - beta1)
+        square = state["square"].lerp_(gradient.square(), 1 - beta2)
         steps = float(state["step"])
         deviation = (square / (1 - beta2**steps)).sqrt_().add_(1e-8)
         value.addcdiv_(mean, deviation, value=-group["lr"] / (1 - beta1**steps))

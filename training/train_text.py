@@ -11,6 +11,7 @@ diffusion transformer reads the text tower's token embeddings and its pooled vec
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,7 +56,7 @@ def train(run: TextRun) -> dict:
     bucket = open_bucket(run.data, FORMAT)
     write_run_description(run, accelerator, data=data_hash(run.data, (FORMAT,)))
     texts = (text for captions in bucket.captions for kind in captions.values() for text in kind)
-    tokenizer = train_tokenizer(texts, run.vocab_size, run.context_length)
+    tokenizer: Any = train_tokenizer(texts, run.vocab_size, run.context_length)
     torch.manual_seed(run.seed)
     towers = ContrastiveTowers(run, len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id)
     towers, optimizer = accelerator.prepare(towers, build_adamw(towers, run))

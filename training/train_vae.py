@@ -154,7 +154,8 @@ def set_latent_statistics(vae: VideoVAE, buckets: list[Bucket]) -> None:
 
     Normalised latents have mean 0, and as variance of each channel its `channel_importance`.
     """
-    total, total_square, count = 0.0, 0.0, 0
+    total = total_square = torch.zeros(vae.channels, dtype=torch.float64, device=vae.device)
+    count = 0
     for bucket in buckets:
         for index in range(min(MEASURED_CLIPS, len(bucket))):
             mean, log_variance, _ = vae.posterior(bucket.load_clips([index]).to(vae.device))
