@@ -108,7 +108,7 @@ def test_the_variance_of_a_latent_channel_is_its_importance_in_the_pixels(vae_ru
     bucket = open_bucket(vae_run.data, vae_run.formats[0])
     vae = VideoVAE.from_pretrained(vae_run.out / "vae").eval()
     with torch.no_grad():
-        vae.decoder.exit.weight.zero_(), vae.decoder.exit.bias.zero_()  # only the linear decoder is left
+        vae.decoder.conv_out.weight.zero_(), vae.decoder.conv_out.bias.zero_()  # only the linear decoder is left
         set_latent_statistics(vae, [bucket])
         clips = bucket.load_clips(range(len(bucket)))
         variance = vae.encode(clips).var((0, 2, 3, 4))

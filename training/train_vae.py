@@ -66,7 +66,7 @@ def train(run: VAERun) -> dict:
             )
             discriminator.requires_grad_(False)
             adversarial = -discriminator(decoded).mean()
-            balance = adaptive_weight(reconstruction, adversarial, unwrapped.decoder.exit.weight)
+            balance = adaptive_weight(reconstruction, adversarial, unwrapped.decoder.conv_out.weight)
             loss = loss + run.adversarial_weight * balance * adversarial
             discriminator.requires_grad_(True)
             loop.running_means.add(discriminator=fake_loss)

@@ -1,21 +1,23 @@
-"""The spacetime VAE: pixels to a few latent numbers and back, causal in time.
+"""The spacetime VAE: pixels to latents and back, causal in time.
 
-A latent's first time step covers the first frame alone, every later one the next `stride[0]` frames, so an image is a
-one-frame video and a clip can be coded in pieces: what a piece must know of the past is an argument (`StreamState`) and a
-result.
+The first latent frame covers the first frame, every later one the next `stride[0]` frames. So an image is a one-frame
+video, and a clip can be encoded in pieces: what a piece needs of earlier ones is an argument and a result
+(`StreamState`).
 
-Beside the network runs a linear code of each block of pixels. Training starts with the network silent and this code at
-its best (principal components, `train_vae.py`), so the network learns only what no linear code can do.
+In parallel to the network, a linear code maps each block of pixels to latents and back. Training starts with the
+network's output zero and with the best linear code (principal components, `train_vae.py`), so that the network learns
+what a linear code cannot do.
 
-Two-dimensional convolutions within a frame, then a causal mix of three time steps: a fifth of the arithmetic of
-three-dimensional ones at the same width. Activations keep channels last. Normalisation is per position over channels,
-never over time or space, or pieces would differ from the whole.
+A block is a 2D convolution within each frame, then a causal mix of three latent frames: a fifth of the FLOPs of a 3D
+convolution of the same width. Activations are channels-last. Norms are per position over channels, never over time or
+space, or pieces would differ from the whole clip.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -24,23 +26,45 @@ from diffusers.models.modeling_utils import ModelMixin
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-Triple = tuple[int, int, int]
-StreamState = dict[
-    str, Tensor
-]  # the last two time steps that each causal mix has seen, by layer; empty at a clip's first piece
+from vae.weights import current_name
 
-ENCODER_PREFIXES = ("encoder.", "linear_encoder.", "latent_")  # how the names of all weights begin that latents depend on
-LOG_VARIANCE = (-20.0, 10.0)  # limits of the posterior's, far outside what training visits
-START_LOG_VARIANCE = -6.0  # of a posterior before training: noise of a twentieth of the latents' spread
+Triple = tuple[int, int, int]
+StreamState = dict[str, Tensor]  # layer -> the last two latent frames that its temporal mix has seen
+
+ENCODER_PREFIXES = ("encoder.", "linear_encoder.", "latent_")  # of the weights that latents depend on
+LOG_VARIANCE_RANGE = (-20.0, 10.0)  # of the posterior, far outside what training visits
+INITIAL_LOG_VARIANCE = -6.0  # of the posterior: noise with a twentieth of the latents' standard deviation
 
 
 class VideoVAE(ModelMixin, ConfigMixin):
-    """Code clips as latents (C, T, H, W), normalised per channel with statistics that travel inside the model: a
-    channel's variance is its share in the picture.
+    """Encode clips as latents (C, T, H, W), and decode them.
 
-    `patch` is the block of pixels (time, rows, columns) folded into one position before the first stage; `downs` are
-    the further reductions between stages of `widths`. The stride is their product: the defaults make 4x8x8.
+    Latents are normalized per channel with statistics stored in the model; the variance of a channel is its importance
+    to the image, 1 on average.
+
+    `patch` is the block of pixels (time, rows, columns) that one position of the first stage holds; `downs` are the
+    reductions between stages of `widths`. The stride is the product of all: the defaults give 4x8x8.
     """
+
+    old_weight_names: ClassVar = {
+        "encoder.enter": "encoder.conv_in",
+        "encoder.fewer": "encoder.downsamplers",
+        "encoder.norm": "encoder.norm_out",
+        "encoder.exit": "encoder.proj_out",
+        "decoder.enter": "decoder.conv_in",
+        "decoder.more": "decoder.upsamplers",
+        "decoder.norm": "decoder.norm_out",
+        "decoder.exit": "decoder.conv_out",
+    } | {
+        f"{part}.stages.*.*.{old}": f"{part}.stages.*.*.{new}"
+        for part in ("encoder", "decoder")
+        for old, new in (
+            ("norm", "spatial_norm"),
+            ("frame", "spatial_conv"),
+            ("mix_norm", "temporal_norm"),
+            ("mix", "temporal_mix"),
+        )
+    }
 
     @register_to_config
     def __init__(
@@ -55,7 +79,7 @@ class VideoVAE(ModelMixin, ConfigMixin):
         super().__init__()
         if not len(widths) == len(encoder_blocks) == len(decoder_blocks) == len(downs) + 1:
             raise ValueError(
-                "a VAE has one width and two numbers of blocks a stage, and one down between two stages; "
+                "a VAE has one width and two numbers of blocks per stage, and one down between two stages; "
                 f"got {len(widths)} widths, {len(encoder_blocks)} and {len(decoder_blocks)} numbers, {len(downs)} downs"
             )
         time, down, across = (math.prod(axis) for axis in zip(patch, *downs, strict=True))
@@ -70,44 +94,46 @@ class VideoVAE(ModelMixin, ConfigMixin):
         self.register_buffer("latent_scale", torch.ones(channels))
 
     @torch.no_grad()
-    def init_linear(self, basis: Tensor, mean: Tensor, spread: Tensor) -> None:
-        """Begin as a linear code of blocks of pixels and nothing else: the network is silenced, latents have variance
-        1.
+    def init_linear(self, basis: Tensor, mean: Tensor, std: Tensor) -> None:
+        """Initialize as a linear code of blocks of pixels whose latents have variance 1; zero the network's output.
 
-        basis (values, channels) orthonormal; mean (values,); spread (channels,), the code's standard deviations.
+        basis (values, channels) orthonormal; mean (values,); std (channels,), the standard deviations of the code.
         """
-        self.linear_encoder.weight.copy_((basis / spread).T)
-        self.linear_encoder.bias.copy_(-(mean @ basis) / spread)
-        self.linear_decoder.weight.copy_(basis * spread)
+        self.linear_encoder.weight.copy_((basis / std).T)
+        self.linear_encoder.bias.copy_(-(mean @ basis) / std)
+        self.linear_decoder.weight.copy_(basis * std)
         self.linear_decoder.bias.copy_(mean)
-        for layer in (self.encoder.exit, self.decoder.exit):
+        for layer in (self.encoder.proj_out, self.decoder.conv_out):
             for value in layer.parameters():
                 value.zero_()
-        self.encoder.exit.bias[self.channels :] = START_LOG_VARIANCE
+        self.encoder.proj_out.bias[self.channels :] = INITIAL_LOG_VARIANCE
 
     def encoder_hash(self) -> str:
-        """Return 16 hexadecimal digits (SHA-256) that tell encoders apart: VAEs with the same digits code clips
-        alike.
+        """Hash the encoder to 16 hexadecimal digits (SHA-256): VAEs with equal hashes encode clips equally.
+
+        The hash covers the old names of the weights, so that latents stored before the renaming stay valid.
         """
         digest = hashlib.sha256(repr((self.stride, self.channels)).encode())
-        for name, value in sorted(self.state_dict().items()):
+        old_names = {new: old for old, new in self.old_weight_names.items()}
+        weights = {current_name(name, old_names): value for name, value in self.state_dict().items()}
+        for name, value in sorted(weights.items()):
             if name.startswith(ENCODER_PREFIXES):
                 digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
 
     def muon_params(self) -> list[tuple[nn.Linear | nn.Conv2d, int]]:
-        """List the layers between the first and the last of both nets, each as one matrix: what Muon steps on."""
+        """List the layers that Muon updates, each as one matrix: all but the first and last of encoder and decoder."""
         layers: list[nn.Linear | nn.Conv2d] = []
         for block in self.modules():
-            if isinstance(block, Block):
-                layers += [block.frame, block.mix]
-        for layer in (*self.encoder.fewer, *self.decoder.more):
+            if isinstance(block, CausalBlock):
+                layers += [block.spatial_conv, block.temporal_mix]
+        for layer in (*self.encoder.downsamplers, *self.decoder.upsamplers):
             assert isinstance(layer, nn.Linear)
             layers.append(layer)
         return [(layer, 1) for layer in layers]
 
     def latent_shape(self, frames: int, rows: int, columns: int) -> Triple:
-        """Return (T, H, W) of the latents of a clip; raises ValueError where the stride does not fit it."""
+        """Return (T, H, W) of the latents of a clip. Raises ValueError if the size does not fit the stride."""
         time, down, across = self.stride
         if frames < 1 or (frames - 1) % time:
             lower = max(1, 1 + (frames - 1) // time * time)
@@ -120,73 +146,72 @@ class VideoVAE(ModelMixin, ConfigMixin):
             )
         return 1 + (frames - 1) // time, rows // down, columns // across
 
-    def frame_count(self, steps: int) -> int:
-        """Return how many frames `steps` latent time steps stand for at the start of a clip."""
-        return 1 + (steps - 1) * self.stride[0]
+    def frame_count(self, latent_frames: int) -> int:
+        """Return how many frames the first `latent_frames` of a clip cover."""
+        return 1 + (latent_frames - 1) * self.stride[0]
 
     def forward(self, pixels: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Code pixels, draw from the posterior with the noise given, show what was drawn: (shown, mean, log-variance),
-        for training.
+        """Encode pixels, sample the posterior with the given noise, decode; return (pixels, mean, log-variance).
+
+        Used in training only. The pixels are not clamped.
         """
         mean, log_variance, _ = self.posterior(pixels)
-        shown, _ = self.reconstruct(mean + noise * (log_variance / 2).exp())
-        return shown, mean, log_variance
+        reconstruction, _ = self.reconstruct(mean + noise * (log_variance / 2).exp())
+        return reconstruction, mean, log_variance
 
-    def posterior(self, pixels: Tensor, past: StreamState | None = None) -> tuple[Tensor, Tensor, StreamState]:
-        """Return mean and log-variance (B, C, T, H, W) of the raw latents of pixels (B, 3, F, Y, X), and the past for
+    def posterior(self, pixels: Tensor, state: StreamState | None = None) -> tuple[Tensor, Tensor, StreamState]:
+        """Return mean and log-variance (B, C, T, H, W) of the raw latents of pixels (B, 3, F, Y, X), and the state for
         the next piece.
         """
-        future: StreamState = {}
-        blocks = patchify(rearrange(pixels, "B rgb F Y X -> B F Y X rgb"), self.stride, first=not past)
+        next_state: StreamState = {}
+        blocks = patchify(rearrange(pixels, "B rgb F Y X -> B F Y X rgb"), self.stride, first=not state)
         linear = rearrange(self.linear_encoder(blocks), "B T H W C -> B C T H W")
-        mean, log_variance = self.encoder(pixels, past or {}, future).chunk(2, dim=1)
-        return linear + mean, log_variance.clamp(*LOG_VARIANCE), future
+        mean, log_variance = self.encoder(pixels, state or {}, next_state).chunk(2, dim=1)
+        return linear + mean, log_variance.clamp(*LOG_VARIANCE_RANGE), next_state
 
-    def reconstruct(self, raw: Tensor, past: StreamState | None = None) -> tuple[Tensor, StreamState]:
-        """Return pixels (B, 3, F, Y, X), not clamped, of raw latents (B, C, T, H, W), and the past for the next
+    def reconstruct(self, raw: Tensor, state: StreamState | None = None) -> tuple[Tensor, StreamState]:
+        """Decode raw latents (B, C, T, H, W) to pixels (B, 3, F, Y, X), not clamped; also return the state for the next
         piece.
         """
-        future: StreamState = {}
+        next_state: StreamState = {}
         blocks = self.linear_decoder(rearrange(raw, "B C T H W -> B T H W C"))
-        linear = rearrange(unpatchify(blocks, self.stride, first=not past), "B F Y X rgb -> B rgb F Y X")
-        return linear + self.decoder(raw, past or {}, future), future
+        linear = rearrange(unpatchify(blocks, self.stride, first=not state), "B F Y X rgb -> B rgb F Y X")
+        return linear + self.decoder(raw, state or {}, next_state), next_state
 
-    def encode_piece(self, pixels: Tensor, past: StreamState | None = None) -> tuple[Tensor, StreamState]:
-        """Code the next piece of a clip: normalised latents and the past for the piece after it.
+    def encode_piece(self, pixels: Tensor, state: StreamState | None = None) -> tuple[Tensor, StreamState]:
+        """Encode the next piece of a clip; return normalized latents and the state for the piece after it.
 
-        The first piece has 1 + stride n frames and no past, later ones stride n frames. Raises ValueError otherwise.
+        The first piece has 1 + stride n frames and no state, later ones stride n frames. Raises ValueError otherwise.
         """
         frames, rows, columns = pixels.shape[2:]
-        self.latent_shape(frames + 1 if past else frames, rows, columns)
-        mean, _, future = self.posterior(pixels, past)
-        return self.normalize(mean), future
+        self.latent_shape(frames + 1 if state else frames, rows, columns)
+        mean, _, next_state = self.posterior(pixels, state)
+        return self.normalize(mean), next_state
 
-    def decode_piece(self, latents: Tensor, past: StreamState | None = None) -> tuple[Tensor, StreamState]:
-        """Show the next piece of normalised latents (B, C, T, H, W) as pixels in [-1, 1], and the past for the piece
-        after it.
+    def decode_piece(self, latents: Tensor, state: StreamState | None = None) -> tuple[Tensor, StreamState]:
+        """Decode the next piece of normalized latents (B, C, T, H, W); return pixels (B, 3, F, Y, X) in [-1, 1] and the
+        state for the piece after it.
         """
-        pixels, future = self.reconstruct(self.denormalize(latents), past)
-        return pixels.clamp(-1, 1), future
+        pixels, next_state = self.reconstruct(self.denormalize(latents), state)
+        return pixels.clamp(-1, 1), next_state
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """Code whole clips: pixels (B, 3, F, Y, X) in [-1, 1] to normalised latents (B, C, T, H, W)."""
+        """Encode whole clips: pixels (B, 3, F, Y, X) in [-1, 1] to normalized latents (B, C, T, H, W)."""
         return self.encode_piece(pixels)[0]
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Show whole clips: normalised latents (B, C, T, H, W) to pixels (B, 3, F, Y, X) in [-1, 1]."""
+        """Decode whole clips: normalized latents (B, C, T, H, W) to pixels (B, 3, F, Y, X) in [-1, 1]."""
         return self.decode_piece(latents)[0]
 
     def linear_preview(self, latents: Tensor) -> Tensor:
-        """Show normalised latents (B, C, T, H, W) roughly and at once, by the linear code alone: pixels (B, 3, F, Y, X)
-        in [-1, 1].
+        """Decode normalized latents (B, C, T, H, W) with the linear code only: fast, rough pixels (B, 3, F, Y, X) in
+        [-1, 1].
         """
         blocks = self.linear_decoder(rearrange(self.denormalize(latents), "B C T H W -> B T H W C"))
         return rearrange(unpatchify(blocks, self.stride, first=True), "B F Y X rgb -> B rgb F Y X").clamp(-1, 1)
 
     def normalize(self, raw: Tensor) -> Tensor:
-        """Scale each channel to mean 0 over the training set, and to the variance of its share in the picture, 1 on
-        average.
-        """
+        """Normalize raw latents per channel: mean 0 over the training set, variance as described for the class."""
         return (raw - _per_channel(self.latent_mean)) / _per_channel(self.latent_scale)
 
     def denormalize(self, latents: Tensor) -> Tensor:
@@ -195,116 +220,122 @@ class VideoVAE(ModelMixin, ConfigMixin):
 
 
 class Encoder(nn.Module):
+    """Map pixels (B, 3, F, Y, X) to the mean and log-variance of raw latents, (B, 2 C, T, H, W)."""
+
     def __init__(self, channels: int, patch: Triple, widths, downs, blocks):
         super().__init__()
         self.patch, self.downs = patch, [tuple(down) for down in downs]
-        self.enter = Frame(3 * math.prod(patch), widths[0])
-        self.stages = nn.ModuleList(_stage(width, count) for width, count in zip(widths, blocks, strict=True))
-        self.fewer = nn.ModuleList(
-            nn.Linear(before * math.prod(down), after)
-            for before, after, down in zip(widths[:-1], widths[1:], self.downs, strict=True)
+        self.conv_in = FrameConv2d(3 * math.prod(patch), widths[0])
+        self.stages = nn.ModuleList(_build_stage(width, count) for width, count in zip(widths, blocks, strict=True))
+        self.downsamplers = nn.ModuleList(
+            nn.Linear(width * math.prod(down), next_width)
+            for width, next_width, down in zip(widths[:-1], widths[1:], self.downs, strict=True)
         )
-        self.norm = nn.LayerNorm(widths[-1])
-        self.exit = nn.Linear(widths[-1], 2 * channels)
+        self.norm_out = nn.LayerNorm(widths[-1])
+        self.proj_out = nn.Linear(widths[-1], 2 * channels)
 
-    def forward(self, pixels: Tensor, past: StreamState, future: StreamState) -> Tensor:
-        first = not past
+    def forward(self, pixels: Tensor, state: StreamState, next_state: StreamState) -> Tensor:
+        """Encode a piece; `next_state` is filled in."""
+        first = not state
         x = patchify(rearrange(pixels, "B rgb F Y X -> B F Y X rgb"), self.patch, first)
-        x = self.enter(x)
-        for number, stage in enumerate(self.stages):
-            if number:
-                x = self.fewer[number - 1](patchify(x, self.downs[number - 1], first))
-            x = through(stage, x, f"encoder.{number}", past, future)
-        return rearrange(self.exit(F.silu(self.norm(x))), "B T H W C -> B C T H W")
+        x = self.conv_in(x)
+        for index, stage in enumerate(self.stages):
+            if index:
+                x = self.downsamplers[index - 1](patchify(x, self.downs[index - 1], first))
+            x = run_stage(stage, x, f"encoder.{index}", state, next_state)
+        return rearrange(self.proj_out(F.silu(self.norm_out(x))), "B T H W C -> B C T H W")
 
 
 class Decoder(nn.Module):
+    """Map raw latents (B, C, T, H, W) to pixels (B, 3, F, Y, X)."""
+
     def __init__(self, channels: int, patch: Triple, widths, downs, blocks):
         super().__init__()
         self.patch, self.ups = patch, [tuple(down) for down in reversed(downs)]
         widths = tuple(reversed(widths))
-        self.enter = Frame(channels, widths[0])
-        self.stages = nn.ModuleList(_stage(width, count) for width, count in zip(widths, reversed(blocks), strict=True))
-        self.more = nn.ModuleList(
-            nn.Linear(before, after * math.prod(up))
-            for before, after, up in zip(widths[:-1], widths[1:], self.ups, strict=True)
+        self.conv_in = FrameConv2d(channels, widths[0])
+        self.stages = nn.ModuleList(
+            _build_stage(width, count) for width, count in zip(widths, reversed(blocks), strict=True)
         )
-        self.norm = nn.LayerNorm(widths[-1])
-        self.exit = Frame(widths[-1], 3 * math.prod(patch))
+        self.upsamplers = nn.ModuleList(
+            nn.Linear(width, next_width * math.prod(up))
+            for width, next_width, up in zip(widths[:-1], widths[1:], self.ups, strict=True)
+        )
+        self.norm_out = nn.LayerNorm(widths[-1])
+        self.conv_out = FrameConv2d(widths[-1], 3 * math.prod(patch))
 
-    def forward(self, raw: Tensor, past: StreamState, future: StreamState) -> Tensor:
-        first = not past
-        x = self.enter(rearrange(raw, "B C T H W -> B T H W C"))
-        for number, stage in enumerate(self.stages):
-            if number:
-                x = unpatchify(self.more[number - 1](x), self.ups[number - 1], first)
-            x = through(stage, x, f"decoder.{number}", past, future)
-        pixels = unpatchify(self.exit(F.silu(self.norm(x))), self.patch, first)
+    def forward(self, raw: Tensor, state: StreamState, next_state: StreamState) -> Tensor:
+        """Decode a piece; `next_state` is filled in."""
+        first = not state
+        x = self.conv_in(rearrange(raw, "B C T H W -> B T H W C"))
+        for index, stage in enumerate(self.stages):
+            if index:
+                x = unpatchify(self.upsamplers[index - 1](x), self.ups[index - 1], first)
+            x = run_stage(stage, x, f"decoder.{index}", state, next_state)
+        pixels = unpatchify(self.conv_out(F.silu(self.norm_out(x))), self.patch, first)
         return rearrange(pixels, "B F Y X rgb -> B rgb F Y X")
 
 
-class Block(nn.Module):
-    """Look around within each frame, then back over two earlier time steps; a residual."""
+class CausalBlock(nn.Module):
+    """A residual block: a convolution within each frame, then a linear mix of a frame and the two before it."""
 
     def __init__(self, width: int):
         super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.frame = Frame(width, width)
-        self.mix_norm = nn.LayerNorm(width)
-        self.mix = nn.Linear(3 * width, width)
-        nn.init.zeros_(self.mix.weight)
+        self.spatial_norm = nn.LayerNorm(width)
+        self.spatial_conv = FrameConv2d(width, width)
+        self.temporal_norm = nn.LayerNorm(width)
+        self.temporal_mix = nn.Linear(3 * width, width)
+        nn.init.zeros_(self.temporal_mix.weight)
 
-    def forward(self, x: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
-        """x (B, T, H, W, D); past (B, 2, H, W, D) or None at a clip's start. Returns the new x and the past for the
-        next piece.
-        """
-        hidden = F.silu(self.mix_norm(self.frame(F.silu(self.norm(x)))))
-        if past is None:
-            past = torch.zeros_like(hidden[:, :1]).expand(-1, 2, -1, -1, -1)
-        seen = torch.cat([past, hidden], dim=1)
-        steps = x.shape[1]
-        window = torch.cat([seen[:, lag : lag + steps] for lag in range(3)], dim=-1)
-        return x + self.mix(window), seen[:, -2:]
+    def forward(self, x: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Process x (B, T, H, W, D); state (B, 2, H, W, D), None at a clip's start. Returns x and the next state."""
+        hidden = F.silu(self.temporal_norm(self.spatial_conv(F.silu(self.spatial_norm(x)))))
+        if state is None:
+            state = torch.zeros_like(hidden[:, :1]).expand(-1, 2, -1, -1, -1)
+        padded = torch.cat([state, hidden], dim=1)
+        T = x.shape[1]
+        window = torch.cat([padded[:, offset : offset + T] for offset in range(3)], dim=-1)
+        return x + self.temporal_mix(window), padded[:, -2:]
 
 
-class Frame(nn.Conv2d):
+class FrameConv2d(nn.Conv2d):
     """A 3x3 convolution within each frame of (B, T, H, W, D), channels last."""
 
-    def __init__(self, before: int, after: int):
-        super().__init__(before, after, 3, padding=1)
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__(in_channels, out_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         B = x.shape[0]
-        found = super().forward(rearrange(x, "B T H W D -> (B T) D H W"))
-        return rearrange(found, "(B T) D H W -> B T H W D", B=B)
+        y = super().forward(rearrange(x, "B T H W D -> (B T) D H W"))
+        return rearrange(y, "(B T) D H W -> B T H W D", B=B)
 
 
-def _stage(width: int, blocks: int) -> nn.ModuleList:
-    return nn.ModuleList(Block(width) for _ in range(blocks))
+def _build_stage(width: int, blocks: int) -> nn.ModuleList:
+    return nn.ModuleList(CausalBlock(width) for _ in range(blocks))
 
 
-def through(stage: nn.Module, x: Tensor, name: str, past: StreamState, future: StreamState) -> Tensor:
-    """Run a stage's blocks, taking each one's past by name and leaving its future."""
-    for number, block in enumerate(stage.children()):
-        layer = f"{name}.{number}"
-        x, future[layer] = block(x, past.get(layer))
+def run_stage(stage: nn.Module, x: Tensor, name: str, state: StreamState, next_state: StreamState) -> Tensor:
+    """Run the blocks of a stage; each reads its entry of `state` and writes that of `next_state`."""
+    for index, block in enumerate(stage.children()):
+        layer = f"{name}.{index}"
+        x, next_state[layer] = block(x, state.get(layer))
     return x
 
 
-def patchify(x: Tensor, step: Triple, first: bool) -> Tensor:
+def patchify(x: Tensor, patch: Triple, first: bool) -> Tensor:
     """Gather blocks of positions into channels: (B, T t, H h, W w, D) to (B, T, H, W, t h w D).
 
-    At a clip's start the first frame is repeated to fill its own block.
+    At a clip's start (`first`), the first frame is repeated to fill a block of its own.
     """
-    t, h, w = step
+    t, h, w = patch
     if first and t > 1:
         x = torch.cat([repeat(x[:, :1], "B 1 H W D -> B t H W D", t=t - 1), x], dim=1)
     return rearrange(x, "B (T t) (H h) (W w) D -> B T H W (t h w D)", t=t, h=h, w=w)
 
 
-def unpatchify(x: Tensor, step: Triple, first: bool) -> Tensor:
-    """Spread channels over blocks of positions; the inverse of `patchify`, also in dropping what it repeated."""
-    t, h, w = step
+def unpatchify(x: Tensor, patch: Triple, first: bool) -> Tensor:
+    """Spread channels over blocks of positions: the inverse of `patchify`, without the repeated frames."""
+    t, h, w = patch
     x = rearrange(x, "B T H W (t h w D) -> B (T t) (H h) (W w) D", t=t, h=h, w=w)
     return x[:, t - 1 :] if first else x
 
