@@ -13,9 +13,8 @@ import numpy as np
 
 from captioning.lexicon import Lexicon, Meaning
 from captioning.lexicon_set import LexiconSet
-from training.evaluation.upsampler import language_of
 from training.synonyms import SHORT_EVENTS, STOP_WORDS, SYNONYMS
-from training.world.words import LANGUAGES, TABLES
+from training.world.words import LANGUAGES, TABLES, language_of
 
 ARTICLES = ("the", "a", "")
 PROPS = (("event", "occlude"), ("event", "edge"), ("event", "swing"))  # events that add a wall, a platform, a string

@@ -1,8 +1,7 @@
-"""How well does a model follow prompts? Prompts from the world's grammar, clips from the model, a judge that reads
-pixels.
+"""Measure how well a model follows prompts: prompts from the world's grammar, generated clips, and the judge.
 
-Four reference rows stand beside the model: true renders of the same scenes (what the judge can read at best), the same
-through the model's VAE, the model's clips against each other's prompts (chance), and the same architecture untrained.
+Four reference rows go with the model's: true renders of the same scenes (the limit of what the judge can read), the
+same through the model's VAE, the model's clips with shuffled prompts (chance), and an untrained model of its shape.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import count, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,23 +30,24 @@ from training.evaluation.judge import ATTRIBUTES, FORMAT, REPORT, TRUSTED_ACCURA
 from training.evaluation.metrics import bootstrap_interval
 from training.synonyms import draw_prompt
 from training.world import make_clips
-from training.world.scene import SPLITS, Scene, rng_of, sample_scene
-from training.world.words import caption, prompt
+from training.world.scene import SPLITS, Scene, clip_rng, sample_scene
+from training.world.words import write_caption, write_prompt
 from vae.video.pixels import contact_sheet
 from vae.weights import load_strictly, read_json
 
 JUDGED_ATTRIBUTES = ("colour", "shape", "size", "motion", "camera")  # what a prompt says of one object
-FIRST = 700_000_000  # the first index looked at: far beyond any clip that a data set holds
-TOGETHER = 8  # clips in a pack
-UNTRAINED = 32  # prompts for the untrained row, which chance settles
-# How prompts are said: in the words of captions, of the thesaurus, or in ones that were taught to nothing; in Chinese;
-# and with less in them, or more.
+FIRST_INDEX = 700_000_000  # of the scenes: beyond those of any data set
+PACK_SIZE = 8  # clips per pack
+UNTRAINED_PROMPTS = 32  # enough for the untrained row, which is chance
+SHOWN_CLIPS = 6  # of each set, in the figure
+# How prompts are worded: as captions are; with the synonyms that the upsampler trains on; with words that no model
+# trains on; in Chinese; as a label, which says less; as a dense caption, which says more.
 PHRASINGS = ("plain", "synonyms", "reserved", "chinese", "label", "dense")
 
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Which prompts: scenes of a split with so many objects."""
+    """A set of prompts: the scenes of a split with these numbers of objects."""
 
     name: str
     split: str
@@ -60,50 +61,50 @@ SETS = (
 )
 
 
-def scenes_of(chosen: PromptSet, seed: int) -> Iterator[Scene]:
-    """List a set's scenes without end; the same seed lists the same."""
-    assert chosen.split in SPLITS
-    for index in count(FIRST):
-        scene = sample_scene(seed, chosen.split, index)
-        if len(scene.things) in chosen.objects:
+def scenes_of(prompt_set: PromptSet, seed: int) -> Iterator[Scene]:
+    """Yield the scenes of a set without end; the same seed gives the same scenes."""
+    assert prompt_set.split in SPLITS
+    for index in count(FIRST_INDEX):
+        scene = sample_scene(seed, prompt_set.split, index)
+        if len(scene.things) in prompt_set.objects:
             yield scene
 
 
-def prompt_of(scene: Scene, words: str = "plain") -> str:
-    """Write a prompt in one of PHRASINGS. It says all that is judged, but for a label, which says colour and shape."""
-    rng = rng_of(scene.seed, scene.split, scene.index, 7)
-    if words in ("label", "dense"):
-        return caption(scene, words, rng=rng)
-    mention = ("colour", "shape", "size", "event", "camera")
-    if words == "synonyms":
+def prompt_of(scene: Scene, phrasing: str = "plain") -> str:
+    """Write the prompt of a scene, in one of PHRASINGS. It states all judged attributes; a label, colour and shape."""
+    rng = clip_rng(scene.seed, scene.split, scene.index, 7)
+    if phrasing in ("label", "dense"):
+        return write_caption(scene, phrasing, rng=rng)
+    mention, language = ("colour", "shape", "size", "event", "camera"), "zh" if phrasing == "chinese" else "en"
+    if phrasing == "synonyms":
         return draw_prompt(scene, "en", rng, mention, synonym_probability=1.0)
-    return prompt(scene, "zh" if words == "chinese" else "en", rng=rng, mention=mention, reserved=words == "reserved")
+    return write_prompt(scene, language, rng=rng, mention=mention, reserved=phrasing == "reserved")
 
 
 @dataclass(frozen=True)
 class PromptStyle:
-    """How prompts are said, in one of PHRASINGS, and who writes them out before the model reads them, if anybody."""
+    """How prompts are made: their phrasing, one of PHRASINGS, and the upsampler that rewrites them, if any."""
 
-    words: str = "plain"
+    phrasing: str = "plain"
     upsampler: Upsampler | None = None
 
     @property
     def stated(self) -> tuple[str, ...]:
-        """What a prompt says of what is judged."""
-        return ("colour", "shape") if self.words == "label" else JUDGED_ATTRIBUTES
+        """The judged attributes that a prompt states."""
+        return ("colour", "shape") if self.phrasing == "label" else JUDGED_ATTRIBUTES
 
     def requests(self, scenes: list[Scene], pipeline: Pipeline) -> list[Request]:
-        """Ask for a clip of each scene, each with a seed of its own, in no more words than a model reads."""
+        """Return a request for each scene, with seeds 0, 1, ...; upsampled prompts are cut to the token limit."""
         columns, height, frames = FORMAT
-        found = []
+        requests = []
         for seed, scene in enumerate(scenes):
-            said = prompt_of(scene, self.words)
-            asked = Request(prompt=said, seed=seed, size=(columns, height), seconds=frames / pipeline.settings.fps)
+            text = prompt_of(scene, self.phrasing)
+            request = Request(prompt=text, seed=seed, size=(columns, height), seconds=frames / pipeline.settings.fps)
             if self.upsampler:
-                written = shorten_to_limit(pipeline.tokenizer, self.upsampler.upsample(said, seed)) or said
-                asked = replace(asked, upsample=self.upsampler.name, upsampled_prompt=written)
-            found.append(asked)
-        return found
+                upsampled = shorten_to_limit(pipeline.tokenizer, self.upsampler.upsample(text, seed)) or text
+                request = replace(request, upsample=self.upsampler.name, upsampled_prompt=upsampled)
+            requests.append(request)
+        return requests
 
 
 def evaluate(
@@ -113,83 +114,82 @@ def evaluate(
     prompts: int = 200,
     seed: int = 0,
     sets: Iterable[PromptSet] = SETS,
-    words: str = "plain",
+    phrasing: str = "plain",
     upsample: str | None = None,
     captioner: Path | None = None,
 ) -> dict:
-    """Judge a model folder on `prompts` prompts of each set, said in one of PHRASINGS and written out by the upsampler that
-    `upsample` names, if any; writes report.json and report.png under `output`, and returns the report. A `captioner` of
-    ours, by its folder, says besides how well clips fit their prompts, as these are said in plain words.
+    """Evaluate a model folder on `prompts` prompts of each set; return the report.
 
-    A prompt's motion, camera, size, colour and shape are each right or wrong, and all that it says together; means come
-    with 95 % bootstrap intervals over prompts.
+    Writes report.json and report.png under `output`. Prompts are in one of PHRASINGS and rewritten by the upsampler
+    named `upsample`, if any. For each attribute, and for all that a prompt states, the report gives the accuracy with a
+    95 % bootstrap interval over prompts. With `captioner`, the folder of our own captioner, it also gives alignment
+    scores of clips and plain prompts. Raises ValueError for wrong arguments.
     """
     if prompts < 1:
         raise ValueError(f"prompts must be at least 1; got {prompts}")
-    if words not in PHRASINGS:
-        raise ValueError(f"words must be one of {', '.join(PHRASINGS)}; got {words!r}")
-    asking = PromptStyle(words, load_upsampler(upsample) if upsample else None)
+    if phrasing not in PHRASINGS:
+        raise ValueError(f"phrasing must be one of {', '.join(PHRASINGS)}; got {phrasing!r}")
+    style = PromptStyle(phrasing, load_upsampler(upsample) if upsample else None)
     output.mkdir(parents=True, exist_ok=True)
     pipeline = Pipeline.from_pretrained(model)
-    eye, listener = load_strictly(Judge, judge), load_coca(captioner) if captioner else None
+    judges = Judges(load_strictly(Judge, judge), load_coca(captioner) if captioner else None)
     trust = read_json(judge / REPORT)
     for name in JUDGED_ATTRIBUTES:
         if trust["one object"][name] < TRUSTED_ACCURACY:
             print(f"the judge reads {name} right in {trust['one object'][name]:.1%} of true renders", file=sys.stderr)
     if torch.cuda.is_available():
-        pipeline.to("cuda"), eye.to("cuda")
-        if listener:
-            listener.model.to("cuda")
+        pipeline.to("cuda")
+        networks: list[torch.nn.Module] = [judges.judge, *([judges.captioner.model] if judges.captioner else [])]
+        for network in networks:
+            network.to("cuda")
     report: dict = {
         "model": pipeline.hash,
         "judge": trust,
         "seed": seed,
-        "words": words,
+        "phrasing": phrasing,
         "upsample": upsample,
-        "captioner": listener and listener.version,
+        "captioner": judges.captioner and judges.captioner.version,
         "settings": asdict(pipeline.settings),
         "sets": {},
     }
     shown: list[tuple[str, Tensor]] = []
-    for chosen in sets:
-        scenes = list(islice(scenes_of(chosen, seed), prompts))
-        report["sets"][chosen.name] = rows(pipeline, eye, listener, scenes, chosen.name, shown, asking)
+    for prompt_set in sets:
+        scenes = list(islice(scenes_of(prompt_set, seed), prompts))
+        report["sets"][prompt_set.name] = evaluate_set(pipeline, judges, scenes, prompt_set.name, style, shown)
     (output / "report.json").write_text(json.dumps(report, indent=2))
     draw_report(report, shown).save(output / "report.png")
     return report
 
 
-def rows(
+def evaluate_set(
     pipeline: Pipeline,
-    eye: Judge,
-    listener: CoCaCaptioner | None,
+    judges: Judges,
     scenes: list[Scene],
     name: str,
-    shown: list,
-    asking: PromptStyle,
+    style: PromptStyle,
+    shown: list[tuple[str, Tensor]],
 ) -> dict:
-    """Return the rows of one set of prompts: the model and its references."""
-    truths = [true_labels(scene) for scene in scenes]
-    meant = listener.encode_texts([prompt_of(scene) for scene in scenes]) if listener else None
-    requests = asking.requests(scenes, pipeline)
-    own = judge_clips(eye, listener, generate_clips(pipeline, requests, name, shown))
+    """Return the rows of one set of prompts, the model's and its references; append the first clips to `shown`."""
+    labels = [true_labels(scene) for scene in scenes]
+    texts = judges.captioner.encode_texts([prompt_of(scene) for scene in scenes]) if judges.captioner else None
+    requests = style.requests(scenes, pipeline)
+    own = judges.evaluate(generate_clips(pipeline, requests, name, shown))
     renders = [clip.video.float()[None] / 127.5 - 1 for clip in true_clips(scenes)]
-    through = (pipeline.vae.decode(pipeline.vae.encode(clip.to(pipeline.device))) for clip in renders)
-    other = np.roll(np.arange(len(truths)), -(len(truths) // 2))
-    few = judge_clips(
-        eye, listener, generate_clips(untrained_like(pipeline), requests[:UNTRAINED], f"{name}, untrained")
-    )
+    reconstructed = (pipeline.vae.decode(pipeline.vae.encode(clip.to(pipeline.device))) for clip in renders)
+    shuffled = np.roll(np.arange(len(labels)), -(len(labels) // 2))
+    untrained = generate_clips(untrained_like(pipeline), requests[:UNTRAINED_PROMPTS], f"{name}, untrained")
+    few = judges.evaluate(untrained)
 
-    def row(watched: JudgedClips, wanted: np.ndarray | slice = slice(None)) -> dict[str, dict]:
-        asked = [truths[n] for n in np.arange(len(truths))[wanted][: len(watched.readings)]]
-        found = attribute_accuracy(watched.readings, asked, asking.stated)
-        return found if meant is None else found | alignment_scores(watched.seen @ meant[wanted].T)
+    def row(clips: JudgedClips, order: np.ndarray | slice = slice(None)) -> dict[str, dict]:
+        wanted = [labels[n] for n in np.arange(len(labels))[order][: len(clips.predictions)]]
+        scores = attribute_accuracy(clips.predictions, wanted, style.stated)
+        return scores if texts is None else scores | alignment_scores(clips.embeddings @ texts[order].T)
 
     return {
         "model": row(own),
-        "true renders": row(judge_clips(eye, listener, renders)),
-        "renders through the VAE": row(judge_clips(eye, listener, through)),
-        "shuffled prompts": row(own, other),
+        "true renders": row(judges.evaluate(renders)),
+        "renders through the VAE": row(judges.evaluate(reconstructed)),
+        "shuffled prompts": row(own, shuffled),
         "untrained": row(few),
     }
 
@@ -197,17 +197,18 @@ def rows(
 def untrained_like(pipeline: Pipeline) -> Pipeline:
     """Return the same pipeline around a transformer with fresh weights."""
     parts = (pipeline.vae, pipeline.text_encoder, pipeline.tokenizer, pipeline.scheduler)
-    return Pipeline(DiT.from_dit_config(pipeline.transformer.dit_config).to(pipeline.device), *parts, pipeline.settings)
+    fresh: Any = DiT.from_dit_config(pipeline.transformer.dit_config)
+    return Pipeline(fresh.to(pipeline.device), *parts, pipeline.settings)
 
 
 def generate_clips(
-    pipeline: Pipeline, requests: list[Request], name: str, shown: list | None = None
+    pipeline: Pipeline, requests: list[Request], name: str, shown: list[tuple[str, Tensor]] | None = None
 ) -> Iterator[Tensor]:
-    """Make a clip (1, 3, F, Y, X) of each request; the first ones are `shown`."""
-    for dream in tqdm(pipeline.generate(requests, together=TOGETHER), name, len(requests)):
-        clip = pipeline.pixels(dream)
-        if shown is not None and dream.request.seed < 6:
-            shown.append((dream.request.prompt, clip.cpu()))
+    """Generate a clip (1, 3, F, Y, X) for each request; append the first ones with their prompts to `shown`."""
+    for sample in tqdm(pipeline.generate(requests, pack_size=PACK_SIZE), name, len(requests)):
+        clip = pipeline.pixels(sample)
+        if shown is not None and sample.request.seed < SHOWN_CLIPS:
+            shown.append((sample.request.prompt, clip.cpu()))
         yield clip[None]
 
 
@@ -219,55 +220,65 @@ def true_clips(scenes: list[Scene]):
     return make_clips(indices, first.seed, first.split, rows=height, columns=columns, frames=frames)
 
 
-def predict_clips(eye: Judge, clips: Iterable[Tensor]) -> Iterator[dict[str, str]]:
-    """Return what the judge reads of each clip (1, 3, F, Y, X)."""
+def predict_clips(judge: Judge, clips: Iterable[Tensor]) -> Iterator[dict[str, str]]:
+    """Return the judge's predictions for each clip (1, 3, F, Y, X)."""
     for clip in clips:
-        yield {name: values[0] for name, values in eye.predict(clip.to(eye.device)).items()}
+        yield {name: values[0] for name, values in judge.predict(clip.to(judge.device)).items()}
 
 
 @dataclass(frozen=True)
 class JudgedClips:
-    """What a judge reads of clips, and where a captioner sees them, vectors (N, D), if one watched."""
+    """The judge's predictions for clips, and the captioner's embeddings (N, D) of them, empty without a captioner."""
 
-    readings: list[dict[str, str]]
-    seen: Tensor
+    predictions: list[dict[str, str]]
+    embeddings: Tensor
 
 
-def judge_clips(eye: Judge, listener: CoCaCaptioner | None, clips: Iterable[Tensor]) -> JudgedClips:
-    """Have clips (1, 3, F, Y, X) watched, each only once."""
-    readings, seen = [], []
-    for clip in clips:
-        readings += predict_clips(eye, [clip])
-        seen += [listener.encode_videos(clip)] if listener else []
-    return JudgedClips(readings, torch.cat(seen) if seen else torch.empty(0))
+@dataclass(frozen=True)
+class Judges:
+    """The models that evaluate clips: a judge, and a captioner for alignment scores, if any."""
+
+    judge: Judge
+    captioner: CoCaCaptioner | None = None
+
+    def evaluate(self, clips: Iterable[Tensor]) -> JudgedClips:
+        """Evaluate clips (1, 3, F, Y, X), each generated or decoded only once."""
+        predictions, embeddings = [], []
+        for clip in clips:
+            predictions += predict_clips(self.judge, [clip])
+            embeddings += [self.captioner.encode_videos(clip)] if self.captioner else []
+        return JudgedClips(predictions, torch.cat(embeddings) if embeddings else torch.empty(0))
 
 
 def alignment_scores(cosines: Tensor) -> dict[str, dict]:
-    """Return how well clips fit the prompts of a set (clips, prompts), each its own on the diagonal: that cosine
-    (CLIPScore, Hessel et al. 2021, arXiv 2104.08718), and the share of clips that no other prompt fits better
-    (R-precision, Xu et al. 2018, arXiv 1711.10485).
+    """Return how well clips match their prompts, given cosine similarities (clips, prompts), own ones on the diagonal.
+
+    "clip_score" is the mean similarity to the own prompt (CLIPScore, Hessel et al. 2021, arXiv 2104.08718).
+    "r_precision" is the share of clips that match no other prompt better (R-precision, Xu et al. 2018, arXiv
+    1711.10485).
     """
     own = cosines.diagonal()
     best = cosines.amax(1) <= own
-    return {"match": average(own.double().numpy()), "found": average(best.double().numpy())}
+    return {
+        "clip_score": mean_with_interval(own.double().numpy()),
+        "r_precision": mean_with_interval(best.double().numpy()),
+    }
 
 
 def attribute_accuracy(
-    readings: Iterable[dict[str, str]], truths: list[dict[str, str]], told: tuple[str, ...] = JUDGED_ATTRIBUTES
+    predictions: Iterable[dict[str, str]], labels: list[dict[str, str]], stated: tuple[str, ...] = JUDGED_ATTRIBUTES
 ) -> dict[str, dict]:
-    """Return the share of clips that show what is true, by attribute and in all that prompts `told`, with 95 %
-    intervals.
-    """
+    """Return the share of clips with the right prediction, by attribute, and in "all" of the `stated` attributes."""
     table = np.array(
-        [[found[name] == truth[name] for name in ATTRIBUTES] for found, truth in zip(readings, truths, strict=True)]
+        [[found[name] == label[name] for name in ATTRIBUTES] for found, label in zip(predictions, labels, strict=True)]
     )
-    columns = {name: table[:, n] for n, name in enumerate(ATTRIBUTES)}
-    columns["all"] = np.all([columns[name] for name in told], axis=0)
-    return {name: average(values) for name, values in columns.items()}
+    correct = {name: table[:, n] for n, name in enumerate(ATTRIBUTES)}
+    correct["all"] = np.all([correct[name] for name in stated], axis=0)
+    return {name: mean_with_interval(values) for name, values in correct.items()}
 
 
-def average(values: np.ndarray) -> dict[str, float]:
-    """Return a mean over prompts, its 95 % interval, and how many they are."""
+def mean_with_interval(values: np.ndarray) -> dict[str, float]:
+    """Return the mean over prompts, its 95 % bootstrap interval, and the number of prompts."""
     mean, low, high = bootstrap_interval(values)
     return {"mean": round(mean, 4), "low": round(low, 4), "high": round(high, 4), "prompts": len(values)}
 
@@ -278,17 +289,17 @@ def draw_report(report: dict, shown: list[tuple[str, Tensor]]) -> Image.Image:
     sheet = contact_sheet([clip for _, clip in shown], captions=[text for text, _ in shown], scale=2)
     clips = Image.fromarray(sheet.permute(1, 2, 0).numpy())
     left, bar, line = 190, 90, 16
-    height = sum(3 + len(found) for found in report["sets"].values()) * line + 20
+    height = sum(3 + len(rows) for rows in report["sets"].values()) * line + 20
     page = Image.new("RGB", (max(left + len(names) * (bar + 12) + 20, clips.width), height + clips.height), "white")
     page.paste(clips, (0, height))
     draw = ImageDraw.Draw(page)
     y = 8
-    for title, found in report["sets"].items():
+    for title, rows in report["sets"].items():
         draw.text((8, y), title, "black")
         for n, name in enumerate(names):
             draw.text((left + n * (bar + 12), y + line), name, "black")
         y += 2 * line
-        for row, values in found.items():
+        for row, values in rows.items():
             draw.text((8, y), row, "black")
             for n, name in enumerate(names):
                 x, value = left + n * (bar + 12), values[name]

@@ -25,7 +25,7 @@ from training.config import JudgeRun
 from training.dataset import Bucket, data_hash, open_bucket, sample_order, shard_samples
 from training.loop import TrainLoop, create_accelerator, lr_at, optimizer_step, write_run_description
 from training.muon import build_muon
-from training.world.lexicon import SIDES
+from training.world.lexicon import OTHER_SIDE
 from training.world.scene import CAMERAS, COLOURS, EVENTS, SHAPES, SIZES, Scene
 from vae.model import VideoVAE
 from vae.weights import hash_of_file, load_strictly, weights_in
@@ -43,7 +43,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "count": ("1", "2", "3", "4"),
 }
 # The class of each camera motion after mirroring.
-MIRRORED_CAMERAS = [CAMERAS.index(" ".join(SIDES.get(word, word) for word in name.split())) for name in CAMERAS]
+MIRRORED_CAMERAS = [CAMERAS.index(" ".join(OTHER_SIDE.get(word, word) for word in name.split())) for name in CAMERAS]
 # A second task: which of these are visible, as subject or not.
 OBJECTS = tuple((colour, shape) for colour in COLOURS for shape in SHAPES)
 

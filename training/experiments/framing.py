@@ -1,9 +1,9 @@
-"""Does a model trained on native sizes frame its subjects better than one trained on square crops?
+"""Does a model trained on native aspect ratios frame its subjects better than one trained on square crops?
 
-OpenAI's report on Sora says so (2024, "Improved framing and composition"). Here it is counted: two models of the same
-shape and steps, one trained on wide clips and one on squares cut out of them, and the share of clips that do not show
-all of their subject. A square is taken from anywhere across its clip: the world's camera aims so well that the middle
-of a wide clip is what a square one would be.
+OpenAI's report on Sora says so (2024, "Improved framing and composition"). Two models of the same shape and steps are
+trained, one on wide clips and one on square crops of them, and the clips that do not show all of their subject are
+counted. A crop is taken from anywhere across its clip: the world's camera is aimed so well that the middle of a wide
+clip would be framed as well.
 
 python -m training.experiments.framing
 """
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import colorsys
 import json
-from collections.abc import Iterable
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -34,62 +33,60 @@ from vae.video.pixels import contact_sheet
 from vae.video.write import write_image
 
 WIDE, SQUARE = (80, 48, 17), (48, 48, 17)
-HUE, SATURATION, VALUE = 0.06, 0.55, 0.08  # how near a pixel is to a colour, how saturated beside it, how bright
-GROUND = 0.9  # of a row: what spans as much is ground, hills or sky of the same hue
-SMALLEST = 6  # pixels of a subject that is there
+CROP_COLUMNS = WIDE[0] - SQUARE[0]
+# A pixel belongs to a colour within HUE of its hue, above SATURATION of its saturation, and above VALUE.
+HUE, SATURATION, VALUE = 0.06, 0.55, 0.08
+GROUND = 0.9  # share of a row: what spans more is ground, hills or sky of the same hue
+MIN_PIXELS = 6  # of a visible subject
+DATA, RUNS = Path("data/framing"), Path("runs/framing")
+CROPS = Path("data/framing-crops")
 
 
-def world() -> WorldRun:
-    return WorldRun(folder=Path("data/framing"), formats=(WIDE,), clips=(2_000,))
+def world_run() -> WorldRun:
+    """Return the run that renders the wide clips."""
+    return WorldRun(folder=DATA, formats=(WIDE,), clips=(2_000,))
 
 
-def native() -> DiTRun:
-    """Train on the wide clips themselves, between the shipped model's VAE and text tower."""
-    return replace(
-        dit_ablation(),
-        data=Path("data/framing"),
-        held_out=Path("data/framing-test"),
-        out=Path("runs/framing/native"),
-        formats=(WIDE,),
-    )
+def held_out(data: Path) -> Path:
+    """Return the folder of the held-out clips of a data set."""
+    return data.with_name(f"{data.name}-test")
 
 
-def cropped() -> DiTRun:
-    """Train on squares cut out of them, for as many steps of as many clips."""
-    return replace(
-        native(),
-        data=Path("data/framing-crops"),
-        held_out=Path("data/framing-crops-test"),
-        out=Path("runs/framing/cropped"),
-        formats=(SQUARE,),
-    )
+def native_run() -> DiTRun:
+    """Return the run that trains on the wide clips, with the shipped model's VAE and text tower."""
+    return replace(dit_ablation(), data=DATA, held_out=held_out(DATA), out=RUNS / "native", formats=(WIDE,))
+
+
+def cropped_run() -> DiTRun:
+    """Return the run that trains on the square crops, for as many steps of as many clips."""
+    return replace(native_run(), data=CROPS, held_out=held_out(CROPS), out=RUNS / "cropped", formats=(SQUARE,))
 
 
 def make_crops(source: Path, target: Path) -> None:
-    """Make a data set of squares from another's wide clips, each from a place across that its number draws."""
-    before, after = open_bucket(source, WIDE), open_bucket(target, SQUARE)
-    if (after.folder / "state.json").exists():
+    """Make a data set of square crops of another's wide clips, each from a random column, seeded by its number."""
+    wide, square = open_bucket(source, WIDE), open_bucket(target, SQUARE)
+    if (square.folder / "state.json").exists():
         return
-    after.folder.mkdir(parents=True, exist_ok=True)
-    lefts = [crop_left(clip) for clip in range(len(before))]
-    squares = [before.pixels[clip, ..., left : left + SQUARE[0]] for clip, left in enumerate(lefts)]
-    np.save(after.folder / "pixels.npy", np.stack(squares))
-    for name in ("captions.jsonl", "state.json"):  # the state last: it says that all is there
-        (after.folder / name).write_bytes((before.folder / name).read_bytes())
+    square.folder.mkdir(parents=True, exist_ok=True)
+    lefts = [crop_left(clip) for clip in range(len(wide))]
+    crops = [wide.pixels[clip, ..., left : left + SQUARE[0]] for clip, left in enumerate(lefts)]
+    np.save(square.folder / "pixels.npy", np.stack(crops))
+    for name in ("captions.jsonl", "state.json"):  # the state last: it marks the data set as complete
+        (square.folder / name).write_bytes((wide.folder / name).read_bytes())
 
 
 def crop_left(clip: int) -> int:
-    """Return where a clip's square begins."""
-    return int(np.random.default_rng([8, clip]).integers(WIDE[0] - SQUARE[0] + 1))
+    """Return the first column of the crop of a clip."""
+    return int(np.random.default_rng([8, clip]).integers(CROP_COLUMNS + 1))
 
 
-def with_hue(scenes: Iterable[Scene]) -> Iterable[Scene]:
-    """Keep scenes whose subject has a hue to find it by."""
-    return (scene for scene in scenes if scene.things[0].colour not in ("white", "black"))
+def has_hue(scene: Scene) -> bool:
+    """Say whether the subject of a scene has a hue, by which it is found."""
+    return scene.things[0].colour not in ("white", "black")
 
 
 def subject_mask(video: Tensor, colour: str) -> Tensor:
-    """Return where a clip (3, F, Y, X) in [-1, 1] has a colour of the world's: (F, Y, X), of bool."""
+    """Return which pixels of a clip (3, F, Y, X) in [-1, 1] have a colour of the world: (F, Y, X), bool."""
     red, green, blue = pixels = (video + 1) / 2
     most, least = pixels.amax(0), pixels.amin(0)
     spread = (most - least).clamp(min=1e-6)
@@ -99,27 +96,29 @@ def subject_mask(video: Tensor, colour: str) -> Tensor:
         torch.where(most == green, (blue - red) / spread + 2, (red - green) / spread + 4),
     )
     hue, saturation, _ = colorsys.rgb_to_hsv(*(part ** (1 / 2.2) for part in COLOURS[colour]))
-    away = (sixth / 6 - hue).abs()
-    near = torch.minimum(away, 1 - away) < HUE
+    distance = (sixth / 6 - hue).abs()
+    near = torch.minimum(distance, 1 - distance) < HUE
     found = near & (spread / most.clamp(min=1e-6) > SATURATION * saturation) & (most > VALUE)
     return found & (found.float().mean(-1, keepdim=True) < GROUND)
 
 
 def cut_share(video: Tensor, colour: str) -> float | None:
-    """Return the share of frames in which the left or right border cuts the subject, of those in which it is seen;
-    None where it never is.
+    """Return the share of frames in which the left or right border cuts the subject, of those that show it.
+
+    None where no frame shows it.
     """
-    found = subject_mask(video, colour)
-    seen = found.sum((1, 2)) >= SMALLEST
-    if not seen.any():
+    mask = subject_mask(video, colour)
+    visible = mask.sum((1, 2)) >= MIN_PIXELS
+    if not visible.any():
         return None
-    touched = (found[..., 0].sum(1) >= 2) | (found[..., -1].sum(1) >= 2)
-    return float(touched[seen].float().mean())
+    cut = (mask[..., 0].sum(1) >= 2) | (mask[..., -1].sum(1) >= 2)
+    return float(cut[visible].float().mean())
 
 
 def framing_scores(clips: list[Tensor], colours: list[str]) -> dict[str, float]:
-    """Return the share of clips that do not show all of their subject, with its 95 % interval: those that never show
-    it, and those where the border cuts it in most of the frames that do.
+    """Return the share of clips that do not show all of their subject, with its 95 % interval.
+
+    These are the clips that never show it, and those where the border cuts it in most of the frames that do.
     """
     shares = [cut_share(clip, colour) for clip, colour in zip(clips, colours, strict=True)]
     mean, low, high = bootstrap_interval(np.array([share is None or share > 0.5 for share in shares], dtype=float))
@@ -127,28 +126,27 @@ def framing_scores(clips: list[Tensor], colours: list[str]) -> dict[str, float]:
 
 
 def main(prompts: int = 150) -> dict:
-    """Make the data, train both models and count; writes runs/framing/report.json and two pictures."""
-    make_world(world())
-    make_world(replace(world(), folder=Path("data/framing-test"), split="test", clips=(64,)))
-    make_crops(Path("data/framing"), Path("data/framing-crops"))
-    make_crops(Path("data/framing-test"), Path("data/framing-crops-test"))
-    scenes = list(islice(with_hue(scenes_of(SETS[0], 0)), prompts))
+    """Make the data, train both models and count; write runs/framing/report.json and a contact sheet of each model."""
+    make_world(world_run())
+    make_world(replace(world_run(), folder=held_out(DATA), split="test", clips=(64,)))
+    make_crops(DATA, CROPS)
+    make_crops(held_out(DATA), held_out(CROPS))
+    scenes = list(islice(filter(has_hue, scenes_of(SETS[0], 0)), prompts))
     report: dict = {}
-    for name, run in (("native", native()), ("cropped", cropped())):
+    for name, run in (("native", native_run()), ("cropped", cropped_run())):
         bucket = open_bucket(run.data, run.formats[0])
-        alone = (n for n in range(len(bucket)) if len(bucket.scene(n).things) == 1)
-        known = [n for n in alone if bucket.scene(n).things[0].colour not in ("white", "black")][:prompts]
-        true = [uint8_to_float(torch.from_numpy(bucket.pixels[n].copy())) for n in known]
-        report[f"{name}, true clips"] = framing_scores(true, [bucket.scene(n).things[0].colour for n in known])
+        single = (n for n in range(len(bucket)) if len(bucket.scene(n).things) == 1)
+        chosen = [n for n in single if has_hue(bucket.scene(n))][:prompts]
+        true = [uint8_to_float(torch.from_numpy(bucket.pixels[n].copy())) for n in chosen]
+        report[f"{name}, true clips"] = framing_scores(true, [bucket.scene(n).things[0].colour for n in chosen])
         train(run)
         pipeline = Pipeline.from_pretrained(run.out / "model")
         requests = [Request(prompt=prompt_of(scene), seed=n) for n, scene in enumerate(scenes)]
-        clips = [pipeline.pixels(dream) for dream in pipeline.generate(requests, pack_size=8)]
+        clips = [pipeline.pixels(sample) for sample in pipeline.generate(requests, pack_size=8)]
         report[name] = framing_scores(clips, [scene.things[0].colour for scene in scenes])
-        write_image(
-            run.out.parent / f"{name}.png", contact_sheet(clips[:16], captions=[r.prompt for r in requests[:16]])
-        )
-        (run.out.parent / "report.json").write_text(json.dumps(report, indent=2))
+        sheet = contact_sheet(clips[:16], captions=[request.prompt for request in requests[:16]])
+        write_image(RUNS / f"{name}.png", sheet)
+        (RUNS / "report.json").write_text(json.dumps(report, indent=2))
     print(json.dumps(report, indent=2))
     return report
 

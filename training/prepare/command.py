@@ -67,7 +67,7 @@ CHECKS: dict[str, Callable] = {
     "clips": check_clips,
     "filter": check_filter,
     "captions": cached_captioner,
-    "latents": lambda run: (cached_vae(run.vae), cached_text_encoder(run.text)),
+    "latents": lambda run: (cached_vae(run.vae), cached_text_encoder(run.text_encoder)),
 }
 STEPS: dict[str, Step] = {
     "clips": _counting_step(ClipsRun, cut_clips, failed_clips),

@@ -57,13 +57,13 @@ FORMATS: tuple[Format, ...] = ((64, 64, 17), (80, 48, 17), (48, 80, 17), (64, 64
 class LatentsRun(PrepareRun):
     """Encode the clips of a prepared folder with the VAE in `vae` at `fps`, each to the nearest of `formats`.
 
-    A format is (columns, rows, frames). Captions are encoded by the text encoder `text`, a model folder or a name of
+    A format is (columns, rows, frames). Captions are encoded by `text_encoder`, a model folder or a name of
     transformers. A shard holds about `shard_samples` samples.
     """
 
     folder: Path = Path("prepared")
     vae: Path = Path("app/models/first/vae")
-    text: Path = Path("app/models/first")
+    text_encoder: Path = Path("app/models/first")
     formats: tuple[Format, ...] = FORMATS
     fps: float = 8.0
     shard_samples: int = 1000
@@ -86,7 +86,7 @@ def encode_latents(run: LatentsRun) -> dict[str, int]:
     The counts: clips, clips encoded before, clips too short for every format, samples, samples whose captions were
     updated, captions encoded, and failures.
     """
-    encoder_hash, (*_, text_hash) = cached_vae(run.vae).encoder_hash(), cached_text_encoder(run.text)
+    encoder_hash, (*_, text_hash) = cached_vae(run.vae).encoder_hash(), cached_text_encoder(run.text_encoder)
     with locked_folder(run.folder):
         rows = clip_rows(run.folder, required=True)
         for path in (run.folder / "shards").rglob(".*"):  # left by a killed run
@@ -130,18 +130,18 @@ def encode_captions(run: LatentsRun, rows: list[ClipRow]) -> None:
     """Encode the captions that are not cached yet, and the empty caption, which training uses for guidance."""
     for path in (run.folder / TEXT_EMBEDDINGS).rglob(".*"):  # left by a killed run
         path.unlink()
-    batches = pending_batches(run.folder, run.text, training_texts(rows).values())
+    batches = pending_batches(run.folder, run.text_encoder, training_texts(rows).values())
     with Journal(run.folder, TEXT_EMBEDDINGS).appending() as append:
         outcomes = parallel_map(write_embeddings, batches, run.engine, run.workers, run.timeout, memory_bytes=None)
         for outcome in with_progress(outcomes, TEXT_EMBEDDINGS, len(batches)):
             if outcome.error is not None:
                 keys = [text_key(text) for text in batches[outcome.number].texts]
-                append({"encoder": cached_text_encoder(run.text)[2], "captions": keys, "error": outcome.error})
+                append({"encoder": cached_text_encoder(run.text_encoder)[2], "captions": keys, "error": outcome.error})
 
 
 def failed_embeddings(run: LatentsRun, rows: list[ClipRow]) -> list[tuple[str, str]]:
     """List the clips with captions that could not be encoded, each with the error."""
-    *_, text_hash = cached_text_encoder(run.text)
+    *_, text_hash = cached_text_encoder(run.text_encoder)
     entries = [entry for entry in Journal(run.folder, TEXT_EMBEDDINGS).entries() if entry["encoder"] == text_hash]
     errors = {key: entry["error"] for entry in entries for key in entry["captions"]}
     for key in errors.keys() & dict(cached_embeddings(run.folder, text_hash)).keys():
