@@ -21,8 +21,8 @@ from training.evaluation.evaluate import (
 from training.evaluation.judge import ATTRIBUTES, REPORT, THINGS, Judge, degrade, judge_loss, targets_of, true_labels
 from training.evaluation.metrics import bootstrap_interval
 from training.world import sample_scene
-from training.world.scene import HELD_OUT, pairs
-from training.world.words import said
+from training.world.scene import HELD_OUT, attribute_pairs
+from training.world.words import read_caption
 from vae.model import VideoVAE
 
 
@@ -54,7 +54,7 @@ def first_scenes(chosen, count=40):
 @pytest.mark.parametrize("chosen", SETS, ids=lambda chosen: chosen.name)
 def test_a_prompt_says_all_that_is_judged_and_nothing_else_of_it(chosen):
     for scene in first_scenes(chosen):
-        truth, found = true_labels(scene), said(prompt_of(scene))
+        truth, found = true_labels(scene), read_caption(prompt_of(scene))
         assert found["event"] == {truth["motion"]} and found["camera"] == {truth["camera"]}
         assert (
             truth["colour"] in found["colour"] and truth["shape"] in found["shape"] and truth["size"] in found["size"]
@@ -66,8 +66,8 @@ def test_a_prompt_says_all_that_is_judged_and_nothing_else_of_it(chosen):
 def test_the_sets_are_what_their_names_say():
     one, never, several = (first_scenes(chosen) for chosen in SETS)
     assert all(len(scene.things) == 1 for scene in one + never) and all(len(scene.things) > 1 for scene in several)
-    assert all(pairs(scene) & HELD_OUT for scene in never)
-    assert not any(pairs(scene) & HELD_OUT for scene in one + several)
+    assert all(attribute_pairs(scene) & HELD_OUT for scene in never)
+    assert not any(attribute_pairs(scene) & HELD_OUT for scene in one + several)
 
 
 @pytest.mark.parametrize("heard", [False, True])

@@ -15,9 +15,9 @@ from captioning.upsampler import LEXICON_FILE, TrainedUpsampler
 from training.prompt_pairs import confused_scenes
 from training.salience import build_lexicon_set
 from training.synonyms import SHORT_EVENTS, STOP_WORDS, SYNONYMS, draw_prompt
-from training.world.facts import looks, patients, places, struck
+from training.world.facts import appearances, patients, places, struck
 from training.world.scene import sample_scene
-from training.world.words import LANGUAGES, TABLES, caption
+from training.world.words import LANGUAGES, TABLES, write_caption
 from vae.weights import WeightsError
 
 SCENES = [sample_scene(0, "test", index) for index in range(600)]
@@ -57,8 +57,8 @@ def test_who_stands_where_is_read_out_of_captions_without_a_mistake(language):
     assert len(PLACED) > 100
     table = TABLES[language].build_lexicon()
     for scene in PLACED:
-        assert table.said(caption(scene, "dense", language, rng=rng(scene)))["place"] == places(scene)
-        for text in (caption(scene, "plain", language, rng=rng(scene)), draw_prompt(scene, language, rng(scene), synonym_probability=1.0)):
+        assert table.said(write_caption(scene, "dense", language, rng=rng(scene)))["place"] == places(scene)
+        for text in (write_caption(scene, "plain", language, rng=rng(scene)), draw_prompt(scene, language, rng(scene), synonym_probability=1.0)):
             assert WORLDS.prompts[language].said(text).get("place", set()) <= places(scene), text
 
 
@@ -68,14 +68,14 @@ def test_how_big_each_thing_is_and_of_what_is_read_out_of_captions_without_a_mis
     for scene in SCENES:
         stacked = patients(scene) if scene.event == "topple" else []
         of_one = replace(scene, things=tuple(thing for thing in scene.things if thing not in stacked))
-        assert table.said(caption(scene, "dense", language, rng=rng(scene)))["appearance"] == looks(of_one)
+        assert table.said(write_caption(scene, "dense", language, rng=rng(scene)))["appearance"] == appearances(of_one)
 
 
 def test_who_is_hit_is_read_out_of_captions_without_a_mistake():
     hits = [scene for scene in SCENES if scene.event == "collide"]
     assert len(hits) > 20
     for scene in hits:
-        assert WORLDS.captions.said(caption(scene, "dense", rng=rng(scene)))["struck"] == struck(scene)
+        assert WORLDS.captions.said(write_caption(scene, "dense", rng=rng(scene)))["struck"] == struck(scene)
 
 
 def test_sizes_in_each_others_place_are_not_kept_and_numbers_of_things_alike_are_not_overheard():
@@ -99,13 +99,13 @@ def test_walls_and_strings_that_nobody_asked_for_are_not_added():
 def test_true_captions_keep_what_prompts_say_and_those_of_things_in_each_others_place_do_not(language):
     twists, words = 0, replace(WORLDS, props=())
     for scene in SCENES:
-        true = caption(scene, "dense", rng=rng(scene))
-        for prompt in (caption(scene, "plain", language, rng=rng(scene)), draw_prompt(scene, language, rng(scene))):
+        true = write_caption(scene, "dense", rng=rng(scene))
+        for prompt in (write_caption(scene, "plain", language, rng=rng(scene)), draw_prompt(scene, language, rng(scene))):
             assert words.is_faithful(prompt, true), (prompt, true)
-        prompt = caption(scene, "plain", language, rng=rng(scene))
+        prompt = write_caption(scene, "plain", language, rng=rng(scene))
         if places(scene) and WORLDS.prompts[language].said(prompt).get("place", set()) == places(scene):
             for other in confused_scenes(scene, True):
-                told = caption(other, "dense", rng=rng(scene))
+                told = write_caption(other, "dense", rng=rng(scene))
                 if not places(scene) <= places(other):  # it may be that only those who are alike are exchanged
                     twists += 1
                     assert not words.is_faithful(prompt, told), (prompt, told)
@@ -114,7 +114,7 @@ def test_true_captions_keep_what_prompts_say_and_those_of_things_in_each_others_
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_nearly_all_that_the_world_and_the_thesaurus_say_is_known_and_nothing_that_is_kept_back(language):
-    known = [WORLDS.is_literal(caption(scene, "plain", language, rng=rng(scene))) for scene in SCENES]
+    known = [WORLDS.is_literal(write_caption(scene, "plain", language, rng=rng(scene))) for scene in SCENES]
     known += [WORLDS.is_literal(draw_prompt(scene, language, rng(scene), synonym_probability=1.0)) for scene in SCENES]
     assert np.mean(known) > (0.9 if language == "en" else 0.85)
     mine = WORLDS.prompts[language]

@@ -36,7 +36,7 @@ from training.prompt_pairs import draw_near_miss
 from training.salience import meanings_of
 from training.train_upsampler import confidence_thresholds, token_weights
 from training.world.scene import sample_scene
-from training.world.words import caption
+from training.world.words import write_caption
 from vae.weights import WeightsError
 
 
@@ -131,7 +131,7 @@ def test_a_near_miss_contradicts_what_the_short_text_says(world, monkeypatch, dr
         short, other = draw_near_miss(bucket, clip, number)
         told = read_prompt(short)
         if drawn:  # in words that cannot be read: all that a short text may say, of the clip that it is of
-            whole = read_prompt(caption(bucket.scene(clip), "dense", rng=np.random.default_rng(0)))
+            whole = read_prompt(write_caption(bucket.scene(clip), "dense", rng=np.random.default_rng(0)))
             told = {name: whole[name] for name in ("colour", "shape", "event", "size", "direction") if name in whole}
         assert not all(verdicts(told, read_prompt(other)).values()), (short, other)
 

@@ -9,9 +9,19 @@ from functools import cache
 import numpy as np
 import pytest
 
-from training.world.facts import MOTION, STAYS, bystanders, looks, places, struck
-from training.world.scene import EVENTS, SPLITS, Scene, Thing, rng_of, sample_scene
-from training.world.words import KINDS, LANGUAGES, LEXICONS, TABLES, attributes, caption, in_a_mirror, prompt, said
+from training.world.facts import MOTION_ATTRIBUTES, STATIONARY_EVENTS, appearances, bystanders, places, struck
+from training.world.scene import EVENTS, SPLITS, Scene, Thing, clip_rng, sample_scene
+from training.world.words import (
+    CAPTION_KINDS,
+    LANGUAGES,
+    LEXICONS,
+    TABLES,
+    attributes,
+    mirror_caption,
+    read_caption,
+    write_caption,
+    write_prompt,
+)
 
 SCENES = 150  # of every split
 GLOBAL = ("event", "direction", "speed", "camera", "ground", "sky", "time")
@@ -25,12 +35,14 @@ def scenes() -> list[Scene]:
 
 @cache
 def captions(kind: str, language: str, moving: bool) -> list[tuple[Scene, str, dict[str, set[str]]]]:
-    texts = [(s, caption(s, kind, language, moving=moving, rng=rng_of(1, s.split, s.index, 7))) for s in scenes()]
-    return [(scene, text, said(text, language)) for scene, text in texts]
+    texts = [
+        (s, write_caption(s, kind, language, moving=moving, rng=clip_rng(1, s.split, s.index, 7))) for s in scenes()
+    ]
+    return [(scene, text, read_caption(text, language)) for scene, text in texts]
 
 
 def spoken(language: str):
-    for kind in KINDS:
+    for kind in CAPTION_KINDS:
         for moving in (True, False):
             for scene, text, found in captions(kind, language, moving):
                 yield kind, moving, scene, text, found
@@ -46,7 +58,7 @@ def contradictions(scene: Scene, found: dict[str, set[str]]) -> dict[str, set[st
         allowed[name] = {getattr(thing, name) for thing in scene.things}
     allowed["thing"] = names(scene.things)
     allowed["count"] = {str(len(scene.things))}
-    allowed["place"], allowed["appearance"], allowed["struck"] = places(scene), looks(scene), struck(scene)
+    allowed["place"], allowed["appearance"], allowed["struck"] = places(scene), appearances(scene), struck(scene)
     allowed["stack"] = {thing.shape for thing in scene.things[1:] if scene.event == "topple"}
     return {
         name: values - allowed.get(name, set()) for name, values in found.items() if values - allowed.get(name, set())
@@ -67,7 +79,7 @@ def test_a_dense_caption_says_every_attribute_of_everything(language):
                 assert value in found.get(name, ()) or (name, value) == ("speed", "normal"), (name, value, text)
             stacked = scene.event == "topple"
             for thing in scene.things:
-                placed = thing.relation and (moving or scene.event in STAYS)
+                placed = thing.relation and (moving or scene.event in STATIONARY_EVENTS)
                 told = {thing.colour, thing.size, thing.material} | ({thing.relation} if placed else set())
                 assert told <= set().union(*found.values()), (thing, text)
             assert names((scene.things[0], *bystanders(scene)) if stacked else scene.things) <= found["thing"], text
@@ -95,22 +107,24 @@ def test_where_things_stand_is_never_swapped(language):
 @every_language
 def test_a_mirrored_scene_has_the_mirrored_caption(language):
     def mirror(value):
-        return in_a_mirror(value) if value else value
+        return mirror_caption(value) if value else value
 
     for scene in scenes():
         things = tuple(replace(thing, relation=mirror(thing.relation)) for thing in scene.things)
         other = replace(scene, things=things, direction=mirror(scene.direction), camera=mirror(scene.camera))
-        for kind in KINDS:
-            here, there = (caption(s, kind, language, rng=np.random.default_rng(scene.index)) for s in (scene, other))
+        for kind in CAPTION_KINDS:
+            here, there = (
+                write_caption(s, kind, language, rng=np.random.default_rng(scene.index)) for s in (scene, other)
+            )
             assert mirror(here) == there
 
 
 @every_language
 def test_a_still_has_no_event_direction_speed_or_camera(language):
-    for kind in KINDS:
+    for kind in CAPTION_KINDS:
         for scene, text, found in captions(kind, language, False):
-            assert not set(MOTION) & set(found), (scene.event, text)
-            assert scene.event in STAYS or "relation" not in found, text  # things may have moved on by then
+            assert not set(MOTION_ATTRIBUTES) & set(found), (scene.event, text)
+            assert scene.event in STATIONARY_EVENTS or "relation" not in found, text  # things may have moved on by then
             assert not re.search("camera|video|clip|镜头|视频", text), text
 
 
@@ -137,8 +151,8 @@ def test_prompts_in_words_kept_back_are_true_and_use_them(language):
     table = TABLES[language]
     usual = set(table.build_lexicon((table.WORDS,)).meanings)
     for scene in scenes():
-        text = prompt(scene, language, rng=np.random.default_rng(scene.index), reserved=True)
-        assert not contradictions(scene, said(text, language)), text
+        text = write_prompt(scene, language, rng=np.random.default_rng(scene.index), reserved=True)
+        assert not contradictions(scene, read_caption(text, language)), text
         assert {phrase for phrase, meanings in LEXICONS[language].read(text) if meanings} - usual, text
 
 
@@ -148,8 +162,8 @@ def test_a_prompt_says_what_it_is_asked_to_and_no_more(language):
     asked = ("colour", "shape", "size", "material", *GLOBAL)
     for scene in scenes():
         mention = {name for name in asked if rng.random() < 0.5}
-        text = prompt(scene, language, rng=rng, mention=mention)
-        found, truth = said(text, language), attributes(scene)
+        text = write_prompt(scene, language, rng=rng, mention=mention)
+        found, truth = read_caption(text, language), attributes(scene)
         whole = {"colour", "shape"} <= mention  # else not all things can be told apart and counted
         assert not contradictions(scene, found if whole else found | {"count": set()}), text
         for name in GLOBAL:
@@ -164,8 +178,8 @@ def test_a_prompt_says_what_it_is_asked_to_and_no_more(language):
 def test_the_same_random_state_gives_the_same_words_and_others_give_others(language):
     for scene in scenes()[:6]:
         for kind, least in (("plain", 60), ("dense", 190)):
-            texts = [caption(scene, kind, language, rng=np.random.default_rng(seed)) for seed in range(200)]
-            assert texts[:20] == [caption(scene, kind, language, rng=np.random.default_rng(n)) for n in range(20)]
+            texts = [write_caption(scene, kind, language, rng=np.random.default_rng(seed)) for seed in range(200)]
+            assert texts[:20] == [write_caption(scene, kind, language, rng=np.random.default_rng(n)) for n in range(20)]
             assert len(set(texts)) > least
 
 
@@ -240,9 +254,11 @@ READINGS = {  # written by hand, not by the grammar
 @pytest.mark.parametrize("text", READINGS)
 def test_handwritten_captions_are_read_right(text):
     language = "en" if text.isascii() else "zh"
-    found = said(text, language)
+    found = read_caption(text, language)
     wanted = set(READINGS[text].split(", "))
-    implied = {word for thing in found.get("thing", ()) for word in thing.split()} | {"1"} | found.get("appearance", set())
+    implied = (
+        {word for thing in found.get("thing", ()) for word in thing.split()} | {"1"} | found.get("appearance", set())
+    )
     values = set().union(*found.values())
     assert wanted <= values and values - wanted <= implied
 
@@ -252,7 +268,7 @@ def test_every_event_can_be_said(language):
     assert {scene.event for scene, *_ in captions("plain", language, True)} == set(EVENTS)
 
 
-SECOND = (*KINDS, "short")  # the kinds of captions of edition 2
+SECOND = (*CAPTION_KINDS, "short")  # the kinds of captions of edition 2
 
 
 @cache
@@ -261,9 +277,11 @@ def second_edition(moving: bool) -> list[tuple[Scene, str, str, str]]:
     found = []
     for split in SPLITS:
         for index in range(60):
-            scene, rng = sample_scene(3, split, index, edition=2), rng_of(3, split, index, 7)
+            scene, rng = sample_scene(3, split, index, edition=2), clip_rng(3, split, index, 7)
             for kind in (*SECOND, *SECOND):
-                texts = [(language, caption(scene, kind, language, moving=moving, rng=rng)) for language in LANGUAGES]
+                texts = [
+                    (language, write_caption(scene, kind, language, moving=moving, rng=rng)) for language in LANGUAGES
+                ]
                 found += [(scene, kind, language, text) for language, text in texts]
     return found
 
@@ -271,7 +289,7 @@ def second_edition(moving: bool) -> list[tuple[Scene, str, str, str]]:
 @pytest.mark.parametrize("moving", [True, False])
 def test_nothing_in_captions_of_edition_2_contradicts_the_scene(moving):
     for scene, _, language, text in second_edition(moving):
-        found = said(text, language)
+        found = read_caption(text, language)
         whole = {"colour", "shape"} <= found.keys()  # else not all things can be told apart and counted
         assert not contradictions(scene, found if whole else found | {"count": set()}), text
         assert kept_to_the_point(text, language), text
@@ -290,7 +308,7 @@ def test_captions_of_edition_2_name_each_attribute_in_85_percent_and_leave_each_
     for scene, kind, language, text in second_edition(True):
         if kind not in ("plain", "dense"):
             continue
-        found, truth = said(text, language), attributes(scene)
+        found, truth = read_caption(text, language), attributes(scene)
         for name in ("size", "material"):
             for thing in scene.things:
                 if thing.relation or thing is scene.things[0]:
@@ -306,11 +324,11 @@ def test_captions_of_edition_2_name_each_attribute_in_85_percent_and_leave_each_
 def test_unknown_kinds_languages_and_attributes_are_refused():
     scene, rng = sample_scene(0, "train", 0), np.random.default_rng(0)
     with pytest.raises(ValueError, match="kind must be one of label, plain, dense"):
-        caption(scene, "long", rng=rng)
+        write_caption(scene, "long", rng=rng)
     with pytest.raises(ValueError, match="language must be one of en, zh"):
-        caption(scene, "plain", "fr", rng=rng)
+        write_caption(scene, "plain", "fr", rng=rng)
     with pytest.raises(ValueError, match="attributes of a scene"):
-        prompt(scene, rng=rng, mention=("colour", "mood"))
+        write_prompt(scene, rng=rng, mention=("colour", "mood"))
 
 
 def test_a_phrase_cannot_mean_two_things():

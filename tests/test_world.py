@@ -11,14 +11,16 @@ import pytest
 import torch
 
 from training.world import make_clip, make_clips
-from training.world.camera import VELOCITY_UNITS, Tripod, film, mirrored, velocities
-from training.world.clip import film_scene
+from training.world.camera import VELOCITY_UNITS, CameraPlacement, camera_path, camera_velocity, mirror_velocity
+from training.world.clip import render_scene
 from training.world.editions import EDITIONS
 from training.world.light import Ground, Light
+from training.world.physics import simulate
 from training.world.render import Shot, render
 from training.world.scene import (
     CAMERAS,
     COLOURS,
+    DIRECTED_EVENTS,
     EVENTS,
     HELD_OUT,
     RANGE_SIZES,
@@ -26,14 +28,12 @@ from training.world.scene import (
     SIZES,
     SPEEDS,
     SPLITS,
-    TRAVELS,
     Scene,
     Thing,
-    pairs,
+    attribute_pairs,
     sample_scene,
 )
 from training.world.solids import Solid, half_sizes
-from training.world.stage import perform
 
 CPU = torch.device("cpu")
 
@@ -45,15 +45,15 @@ def scene_of(event: str, shape: str, index: int = 0, camera: str = "still", spee
         things.append(Thing("cube", "blue", "medium", "matte", SIZES["medium"]))
     if event == "topple":
         things += [Thing("cube", colour, "small", "matte", SIZES["small"]) for colour in ("blue", "green")]
-    direction = ("left", "right")[index % 2] if event in TRAVELS else None
+    direction = ("left", "right")[index % 2] if event in DIRECTED_EVENTS else None
     return Scene(0, "test", index, tuple(things), event, direction, speed, camera, "concrete", "clear", "noon", 2.0)
 
 
 def truth_of(scene: Scene, frames: int = 65, fps: float = 32.0):
-    return film_scene(scene, 8, 8, frames, fps, CPU).truth
+    return render_scene(scene, 8, 8, frames, fps, CPU).truth
 
 
-def shot_of(solid: Solid, place, eye, at, slope=0.4, sun=(0.6, 0.0, 0.8), turn=None) -> Shot:
+def shot_of(solid: Solid, position, eye, at, slope=0.4, sun=(0.6, 0.0, 0.8), rotation=None) -> Shot:
     """Point a camera from `eye` at `at`, with one solid at `place` on grey ground under a white sun."""
     eye, at = torch.tensor(eye), torch.tensor(at)
     forward = torch.nn.functional.normalize(at - eye, dim=0)
@@ -61,21 +61,31 @@ def shot_of(solid: Solid, place, eye, at, slope=0.4, sun=(0.6, 0.0, 0.8), turn=N
     axes = torch.stack((right, torch.linalg.cross(right, forward), forward))[None]
     light = Light(sun, (1.0,) * 3, (0.2,) * 3, (0.3,) * 3, (0.3,) * 3, 0.5, 0.0, (0.0, 0.0, 0.0))
     ground = Ground("concrete", (0.3, 0.3, 0.3), 0.0, (0.0, 0.0))
-    turns = (torch.eye(3) if turn is None else turn)[None, None]
+    rotations = (torch.eye(3) if rotation is None else rotation)[None, None]
     return Shot(
-        (solid,), 1, torch.tensor(place)[None, None], turns, eye[None], axes, torch.tensor([slope]), light, ground
+        (solid,),
+        1,
+        torch.tensor(position)[None, None],
+        rotations,
+        eye[None],
+        axes,
+        torch.tensor([slope]),
+        light,
+        ground,
     )
 
 
-def plain(shape: str, half, tone=(0.6, 0.1, 0.1)) -> Solid:
-    return Solid("thing 0", shape, half, tone, tone, (0.0, 0.0, 1.0, math.inf))
+def plain(shape: str, half, albedo=(0.6, 0.1, 0.1)) -> Solid:
+    return Solid("thing 0", shape, half, albedo, albedo, (0.0, 0.0, 1.0, math.inf))
 
 
 def silhouette(shot: Shot, pixels: int) -> torch.Tensor:
     """Find how much of each pixel (Y, X) the solid covers: that much of a pixel changes with the solid's colour."""
     dark, bright = (
-        render(replace(shot, solids=(replace(shot.solids[0], tone=tone, second_tone=tone),)), pixels, pixels).float()
-        for tone in ((0.0, 0.0, 0.0), (0.9, 0.9, 0.9))
+        render(
+            replace(shot, solids=(replace(shot.solids[0], albedo=albedo, second_albedo=albedo),)), pixels, pixels
+        ).float()
+        for albedo in ((0.0, 0.0, 0.0), (0.9, 0.9, 0.9))
     )
     return ((bright - dark)[:, 0].amax(0) > 20).float()  # levels: a lit white and a black solid are 100 and more apart
 
@@ -114,15 +124,15 @@ def test_frame_rate_and_length_sample_one_and_the_same_motion():
 
 def test_a_single_frame_shows_the_subject():
     for scene in (scene_of("occlude", "cube"), scene_of("throw", "ball"), scene_of("roll", "ball", camera="pan left")):
-        clip = film_scene(scene, 32, 32, 1, 8.0, CPU)
+        clip = render_scene(scene, 32, 32, 1, 8.0, CPU)
         assert clip.video.shape[1] == 1 and clip.truth.visible[0, 0] >= 0.5
 
 
 def test_a_ball_is_projected_as_a_conic():
     radius, eye = 0.5, (0.0, -5.0, 1.5)
-    for place in ((0.0, 0.0, 1.5), (1.1, 0.5, 2.2), (-1.4, 0.0, 0.8)):
-        seen = silhouette(shot_of(plain("ball", (radius,) * 3), place, eye, (0.0, 0.0, 1.5)), 256)
-        offset = np.array(place) - eye
+    for position in ((0.0, 0.0, 1.5), (1.1, 0.5, 2.2), (-1.4, 0.0, 0.8)):
+        seen = silhouette(shot_of(plain("ball", (radius,) * 3), position, eye, (0.0, 0.0, 1.5)), 256)
+        offset = np.array(position) - eye
         sine = radius / np.linalg.norm(offset)
         tilt = math.acos(offset[1] / np.linalg.norm(offset))  # from the optical axis, along y
         spread = math.cos(tilt) ** 2 - sine**2
@@ -148,18 +158,20 @@ def test_a_box_seen_straight_on_is_its_front_face():
 @pytest.mark.parametrize("shape", ["cylinder", "capsule"])
 def test_a_standing_round_body_is_as_wide_as_its_axis_says_however_it_is_turned_about_it(shape):
     half, angle = half_sizes(shape, 0.8), 1.0
-    turn = torch.tensor([[math.cos(angle), -math.sin(angle), 0], [math.sin(angle), math.cos(angle), 0], [0, 0, 1.0]])
+    rotation = torch.tensor(
+        [[math.cos(angle), -math.sin(angle), 0], [math.sin(angle), math.cos(angle), 0], [0, 0, 1.0]]
+    )
     eye, at = (0.0, -6.0, 1.2), (0.0, 0.0, 1.2)
-    seen, turned = (silhouette(shot_of(plain(shape, half), at, eye, at, turn=t), 256) for t in (None, turn))
+    seen, turned = (silhouette(shot_of(plain(shape, half), at, eye, at, rotation=t), 256) for t in (None, rotation))
     assert torch.equal(seen, turned)
     width = 2 * half[0] / math.sqrt(36 - half[0] ** 2) / 0.4 * 128  # of a tube, from its tangents
     assert float(seen[128].sum()) == pytest.approx(width, abs=1.5)
 
 
 def test_a_shadow_falls_away_from_the_sun():
-    place, eye, at = (0.0, 0.0, 1.6), (0.0, -5.0, 4.0), (0.0, 0.0, 0.3)
+    position, eye, at = (0.0, 0.0, 1.6), (0.0, -5.0, 4.0), (0.0, 0.0, 0.3)
     for x, y in ((0.6, 0.0), (-0.6, 0.0), (0.0, -0.6)):
-        shot = shot_of(plain("ball", (0.3,) * 3), place, eye, at, sun=(x, y, 0.8))
+        shot = shot_of(plain("ball", (0.3,) * 3), position, eye, at, sun=(x, y, 0.8))
         far = shot_of(plain("ball", (0.3,) * 3), (0.0, -50.0, 1.6), eye, at, sun=(x, y, 0.8))
         darker = (render(far, 128, 128).float() - render(shot, 128, 128).float()).amin(0)[0]
         darker[silhouette(shot, 128) > 0] = 0
@@ -172,8 +184,10 @@ def test_a_shadow_falls_away_from_the_sun():
 
 def test_a_small_picture_is_the_average_of_a_large_one():
     # Where no edge is, one ray stands for the pixel; on an edge eight do, each worth an eighth of the contrast.
-    turn = torch.tensor([[0.8, -0.6, 0], [0.6, 0.8, 0], [0, 0, 1.0]])
-    shot = shot_of(plain("cube", (0.7, 0.7, 0.7)), (0.0, 0.0, 0.7), (0.4, -5.0, 2.0), (0.0, 0.0, 0.7), turn=turn)
+    rotation = torch.tensor([[0.8, -0.6, 0], [0.6, 0.8, 0], [0, 0, 1.0]])
+    shot = shot_of(
+        plain("cube", (0.7, 0.7, 0.7)), (0.0, 0.0, 0.7), (0.4, -5.0, 2.0), (0.0, 0.0, 0.7), rotation=rotation
+    )
     small, large = linear(render(shot, 32, 32)), linear(render(shot, 256, 256))
     mean = torch.nn.functional.avg_pool2d(large[:, 0], 8)
     error = (small[:, 0] - mean).abs()
@@ -186,7 +200,7 @@ def test_antialiased_pixels_are_between_the_two_sides_of_an_edge():
         plain("cube", (2.0, 0.1, 4.0)), (-2.0, 0.0, 0.0), (0.0, -5.0, 1.0), (0.0, 0.0, 1.0), sun=(0, -0.6, 0.8)
     )
     tilt = torch.tensor([[math.cos(0.2), 0, math.sin(0.2)], [0, 1, 0], [-math.sin(0.2), 0, math.cos(0.2)]])
-    red = render(replace(shot, turns=tilt[None, None]), 48, 48)[0, 0].int()
+    red = render(replace(shot, rotations=tilt[None, None]), 48, 48)[0, 0].int()
     mixed = 0
     for row in red[:14]:  # above the horizon, where the other side is the sky
         edge = int((row[1:] - row[:-1]).abs().argmax())
@@ -200,12 +214,12 @@ def test_antialiased_pixels_are_between_the_two_sides_of_an_edge():
 def test_visible_fractions_agree_with_the_picture():
     scene = scene_of("occlude", "ball", camera="orbit left")
     other = replace(scene, things=(replace(scene.things[0], colour="white"),))
-    red, white = (film_scene(s, 96, 96, 17, 8.0, CPU) for s in (scene, other))
+    red, white = (render_scene(s, 96, 96, 17, 8.0, CPU) for s in (scene, other))
     shown = ((red.video.int() - white.video.int()).abs().amax(0) > 12).sum((1, 2)).double()
     left, top, right, bottom = (red.truth.boxes[:, 0, side] for side in range(4))
     whole = torch.from_numpy(math.pi / 4 * (right - left) * (bottom - top))  # a ball's silhouette is an ellipse
     assert np.allclose((shown / whole).numpy(), red.truth.visible[:, 0], atol=0.09)  # half a rim of pixels
-    assert {"hidden", "seen"} <= {happening.name for happening in red.truth.happenings}
+    assert {"hidden", "seen"} <= {event.name for event in red.truth.physics_events}
 
 
 @pytest.mark.parametrize("event", EVENTS)
@@ -215,7 +229,7 @@ def test_every_event_really_happens(event):
         scene = scene_of(event, shape, index, speed=(0.8, 1.0, 1.25)[index % 3], size=size)
         truth = truth_of(scene)
         x, height = truth.positions[:, 0, 0], truth.positions[:, 0, 2]
-        names = [(happening.name, happening.bodies) for happening in truth.happenings]
+        names = [(event.name, event.bodies) for event in truth.physics_events]
         moved = float(np.linalg.norm(truth.positions[-1, 0] - truth.positions[0, 0]))
         forward = float(x[-1] - x[0]) * (1 if scene.direction == "right" else -1)
         if scene.direction:
@@ -259,13 +273,13 @@ def test_bystanders_stand_where_the_scene_says_as_seen_in_the_first_frame():
         scene = sample_scene(1, "train", index)
         if not any(thing.relation for thing in scene.things):
             continue
-        take = perform(scene)
-        camera = film(scene.camera, take.tripod, np.zeros(1))
-        u, _, depth = camera.project(take.places[0, : take.things, None])
+        simulation = simulate(scene)
+        camera = camera_path(scene.camera, simulation.placement, np.zeros(1))
+        u, _, depth = camera.project(simulation.positions[0, : simulation.things, None])
         for number, thing in enumerate(scene.things):
             if thing.relation:
                 checked += 1
-                assert take.visible[0, number] > 0.25
+                assert simulation.visible[0, number] > 0.25
                 if thing.relation in ("left of", "right of"):
                     assert (u[number, 0] < u[0, 0]) == (thing.relation == "left of")
                 else:
@@ -275,15 +289,15 @@ def test_bystanders_stand_where_the_scene_says_as_seen_in_the_first_frame():
 
 @pytest.mark.parametrize("move", CAMERAS)
 def test_a_camera_moves_as_it_is_told(move):
-    camera = film(move, Tripod(6.0, 0.3, 0.1, 1.0, math.radians(8.5)), np.linspace(0, 1, 5))
-    shift, turn = camera.eyes[-1] - camera.eyes[0], camera.axes[-1, 2] - camera.axes[0, 2]
+    camera = camera_path(move, CameraPlacement(6.0, 0.3, 0.1, 1.0, math.radians(8.5)), np.linspace(0, 1, 5))
+    shift, rotation = camera.eyes[-1] - camera.eyes[0], camera.axes[-1, 2] - camera.axes[0, 2]
     kind, _, way = move.partition(" ")
     assert (abs(shift[0]) > 3) == (kind == "orbit") and (abs(shift[2]) > 2) == (kind == "crane")
     assert (camera.slopes[-1] != camera.slopes[0]) == (kind == "zoom")
     value = {
         "still": 0,
         "orbit": shift[0],
-        "pan": turn[0],
+        "pan": rotation[0],
         "crane": shift[2],
         "zoom": camera.slopes[-1] - camera.slopes[0],
     }
@@ -298,9 +312,9 @@ def test_a_camera_moves_as_it_is_told(move):
 
 def test_held_out_pairs_are_in_every_scene_of_combinations_and_in_none_of_train():
     for index in range(300):
-        assert not pairs(sample_scene(0, "train", index)) & HELD_OUT
-        assert not pairs(sample_scene(0, "test", index)) & HELD_OUT
-        assert pairs(sample_scene(0, "combinations", index)) & HELD_OUT
+        assert not attribute_pairs(sample_scene(0, "train", index)) & HELD_OUT
+        assert not attribute_pairs(sample_scene(0, "test", index)) & HELD_OUT
+        assert attribute_pairs(sample_scene(0, "combinations", index)) & HELD_OUT
 
 
 def test_the_range_split_is_out_of_range_and_train_is_not():
@@ -319,7 +333,7 @@ def test_no_two_colours_look_alike_in_any_light(edition, material):
             scene = scene_of("rest", "ball", size="large")
             thing = replace(scene.things[0], colour=colour, material=material)
             scene = replace(scene, time=time, things=(thing,), edition=edition)
-            clip = film_scene(scene, 32, 32, 1, 8.0, CPU)
+            clip = render_scene(scene, 32, 32, 1, 8.0, CPU)
             x, y = clip.truth.pixels[0, 0].round().astype(int)
             seen[time, colour] = clip.video[:, 0, y - 3 : y + 4, x - 3 : x + 4].double().mean((1, 2))
         for first in COLOURS:
@@ -367,7 +381,7 @@ def test_edition_1_is_the_default_and_never_changes():
 def test_the_sizes_and_speeds_of_edition_2_differ_enough_to_be_seen():
     widths = []
     for size in ("small", "medium", "large"):
-        boxes = film_scene(second_scene(second_thing(size)), 32, 32, 5, 8.0, CPU).truth.boxes[:, 0]
+        boxes = render_scene(second_scene(second_thing(size)), 32, 32, 5, 8.0, CPU).truth.boxes[:, 0]
         widths.append(float((boxes[:, 2] - boxes[:, 0]).mean()))
     assert widths[1] > 1.5 * widths[0] and widths[2] > 1.5 * widths[1]
     ranges = [EDITIONS[2].speeds[name] for name in ("slow", "normal", "fast")]
@@ -384,7 +398,7 @@ def test_wet_ground_mirrors_what_stands_on_it_and_dry_ground_does_not():
     for wetness in ("dry", "wet"):
         for colour in ("red", "green"):
             scene = second_scene(second_thing("medium", colour=colour), wetness=wetness)
-            clips[wetness, colour] = film_scene(scene, 64, 64, 1, 8.0, CPU)
+            clips[wetness, colour] = render_scene(scene, 64, 64, 1, 8.0, CPU)
     left, top, right, bottom = clips["wet", "red"].truth.boxes[0, 0].round().astype(int)
     below = (slice(None), 0, slice(bottom + 1, bottom + (bottom - top)), slice(left, right))
     wet, dry = (
@@ -396,12 +410,14 @@ def test_wet_ground_mirrors_what_stands_on_it_and_dry_ground_does_not():
 
 def test_the_camera_velocity_of_a_clip_integrates_to_the_way_the_camera_went():
     for move in CAMERAS:
-        truth = film_scene(second_scene(second_thing(), camera=move), 8, 8, 33, 16.0, CPU).truth
+        truth = render_scene(second_scene(second_thing(), camera=move), 8, 8, 33, 16.0, CPU).truth
         velocity = truth.camera * VELOCITY_UNITS
         mean = (velocity[1:] + velocity[:-1]) / 2 / 16.0  # the trapezoidal rule
-        turns = np.einsum("fij,fkj->fik", truth.axes[:-1], truth.axes[1:])
-        assert np.allclose(mean[:, 4], turns[:, 0, 2], atol=1e-3) and np.allclose(mean[:, 3], turns[:, 1, 2], atol=1e-3)
-        assert np.allclose(mean[:, 5], turns[:, 0, 1], atol=1e-3)
+        rotations = np.einsum("fij,fkj->fik", truth.axes[:-1], truth.axes[1:])
+        assert np.allclose(mean[:, 4], rotations[:, 0, 2], atol=1e-3) and np.allclose(
+            mean[:, 3], rotations[:, 1, 2], atol=1e-3
+        )
+        assert np.allclose(mean[:, 5], rotations[:, 0, 1], atol=1e-3)
         kind, _, way = move.partition(" ")
         column = {"orbit": 0, "pan": 4, "crane": 1, "zoom": 2}.get(kind)
         if column is None:
@@ -413,15 +429,18 @@ def test_the_camera_velocity_of_a_clip_integrates_to_the_way_the_camera_went():
 
 
 def test_the_camera_velocity_of_a_mirror_image_is_that_of_the_mirrored_move():
-    tripod, progress = Tripod(6.0, 0.3, 0.0, 1.0, 0.1), np.linspace(0, 1, 5)
+    placement, progress = CameraPlacement(6.0, 0.3, 0.0, 1.0, 0.1), np.linspace(0, 1, 5)
     for way, other in (("orbit left", "orbit right"), ("pan left", "pan right"), ("crane up", "crane up")):
-        assert np.allclose(mirrored(velocities(way, tripod, progress, 2.0)), velocities(other, tripod, progress, 2.0))
+        assert np.allclose(
+            mirror_velocity(camera_velocity(way, placement, progress, 2.0)),
+            camera_velocity(other, placement, progress, 2.0),
+        )
 
 
 def test_a_longer_clip_of_edition_2_moves_as_fast():
     for index in range(4):
         short, long = (make_clip(2, "train", index, rows=8, columns=8, frames=f, fps=8.0, edition=2) for f in (17, 25))
-        assert short.truth.pace == long.truth.pace and long.scene.seconds == 3.0
+        assert short.truth.time_scale == long.truth.time_scale and long.scene.seconds == 3.0
 
 
 @pytest.mark.gpu

@@ -23,8 +23,8 @@ from tqdm import tqdm
 
 from training.config import Format, WorldRun
 from training.manifest import MANIFEST_FILE, read_manifest
-from training.world.scene import Scene, rng_of, sample_scene, seconds_of
-from training.world.words import caption
+from training.world.scene import Scene, clip_rng, event_seconds, sample_scene
+from training.world.words import write_caption
 from vae.files import atomic_write
 
 # Kind and language of the captions stored for each clip, and of those that are true of any single frame of it.
@@ -114,13 +114,14 @@ class Bucket:
         """Return the scene of a clip."""
         state, frames = self.state, self.format[2]
         edition = state.get("edition", 1)
-        seconds = seconds_of(edition, frames, state["fps"])
+        seconds = event_seconds(edition, frames, state["fps"])
         return sample_scene(state["seed"], state["split"], state["first"] + index, seconds, edition)
 
     @cached_property
     def camera(self) -> np.ndarray | None:
-        """Velocity of the camera (clips, F, 6), float32, memory-mapped, as `world.camera.velocities` defines it; None
-        in a dataset of edition 1.
+        """Velocity of the camera (clips, F, 6), float32, memory-mapped; None in a dataset of edition 1.
+
+        `world.camera.camera_velocity` defines its columns.
         """
         path = self.folder / "camera.npy"
         return np.load(path, mmap_mode="r") if path.exists() else None
@@ -211,7 +212,7 @@ def make_world(run: WorldRun) -> None:
             for clip in tqdm(rendered, f"world {folder.name}", clips, initial=made):
                 pixels[made] = clip.video.numpy()
                 records.write(
-                    json.dumps(asdict(clip.scene) | {"happenings": clip.truth.to_json()["happenings"]}) + "\n"
+                    json.dumps(asdict(clip.scene) | {"physics_events": clip.truth.to_json()["physics_events"]}) + "\n"
                 )
                 if camera is not None:
                     camera[made] = clip.truth.camera
@@ -329,11 +330,11 @@ def _count_made(folder: Path, wanted: dict) -> int:
 
 
 def _write_captions(scene: Scene) -> dict[str, list[str]]:
-    rng = rng_of(scene.seed, scene.split, scene.index, purpose=1)
+    rng = clip_rng(scene.seed, scene.split, scene.index, purpose=1)
     video, image = (CAPTIONS[of_image][scene.edition - 1] for of_image in (False, True))
     return {
-        "moving": [caption(scene, kind, language, rng=rng) for kind, language in video],
-        "still": [caption(scene, kind, language, moving=False, rng=rng) for kind, language in image],
+        "moving": [write_caption(scene, kind, language, rng=rng) for kind, language in video],
+        "still": [write_caption(scene, kind, language, moving=False, rng=rng) for kind, language in image],
     }
 
 

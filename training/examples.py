@@ -24,8 +24,8 @@ from training.config import DiTRun, Format
 from training.dataset import Bucket, encode_latents, open_bucket, sample_order, shard_samples
 from training.latent_dataset import LatentDataset
 from training.manifest import MANIFEST_FILE
-from training.world.camera import mirrored
-from training.world.words import in_a_mirror, said
+from training.world.camera import mirror_velocity
+from training.world.words import mirror_caption, read_caption
 from vae.model import VideoVAE
 
 GOLDEN_RATIO = (5**0.5 - 1) / 2  # the fractional parts of its multiples fill [0, 1) evenly, however many there are
@@ -156,7 +156,7 @@ def draw_examples(
             denoise_mask[1:] = denoise_mask[1:] if denoise_mask.any() else 1
         latents, flip = source.latents, source.flipped is not None and rng.random() < 0.5
         if flip and source.flipped is not None:
-            latents, caption = source.flipped, in_a_mirror(caption)
+            latents, caption = source.flipped, mirror_caption(caption)
         camera = camera_target = None
         if run.camera_ratio:
             camera, camera_target = draw_camera(rng, source, clip, latent_frames, flip, caption, run.camera_ratio)
@@ -180,7 +180,7 @@ def draw_examples(
 def names_camera(caption: str) -> bool:
     """Return whether a caption of the world names the camera's move, or says that it stands still."""
     language = "zh" if re.search(r"[\u4e00-\u9fff]", caption) else "en"
-    return "camera" in said(caption, language)
+    return "camera" in read_caption(caption, language)
 
 
 def draw_camera(
@@ -201,7 +201,7 @@ def draw_camera(
     if source.camera is None:
         return given, said
     velocity = source.camera[clip][latent_frames]
-    velocity = torch.from_numpy(mirrored(velocity) if flip else velocity)
+    velocity = torch.from_numpy(mirror_velocity(velocity) if flip else velocity)
     if known:
         given = torch.cat([velocity, torch.ones(len(velocity), 1)], dim=1)
     if names_camera(caption):

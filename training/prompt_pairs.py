@@ -19,9 +19,9 @@ from training.evaluation.captions import true_values
 from training.evaluation.upsampler import read_prompt
 from training.salience import meanings_of
 from training.synonyms import draw_prompt, imitate_typing
-from training.world.lexicon import SIDES
+from training.world.lexicon import OTHER_SIDE
 from training.world.scene import COLOURS, EVENTS, SIZES, Scene
-from training.world.words import caption, said
+from training.world.words import read_caption, write_caption
 
 IMAGE_PROBABILITY = 0.15  # that a pair is of a single frame
 DRAWN_PROMPT_PROBABILITY = 0.5  # that the prompt is drawn by `draw_prompt` rather than taken from the dataset
@@ -77,7 +77,7 @@ def draw_pair(seed: int, bucket: Bucket, clip: int, sample: int, captions: Seque
 
 def is_faithful(prompt: str, text: str, scene: Scene) -> bool:
     """Return whether a caption keeps all meanings of a prompt, and names no object that is not in the scene."""
-    return said(text).get("thing", set()) <= true_values(scene)["thing"] and meanings_of(prompt) <= meanings_of(text)
+    return read_caption(text).get("thing", set()) <= true_values(scene)["thing"] and meanings_of(prompt) <= meanings_of(text)
 
 
 def draw_choices(pairs: list[tuple[Scene, PromptPair]]) -> list[CaptionChoice]:
@@ -96,7 +96,7 @@ def draw_choice(scene: Scene, task: str, prompt: str) -> CaptionChoice | None:
     if task != CLIP_CAPTION or not (confused := confused_scenes(scene, spatial)):
         return None
     kind, seed = ("dense", "plain")[rng.integers(2)], int(rng.integers(2**31))
-    true, *false = (caption(one, kind, rng=np.random.default_rng(seed)) for one in (scene, *confused))
+    true, *false = (write_caption(one, kind, rng=np.random.default_rng(seed)) for one in (scene, *confused))
     things = read_prompt(prompt).get("thing", set())
     if not spatial and len(things) == len({(thing.colour, thing.shape) for thing in scene.things}):
         false = [text for text in false if not things <= read_prompt(text)["thing"]]
@@ -151,7 +151,7 @@ def draw_near_miss(bucket: Bucket, clip: int, sample: int) -> tuple[str, str]:
         size = str(rng.choice([size for size in SIZES if size != subject.size]))
         wrong.append(replace(scene, things=(replace(subject, size=size),)))
     if "direction" in attributes and scene.direction:
-        wrong.append(replace(scene, direction=SIDES[scene.direction]))
+        wrong.append(replace(scene, direction=OTHER_SIDE[scene.direction]))
     if others and others[-1].relation:
         wrong.append(replace(scene, things=(subject, *others[:-1])))
-    return prompt, caption(wrong[rng.integers(len(wrong))], "dense", rng=rng)
+    return prompt, write_caption(wrong[rng.integers(len(wrong))], "dense", rng=rng)

@@ -10,7 +10,7 @@ import re
 
 import numpy as np
 
-from training.world.lexicon import Table, Voice
+from training.world.lexicon import Table, WordPicker
 from training.world.scene import Scene
 from training.world.words import GRAMMARS, TABLES
 
@@ -221,14 +221,14 @@ def draw_prompt(
     is named by one.
     """
     words = {name: values for name, values in SYNONYMS[language].items() if rng.random() < synonym_probability}
-    voice, grammar = Voice(rng, TABLES[language].WORDS, words, use_reserved=True), GRAMMARS[language]
+    picker, grammar = WordPicker(rng, TABLES[language].WORDS, words, use_reserved=True), GRAMMARS[language]
     if attributes is None and rng.random() < LABEL_PROBABILITY:
-        return grammar.label(scene, voice)
+        return grammar.label(scene, picker)
     if attributes is None:
         chosen = {name for name, probability in MENTION_PROBABILITY.items() if rng.random() < probability}
     else:
         chosen = set(attributes)
-    return grammar.plain(scene, chosen or {"colour", "shape"}, True, voice)
+    return grammar.plain(scene, chosen or {"colour", "shape"}, True, picker)
 
 
 def imitate_typing(text: str, language: str, rng: np.random.Generator) -> str:

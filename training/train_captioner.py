@@ -36,7 +36,7 @@ from training.loop import (
 )
 from training.muon import build_muon
 from training.salience import salient_tokens
-from training.world.words import in_a_mirror
+from training.world.words import mirror_caption
 from vae.weights import hash_of_file, weights_in
 
 FORMAT = (64, 64, 17)
@@ -161,7 +161,7 @@ def draw_batch(
         text = captions[int(rng.integers(len(captions)))]
         flip = bool(rng.random() < 0.5)
         clips.append(clip.flip(-1) if flip else clip)
-        texts.append(in_a_mirror(text) if flip else text)
+        texts.append(mirror_caption(text) if flip else text)
     return torch.stack(clips), texts
 
 

@@ -28,95 +28,95 @@ class Body:
     """A solid with its pose and push; `pivot` is the height it swings from, `lean` how far from hanging straight."""
 
     solid: Solid
-    place: np.ndarray
+    position: np.ndarray
     quat: Quat
     velocity: np.ndarray = field(default_factory=lambda: np.zeros(3))
-    spin: np.ndarray = field(default_factory=lambda: np.zeros(3))  # radians per second, in the world
+    angular_velocity: np.ndarray = field(default_factory=lambda: np.zeros(3))  # radians per second, in the world
     friction: tuple[float, float, float] = (0.8, 0.005, 0.0001)  # sliding, twisting, rolling, as in MuJoCo
     solref: tuple[float, float] = (0.02, 1.0)
     mass: float = 1.0
     fixed: bool = False
     pivot: float | None = None
-    lean: float = 0.0  # radians
+    initial_angle: float = 0.0  # radians
 
 
-def either(rng: np.random.Generator) -> int:
+def random_sign(rng: np.random.Generator) -> int:
     """Draw 1 or -1."""
     return 1 if rng.random() < 0.5 else -1
 
 
-def turn(axis, angle: float) -> Quat:
+def axis_angle(axis, angle: float) -> Quat:
     """Make the quaternion of a turn about a unit axis."""
     return np.concatenate([[math.cos(angle / 2)], math.sin(angle / 2) * np.asarray(axis, dtype=float)])
 
 
-def compose(second: Quat, first: Quat) -> Quat:
+def quat_multiply(second: Quat, first: Quat) -> Quat:
     """Make one turn of two."""
     w, v, u, r = second[0], second[1:], first[1:], first[0]
     return np.concatenate([[w * r - v @ u], w * u + r * v + np.cross(v, u)])
 
 
-def turned(quat: Quat, vector: np.ndarray) -> np.ndarray:
+def rotate(quat: Quat, vector: np.ndarray) -> np.ndarray:
     """Turn a vector."""
     return vector + 2 * np.cross(quat[1:], np.cross(quat[1:], vector) + quat[0] * vector)
 
 
-def lying(heading: float, phase: float) -> Quat:
+def lying_quat(heading: float, phase: float) -> Quat:
     """Lay a body down: its own z at `heading` radians from x in the ground plane, turned by `phase` about itself."""
-    tip = turn((-math.sin(heading), math.cos(heading), 0), math.pi / 2)
-    return compose(tip, turn((0, 0, 1), phase))
+    tip = axis_angle((-math.sin(heading), math.cos(heading), 0), math.pi / 2)
+    return quat_multiply(tip, axis_angle((0, 0, 1), phase))
 
 
-def solid_of(thing: Thing, name: str, rng: np.random.Generator, rules: Edition = EDITIONS[1]) -> Solid:
-    """Give a thing its body: its colour in two tones, so that turning can be seen."""
+def make_solid(thing: Thing, name: str, rng: np.random.Generator, rules: Edition = EDITIONS[1]) -> Solid:
+    """Return a thing its body: its colour in two tones, so that turning can be seen."""
     half = half_sizes(thing.shape, thing.extent, rules)
-    tone = COLOURS[thing.colour]
-    second = tuple(c + 0.04 for c in tone) if thing.colour == "black" else tuple(0.58 * c for c in tone)
+    albedo = COLOURS[thing.colour]
+    second = tuple(c + 0.04 for c in albedo) if thing.colour == "black" else tuple(0.58 * c for c in albedo)
     if thing.shape == "cube":
         normal, offset = np.array([1, 0.25, 0.2]), 0.42 * half[0]
     else:
         normal, offset = np.array([1, 0, rng.uniform(-0.3, 0.3) if thing.shape == "ball" else 0]), 0.18 * half[0]
     normal = normal / np.linalg.norm(normal)
-    return Solid(name, thing.shape, half, tone, second, (*(float(n) for n in normal), offset), thing.material)
+    return Solid(name, thing.shape, half, albedo, second, (*(float(n) for n in normal), offset), thing.material)
 
 
-def prop(name: str, shape: str, half: tuple[float, float, float], place, quat: Quat) -> Body:
+def make_prop(name: str, shape: str, half: tuple[float, float, float], position, quat: Quat) -> Body:
     """Make a part of the stage that no force moves."""
-    tone = PROPS[name]
+    albedo = PROPS[name]
     seam = (0.0, 0.0, -1.0, 0.35 * half[2]) if name == "wall" else (0.0, 0.0, 1.0, math.inf)
-    solid = Solid(name, shape, half, tone, tuple(0.6 * c for c in tone), seam)
-    return Body(solid, np.array(place, dtype=float), quat, friction=(0, 0, 0), fixed=True)
+    solid = Solid(name, shape, half, albedo, tuple(0.6 * c for c in albedo), seam)
+    return Body(solid, np.array(position, dtype=float), quat, friction=(0, 0, 0), fixed=True)
 
 
-def resting(thing: Thing, name: str, rng: np.random.Generator, rules: Edition = EDITIONS[1]) -> Body:
+def rest_on_ground(thing: Thing, name: str, rng: np.random.Generator, rules: Edition = EDITIONS[1]) -> Body:
     """Put a thing on the ground at the origin so that its shape is plain to see: cylinders stand, capsules lie."""
-    solid = solid_of(thing, name, rng, rules)
+    solid = make_solid(thing, name, rng, rules)
     x, _, z = solid.half
-    side = either(rng)
+    side = random_sign(rng)
     if thing.shape == "capsule":
-        return Body(solid, np.array([0, 0, x]), lying(side * rng.uniform(0.1, 0.7), rng.uniform(0, 2 * math.pi)))
+        return Body(solid, np.array([0, 0, x]), lying_quat(side * rng.uniform(0.1, 0.7), rng.uniform(0, 2 * math.pi)))
     if thing.shape == "ball":
         return Body(
-            solid, np.array([0, 0, x]), lying(math.pi / 2 + rng.uniform(-0.5, 0.5), rng.uniform(0, 2 * math.pi))
+            solid, np.array([0, 0, x]), lying_quat(math.pi / 2 + rng.uniform(-0.5, 0.5), rng.uniform(0, 2 * math.pi))
         )
     yaw = side * rng.uniform(0.3, 0.62) + (math.pi / 2) * int(rng.integers(4))
-    tilt = turn((1, 0, 0), 1e-4 if thing.shape == "cylinder" else 0)  # see OFF_CENTRE in stage.py
-    return Body(solid, np.array([0, 0, z]), compose(turn((0, 0, 1), yaw), tilt))
+    tilt = axis_angle((1, 0, 0), 1e-4 if thing.shape == "cylinder" else 0)  # see OFF_CENTRE in stage.py
+    return Body(solid, np.array([0, 0, z]), quat_multiply(axis_angle((0, 0, 1), yaw), tilt))
 
 
-def disc_of(body: Body) -> Disc:
-    """Give the circle on the ground and the circle in the picture that a resting body fills."""
+def bounding_disc(body: Body) -> Disc:
+    """Return the circle on the ground and the circle in the picture that a resting body fills."""
     x, y, z = body.solid.half
     standing = {"ball": x, "cube": math.hypot(x, y), "cylinder": x, "capsule": x + z}[body.solid.shape]
     lies = body.solid.shape == "cylinder" and abs(1 - 2 * (body.quat[1] ** 2 + body.quat[2] ** 2)) < 0.5
     radius = {"ball": x, "cube": 1.25 * x, "cylinder": 0.5 * (x + z), "capsule": x + 0.5 * z}[body.solid.shape]
-    return Disc(math.hypot(x, z) if lies else standing, float(body.place[2]), radius)
+    return Disc(math.hypot(x, z) if lies else standing, float(body.position[2]), radius)
 
 
-def reach_along(body: Body, way: np.ndarray) -> float:
-    """Tell how far a body reaches from its centre in the direction of a unit vector."""
+def support_distance(body: Body, way: np.ndarray) -> float:
+    """Return how far a body reaches from its centre in the direction of a unit vector."""
     x, y, z = body.solid.half
-    along = np.abs([turned(body.quat, own) @ way for own in np.eye(3)])
+    along = np.abs([rotate(body.quat, own) @ way for own in np.eye(3)])
     if body.solid.shape == "cube":
         return float(along @ (x, y, z))
     round_part = x * math.sqrt(max(1 - along[2] ** 2, 0)) if body.solid.shape == "cylinder" else x

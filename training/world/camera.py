@@ -14,7 +14,7 @@ import numpy as np
 
 from .editions import EDITIONS, Edition
 
-VELOCITY_UNITS = np.array([0.3, 0.15, 0.2, 0.15, 0.3, 0.15])  # what counts as 1 in Camera.velocities
+VELOCITY_UNITS = np.array([0.3, 0.15, 0.2, 0.15, 0.3, 0.15])  # what counts as 1 in camera_velocity
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Camera:
     slopes: np.ndarray
 
     def project(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Give u and v (-1 to 1 across the smaller dimension) and depth of points (..., F, 3), one for each frame."""
+        """Return u and v (-1 to 1 across the smaller dimension) and depth of points (..., F, 3), one for each frame."""
         offset = points - self.eyes
         side, height, depth = ((offset * self.axes[:, row]).sum(-1) for row in range(3))
         scale = 1 / (np.maximum(depth, 0.1) * self.slopes)
@@ -37,7 +37,7 @@ class Camera:
 
 
 @dataclass(frozen=True)
-class Tripod:
+class CameraPlacement:
     """What differs a little from clip to clip: where the camera stands, its aim, how far a move goes (radians, for a
     crane metres, for a zoom the two factors of the view), and the tangent of half its field of view.
     """
@@ -53,14 +53,14 @@ class Tripod:
     slope: float = EDITIONS[1].half_view / EDITIONS[1].distance
 
 
-def tripod_of(rng: np.random.Generator, ease: float = 0.0, rules: Edition = EDITIONS[1]) -> Tripod:
+def sample_placement(rng: np.random.Generator, ease: float = 0.0, rules: Edition = EDITIONS[1]) -> CameraPlacement:
     """Draw where the camera stands; with `ease`, further back and with a smaller pan, to show more."""
     distance = rules.distance * (1 + 0.16 * min(ease, 1.0)) * float(rng.uniform(0.96, 1.04))
     elevation = math.radians(float(rng.uniform(*rules.elevation)))
     azimuth = math.radians(float(rng.uniform(-6, 6)))
     aim = float(rng.uniform(0.92, 1.02))
     far = 1.0 if rules.camera_jitter == (1.0, 1.0) else float(rng.uniform(*rules.camera_jitter))
-    return Tripod(
+    return CameraPlacement(
         distance=distance,
         elevation=elevation,
         azimuth=azimuth,
@@ -73,20 +73,20 @@ def tripod_of(rng: np.random.Generator, ease: float = 0.0, rules: Edition = EDIT
     )
 
 
-def film(move: str, tripod: Tripod, progress: np.ndarray) -> Camera:
+def camera_path(move: str, placement: CameraPlacement, progress: np.ndarray) -> Camera:
     """Move the camera: its pose at each progress (F) from 0, the first frame, to 1, the last."""
     sweep = 2 * np.asarray(progress, dtype=float) - 1  # -1 to 1
     zero = np.zeros_like(sweep)
     kind, _, way = move.partition(" ")
     sign = -1 if way in ("left", "down", "in") else 1
-    azimuth = tripod.azimuth + (sign * tripod.orbit * sweep if kind == "orbit" else zero)
-    flat, high = tripod.distance * math.cos(tripod.elevation), tripod.distance * math.sin(tripod.elevation)
-    lift = sign * tripod.crane * sweep if kind == "crane" else zero
-    aim = np.array([0, 0, tripod.aim])
+    azimuth = placement.azimuth + (sign * placement.orbit * sweep if kind == "orbit" else zero)
+    flat, high = placement.distance * math.cos(placement.elevation), placement.distance * math.sin(placement.elevation)
+    lift = sign * placement.crane * sweep if kind == "crane" else zero
+    aim = np.array([0, 0, placement.aim])
     eyes = aim + np.stack([flat * np.sin(azimuth), -flat * np.cos(azimuth), high + lift], axis=1)
     forward = aim - eyes
     if kind == "pan":
-        turn = sign * tripod.pan * sweep  # to the right is clockwise from above
+        turn = sign * placement.pan * sweep  # to the right is clockwise from above
         c, s = np.cos(turn), np.sin(turn)
         x, y = forward[:, 0], forward[:, 1]
         forward = np.stack([c * x + s * y, c * y - s * x, forward[:, 2]], axis=1)
@@ -94,13 +94,13 @@ def film(move: str, tripod: Tripod, progress: np.ndarray) -> Camera:
     right = np.cross(forward, [0, 0, 1])
     right /= np.linalg.norm(right, axis=1, keepdims=True)
     axes = np.stack([right, np.cross(right, forward), forward], axis=1)
-    near, wide = tripod.zoom
+    near, wide = placement.zoom
     view = np.sqrt(near * wide) * (wide / near) ** (0.5 * sign * sweep) if kind == "zoom" else zero + 1
-    return Camera(eyes, axes, tripod.slope * view)
+    return Camera(eyes, axes, placement.slope * view)
 
 
-def velocities(move: str, tripod: Tripod, progress: np.ndarray, duration: float) -> np.ndarray:
-    """Give the velocity of the camera (F, 6) at each progress (F) of a clip of `duration` seconds; 0 for a still.
+def camera_velocity(move: str, placement: CameraPlacement, progress: np.ndarray, duration: float) -> np.ndarray:
+    """Return the velocity of the camera (F, 6) at each progress (F) of a clip of `duration` seconds; 0 for a still.
 
     In the camera's own axes: translation to the right, up and forward, in distances to the aim per second; then
     rotation up (pitch), to the right (yaw) and clockwise (roll), in radians per second. Each number is divided by its
@@ -112,9 +112,9 @@ def velocities(move: str, tripod: Tripod, progress: np.ndarray, duration: float)
     if duration <= 0:
         return np.zeros((len(progress), 6), dtype=np.float32)
     small = 1e-4
-    before, now, after = (film(move, tripod, progress + shift) for shift in (-small, 0.0, small))
+    before, now, after = (camera_path(move, placement, progress + shift) for shift in (-small, 0.0, small))
     seconds = 2 * small * duration
-    shift = np.einsum("fij,fj->fi", now.axes, after.eyes - before.eyes) / (tripod.distance * seconds)
+    shift = np.einsum("fij,fj->fi", now.axes, after.eyes - before.eyes) / (placement.distance * seconds)
     shift[:, 2] -= (np.log(after.slopes) - np.log(before.slopes)) / seconds
     turn = np.einsum(
         "fij,fkj->fik", now.axes, (after.axes - before.axes) / seconds
@@ -123,6 +123,6 @@ def velocities(move: str, tripod: Tripod, progress: np.ndarray, duration: float)
     return (np.concatenate([shift, rotation], axis=1) / VELOCITY_UNITS).astype(np.float32)
 
 
-def mirrored(velocity: np.ndarray) -> np.ndarray:
-    """Give the camera velocity (..., 6) of the mirror image of a clip."""
+def mirror_velocity(velocity: np.ndarray) -> np.ndarray:
+    """Return the camera velocity (..., 6) of the mirror image of a clip."""
     return velocity * np.array([-1, 1, 1, 1, -1, -1], dtype=velocity.dtype)

@@ -11,16 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .camera import film, velocities
-from .light import ground_of, light_of
+from .camera import camera_path, camera_velocity
+from .light import make_ground, make_light
+from .physics import simulate
 from .render import Shot, render
-from .scene import Scene, rng_of, sample_scene, seconds_of
-from .solids import seen
-from .stage import perform
-from .take import Happening, Take, happenings
+from .scene import Scene, clip_rng, event_seconds, sample_scene
+from .simulation import PhysicsEvent, Simulation, physics_events
+from .solids import visible_fractions
 
-MOMENT = 0.4  # of the event: what a picture (frames = 1) shows
-HIDDEN = 0.02  # visible fraction up to which a thing counts as hidden
+STILL_TIME = 0.4  # of the event: what a picture (frames = 1) shows
+HIDDEN_FRACTION = 0.02  # visible fraction up to which a thing counts as hidden
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Truth:
     outside of the frame; visible (F, B), the part of the silhouette that is in the frame and not hidden. The camera:
     eyes (F, 3), axes (F, 3, 3) with rows right, up, forward, and fields of view (F), degrees across the smaller
     dimension.
-    camera (F, 6) is its velocity as `camera.velocities` defines it.
+    camera (F, 6) is its velocity as `camera.camera_velocity` defines it.
     `pace` simulated seconds pass in a second of the clip, so that gravity looks like 9.81 pace^2.
     """
 
@@ -47,13 +47,13 @@ class Truth:
     axes: np.ndarray
     fields_of_view: np.ndarray
     camera: np.ndarray
-    pace: float
-    happenings: tuple[Happening, ...]
+    time_scale: float
+    physics_events: tuple[PhysicsEvent, ...]
 
     def to_json(self) -> dict:
         """Turn the truth into plain lists, numbers and strings."""
         plain = {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in vars(self).items()}
-        return plain | {"bodies": list(self.bodies), "happenings": [asdict(happening) for happening in self.happenings]}
+        return plain | {"bodies": list(self.bodies), "physics_events": [asdict(event) for event in self.physics_events]}
 
 
 @dataclass(frozen=True)
@@ -86,70 +86,72 @@ def make_clip(
     if min(rows, columns, frames) < 1 or fps <= 0:
         given = f"{rows}, {columns}, {frames} and {fps}"
         raise ValueError(f"rows, columns, frames and fps of a clip must be above 0; got {given}")
-    scene = sample_scene(seed, split, index, seconds_of(edition, frames, fps), edition)
-    return film_scene(scene, rows, columns, frames, fps, torch.device(device))
+    scene = sample_scene(seed, split, index, event_seconds(edition, frames, fps), edition)
+    return render_scene(scene, rows, columns, frames, fps, torch.device(device))
 
 
-def film_scene(scene: Scene, rows: int, columns: int, frames: int, fps: float, device: torch.device) -> Clip:
+def render_scene(scene: Scene, rows: int, columns: int, frames: int, fps: float, device: torch.device) -> Clip:
     """Film any scene, as make_clip does; what a scene leaves open is drawn from its seed, split and index."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the same sums in the same order, however many workers there are
     try:
-        return _film(scene, rows, columns, frames, fps, device)
+        return _render(scene, rows, columns, frames, fps, device)
     finally:
         torch.set_num_threads(threads)
 
 
-def _film(scene: Scene, rows: int, columns: int, frames: int, fps: float, device: torch.device) -> Clip:
+def _render(scene: Scene, rows: int, columns: int, frames: int, fps: float, device: torch.device) -> Clip:
     duration = (frames - 1) / fps
-    take = perform(scene, duration)
-    seconds = np.arange(frames) / fps if frames > 1 else np.array([_moment(take) * scene.seconds])
+    simulation = simulate(scene, duration)
+    seconds = np.arange(frames) / fps if frames > 1 else np.array([_still_time(simulation) * scene.seconds])
     progress = seconds / (duration if frames > 1 else scene.seconds)
-    camera = film(scene.camera, take.tripod, progress)
-    places, turns = take.at(seconds)
-    arrays = (places, turns, camera.eyes, camera.axes, camera.slopes)
+    camera = camera_path(scene.camera, simulation.placement, progress)
+    positions, rotations = simulation.poses_at(seconds)
+    arrays = (positions, rotations, camera.eyes, camera.axes, camera.slopes)
     tensors = [torch.as_tensor(array, dtype=torch.float32, device=device) for array in arrays]
-    rng = rng_of(scene.seed, scene.split, scene.index, 1)
-    shot = Shot(take.solids, take.things, *tensors, light_of(scene, rng), ground_of(scene, rng))
+    rng = clip_rng(scene.seed, scene.split, scene.index, 1)
+    shot = Shot(simulation.solids, simulation.things, *tensors, make_light(scene, rng), make_ground(scene, rng))
 
     half = np.array([columns, rows]) / 2
     scale = half.min() * np.array([1, -1])  # from u and v to pixels
     edge = (columns / min(rows, columns), rows / min(rows, columns))
-    boxes, visible = (t.cpu().double().numpy() for t in seen(take.solids, take.things, *tensors, edge=edge))
-    u, v, _ = camera.project(np.moveaxis(places[:, : take.things], 1, 0))
+    boxes, visible = (
+        t.cpu().double().numpy() for t in visible_fractions(simulation.solids, simulation.things, *tensors, edge=edge)
+    )
+    u, v, _ = camera.project(np.moveaxis(positions[:, : simulation.things], 1, 0))
     truth = Truth(
         seconds=seconds,
-        bodies=tuple(solid.name for solid in take.solids),
-        positions=places,
-        rotations=turns,
+        bodies=tuple(solid.name for solid in simulation.solids),
+        positions=positions,
+        rotations=rotations,
         pixels=half + scale * np.stack([u.T, v.T], axis=-1),
         boxes=np.concatenate([half + scale * boxes[..., [0, 3]], half + scale * boxes[..., [2, 1]]], axis=-1),
         visible=visible,
         eyes=camera.eyes,
         axes=camera.axes,
         fields_of_view=np.degrees(2 * np.arctan(camera.slopes)),
-        camera=velocities(scene.camera, take.tripod, progress, duration),
-        pace=take.pace,
-        happenings=_happenings(take, seconds, visible),
+        camera=camera_velocity(scene.camera, simulation.placement, progress, duration),
+        time_scale=simulation.time_scale,
+        physics_events=_clip_events(simulation, seconds, visible),
     )
     return Clip(render(shot, rows, columns), scene, truth)
 
 
-def _moment(take: Take) -> float:
+def _still_time(simulation: Simulation) -> float:
     """Choose the part of the event that a picture shows: near MOMENT, with the subject in sight."""
-    parts, sight = np.linspace(0, 1, len(take.visible)), take.visible[:, 0]
-    return float(parts[np.argmin(np.abs(parts - MOMENT) + 10 * (sight < min(0.6, sight.max())))])
+    parts, sight = np.linspace(0, 1, len(simulation.visible)), simulation.visible[:, 0]
+    return float(parts[np.argmin(np.abs(parts - STILL_TIME) + 10 * (sight < min(0.6, sight.max())))])
 
 
-def _happenings(take: Take, seconds: np.ndarray, visible: np.ndarray) -> tuple[Happening, ...]:
-    """Tell what happens within a clip: what the bodies do, and when a thing is "hidden" from the camera or "seen"."""
-    found = [happening for happening in happenings(take) if happening.seconds <= seconds[-1]]
+def _clip_events(simulation: Simulation, seconds: np.ndarray, visible: np.ndarray) -> tuple[PhysicsEvent, ...]:
+    """Return what happens within a clip: what the bodies do, and when a thing is "hidden" from the camera or "seen"."""
+    found = [event for event in physics_events(simulation) if event.seconds <= seconds[-1]]
     for number in range(visible.shape[1]):
-        change = np.diff((visible[:, number] <= HIDDEN).astype(int), prepend=0)
+        change = np.diff((visible[:, number] <= HIDDEN_FRACTION).astype(int), prepend=0)
         for frame in np.flatnonzero(change):
             name = "hidden" if change[frame] > 0 else "seen"
-            found.append(Happening(name, float(seconds[frame]), (take.solids[number].name,)))
-    return tuple(sorted(found, key=lambda happening: happening.seconds))
+            found.append(PhysicsEvent(name, float(seconds[frame]), (simulation.solids[number].name,)))
+    return tuple(sorted(found, key=lambda event: event.seconds))
 
 
 def make_clips(

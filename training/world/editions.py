@@ -27,9 +27,9 @@ class Edition:
     range_speeds: tuple[tuple[float, float], tuple[float, float]]
     slow: float
     fast: float
-    paced: tuple[str, ...] | None  # the events that can be slow; None: all
-    hurried: tuple[str, ...] | None  # the events that can be fast; None: all
-    compact: tuple[str, ...]  # the events whose subject is not large
+    slow_events: tuple[str, ...] | None  # the events that can be slow; None: all
+    fast_events: tuple[str, ...] | None  # the events that can be fast; None: all
+    small_subject_events: tuple[str, ...]  # the events whose subject is not large
     wet_share: float
     held_out_settings: frozenset[tuple[str, str]]
     proportions: dict[str, tuple[float, float, float]]
@@ -41,8 +41,8 @@ class Edition:
     crane: float  # up and down
     zoom: tuple[float, float]  # factors of the view
     camera_jitter: tuple[float, float]  # factors of the extent of a camera move
-    away: float  # how far from the subject bystanders may stand, beyond touching
-    detail: float  # how often a plain caption names the size and the material of a bystander
+    max_separation: float  # how far from the subject bystanders may stand, beyond touching
+    detail_probability: float  # how often a plain caption names the size and the material of a bystander
 
 
 EDITIONS: dict[int, Edition] = {
@@ -55,9 +55,9 @@ EDITIONS: dict[int, Edition] = {
         range_speeds=((0.4, 0.55), (1.8, 2.4)),
         slow=0.9,
         fast=1.12,
-        paced=None,
-        hurried=None,
-        compact=(),
+        slow_events=None,
+        fast_events=None,
+        small_subject_events=(),
         wet_share=0.0,
         held_out_settings=frozenset(),
         proportions={
@@ -74,8 +74,8 @@ EDITIONS: dict[int, Edition] = {
         crane=1.1,
         zoom=(0.86, 1.38),
         camera_jitter=(1.0, 1.0),
-        away=1.6,
-        detail=0.2,
+        max_separation=1.6,
+        detail_probability=0.2,
     ),
     2: Edition(
         counts=(0.35, 0.3, 0.2, 0.15),
@@ -86,9 +86,9 @@ EDITIONS: dict[int, Edition] = {
         range_speeds=((0.28, 0.34), (2.7, 3.1)),
         slow=0.75,
         fast=1.5,
-        paced=("roll", "slide", "spin", "fall", "swing"),
-        hurried=("roll", "slide", "spin", "fall", "swing", "bounce", "throw", "collide", "topple"),
-        compact=("occlude",),
+        slow_events=("roll", "slide", "spin", "fall", "swing"),
+        fast_events=("roll", "slide", "spin", "fall", "swing", "bounce", "throw", "collide", "topple"),
+        small_subject_events=("occlude",),
         wet_share=0.3,
         held_out_settings=frozenset({("slate", "sunset"), ("wood", "night")}),
         proportions={
@@ -105,7 +105,7 @@ EDITIONS: dict[int, Edition] = {
         crane=1.5,
         zoom=(0.84, 1.46),
         camera_jitter=(0.85, 1.15),
-        away=1.0,
-        detail=0.97,
+        max_separation=1.0,
+        detail_probability=0.97,
     ),
 }

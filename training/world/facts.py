@@ -8,9 +8,9 @@ from .editions import EDITIONS, Edition
 from .scene import Scene, Thing
 
 # Events whose subject stays where it is, so that what stands behind it at first always does.
-STAYS = ("rest", "spin", "fall", "bounce")
+STATIONARY_EVENTS = ("rest", "spin", "fall", "bounce")
 # What a still cannot show.
-MOTION = ("event", "direction", "speed", "camera")
+MOTION_ATTRIBUTES = ("event", "direction", "speed", "camera")
 
 
 def attributes(scene: Scene, moving: bool = True) -> dict[str, str]:
@@ -25,13 +25,13 @@ def attributes(scene: Scene, moving: bool = True) -> dict[str, str]:
     if scene.direction:
         truth["direction"] = scene.direction
     if scene.event != "rest":
-        truth["speed"] = pace(scene.speed, scene.rules)
+        truth["speed"] = speed_word(scene.speed, scene.rules)
     if scene.rules.wet_share:
         truth["wetness"] = scene.wetness
-    return truth if moving else {name: value for name, value in truth.items() if name not in MOTION}
+    return truth if moving else {name: value for name, value in truth.items() if name not in MOTION_ATTRIBUTES}
 
 
-def pace(speed: float, rules: Edition = EDITIONS[1]) -> str:
+def speed_word(speed: float, rules: Edition = EDITIONS[1]) -> str:
     """Name a speed factor as a viewer would: "very slow", "slow", "normal", "fast" or "very fast"."""
     if speed <= rules.range_speeds[0][1] or speed >= rules.range_speeds[1][0]:
         return "very slow" if speed < 1 else "very fast"
@@ -55,7 +55,7 @@ def places(scene: Scene) -> set[str]:
     return {canonical_relation(name, thing.relation, names[0]) for name, thing in others if thing.relation}
 
 
-def looks(scene: Scene) -> set[str]:
+def appearances(scene: Scene) -> set[str]:
     """State the size and material of each thing, as `Lexicon.read_attributes` reads it: "large red ball"."""
     return {f"{look} {thing.colour} {thing.shape}" for thing in scene.things for look in (thing.size, thing.material)}
 

@@ -5,49 +5,60 @@ from __future__ import annotations
 import re
 from collections.abc import Set
 
-from .facts import STAYS, attributes, bystanders, patients
-from .lexicon import Voice
-from .scene import TRAVELS, Scene, Thing
-from .words_zh import NUMBERS, OPPOSITE, PACES, PLACES, SIZED, STACKS, STANDS, STATIC, WAYS, fill
+from .facts import STATIONARY_EVENTS, attributes, bystanders, patients
+from .lexicon import WordPicker
+from .scene import DIRECTED_EVENTS, Scene, Thing
+from .words_zh import (
+    DIRECTION_PHRASES,
+    NUMBERS,
+    OPPOSITE,
+    PLACEMENT_VERBS,
+    RELATION_WORDS,
+    SIZE_PREDICATES,
+    SPEED_NAMES,
+    STACKS,
+    STATIC_SHOTS,
+    fill_template,
+)
 
-LOOKS = frozenset(("colour", "shape", "size", "material"))
-CALM = ("rest", "roll", "slide", "spin", "bounce")  # the place may stand right in front of the verb
-ONGOING = ("roll", "slide", "spin", "bounce", "swing", "fall")  # verbs that can be going on
-ALOFT = ("fall", "throw", "bounce", "swing", "edge")  # not always on the ground
-MADE = {
+APPEARANCE = frozenset(("colour", "shape", "size", "material"))
+SINGLE_VERB_EVENTS = ("rest", "roll", "slide", "spin", "bounce")  # the place may stand right in front of the verb
+PROGRESSIVE_EVENTS = ("roll", "slide", "spin", "bounce", "swing", "fall")  # verbs that can be going on
+AIRBORNE_EVENTS = ("fall", "throw", "bounce", "swing", "edge")  # not always on the ground
+MATERIAL_CLAUSES = {
     "matte": ("表面哑光", "是橡胶做的"),
     "glossy": ("表面光亮", "是光亮的塑料做的"),
     "metal": ("是金属做的", "表面是金属的"),
 }
-BRIEF = ("红色", "黄色", "绿色", "蓝色", "紫色", "白色", "黑色")  # colours that make one word with 球
-LIGHT = {"morning": "柔和", "noon": "明亮", "sunset": "温暖", "night": "昏暗"}
-SHOWS = ("", "画面中，", "视频里，", "视频展示了", "这段视频中，")
-PICTURES = ("图中是", "画面中有", "这张图片展示了", "图片里有")
-STILLS = {"swing": "吊在绳子上的", "edge": "平台边的", "occlude": "墙边的"}  # what a still shows
+ONE_WORD_COLOURS = ("红色", "黄色", "绿色", "蓝色", "紫色", "白色", "黑色")  # colours that make one word with 球
+LIGHT_QUALITY = {"morning": "柔和", "noon": "明亮", "sunset": "温暖", "night": "昏暗"}
+VIDEO_OPENINGS = ("", "画面中，", "视频里，", "视频展示了", "这段视频中，")
+IMAGE_OPENINGS = ("图中是", "画面中有", "这张图片展示了", "图片里有")
+STILL_CONTEXT = {"swing": "吊在绳子上的", "edge": "平台边的", "occlude": "墙边的"}  # what a still shows
 
 
-def label(scene: Scene, voice: Voice) -> str:
+def label(scene: Scene, picker: WordPicker) -> str:
     """Name the things: "红球，蓝色方块"."""
-    return "，".join(noun(thing, {"colour", "shape"}, voice).replace("的", "") for thing in scene.things)
+    return "，".join(noun_phrase(thing, {"colour", "shape"}, picker).replace("的", "") for thing in scene.things)
 
 
-def plain(scene: Scene, says: Set[str], moving: bool, voice: Voice) -> str:
+def plain(scene: Scene, named: Set[str], moving: bool, picker: WordPicker) -> str:
     """Say in one line, as somebody types it, the attributes in `says` and what else is there."""
-    eventful = moving and "event" in says
+    eventful = moving and "event" in named
     others = bystanders(scene)
-    where, fronts, tails = "", [light(scene, says, voice)], []
-    if {"ground", "wetness"} & says:
-        ground = floor(scene, says, voice)
-        if scene.event in ALOFT:
+    where, fronts, tails = "", [light_phrase(scene, named, picker)], []
+    if {"ground", "wetness"} & named:
+        ground = ground_phrase(scene, named, picker)
+        if scene.event in AIRBORNE_EVENTS:
             tails = [f"地面是{ground}"]
-        elif eventful and scene.event in CALM and voice.chance(0.5):
+        elif eventful and scene.event in SINGLE_VERB_EVENTS and picker.chance(0.5):
             where = f"在{ground}上"
         else:
-            fronts = [f"{fronts[0]}的{ground}上"] if {"sky", "time"} & says == {"time"} else [*fronts, f"{ground}上"]
-    placed = moving or scene.event in STAYS
-    if len(others) == 1 and placed and not where and voice.chance(0.4):
-        spot = f"在{one(others[0], glance(voice), voice)}{beside(others[0], voice)}"
-        if eventful and scene.event in CALM:
+            fronts = [f"{fronts[0]}的{ground}上"] if {"sky", "time"} & named == {"time"} else [*fronts, f"{ground}上"]
+    placed = moving or scene.event in STATIONARY_EVENTS
+    if len(others) == 1 and placed and not where and picker.chance(0.4):
+        spot = f"在{with_classifier(others[0], brief_attributes(picker), picker)}{subject_relation(others[0], picker)}"
+        if eventful and scene.event in SINGLE_VERB_EVENTS:
             where = spot
         else:
             fronts.append(spot)
@@ -56,244 +67,257 @@ def plain(scene: Scene, says: Set[str], moving: bool, voice: Voice) -> str:
     if eventful:
         crowded = spotted or "一个" in where
         forms = ("finite", "progressive") if crowded else ("finite", "relative", "progressive")
-        text = act(scene, says, voice.pick(forms), where, False, voice)
+        text = event_phrase(scene, named, picker.pick(forms), where, False, picker)
     else:
-        text = ("有" if spotted else "") + picture(scene, says, moving, False, voice)
-    name = "它的" if scene.event not in CALM or voice.chance(0.3) else ""
-    if name and {"colour", "shape"} <= says and patients(scene):
-        name = noun(scene.things[0], ("colour", "shape"), voice)
+        text = ("有" if spotted else "") + still_phrase(scene, named, moving, False, picker)
+    name = "它的" if scene.event not in SINGLE_VERB_EVENTS or picker.chance(0.3) else ""
+    if name and {"colour", "shape"} <= named and patients(scene):
+        name = noun_phrase(scene.things[0], ("colour", "shape"), picker)
     if others:
-        tails.insert(0, company(others, name, placed, [glance(voice) for _ in others], voice))
+        tails.insert(0, bystander_clause(others, name, placed, [brief_attributes(picker) for _ in others], picker))
     text = "，".join(part for part in (*fronts, text, *tails) if part)
-    return finish(add_camera(text, scene, says, voice), voice)
+    return end_sentence(add_camera(text, scene, named, picker), picker)
 
 
-def dense(scene: Scene, moving: bool, voice: Voice) -> str:
+def dense(scene: Scene, moving: bool, picker: WordPicker) -> str:
     """Say everything that is true of the scene in a few sentences, in the dialect of a recaptioner."""
     truth = attributes(scene, moving)
-    first, others = scene.things[0], voice.shuffle(bystanders(scene))
-    inline = {name for name in ("size", "material") if voice.chance(0.6)}
-    says = {"colour", "shape", "event", "direction"} | inline
+    first, others = scene.things[0], picker.shuffle(bystanders(scene))
+    inline = {name for name in ("size", "material") if picker.chance(0.6)}
+    named = {"colour", "shape", "event", "direction"} | inline
     pace = truth.get("speed")
-    if pace and pace != "normal" and voice.chance(0.7):
-        says.add("speed")
-    says -= voice.without
-    pace = None if "speed" in voice.without else pace
+    if pace and pace != "normal" and picker.chance(0.7):
+        named.add("speed")
+    named -= picker.excluded
+    pace = None if "speed" in picker.excluded else pace
     where = ""
-    if moving and scene.event not in ALOFT and voice.chance(0.4) and beneath(scene, voice):
-        where = f"在{floor(scene, beneath(scene, voice), voice, usual=True)}上"
-        says.add("ground")
+    if moving and scene.event not in AIRBORNE_EVENTS and picker.chance(0.4) and ground_attributes(scene, picker):
+        where = f"在{ground_phrase(scene, ground_attributes(scene, picker), picker, usual=True)}上"
+        named.add("ground")
     if moving:
-        opening = voice.pick(SHOWS)
-        form = "relative" if opening.endswith("了") else voice.pick(("finite", "progressive"))
-        text = opening + act(scene, says, form, where, True, voice)
+        opening = picker.pick(VIDEO_OPENINGS)
+        form = "relative" if opening.endswith("了") else picker.pick(("finite", "progressive"))
+        text = opening + event_phrase(scene, named, form, where, True, picker)
     else:
-        text = voice.pick(PICTURES) + picture(scene, says, moving, True, voice)
+        text = picker.pick(IMAGE_OPENINGS) + still_phrase(scene, named, moving, True, picker)
     sentences = [text]
-    shape = next(word for word in voice.table["shape"][first.shape][::-1] if word in text)
+    shape = next(word for word in picker.table["shape"][first.shape][::-1] if word in text)
     alike = any(thing.shape == first.shape for thing in scene.things[1:])
-    name = voice.table["colour"][first.colour][0] + shape if alike else shape
-    sentences += appearance(first, {"size", "material"} - inline - voice.without, f"这个{name}", voice)
-    if pace and "speed" not in says and (pace != "normal" or voice.chance(0.3)):
-        sentences.append(voice.pick(("动作", "它动得")) + PACES[pace] if pace != "normal" else f"运动{PACES[pace]}")
+    name = picker.table["colour"][first.colour][0] + shape if alike else shape
+    sentences += appearance_sentences(first, {"size", "material"} - inline - picker.excluded, f"这个{name}", picker)
+    if pace and "speed" not in named and (pace != "normal" or picker.chance(0.3)):
+        sentences.append(
+            picker.pick(("动作", "它动得")) + SPEED_NAMES[pace] if pace != "normal" else f"运动{SPEED_NAMES[pace]}"
+        )
     if scene.event == "topple":
-        cubes = [skin(cube, voice) for cube in patients(scene)]
-        sentences.append(("从下往上，方块依次是" if moving else "方块是") + series(cubes))
+        cubes = [colour_and_material(cube, picker) for cube in patients(scene)]
+        sentences.append(("从下往上，方块依次是" if moving else "方块是") + join_list(cubes))
     parts = []
     if others:
-        start = "一开始，" if moving and scene.event in TRAVELS and voice.chance(0.5) else ""
+        start = "一开始，" if moving and scene.event in DIRECTED_EVENTS and picker.chance(0.5) else ""
         parts.append(
-            [start + company(others, f"{name}的", moving or scene.event in STAYS, [LOOKS] * len(others), voice)]
+            [
+                start
+                + bystander_clause(
+                    others, f"{name}的", moving or scene.event in STATIONARY_EVENTS, [APPEARANCE] * len(others), picker
+                )
+            ]
         )
-    elif len(scene.things) == 1 and scene.event not in STILLS and voice.chance(0.4):
+    elif len(scene.things) == 1 and scene.event not in STILL_CONTEXT and picker.chance(0.4):
         parts.append(["没有其他物体"])
-    if moving and "camera" not in voice.without:
-        parts.append([voice.pick(("", "与此同时，", "整个过程中，")) + camera(scene, voice)])
-    parts.append(setting(scene, says, voice))
-    for part in voice.shuffle(range(len(parts))):
+    if moving and "camera" not in picker.excluded:
+        parts.append([picker.pick(("", "与此同时，", "整个过程中，")) + camera_phrase(scene, picker)])
+    parts.append(setting_sentences(scene, named, picker))
+    for part in picker.shuffle(range(len(parts))):
         sentences += parts[part]
     return "".join(sentence + "。" for sentence in sentences)
 
 
-def glance(voice: Voice) -> set[str]:
+def brief_attributes(picker: WordPicker) -> set[str]:
     """Choose what a passing look says of a thing: always its colour and shape."""
-    return {"colour", "shape"} | {name for name in ("size", "material") if voice.chance(voice.detail)}
+    return {"colour", "shape"} | {name for name in ("size", "material") if picker.chance(picker.detail_probability)}
 
 
-def skin(thing: Thing, voice: Voice) -> str:
+def colour_and_material(thing: Thing, picker: WordPicker) -> str:
     """Say colour and material: "红色金属的"."""
-    if "material" in voice.without:
-        return voice.word("colour", thing.colour) + "的"
-    options = [words for words in voice.options("material", thing.material) if words.startswith("{}")]
-    return voice.pick(options).format(voice.word("colour", thing.colour)) + "的"
+    if "material" in picker.excluded:
+        return picker.word("colour", thing.colour) + "的"
+    options = [words for words in picker.options("material", thing.material) if words.startswith("{}")]
+    return picker.pick(options).format(picker.word("colour", thing.colour)) + "的"
 
 
-def noun(thing: Thing, says, voice: Voice) -> str:
+def noun_phrase(thing: Thing, named, picker: WordPicker) -> str:
     """Name a thing by the attributes in `says`: "红色的大金属球"."""
-    says = set(says) - voice.without
-    colour = voice.word("colour", thing.colour) if "colour" in says else ""
-    shape = voice.word("shape", thing.shape) if "shape" in says else "物体"
-    size = voice.word("size", thing.size) if "size" in says else ""
+    named = set(named) - picker.excluded
+    colour = picker.word("colour", thing.colour) if "colour" in named else ""
+    shape = picker.word("shape", thing.shape) if "shape" in named else "物体"
+    size = picker.word("size", thing.size) if "size" in named else ""
     front, size = (size, "") if size.endswith("的") else ("", size)
     pattern = "{}"
-    if "material" in says:
-        options = voice.options("material", thing.material)
+    if "material" in named:
+        options = picker.options("material", thing.material)
         behind = [words for words in options if words.startswith("{}")]
-        pattern = voice.pick(behind if front and behind else options)
+        pattern = picker.pick(behind if front and behind else options)
     before, after = pattern.split("{}")
     if not colour:
         return f"{front}{before}{size}{after}{shape}"
     bare = not (front or before or size or after)
-    if bare and shape == "球" and colour in BRIEF and voice.chance(0.6):
+    if bare and shape == "球" and colour in ONE_WORD_COLOURS and picker.chance(0.6):
         return colour[0] + shape
     if shape == "球" and not (size or after):
         return f"{front}{before}{colour}{'的球' if bare else '圆球'}"
-    link = "的" if not (front or before) and voice.chance(0.4) else ""
+    link = "的" if not (front or before) and picker.chance(0.4) else ""
     return f"{front}{before}{colour}{link}{size}{after}{shape}"
 
 
-def short(name: str) -> str:
+def drop_particle(name: str) -> str:
     """Leave out the 的 of a name that has one in front of it already."""
     return re.sub("色的(?!球)", "色", name)
 
 
-def one(thing: Thing, says, voice: Voice) -> str:
-    return "一个" + noun(thing, says, voice)
+def with_classifier(thing: Thing, named, picker: WordPicker) -> str:
+    return "一个" + noun_phrase(thing, named, picker)
 
 
-def series(parts: list[str]) -> str:
+def join_list(parts: list[str]) -> str:
     return "、".join(parts[:-1]) + "和" * (len(parts) > 1) + parts[-1]
 
 
-def beside(thing: Thing, voice: Voice) -> str:
+def subject_relation(thing: Thing, picker: WordPicker) -> str:
     """Say where the subject is from a thing: "前面" of a thing that stands behind it, or just "旁边"."""
     assert thing.relation is not None
-    near = thing.relation in ("left of", "right of") and voice.chance(0.5)
-    return "旁边" if near else voice.pick(PLACES[OPPOSITE[thing.relation]])
+    near = thing.relation in ("left of", "right of") and picker.chance(0.5)
+    return "旁边" if near else picker.pick(RELATION_WORDS[OPPOSITE[thing.relation]])
 
 
-def company(others: list[Thing], name: str, placed: bool, says: list, voice: Voice) -> str:
+def bystander_clause(others: list[Thing], name: str, placed: bool, named: list, picker: WordPicker) -> str:
     """Say what stands around the subject called `name`, and where if it is `placed`: "它的后面有一个蓝色方块"."""
     if not placed:
-        return "附近有" + series([one(thing, look, voice) for thing, look in zip(others, says, strict=True)])
-    verb = voice.pick(STANDS)
+        return "附近有" + join_list(
+            [with_classifier(thing, look, picker) for thing, look in zip(others, named, strict=True)]
+        )
+    verb = picker.pick(PLACEMENT_VERBS)
     return "，".join(
-        f"{'' if number else name}{voice.pick(PLACES[thing.relation or ''])}{verb}{one(thing, says[number], voice)}"
+        f"{'' if number else name}{picker.pick(RELATION_WORDS[thing.relation or ''])}{verb}{with_classifier(thing, named[number], picker)}"
         for number, thing in enumerate(others)
     )
 
 
-def victim(scene: Scene, full: bool, voice: Voice, stacked: bool = True) -> str:
+def patient_phrase(scene: Scene, full: bool, picker: WordPicker, stacked: bool = True) -> str:
     """Name what the event happens to: in "topple" all cubes, as a stack unless they are no longer `stacked`."""
     things = patients(scene)
     if scene.event != "topple":
-        return one(things[0], LOOKS if full else glance(voice), voice)
-    sized = (full or voice.chance(max(0.3, voice.detail))) and "size" not in voice.without
-    size = voice.word("size", things[0].size) if sized else ""
-    return (voice.pick(STACKS) if stacked else "{number}个{size}方块").format(number=NUMBERS[len(things)], size=size)
+        return with_classifier(things[0], APPEARANCE if full else brief_attributes(picker), picker)
+    sized = (full or picker.chance(max(0.3, picker.detail_probability))) and "size" not in picker.excluded
+    size = picker.word("size", things[0].size) if sized else ""
+    return (picker.pick(STACKS) if stacked else "{number}个{size}方块").format(number=NUMBERS[len(things)], size=size)
 
 
-def act(scene: Scene, says, form: str, where: str, full: bool, voice: Voice) -> str:
+def event_phrase(scene: Scene, named, form: str, where: str, full: bool, picker: WordPicker) -> str:
     """Say subject and event: it rolls ("finite"), it is rolling ("progressive"), a rolling ball ("relative")."""
-    words = voice.event(scene.event, directed := bool(scene.direction) and "direction" in says).replace("~", "")
-    way = voice.pick(WAYS) if directed else ""
+    words = picker.event_phrase(scene.event, directed := bool(scene.direction) and "direction" in named).replace(
+        "~", ""
+    )
+    way = picker.pick(DIRECTION_PHRASES) if directed else ""
     if scene.event == "edge" and scene.things[0].shape == "cube":
         words = words.replace("滚", "滑")
-    thing = noun(scene.things[0], says, voice)
+    thing = noun_phrase(scene.things[0], named, picker)
     whole = "，" in words or "{object}" in words
-    words = fill(words, fill(way, "", scene.direction), scene.direction)
+    words = fill_template(words, fill_template(way, "", scene.direction), scene.direction)
     if "{object}" in words:
-        words = words.replace("{object}", victim(scene, full, voice))
-    pace = attributes(scene).get("speed", "normal") if "speed" in says else "normal"
-    adverb = "" if pace == "normal" else voice.phrase("speed", pace)
+        words = words.replace("{object}", patient_phrase(scene, full, picker))
+    pace = attributes(scene).get("speed", "normal") if "speed" in named else "normal"
+    adverb = "" if pace == "normal" else picker.phrase("speed", pace)
     words = words.replace("{pace}", adverb) if "{pace}" in words else adverb + words
     if form == "relative" and not whole:
-        return f"一个{where}{words}的{short(thing)}"
-    if form == "progressive" and scene.event in ONGOING:
+        return f"一个{where}{words}的{drop_particle(thing)}"
+    if form == "progressive" and scene.event in PROGRESSIVE_EVENTS:
         where = "正" + (where or ("" if re.search("在|像", words) else "在"))
     return f"一个{thing}{where}{words}"
 
 
-def picture(scene: Scene, says, moving: bool, full: bool, voice: Voice) -> str:
+def still_phrase(scene: Scene, named, moving: bool, full: bool, picker: WordPicker) -> str:
     """Name the subject and what its event would happen to, with nothing that only time can show."""
-    state = STILLS.get(scene.event, "") if not moving and (full or voice.chance(0.5)) else ""
-    if moving and "direction" in says and scene.direction:
-        state = fill(voice.pick(WAYS), "", scene.direction) + "移动的"
-    if moving and "speed" in says and scene.event != "rest" and (pace := attributes(scene)["speed"]) != "normal":
-        state = voice.phrase("speed", pace) + (state or "移动的")
-    thing = noun(scene.things[0], says, voice)
-    text = f"一个{state}{short(thing)}" if state else f"一个{thing}"
-    return f"{text}和{victim(scene, full, voice, stacked=False)}" if patients(scene) else text
+    state = STILL_CONTEXT.get(scene.event, "") if not moving and (full or picker.chance(0.5)) else ""
+    if moving and "direction" in named and scene.direction:
+        state = fill_template(picker.pick(DIRECTION_PHRASES), "", scene.direction) + "移动的"
+    if moving and "speed" in named and scene.event != "rest" and (pace := attributes(scene)["speed"]) != "normal":
+        state = picker.phrase("speed", pace) + (state or "移动的")
+    thing = noun_phrase(scene.things[0], named, picker)
+    text = f"一个{state}{drop_particle(thing)}" if state else f"一个{thing}"
+    return f"{text}和{patient_phrase(scene, full, picker, stacked=False)}" if patients(scene) else text
 
 
-def beneath(scene: Scene, voice: Voice) -> set[str]:
+def ground_attributes(scene: Scene, picker: WordPicker) -> set[str]:
     """Choose what a dense caption says of the ground."""
-    return ({"ground", "wetness"} if scene.rules.wet_share else {"ground"}) - voice.without
+    return ({"ground", "wetness"} if scene.rules.wet_share else {"ground"}) - picker.excluded
 
 
-def floor(scene: Scene, says, voice: Voice, usual: bool = False) -> str:
+def ground_phrase(scene: Scene, named, picker: WordPicker, usual: bool = False) -> str:
     """Name the ground: "湿漉漉的水泥地", or "地面" where `says` has no ground; `usual` prefers the usual word."""
-    name = (voice.word if usual else voice.phrase)("ground", scene.ground) if "ground" in says else "地面"
-    return (voice.word("wetness", scene.wetness) if "wetness" in says else "") + name
+    name = (picker.word if usual else picker.phrase)("ground", scene.ground) if "ground" in named else "地面"
+    return (picker.word("wetness", scene.wetness) if "wetness" in named else "") + name
 
 
-def light(scene: Scene, says, voice: Voice) -> str:
+def light_phrase(scene: Scene, named, picker: WordPicker) -> str:
     """Say time and sky: "晴朗的早晨", "多云的天空下", or nothing."""
-    time, sky = voice.word("time", scene.time), voice.word("sky", scene.sky)
-    if "time" not in says:
-        return f"{sky}的天空下" if "sky" in says else ""
-    if scene.time == "sunset" and "sky" in says:
+    time, sky = picker.word("time", scene.time), picker.word("sky", scene.sky)
+    if "time" not in named:
+        return f"{sky}的天空下" if "sky" in named else ""
+    if scene.time == "sunset" and "sky" in named:
         return f"{time}，{sky}的天空下"
-    return f"{sky}的{time}" if "sky" in says else time
+    return f"{sky}的{time}" if "sky" in named else time
 
 
-def camera(scene: Scene, voice: Voice) -> str:
+def camera_phrase(scene: Scene, picker: WordPicker) -> str:
     """Say what the camera does: "镜头向左环绕"."""
     move, _, side = scene.camera.partition(" ")
     move, side = (move, side) if side in ("left", "right") else (scene.camera, None)
-    return "镜头" + fill(voice.phrase("camera", move), "", side)
+    return "镜头" + fill_template(picker.phrase("camera", move), "", side)
 
 
-def add_camera(text: str, scene: Scene, says, voice: Voice) -> str:
-    if "camera" not in says:
+def add_camera(text: str, scene: Scene, named, picker: WordPicker) -> str:
+    if "camera" not in named:
         return text
-    if scene.camera == "still" and voice.chance(0.6) and not voice.use_reserved:
-        shot = voice.pick(STATIC)
-        return f"{shot}，{text}" if voice.chance(0.4) else f"{text}，{shot}"
-    words = camera(scene, voice)
-    return voice.pick((f"{text}，{words}", f"{words}，{text}", f"{text}，同时{words}"))
+    if scene.camera == "still" and picker.chance(0.6) and not picker.use_reserved:
+        shot = picker.pick(STATIC_SHOTS)
+        return f"{shot}，{text}" if picker.chance(0.4) else f"{text}，{shot}"
+    words = camera_phrase(scene, picker)
+    return picker.pick((f"{text}，{words}", f"{words}，{text}", f"{text}，同时{words}"))
 
 
-def finish(text: str, voice: Voice) -> str:
-    return text + "。" if voice.chance(0.12) else text
+def end_sentence(text: str, picker: WordPicker) -> str:
+    return text + "。" if picker.chance(0.12) else text
 
 
-def appearance(thing: Thing, missing: set[str], name: str, voice: Voice) -> list[str]:
+def appearance_sentences(thing: Thing, missing: set[str], name: str, picker: WordPicker) -> list[str]:
     """Say the size and the material that the first sentence left out."""
-    parts = [SIZED[thing.size]] * ("size" in missing) + [voice.pick(MADE[thing.material])] * ("material" in missing)
+    parts = [SIZE_PREDICATES[thing.size]] * ("size" in missing) + [picker.pick(MATERIAL_CLAUSES[thing.material])] * (
+        "material" in missing
+    )
     return [name + "，".join(parts)] if parts else []
 
 
-def setting(scene: Scene, says, voice: Voice) -> list[str]:
+def setting_sentences(scene: Scene, named, picker: WordPicker) -> list[str]:
     """Say the ground, unless it has been said, and the light."""
-    named = beneath(scene, voice)
-    time, sky = (voice.word(name, getattr(scene, name)) for name in ("time", "sky"))
-    ground = floor(scene, named, voice, usual=True)
+    below = ground_attributes(scene, picker)
+    time, sky = (picker.word(name, getattr(scene, name)) for name in ("time", "sky"))
+    ground = ground_phrase(scene, below, picker, usual=True)
     options = [
         f"时间是{time}，天空{sky}",
-        f"{time}{LIGHT[scene.time]}的光线从{sky}的天空洒下",
-        f"{sky}的天空下，{time}的光线{LIGHT[scene.time]}",
+        f"{time}{LIGHT_QUALITY[scene.time]}的光线从{sky}的天空洒下",
+        f"{sky}的天空下，{time}的光线{LIGHT_QUALITY[scene.time]}",
     ]
     if scene.time in ("morning", "night"):
-        options.append(f"这是一个{sky}的{voice.table['time'][scene.time][0]}")
-    if "time" in voice.without:
+        options.append(f"这是一个{sky}的{picker.table['time'][scene.time][0]}")
+    if "time" in picker.excluded:
         options = [f"天空{sky}"]
-    if "sky" in voice.without:
-        options = [f"时间是{time}", f"{time}的光线{LIGHT[scene.time]}"]
-    words = voice.pick(options)
-    if "ground" in says or not named:
+    if "sky" in picker.excluded:
+        options = [f"时间是{time}", f"{time}的光线{LIGHT_QUALITY[scene.time]}"]
+    words = picker.pick(options)
+    if "ground" in named or not below:
         return [words]
-    where = voice.pick((f"地面是{ground}", f"场景在{ground}上"))
-    if "ground" not in named:
+    where = picker.pick((f"地面是{ground}", f"场景在{ground}上"))
+    if "ground" not in below:
         where = "地面" + ground.removesuffix("的地面")
-    return [f"{words}，{where}"] if voice.chance(0.3) else voice.shuffle([where, words])
+    return [f"{words}，{where}"] if picker.chance(0.3) else picker.shuffle([where, words])

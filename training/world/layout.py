@@ -12,8 +12,8 @@ import numpy as np
 from .camera import Camera
 from .scene import RELATIONS
 
-LAYOUTS = 192  # drawn at once
-DRAWS = 8  # times, unless one of them is good
+PROPOSALS = 192  # drawn at once
+ROUNDS = 8  # times, unless one of them is good
 GAP = 0.14  # metres of air between bystanders and whatever moves
 MOST_HIDDEN = 0.25  # of the sum of two radii: how deep one disc may reach into another in the picture
 
@@ -37,7 +37,7 @@ class Obstacle:
     height: float
 
 
-def arrange(
+def place_bystanders(
     rng: np.random.Generator,
     camera: Camera,
     start: np.ndarray,
@@ -53,8 +53,8 @@ def arrange(
     its start, in the frames of `camera`.
     """
     best = None
-    for draw in range(DRAWS):
-        cost, choice = _draw(rng, draw, camera, start, path, subject, bystanders, obstacles, reach)
+    for draw in range(ROUNDS):
+        cost, choice = _propose(rng, draw, camera, start, path, subject, bystanders, obstacles, reach)
         if best is None or cost < best[0]:
             best = cost, choice
         if cost < 0.1:
@@ -62,9 +62,9 @@ def arrange(
     return best[1]
 
 
-def _draw(rng, draw, camera, start, path, subject, bystanders, obstacles, reach):
-    spread = np.linspace(0.05, 1 + 0.1 * draw, LAYOUTS) ** 1.5  # ever further from the plain choice
-    starts = start + rng.uniform(-1, 1, (LAYOUTS, 2)) * np.stack([1.3 * spread, 0.7 * spread], axis=1)
+def _propose(rng, draw, camera, start, path, subject, bystanders, obstacles, reach):
+    spread = np.linspace(0.05, 1 + 0.1 * draw, PROPOSALS) ** 1.5  # ever further from the plain choice
+    starts = start + rng.uniform(-1, 1, (PROPOSALS, 2)) * np.stack([1.3 * spread, 0.7 * spread], axis=1)
     cost = 0.02 * spread
     track = starts[:, None, :2] + path[:, :2]  # (layouts, F, 2)
     track = np.concatenate([track, np.broadcast_to(path[:, 2:], (*track.shape[:2], 1))], axis=2)
@@ -87,26 +87,26 @@ def _draw(rng, draw, camera, start, path, subject, bystanders, obstacles, reach)
             subject.reach
             + disc.reach
             + GAP
-            + rng.uniform(0.02, 0.7 if relation == "in front of" else reach + 0.2 * draw, LAYOUTS)
+            + rng.uniform(0.02, 0.7 if relation == "in front of" else reach + 0.2 * draw, PROPOSALS)
         )
-        across = away * np.tan(rng.uniform(-0.72, 0.72, LAYOUTS))
+        across = away * np.tan(rng.uniform(-0.72, 0.72, PROPOSALS))
         place = stands + away[:, None] * way + across[:, None] * side
-        cost += _blocked(place, disc, track, subject, starts, obstacles)
+        cost += _collision_cost(place, disc, track, subject, starts, obstacles)
         for other, (neighbour, _) in zip(places, bystanders[:number], strict=True):
             apart = np.linalg.norm(place - other, axis=1) - disc.reach - neighbour.reach - GAP
             cost += 20 * (apart < 0) + 2 * np.maximum(-apart, 0)
-        cost += _hidden(place, disc, camera, u, v, depth, size, relation)
+        cost += _occlusion_cost(place, disc, camera, u, v, depth, size, relation)
         for box in obstacles:
-            cost += _behind(place, disc, starts, box, camera)
+            cost += _obstacle_cost(place, disc, starts, box, camera)
         places.append(place)
     for number, (disc, _) in enumerate(bystanders):
         for other in range(number):
-            cost += _overlap(places[number], disc, places[other], bystanders[other][0], camera)
+            cost += _overlap_cost(places[number], disc, places[other], bystanders[other][0], camera)
     best = int(np.argmin(cost))
     return float(cost[best]), (starts[best], [place[best] for place in places])
 
 
-def _blocked(place, disc, track, subject, starts, obstacles) -> np.ndarray:
+def _collision_cost(place, disc, track, subject, starts, obstacles) -> np.ndarray:
     apart = np.linalg.norm(place[:, None] - track[:, :, :2], axis=2).min(1) - disc.reach - subject.reach - GAP
     cost = 20 * (apart < 0) + 2 * np.maximum(-apart, 0)
     for box in obstacles:
@@ -118,15 +118,15 @@ def _blocked(place, disc, track, subject, starts, obstacles) -> np.ndarray:
     return cost
 
 
-def _picture(place: np.ndarray, disc: Disc, camera: Camera) -> tuple[np.ndarray, ...]:
+def _project_disc(place: np.ndarray, disc: Disc, camera: Camera) -> tuple[np.ndarray, ...]:
     """Project a resting disc (layouts, 2) into every frame: u, v, depth and size, (layouts, F) each."""
     point = np.concatenate([place, np.full((len(place), 1), disc.height)], axis=1)
     u, v, depth = camera.project(np.repeat(point[:, None], len(camera.eyes), axis=1))
     return u, v, depth, disc.radius / (np.maximum(depth, 0.5) * camera.slopes)
 
 
-def _hidden(place, disc, camera, u, v, depth, size, relation) -> np.ndarray:
-    b_u, b_v, b_depth, b_size = _picture(place, disc, camera)
+def _occlusion_cost(place, disc, camera, u, v, depth, size, relation) -> np.ndarray:
+    b_u, b_v, b_depth, b_size = _project_disc(place, disc, camera)
     out = np.maximum(np.maximum(np.abs(b_u), np.abs(b_v)) + 0.7 * b_size - 1, 0) / b_size
     cost = 9 * np.maximum(out[:, 0] - 0.1, 0) + 1.5 * np.maximum(out - 0.5, 0).mean(1)
     touching = 1 - np.hypot(b_u - u, b_v - v) / (b_size + size)  # 0 where the discs touch, 1 where they share a centre
@@ -141,17 +141,19 @@ def _hidden(place, disc, camera, u, v, depth, size, relation) -> np.ndarray:
     return cost
 
 
-def _overlap(place, disc, other, neighbour, camera) -> np.ndarray:
-    (u, v, _, size), (o_u, o_v, _, o_size) = (_picture(p, d, camera) for p, d in ((place, disc), (other, neighbour)))
+def _overlap_cost(place, disc, other, neighbour, camera) -> np.ndarray:
+    (u, v, _, size), (o_u, o_v, _, o_size) = (
+        _project_disc(p, d, camera) for p, d in ((place, disc), (other, neighbour))
+    )
     touching = 1 - np.hypot(u[:, 0] - o_u[:, 0], v[:, 0] - o_v[:, 0]) / (size[:, 0] + o_size[:, 0])
     return 6 * np.maximum(touching - MOST_HIDDEN, 0)
 
 
-def _behind(place, disc, starts, box, camera) -> np.ndarray:
+def _obstacle_cost(place, disc, starts, box, camera) -> np.ndarray:
     """Charge for a bystander that a tall obstacle hides in the first frame."""
     if box.height < 1:
         return np.zeros(len(place))
-    u, _, depth, size = (value[:, 0] for value in _picture(place, disc, camera))
+    u, _, depth, size = (value[:, 0] for value in _project_disc(place, disc, camera))
     ends = [starts + np.array(box.centre) + way * box.half[0] * np.array(box.along) for way in (-1, 1)]
     (left, _, near), (right, _, far) = (
         camera.project(np.concatenate([end, np.full((len(end), 1), disc.height)], axis=1)[:, None])[:3] for end in ends

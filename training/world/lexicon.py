@@ -9,14 +9,16 @@ from itertools import accumulate
 import numpy as np
 
 Table = dict[str, dict[str, tuple[str, ...]]]  # attribute -> canonical value -> phrases, the most usual first
-SIDES = {"left": "right", "right": "left"}  # each side with the other one
+OTHER_SIDE = {"left": "right", "right": "left"}  # each side with the other one
 DIRECTED = ("{heading}", "{side}", "{other}")  # marks in a phrase that must be filled with a direction
 DIRECTABLE = (*DIRECTED, "{way}")  # and those that may be
-USUAL = 0.8  # how often a word is the usual one and no synonym
-RANKS = list(accumulate(1 / k for k in range(1, 33)))  # how much the first k of many phrases weigh together
+DEFAULT_WORD_PROBABILITY = 0.8  # how often a word is the usual one and no synonym
+CUMULATIVE_WEIGHTS = list(
+    accumulate(1 / k for k in range(1, 33))
+)  # how much the first k of many phrases weigh together
 
 
-class Voice:
+class WordPicker:
     """One speaker: the random numbers, and whether the words kept back for tests are used.
 
     `detail` is how often a plain caption names the size and the material of a thing besides the subject. Attributes in
@@ -29,18 +31,18 @@ class Voice:
         table: Table,
         reserved: Table,
         use_reserved: bool = False,
-        detail: float = 0.2,
-        without: Set[str] = frozenset(),
+        detail_probability: float = 0.2,
+        excluded: Set[str] = frozenset(),
     ):
         self.rng, self.table, self.reserved, self.use_reserved = rng, table, reserved, use_reserved
-        self.detail, self.without = detail, without
+        self.detail_probability, self.excluded = detail_probability, excluded
 
     def chance(self, probability: float) -> bool:
         return bool(self.rng.random() < probability)
 
     def pick(self, options: Sequence[str]) -> str:
         """Choose a phrase; the k-th is chosen in proportion to 1/k."""
-        return options[bisect(RANKS, self.rng.random() * RANKS[len(options) - 1])]
+        return options[bisect(CUMULATIVE_WEIGHTS, self.rng.random() * CUMULATIVE_WEIGHTS[len(options) - 1])]
 
     def shuffle(self, items: Iterable) -> list:
         items = list(items)
@@ -58,9 +60,9 @@ class Voice:
     def word(self, attribute: str, value: str) -> str:
         """Choose the usual word, or now and then a synonym."""
         usual, *synonyms = self.options(attribute, value)
-        return self.pick(synonyms) if synonyms and not self.chance(USUAL) else usual
+        return self.pick(synonyms) if synonyms and not self.chance(DEFAULT_WORD_PROBABILITY) else usual
 
-    def event(self, event: str, directed: bool) -> str:
+    def event_phrase(self, event: str, directed: bool) -> str:
         """Choose an event's phrase: one with room for a direction where it is `directed`, else one that needs none."""
         marks = DIRECTABLE if directed else DIRECTED
         options = self.options("event", event)

@@ -57,28 +57,28 @@ TIMES_OF_DAY: dict[str, tuple[float, Colour, Colour, Colour, Colour, float]] = {
 }
 
 # the same for edition 2, where the times of day are to be told apart at a glance, and the haze in metres
-BOLD_TIMES_OF_DAY: dict[str, tuple[float, Colour, Colour, Colour, Colour, float, float]] = {
+TIMES_OF_DAY_2: dict[str, tuple[float, Colour, Colour, Colour, Colour, float, float]] = {
     "morning": (27, (1.12, 0.98, 0.72), (0.36, 0.36, 0.38), (0.50, 0.66, 0.84), (1.10, 0.98, 0.66), 0.95, 50.0),
     "noon": (60, (1.20, 1.18, 1.12), (0.34, 0.36, 0.40), (0.03, 0.20, 0.80), (0.34, 0.66, 1.05), 0.97, 140.0),
     "sunset": (17, (1.26, 0.90, 0.62), (0.38, 0.31, 0.35), (0.34, 0.14, 0.40), (1.25, 0.42, 0.10), 0.92, 110.0),
     "night": (42, (0.54, 0.61, 0.79), (0.14, 0.16, 0.24), (0.004, 0.006, 0.028), (0.018, 0.030, 0.085), 0.95, 90.0),
 }
 # linear-light albedo, unlike one another and every colour word
-BOLD_GROUNDS: dict[str, Colour] = {
+GROUND_COLOURS_2: dict[str, Colour] = {
     "concrete": (0.46, 0.46, 0.44),
     "sand": (0.66, 0.49, 0.25),
     "wood": (0.25, 0.11, 0.045),
     "grass": (0.10, 0.25, 0.04),
     "slate": (0.07, 0.09, 0.13),
 }
-WET = 0.5  # how bright a ground is when wet, compared with dry
+WET_BRIGHTNESS = 0.5  # how bright a ground is when wet, compared with dry
 STARS = 26.0  # cells of the sky per radian, with at most one star each
 
 
-def light_of(scene: Scene, rng: np.random.Generator) -> Light:
+def make_light(scene: Scene, rng: np.random.Generator) -> Light:
     """Light a scene by its time and sky; the sun stands behind the camera's left or right shoulder."""
     elevation, sunlight, ambient, zenith, horizon, exposure, *haze = (
-        TIMES_OF_DAY if scene.edition == 1 else BOLD_TIMES_OF_DAY
+        TIMES_OF_DAY if scene.edition == 1 else TIMES_OF_DAY_2
     )[scene.time]
     azimuth = math.radians(float(rng.uniform(25, 65)) * (1 if rng.random() < 0.5 else -1))
     height = math.radians(elevation + float(rng.uniform(-4, 4)))
@@ -105,14 +105,14 @@ def light_of(scene: Scene, rng: np.random.Generator) -> Light:
     )
 
 
-def ground_of(scene: Scene, rng: np.random.Generator) -> Ground:
+def make_ground(scene: Scene, rng: np.random.Generator) -> Ground:
     """Lay the ground of a scene at a drawn place and angle."""
     shift = rng.uniform(0, 8, 2)
     place = float(rng.uniform(-0.6, 0.6)), (float(shift[0]), float(shift[1]))
     if scene.edition == 1:
         return Ground(scene.ground, GROUNDS[scene.ground], *place)
     wet = scene.wetness == "wet"
-    colour = tuple((WET if wet else 1.0) * c for c in BOLD_GROUNDS[scene.ground])
+    colour = tuple((WET_BRIGHTNESS if wet else 1.0) * c for c in GROUND_COLOURS_2[scene.ground])
     return Ground(scene.ground, colour, *place, scene.edition, wet)
 
 
@@ -121,9 +121,9 @@ def sky_colour(light: Light, d: Tensor, footprint: float) -> Tensor:
     height = d[2] / (d[0] * d[0] + d[1] * d[1] + d[2] * d[2]).sqrt()
     bearing = torch.atan2(d[0], d[1])
     if light.edition > 1:
-        return _bold_sky(light, height, bearing, footprint)
+        return _sky_of_edition_2(light, height, bearing, footprint)
     hill, puff, drift = light.phases
-    paint = gradient(light, height)
+    paint = sky_gradient(light, height)
     blobs = torch.sin(9 * bearing + puff) + torch.sin(17 * bearing + 30 * height + drift)
     cloud = light.clouds * 0.5 * ((blobs - 0.2).clamp(0, 1) * (height * 14).clamp(0, 1))
     bright = max(light.horizon) * 0.95 + 0.02
@@ -134,10 +134,10 @@ def sky_colour(light: Light, d: Tensor, footprint: float) -> Tensor:
     return paint + ridge * (far - paint)
 
 
-def _bold_sky(light: Light, height: Tensor, bearing: Tensor, footprint: float) -> Tensor:
+def _sky_of_edition_2(light: Light, height: Tensor, bearing: Tensor, footprint: float) -> Tensor:
     """Paint the sky of edition 2 (3, N): heaped clouds on a cloudy one, stars on a clear night, low hills."""
     hill, puff, drift = light.phases
-    paint = gradient(light, height)
+    paint = sky_gradient(light, height)
     if light.clouds:  # pale heaps with dark undersides
         wave = torch.sin(11 * bearing + puff) + 0.7 * torch.sin(23 * bearing + 20 * height + drift)
         wave = wave + 0.8 * torch.sin(34 * height - 5 * bearing + hill)
@@ -162,7 +162,7 @@ def _bold_sky(light: Light, height: Tensor, bearing: Tensor, footprint: float) -
     return paint + ridge * (far - paint)
 
 
-def gradient(light: Light, height: Tensor) -> Tensor:
+def sky_gradient(light: Light, height: Tensor) -> Tensor:
     """Paint a sky without hills or clouds (3, N) at heights (N), the sines of elevations."""
     low, high = (height.new_tensor(c)[:, None] for c in (light.horizon, light.zenith))
     return low + (high - low) * (height.clamp(0, 1) * 1.6).clamp(max=1).sqrt()
@@ -186,13 +186,13 @@ def _waves(p: Tensor, width: Tensor, length: float) -> Tensor:
     return torch.sin(k * p) * (1 - (k * width).square() / 24).clamp_min(0)
 
 
-def pattern(ground: Ground, x: Tensor, y: Tensor, wide: Tensor, deep: Tensor) -> Tensor:
+def ground_pattern(ground: Ground, x: Tensor, y: Tensor, wide: Tensor, deep: Tensor) -> Tensor:
     """Draw the ground's pattern around 0, at places x, y and over footprints of wide x deep metres along the axes."""
     c, s = math.cos(ground.angle), math.sin(ground.angle)
     a, b = c * x + s * y + ground.shift[0], c * y - s * x + ground.shift[1]
     da, db = abs(c) * wide + abs(s) * deep, abs(s) * wide + abs(c) * deep
     if ground.edition > 1:
-        return _bold_pattern(ground.name, a, b, da, db)
+        return _pattern_of_edition_2(ground.name, a, b, da, db)
     if ground.name == "wood":  # long planks
         return 0.22 * _squares(a, da + 0.06, 0.55) + 0.10 * _squares(b, db + 0.06, 2.2)
     if ground.name == "sand":  # ripples
@@ -203,7 +203,7 @@ def pattern(ground: Ground, x: Tensor, y: Tensor, wide: Tensor, deep: Tensor) ->
     return depth * _squares(a, da + 0.06, pitch) * _squares(b, db + 0.06, pitch)
 
 
-def _bold_pattern(name: str, a: Tensor, b: Tensor, da: Tensor, db: Tensor) -> Tensor:
+def _pattern_of_edition_2(name: str, a: Tensor, b: Tensor, da: Tensor, db: Tensor) -> Tensor:
     """Draw the patterns of edition 2, each of another kind: slabs, dunes, planks, tufts, tiles."""
     if name == "wood":  # long planks with dark joints and a fine grain
         return 0.30 * _squares(a, da + 0.05, 0.5) + 0.16 * _waves(a + 0.05 * torch.sin(2 * b), da, 0.17)
@@ -227,14 +227,14 @@ def _joints(p: Tensor, width: Tensor, pitch: float, wide: float = 0.07) -> Tenso
 
 
 def puddles(ground: Ground, x: Tensor, y: Tensor, size: Tensor) -> Tensor:
-    """Tell how much water stands on a wet ground, from 0.5 to 1, over footprints of `size` metres."""
+    """Return how much water stands on a wet ground, from 0.5 to 1, over footprints of `size` metres."""
     c, s = math.cos(ground.angle + 0.5), math.sin(ground.angle + 0.5)
     a, b = c * x + s * y + ground.shift[1], c * y - s * x + ground.shift[0]
     depth = _waves(a + 0.4 * torch.sin(1.3 * b), size, 2.6) + _waves(b + 0.4 * torch.sin(1.1 * a), size, 2.1)
     return 0.5 + 0.5 * (0.5 + 1.1 * (depth + 0.5)).clamp(0, 1)
 
 
-def develop(linear: Tensor, exposure: float) -> Tensor:
+def tone_map(linear: Tensor, exposure: float) -> Tensor:
     """Turn linear light into uint8 pixels: exposure, a soft shoulder above 0.7, and a display gamma of 2.2.
 
     The curve is read from a table over the square root of the light, at most 4.

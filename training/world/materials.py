@@ -5,18 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .light import Ground, Light, gradient
+from .light import Ground, Light, sky_gradient
 from .solids import Solid, dot
 
 WINDOWS = 2.0  # bright and dark bands per radian around the horizon that a metal mirrors, as in a studio
 
 
-def shade(
+def shade_solids(
     solids: tuple[Solid, ...],
     light: Light,
     ground: Ground,
     owner: Tensor,
-    tone: Tensor,
+    albedo: Tensor,
     normal: Tensor,
     d: Tensor,
     lit: Tensor,
@@ -36,14 +36,14 @@ def shade(
     ambient, floor = three(light.ambient), three(ground.colour)
     bounce = floor * (three(light.sunlight) * light.sun[2] + ambient)
     from_sky = 0.5 + 0.5 * normal[2]
-    diffuse = tone * (three(light.sunlight) * facing + ambient * from_sky + 0.4 * bounce * (1 - from_sky))
+    diffuse = albedo * (three(light.sunlight) * facing + ambient * from_sky + 0.4 * bounce * (1 - from_sky))
 
     view = d / dot(d, d).sqrt()
     cosine = dot(view, normal)
     mirror = view - 2 * cosine * normal
     graze = (1 + cosine).clamp(0, 1).pow(4)
     above = (mirror[2] * 6 + 0.5).clamp(0, 1)  # a soft horizon: pictures in a mirror must not flicker
-    around = bounce + above * (gradient(light, mirror[2]) - bounce)
+    around = bounce + above * (sky_gradient(light, mirror[2]) - bounce)
     peak = dot(mirror, sun).clamp_min(0)
     white = three(light.sunlight) * lit
     power = (white.mean(0) + 0.35 * sum(light.ambient) / 3).clamp_min(0.3)
@@ -56,6 +56,6 @@ def shade(
     upper = (height * 5 + 0.3).clamp(0, 1) * (1.25 - 0.5 * height)
     lower = (-height * 2.2 - 0.1).clamp(0, 1) * 1.0
     level = power * (0.06 + (upper + lower) * (0.35 + 0.9 * windows))  # what the metal mirrors: dark at the horizon
-    tint = tone + 0.045 + (0.7 - tone) * 0.5 * graze
-    steel = 0.2 * diffuse + tint * level + 1.2 * white * peak.pow(16) * (0.25 + tone)
+    tint = albedo + 0.045 + (0.7 - albedo) * 0.5 * graze
+    steel = 0.2 * diffuse + tint * level + 1.2 * white * peak.pow(16) * (0.25 + albedo)
     return diffuse + glossy * (coat - diffuse) + metal * (steel - diffuse)

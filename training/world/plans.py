@@ -11,13 +11,23 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .bodies import Body, disc_of, either, lying, prop, reach_along, resting, turn, turned
+from .bodies import (
+    Body,
+    axis_angle,
+    bounding_disc,
+    lying_quat,
+    make_prop,
+    random_sign,
+    rest_on_ground,
+    rotate,
+    support_distance,
+)
 from .camera import Camera
 from .layout import Obstacle
 from .scene import Scene
 
 GRAVITY = 9.81
-PACES = {"swing": 2.3}  # simulated seconds in a second of the clip, where not 1: a long string swings slowly
+TIME_SCALES = {"swing": 2.3}  # simulated seconds in a second of the clip, where not 1: a long string swings slowly
 
 
 @dataclass
@@ -33,7 +43,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Script:
+class PlanInputs:
     """What a plan is made from. `moments` (F) are in simulated seconds, the times of the frames of `camera`.
 
     `ease` is 0 for a first staging and grows where earlier ones failed.
@@ -42,256 +52,266 @@ class Script:
     scene: Scene
     rng: np.random.Generator
     camera: Camera
-    moments: np.ndarray
+    times: np.ndarray
     ease: float = 0.0
 
     @property
-    def calm(self) -> float:
-        """Give the part of the usual travel that is left when a scene has to be eased."""
+    def speed_scale(self) -> float:
+        """Return the part of the usual travel that is left when a scene has to be eased."""
         return 1 - 0.2 * min(self.ease, 2.0)
 
     @property
-    def travel(self) -> float:
-        """Give the part of edition 1's speed at which things travel, so that a fast one stays in the picture."""
-        return self.calm * (1.0 if self.scene.edition == 1 else 0.77)
+    def travel_scale(self) -> float:
+        """Return the part of edition 1's speed at which things travel, so that a fast one stays in the picture."""
+        return self.speed_scale * (1.0 if self.scene.edition == 1 else 0.77)
 
     @property
-    def most(self) -> float:
-        """Give how far to one side, in metres, the subject starts at most."""
+    def max_offset(self) -> float:
+        """Return how far to one side, in metres, the subject starts at most."""
         return 1.45 if self.scene.edition == 1 else 1.75
 
-    def resting(self, number: int) -> Body:
+    def rest_on_ground(self, number: int) -> Body:
         """Put a thing of the scene on the ground at the origin."""
-        return resting(self.scene.things[number], f"thing {number}", self.rng, self.scene.rules)
+        return rest_on_ground(self.scene.things[number], f"thing {number}", self.rng, self.scene.rules)
 
 
-def plan_of(script: Script) -> Plan:
+def make_plan(inputs: PlanInputs) -> Plan:
     """Stage the event of a scene."""
-    plan = _PLANS[script.scene.event](script, script.resting(0))
-    plan.start = plan.start + script.rng.uniform(-0.15, 0.15, 2)
+    plan = _PLANS[inputs.scene.event](inputs, inputs.rest_on_ground(0))
+    plan.start = plan.start + inputs.rng.uniform(-0.15, 0.15, 2)
     return plan
 
 
-def _stay(body: Body, moments: np.ndarray) -> np.ndarray:
-    return np.repeat(body.place[None], len(moments), axis=0)
+def _static_path(body: Body, times: np.ndarray) -> np.ndarray:
+    return np.repeat(body.position[None], len(times), axis=0)
 
 
-def _way(script: Script, diagonal: bool) -> tuple[np.ndarray, float]:
+def _choose_heading(inputs: PlanInputs, diagonal: bool) -> tuple[np.ndarray, float]:
     """Choose a heading, as vector and angle: along x, or diagonal, so that a rolling cylinder is not seen end-on."""
-    angle = script.rng.uniform(0.62, 0.78) if diagonal else script.rng.uniform(0, 0.14)
-    angle *= either(script.rng)
-    if script.scene.direction == "left":
+    angle = inputs.rng.uniform(0.62, 0.78) if diagonal else inputs.rng.uniform(0, 0.14)
+    angle *= random_sign(inputs.rng)
+    if inputs.scene.direction == "left":
         angle = math.pi - angle
     return np.array([math.cos(angle), math.sin(angle), 0.0]), angle
 
 
-def _push(script: Script, body: Body, speed: float, drag: float = 0.0) -> tuple[np.ndarray, float]:
+def _set_in_motion(inputs: PlanInputs, body: Body, speed: float, drag: float = 0.0) -> tuple[np.ndarray, float]:
     """Set a resting body in motion: balls, cylinders and capsules roll, cubes slide. Gives heading and angle."""
     rolls = body.solid.shape != "cube"
-    heading, angle = _way(script, body.solid.shape in ("cylinder", "capsule"))
+    heading, angle = _choose_heading(inputs, body.solid.shape in ("cylinder", "capsule"))
     body.velocity = heading * speed
     if rolls:
         radius = body.solid.half[0]
-        body.place[2] = radius
-        body.quat = lying(angle + math.pi / 2, script.rng.uniform(0, 2 * math.pi))
-        body.spin = np.array([-heading[1], heading[0], 0]) * speed / radius
+        body.position[2] = radius
+        body.quat = lying_quat(angle + math.pi / 2, inputs.rng.uniform(0, 2 * math.pi))
+        body.angular_velocity = np.array([-heading[1], heading[0], 0]) * speed / radius
     else:
         body.friction = (drag, 0.001, 0.0001)
     return heading, angle
 
 
-def _travel(body: Body, moments: np.ndarray) -> np.ndarray:
-    return body.place + body.velocity * moments[:, None]
+def _straight_path(body: Body, times: np.ndarray) -> np.ndarray:
+    return body.position + body.velocity * times[:, None]
 
 
-def _start(velocity: np.ndarray, moments: np.ndarray, most: float) -> np.ndarray:
+def _start_offset(velocity: np.ndarray, times: np.ndarray, max_offset: float) -> np.ndarray:
     """Start so far to one side that the middle of the travel is in the middle of the picture."""
-    distance = min(float(np.linalg.norm(velocity)) * moments[-1] / 2, most)
+    distance = min(float(np.linalg.norm(velocity)) * times[-1] / 2, max_offset)
     return -distance * velocity[:2] / np.linalg.norm(velocity)
 
 
-def _rest(script: Script, body: Body) -> Plan:
-    return Plan(body, _stay(body, script.moments), np.zeros(2))
+def _rest(inputs: PlanInputs, body: Body) -> Plan:
+    return Plan(body, _static_path(body, inputs.times), np.zeros(2))
 
 
-def _roll(script: Script, body: Body) -> Plan:
-    _push(script, body, 1.3 * script.travel)
-    return Plan(body, _travel(body, script.moments), _start(body.velocity, script.moments, script.most))
+def _roll(inputs: PlanInputs, body: Body) -> Plan:
+    _set_in_motion(inputs, body, 1.3 * inputs.travel_scale)
+    return Plan(body, _straight_path(body, inputs.times), _start_offset(body.velocity, inputs.times, inputs.max_offset))
 
 
-def _slide(script: Script, body: Body) -> Plan:
-    heading, _ = _way(script, diagonal=False)
-    body.velocity = heading * 1.5 * script.travel
+def _slide(inputs: PlanInputs, body: Body) -> Plan:
+    heading, _ = _choose_heading(inputs, diagonal=False)
+    body.velocity = heading * 1.5 * inputs.travel_scale
     body.friction = (0.025, 0.001, 0.0001)
-    return Plan(body, _travel(body, script.moments), _start(body.velocity * 0.85, script.moments, script.most))
+    return Plan(
+        body, _straight_path(body, inputs.times), _start_offset(body.velocity * 0.85, inputs.times, inputs.max_offset)
+    )
 
 
-def _spin(script: Script, body: Body) -> Plan:
+def _spin(inputs: PlanInputs, body: Body) -> Plan:
     if body.solid.shape == "cylinder":
-        body.quat = lying(script.rng.uniform(0, math.pi), script.rng.uniform(0, 2 * math.pi))
-        body.place[2] = body.solid.half[0]
-    body.spin = np.array([0, 0, script.rng.uniform(3.7, 4.2) * either(script.rng)])
+        body.quat = lying_quat(inputs.rng.uniform(0, math.pi), inputs.rng.uniform(0, 2 * math.pi))
+        body.position[2] = body.solid.half[0]
+    body.angular_velocity = np.array([0, 0, inputs.rng.uniform(3.7, 4.2) * random_sign(inputs.rng)])
     body.friction = (0, 0, 0)
-    return Plan(body, _stay(body, script.moments), np.zeros(2))
+    return Plan(body, _static_path(body, inputs.times), np.zeros(2))
 
 
-def _drop(body: Body, clearance: float, moments: np.ndarray) -> np.ndarray:
-    body.place[2] += clearance
-    path = _stay(body, moments)
-    path[:, 2] = np.maximum(path[:, 2] - GRAVITY / 2 * moments**2, body.place[2] - clearance)
+def _drop(body: Body, clearance: float, times: np.ndarray) -> np.ndarray:
+    body.position[2] += clearance
+    path = _static_path(body, times)
+    path[:, 2] = np.maximum(path[:, 2] - GRAVITY / 2 * times**2, body.position[2] - clearance)
     return path
 
 
-def _fall(script: Script, body: Body) -> Plan:
-    clearance = max(2.45 - body.place[2] - 0.5 * script.scene.things[0].extent, 1.15)
-    path = _drop(body, clearance + script.rng.uniform(-0.1, 0.1), script.moments)
+def _fall(inputs: PlanInputs, body: Body) -> Plan:
+    clearance = max(2.45 - body.position[2] - 0.5 * inputs.scene.things[0].extent, 1.15)
+    path = _drop(body, clearance + inputs.rng.uniform(-0.1, 0.1), inputs.times)
     body.friction, body.solref = (1.0, 0.05, 0.05), (0.012, 1.1)
     return Plan(body, path, np.array([0, 0.15]))
 
 
-def _bounce(script: Script, body: Body) -> Plan:
-    path = _drop(body, script.rng.uniform(1.05, 1.2), script.moments)
+def _bounce(inputs: PlanInputs, body: Body) -> Plan:
+    path = _drop(body, inputs.rng.uniform(1.05, 1.2), inputs.times)
     stiffness, damping = 240.0, 0.055  # radians per second and damping ratio: keeps about 0.84 of the speed
     body.friction, body.solref = (0, 0, 0), (-stiffness * stiffness, -2 * damping * stiffness)
     if body.solid.shape == "ball":
-        body.spin = np.array([0, script.rng.uniform(1, 2) * either(script.rng), 0])
+        body.angular_velocity = np.array([0, inputs.rng.uniform(1, 2) * random_sign(inputs.rng), 0])
     return Plan(body, path, np.array([0, 0.15]))
 
 
-def _throw(script: Script, body: Body) -> Plan:
-    side = 1 if script.scene.direction == "right" else -1
-    low = body.place[2]
-    body.place[2] = max(0.65, low + 0.12)
-    rise = script.rng.uniform(4.6, 5.0) - 0.5 * max(script.scene.things[0].extent - 0.56, 0)
-    flight = (rise + math.sqrt(rise * rise + 2 * GRAVITY * (body.place[2] - low))) / GRAVITY
-    body.velocity = np.array([side * 2.9 * script.calm / flight, script.rng.uniform(-0.12, 0.12), rise])
+def _throw(inputs: PlanInputs, body: Body) -> Plan:
+    side = 1 if inputs.scene.direction == "right" else -1
+    low = body.position[2]
+    body.position[2] = max(0.65, low + 0.12)
+    rise = inputs.rng.uniform(4.6, 5.0) - 0.5 * max(inputs.scene.things[0].extent - 0.56, 0)
+    flight = (rise + math.sqrt(rise * rise + 2 * GRAVITY * (body.position[2] - low))) / GRAVITY
+    body.velocity = np.array([side * 2.9 * inputs.speed_scale / flight, inputs.rng.uniform(-0.12, 0.12), rise])
     if body.solid.shape in ("ball", "capsule"):
-        body.spin = np.array([script.rng.uniform(-0.5, 0.5), side * script.rng.uniform(2.0, 3.2), 0])
+        body.angular_velocity = np.array([inputs.rng.uniform(-0.5, 0.5), side * inputs.rng.uniform(2.0, 3.2), 0])
     else:  # tumbles about one of its own axes by right angles, so as not to land on an edge and balance there
-        quarters = (1 if body.solid.shape == "cylinder" else int(script.rng.integers(1, 3))) + script.rng.uniform(
+        quarters = (1 if body.solid.shape == "cylinder" else int(inputs.rng.integers(1, 3))) + inputs.rng.uniform(
             -0.1, 0.1
         )
-        axis = max((turned(body.quat, own) for own in np.eye(3)[:2]), key=lambda axis: abs(axis[1]))
-        body.spin = axis * np.sign(axis[1]) * side * quarters * (math.pi / 2) / flight
+        axis = max((rotate(body.quat, own) for own in np.eye(3)[:2]), key=lambda axis: abs(axis[1]))
+        body.angular_velocity = axis * np.sign(axis[1]) * side * quarters * (math.pi / 2) / flight
     body.friction, body.solref = (0.9, 0.05, 0.5 if body.solid.shape == "ball" else 0.0001), (0.015, 1.1)
-    path = _travel(body, np.minimum(script.moments, flight * 1.1))
-    path[:, 2] = np.maximum(path[:, 2] - GRAVITY / 2 * script.moments**2, low)
+    path = _straight_path(body, np.minimum(inputs.times, flight * 1.1))
+    path[:, 2] = np.maximum(path[:, 2] - GRAVITY / 2 * inputs.times**2, low)
     return Plan(body, path, np.array([-side * 1.8, 0.1]))
 
 
-def _swing(script: Script, body: Body) -> Plan:
+def _swing(inputs: PlanInputs, body: Body) -> Plan:
     x, _, z = body.solid.half
     top = x if body.solid.shape == "ball" else z + x * (body.solid.shape == "capsule")
     if body.solid.shape in ("ball", "capsule"):  # hangs by the end of its own z
-        body.quat = turn((0, 0, 1), script.rng.uniform(0, 2 * math.pi))
-    body.place[2] = top + script.rng.uniform(0.12, 0.3) + 0.25 * max(0.6 - top, 0)
+        body.quat = axis_angle((0, 0, 1), inputs.rng.uniform(0, 2 * math.pi))
+    body.position[2] = top + inputs.rng.uniform(0.12, 0.3) + 0.25 * max(0.6 - top, 0)
     body.pivot = 4.3
-    length = body.pivot - body.place[2]
-    body.lean = math.asin(min(script.rng.uniform(1.15, 1.3) / length, 0.6)) * either(script.rng)
+    length = body.pivot - body.position[2]
+    body.initial_angle = math.asin(min(inputs.rng.uniform(1.15, 1.3) / length, 0.6)) * random_sign(inputs.rng)
     rate = math.sqrt(GRAVITY / length)
-    lean = body.lean * np.cos(rate * script.moments)
-    path = _stay(body, script.moments) + length * np.stack([np.sin(lean), 0 * lean, 1 - np.cos(lean)], axis=1)
+    initial_angle = body.initial_angle * np.cos(rate * inputs.times)
+    path = _static_path(body, inputs.times) + length * np.stack(
+        [np.sin(initial_angle), 0 * initial_angle, 1 - np.cos(initial_angle)], axis=1
+    )
     half = (length - top) / 2
-    string = prop("string", "capsule", (0.05, 0.05, half), (0, 0, top + half), np.array([1.0, 0, 0, 0]))
+    string = make_prop("string", "capsule", (0.05, 0.05, half), (0, 0, top + half), np.array([1.0, 0, 0, 0]))
     return Plan(body, path, np.array([0, 0.1]), props=[string])
 
 
-def _occlude(script: Script, body: Body) -> Plan:
-    extent, shape = script.scene.things[0].extent, body.solid.shape
+def _occlude(inputs: PlanInputs, body: Body) -> Plan:
+    extent, shape = inputs.scene.things[0].extent, body.solid.shape
     part = {"ball": 1.0, "cube": 1.1, "cylinder": 0.68, "capsule": 1.08}  # of the extent: half the width, and depth
-    if script.scene.edition > 1:
+    if inputs.scene.edition > 1:
         part |= {"cube": 1.13, "cylinder": 0.70, "capsule": 1.2}
     wide = part[shape] * extent
-    side = 1 if script.scene.direction == "right" else -1
+    side = 1 if inputs.scene.direction == "right" else -1
     if shape == "capsule":
-        body.quat = lying(either(script.rng) * script.rng.uniform(0.7, 0.85), script.rng.uniform(0, 2 * math.pi))
+        body.quat = lying_quat(
+            random_sign(inputs.rng) * inputs.rng.uniform(0.7, 0.85), inputs.rng.uniform(0, 2 * math.pi)
+        )
     if shape == "ball":
-        body.quat = lying(math.pi / 2, script.rng.uniform(0, 2 * math.pi))
+        body.quat = lying_quat(math.pi / 2, inputs.rng.uniform(0, 2 * math.pi))
     near, thick = wide + 0.16, 0.09
     gap = near + thick  # between the subject's path and the wall's middle
-    hold = (0.19 - 0.06 * min(script.ease, 1.0)) * min(script.moments[-1], 2.5)  # simulated seconds out of sight
+    hold = (0.19 - 0.06 * min(inputs.ease, 1.0)) * min(inputs.times[-1], 2.5)  # simulated seconds out of sight
     half, speed = wide, 1.5
     for _ in range(4):  # the wall's size, the way to go and the speed depend on one another
         edges = [
-            _through(eye, way * half, -gap - thick)
-            for eye, way in ((script.camera.eyes[0], -side), (script.camera.eyes[-1], side))
+            _sight_line(eye, way * half, -gap - thick)
+            for eye, way in ((inputs.camera.eyes[0], -side), (inputs.camera.eyes[-1], side))
         ]
         first, last = abs(edges[0]) + 0.42 * wide, abs(edges[1]) + 0.5 * wide
-        if script.scene.edition == 1:
+        if inputs.scene.edition == 1:
             speed = max((first + last) / 1.62, 1.3)
         else:  # in a longer clip the subject takes longer
-            speed = max((first + last) / (0.81 * script.moments[-1]), 1.0)
-        shrink = (np.linalg.norm(script.camera.eyes[0, :2]) - gap) / np.linalg.norm(script.camera.eyes[0, :2])
+            speed = max((first + last) / (0.81 * inputs.times[-1]), 1.0)
+        shrink = (np.linalg.norm(inputs.camera.eyes[0, :2]) - gap) / np.linalg.norm(inputs.camera.eyes[0, :2])
         half = shrink * (wide + speed * hold / 2) + 0.05
     body.velocity = np.array([side * speed, 0, 0])
     if shape == "ball":
-        body.spin = np.array([0, side * speed / extent, 0])
+        body.angular_velocity = np.array([0, side * speed / extent, 0])
     else:
         body.friction = (0, 0, 0)
-    top = 2 * body.place[2]
-    eye = script.camera.eyes[len(script.camera.eyes) // 2]
+    top = 2 * body.position[2]
+    eye = inputs.camera.eyes[len(inputs.camera.eyes) // 2]
     height = top + max(eye[2] - top, 0) * (gap + wide) / abs(eye[1]) + 0.22
-    wall = prop("wall", "cube", (half, thick, height / 2), (side * first, -gap, height / 2), np.array([1.0, 0, 0, 0]))
+    wall = make_prop(
+        "wall", "cube", (half, thick, height / 2), (side * first, -gap, height / 2), np.array([1.0, 0, 0, 0])
+    )
     obstacle = Obstacle((side * first, -gap), (1.0, 0.0), (half, thick), height)
-    path = _travel(body, script.moments)
+    path = _straight_path(body, inputs.times)
     return Plan(body, path, np.array([-side * first, 0.35]), props=[wall], obstacles=[obstacle])
 
 
-def _through(eye: np.ndarray, x: float, y: float) -> float:
+def _sight_line(eye: np.ndarray, x: float, y: float) -> float:
     """Follow the line of sight past the point x, y of the ground plan to where it crosses y = 0."""
     return float(eye[0] + (x - eye[0]) * eye[1] / (eye[1] - y))
 
 
-def _edge(script: Script, body: Body) -> Plan:
-    extent = script.scene.things[0].extent
+def _edge(inputs: PlanInputs, body: Body) -> Plan:
+    extent = inputs.scene.things[0].extent
     speed = (1.25 + 0.55 * extent) if body.solid.shape == "cube" else 1.35 + 0.25 * extent
-    heading, angle = _push(script, body, speed, drag=0.01)
-    height = script.rng.uniform(0.62, 0.72)
+    heading, angle = _set_in_motion(inputs, body, speed, drag=0.01)
+    height = inputs.rng.uniform(0.62, 0.72)
     drop = speed * 0.8  # metres to the edge
-    wide = max(disc_of(body).reach, body.solid.half[2] if body.solid.shape == "cylinder" else 0) + 0.22
+    wide = max(bounding_disc(body).reach, body.solid.half[2] if body.solid.shape == "cylinder" else 0) + 0.22
     half = (drop + wide + 0.15) / 2
     middle = heading * (drop - half)
-    body.place[2] += height
-    path = _travel(body, script.moments)
-    late = np.maximum(script.moments - 0.9, 0)
-    path[:, 2] = np.maximum(path[:, 2] - GRAVITY / 2 * late**2, body.place[2] - height)
+    body.position[2] += height
+    path = _straight_path(body, inputs.times)
+    late = np.maximum(inputs.times - 0.9, 0)
+    path[:, 2] = np.maximum(path[:, 2] - GRAVITY / 2 * late**2, body.position[2] - height)
     place = (middle[0], middle[1], height / 2)
-    platform = prop("platform", "cube", (half, wide, height / 2), place, turn((0, 0, 1), angle))
+    platform = make_prop("platform", "cube", (half, wide, height / 2), place, axis_angle((0, 0, 1), angle))
     obstacle = Obstacle((middle[0], middle[1]), (heading[0], heading[1]), (half, wide), height)
     return Plan(body, path, -heading[:2] * (drop + 0.1), props=[platform], obstacles=[obstacle])
 
 
-def _collide(script: Script, body: Body) -> Plan:
-    target = script.resting(1)
-    heading, angle = _push(script, body, 1.75, drag=0.01)
+def _collide(inputs: PlanInputs, body: Body) -> Plan:
+    target = inputs.rest_on_ground(1)
+    heading, angle = _set_in_motion(inputs, body, 1.75, drag=0.01)
     if target.solid.shape == "capsule":
-        target.quat = lying(angle + math.pi / 2 + script.rng.uniform(-0.5, 0.5), script.rng.uniform(0, 2 * math.pi))
-    radii = reach_along(body, heading) + reach_along(target, heading)
+        target.quat = lying_quat(
+            angle + math.pi / 2 + inputs.rng.uniform(-0.5, 0.5), inputs.rng.uniform(0, 2 * math.pi)
+        )
+    radii = support_distance(body, heading) + support_distance(target, heading)
     gap = float(np.clip(2.9 - 1.15 * radii, 0.45, 1.2))
-    target.place[:2] = heading[:2] * (radii + gap)
+    target.position[:2] = heading[:2] * (radii + gap)
     target.friction, body.mass, body.solref = (0.18, 0.005, 0.0001), 2.2, (0.02, 0.7)
-    path = _travel(body, np.minimum(script.moments, (gap + 0.9) / 1.75 + 0.25 * script.moments))
+    path = _straight_path(body, np.minimum(inputs.times, (gap + 0.9) / 1.75 + 0.25 * inputs.times))
     start = -heading[:2] * (0.5 * (radii + gap) + 0.35)
     return Plan(body, path, start, others={1: target})
 
 
-def _topple(script: Script, body: Body) -> Plan:
+def _topple(inputs: PlanInputs, body: Body) -> Plan:
     # Rough cubes tip rather than slide apart; a sliding cube reaches the second one too: it comes faster and heavier.
     low = body.solid.half[2] < 0.3  # so low that it can only knock the bottom cube out
     speed, body.mass = (3.4, 10.0) if body.solid.shape == "cube" or low else (2.8, 5.0)
-    heading, angle = _push(script, body, speed, drag=0.15)
+    heading, angle = _set_in_motion(inputs, body, speed, drag=0.15)
     body.solref = (0.01, 1.0)
     others, height = {}, 0.0
-    gap = disc_of(body).reach + 0.42 + 1.0
-    for number in range(1, len(script.scene.things)):
-        cube = script.resting(number)
-        cube.quat = turn((0, 0, 1), angle + script.rng.uniform(-0.12, 0.12))
+    gap = bounding_disc(body).reach + 0.42 + 1.0
+    for number in range(1, len(inputs.scene.things)):
+        cube = inputs.rest_on_ground(number)
+        cube.quat = axis_angle((0, 0, 1), angle + inputs.rng.uniform(-0.12, 0.12))
         ahead = gap + (0.04 * (number - 1) if body.solid.shape == "cube" else 0)
-        cube.place = np.array([heading[0] * ahead, heading[1] * ahead, height + cube.solid.half[2]])
+        cube.position = np.array([heading[0] * ahead, heading[1] * ahead, height + cube.solid.half[2]])
         cube.friction, cube.mass = (0.15 if low else 1.5, 0.005, 0.0001), 0.6
         height += 2 * cube.solid.half[2]
         others[number] = cube
-    path = _travel(body, np.minimum(script.moments, 0.7 + 0.2 * script.moments))
+    path = _straight_path(body, np.minimum(inputs.times, 0.7 + 0.2 * inputs.times))
     return Plan(body, path, -heading[:2] * (0.5 * gap + 0.5), others=others)
 
 

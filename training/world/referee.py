@@ -5,30 +5,32 @@ from __future__ import annotations
 import numpy as np
 
 from .scene import Scene
-from .take import Take, checked, contacts
+from .simulation import Simulation, check_frames, contacts
 
 SEEN = 0.6  # of the subject, in most frames
 BYSTANDER_SEEN = 0.5  # of a bystander, in the first frame
 FASTEST = 9.0  # metres per simulated second; a fall from the top of the picture ends at about 7
 
 
-def fault_of(scene: Scene, take: Take, ease: float = 0.0) -> str | None:
+def find_fault(scene: Scene, simulation: Simulation, ease: float = 0.0) -> str | None:
     """Name what a take gets wrong, or None. With `ease`, less is asked of what the camera sees."""
-    rows = int(scene.seconds / take.row_seconds) + 1
+    rows = int(scene.seconds / simulation.row_seconds) + 1
     slow, fast = _slow(scene), scene.speed > scene.rules.speeds["normal"][1]
     odd = fast or scene.things[0].size in scene.rules.range_sizes
-    touched = [(first, after, a, b) for first, after, a, b in contacts(take) if first < rows]
-    fault = _staging(scene, touched) or _relations(scene, take) or _sane(take, rows)
+    touched = [(first, after, a, b) for first, after, a, b in contacts(simulation) if first < rows]
+    fault = (
+        _unwanted_contact(scene, touched) or _wrong_relation(scene, simulation) or _implausible_speed(simulation, rows)
+    )
     if fault is None and not slow:  # a slowed film may end before its event does
-        fault = _EVENTS[scene.event](scene, take, rows, touched)
-    return fault or _sight(scene, take, slow or odd, ease)
+        fault = _EVENTS[scene.event](scene, simulation, rows, touched)
+    return fault or _poor_visibility(scene, simulation, slow or odd, ease)
 
 
 def _slow(scene: Scene) -> bool:
     return scene.speed < scene.rules.speeds["normal"][0]
 
 
-def _staging(scene: Scene, touched) -> str | None:
+def _unwanted_contact(scene: Scene, touched) -> str | None:
     standing = {n for n, thing in enumerate(scene.things) if thing.relation is not None}
     for first, _, a, b in touched:
         if (
@@ -43,19 +45,19 @@ def _staging(scene: Scene, touched) -> str | None:
     return None
 
 
-def _sane(take: Take, rows: int) -> str | None:
-    speed = np.linalg.norm(np.diff(take.places[:rows, : take.things], axis=0), axis=-1).max()
-    return "something is shot away" if speed > FASTEST * take.pace * take.row_seconds else None
+def _implausible_speed(simulation: Simulation, rows: int) -> str | None:
+    speed = np.linalg.norm(np.diff(simulation.positions[:rows, : simulation.things], axis=0), axis=-1).max()
+    return "something is shot away" if speed > FASTEST * simulation.time_scale * simulation.row_seconds else None
 
 
-def _relations(scene: Scene, take: Take) -> str | None:
-    camera, places, _ = checked(scene, take)
-    line = places[0, 0, :2] - camera.eyes[0, :2]
+def _wrong_relation(scene: Scene, simulation: Simulation) -> str | None:
+    camera, positions, _ = check_frames(scene, simulation)
+    line = positions[0, 0, :2] - camera.eyes[0, :2]
     line = line / np.linalg.norm(line)
     for number, thing in enumerate(scene.things):
         if thing.relation is None:
             continue
-        offset = places[0, number, :2] - places[0, 0, :2]
+        offset = positions[0, number, :2] - positions[0, 0, :2]
         ahead, right = offset @ line, offset @ [line[1], -line[0]]
         along = {"left of": -right, "right of": right, "behind": ahead, "in front of": -ahead}[thing.relation]
         if along < 0.9 * np.hypot(*offset) * np.cos(np.pi / 4):
@@ -63,8 +65,8 @@ def _relations(scene: Scene, take: Take) -> str | None:
     return None
 
 
-def _sight(scene: Scene, take: Take, odd: bool, ease: float) -> str | None:
-    subject, start = take.visible[:, 0], take.visible[0]
+def _poor_visibility(scene: Scene, simulation: Simulation, odd: bool, ease: float) -> str | None:
+    subject, start = simulation.visible[:, 0], simulation.visible[0]
     share = max(1 - 0.3 * ease - 0.15 * odd, 0)
     if scene.event == "occlude":
         if not _slow(scene):
@@ -85,80 +87,82 @@ def _sight(scene: Scene, take: Take, odd: bool, ease: float) -> str | None:
     return None
 
 
-def _height(take: Take, number: int = 0) -> np.ndarray:
-    """Give the height of a thing's lowest point in every row."""
-    solid, places = take.solids[number], take.places[:, number]
+def _height(simulation: Simulation, number: int = 0) -> np.ndarray:
+    """Return the height of a thing's lowest point in every row."""
+    solid, positions = simulation.solids[number], simulation.positions[:, number]
     x, _, z = solid.half
-    turns = take.at(np.arange(len(places)) * take.row_seconds)[1][:, number]
-    down = np.abs(turns[:, 2])  # how far each own axis points up or down
+    rotations = simulation.poses_at(np.arange(len(positions)) * simulation.row_seconds)[1][:, number]
+    down = np.abs(rotations[:, 2])  # how far each own axis points up or down
     reach = {
         "ball": x + 0 * down[:, 0],
         "cube": x * down.sum(1),
         "cylinder": x * np.hypot(down[:, 0], down[:, 1]) + z * down[:, 2],
         "capsule": x + z * down[:, 2],
     }[solid.shape]
-    return places[:, 2] - reach
+    return positions[:, 2] - reach
 
 
-def _moved(take: Take, rows: int, number: int = 0) -> np.ndarray:
-    return take.places[rows - 1, number] - take.places[0, number]
+def _moved(simulation: Simulation, rows: int, number: int = 0) -> np.ndarray:
+    return simulation.positions[rows - 1, number] - simulation.positions[0, number]
 
 
-def _turned(take: Take, rows: int) -> np.ndarray:
-    """Give the angle in radians, with sign, by which the subject has turned about the vertical after each row."""
-    turns = take.at(np.arange(rows) * take.row_seconds)[1][:, 0]
-    column = 0 if abs(turns[0, 2, 0]) < 0.7 else 1
-    if take.solids[0].shape in ("cylinder", "capsule"):
+def _turned(simulation: Simulation, rows: int) -> np.ndarray:
+    """Return the angle in radians, with sign, by which the subject has turned about the vertical after each row."""
+    rotations = simulation.poses_at(np.arange(rows) * simulation.row_seconds)[1][:, 0]
+    column = 0 if abs(rotations[0, 2, 0]) < 0.7 else 1
+    if simulation.solids[0].shape in ("cylinder", "capsule"):
         column = 2
-    heading = np.unwrap(np.arctan2(turns[:, 1, column], turns[:, 0, column]))
+    heading = np.unwrap(np.arctan2(rotations[:, 1, column], rotations[:, 0, column]))
     return heading - heading[0]
 
 
-def _rest(scene, take, rows, touched):
-    return "moves" if np.abs(take.places[:rows, 0] - take.places[0, 0]).max() > 0.03 else None
+def _rest(scene, simulation, rows, touched):
+    return "moves" if np.abs(simulation.positions[:rows, 0] - simulation.positions[0, 0]).max() > 0.03 else None
 
 
-def _travels(scene, take, rows, touched):
+def _travels(scene, simulation, rows, touched):
     way = 1 if scene.direction == "right" else -1
-    return "hardly moves" if way * _moved(take, rows)[0] < (0.9 if scene.edition == 1 else 0.75) else None
+    return "hardly moves" if way * _moved(simulation, rows)[0] < (0.9 if scene.edition == 1 else 0.75) else None
 
 
-def _roll(scene, take, rows, touched):
+def _roll(scene, simulation, rows, touched):
     late = 0.25 if scene.edition == 1 else 0.5  # simulated seconds
-    ends = take.at(np.array([0, late / take.pace]))[1][:, 0]
+    ends = simulation.poses_at(np.array([0, late / simulation.time_scale]))[1][:, 0]
     cosine = (np.trace(ends[0].T @ ends[1]) - 1) / 2
-    return "does not roll" if cosine > 0.97 else _travels(scene, take, rows, touched)
+    return "does not roll" if cosine > 0.97 else _travels(scene, simulation, rows, touched)
 
 
-def _slide(scene, take, rows, touched):
-    turns = take.at(np.linspace(0, scene.seconds, 5))[1][:, 0]
-    return "turns" if np.abs(turns - turns[0]).max() > 0.1 else _travels(scene, take, rows, touched)
+def _slide(scene, simulation, rows, touched):
+    rotations = simulation.poses_at(np.linspace(0, scene.seconds, 5))[1][:, 0]
+    return "turns" if np.abs(rotations - rotations[0]).max() > 0.1 else _travels(scene, simulation, rows, touched)
 
 
-def _spin(scene, take, rows, touched):
-    if np.abs(_moved(take, rows)[:2]).max() > 0.1:
+def _spin(scene, simulation, rows, touched):
+    if np.abs(_moved(simulation, rows)[:2]).max() > 0.1:
         return "wanders"
-    return "spins too little" if abs(_turned(take, rows)[-1]) < np.radians(270) else None
+    return "spins too little" if abs(_turned(simulation, rows)[-1]) < np.radians(270) else None
 
 
-def _fall(scene, take, rows, touched):
-    height = _height(take)
+def _fall(scene, simulation, rows, touched):
+    height = _height(simulation)
     late = int(0.7 * rows)
     if height[0] < 0.9 or height[late:rows].max() > 0.06:
         return "does not fall to the ground"
-    speed = np.abs(np.diff(take.places[late:rows, 0], axis=0)).max() / (take.row_seconds * take.pace)
+    speed = np.abs(np.diff(simulation.positions[late:rows, 0], axis=0)).max() / (
+        simulation.row_seconds * simulation.time_scale
+    )
     return "does not come to rest" if speed > 0.25 else None
 
 
-def _bounce(scene, take, rows, touched):
-    return "bounces too little" if len(rebounds(take, rows)) < 2 else None
+def _bounce(scene, simulation, rows, touched):
+    return "bounces too little" if len(rebounds(simulation, rows)) < 2 else None
 
 
-def rebounds(take: Take, rows: int) -> list[int]:
+def rebounds(simulation: Simulation, rows: int) -> list[int]:
     """List the rows at which the subject leaves the ground to rise again by 0.15 m or more."""
-    height = _height(take)[:rows]
+    height = _height(simulation)[:rows]
     found = []
-    for first, after, a, b in contacts(take):
+    for first, after, a, b in contacts(simulation):
         if (a, b) == (-1, 0) and first > 0 and after < rows:
             following = height[after:]
             fall = np.flatnonzero(np.diff(following) < 0)
@@ -167,43 +171,54 @@ def rebounds(take: Take, rows: int) -> list[int]:
     return found
 
 
-def _throw(scene, take, rows, touched):
-    centre = take.places[:rows, 0, 2]
-    if centre.max() < centre[0] + 0.6 or _height(take)[rows - 1] > 0.1:
+def _throw(scene, simulation, rows, touched):
+    centre = simulation.positions[:rows, 0, 2]
+    if centre.max() < centre[0] + 0.6 or _height(simulation)[rows - 1] > 0.1:
         return "no arc"
-    return _travels(scene, take, rows, touched)
+    return _travels(scene, simulation, rows, touched)
 
 
-def _swing(scene, take, rows, touched):
-    x = take.places[:rows, 0, 0]
+def _swing(scene, simulation, rows, touched):
+    x = simulation.positions[:rows, 0, 0]
     step = np.sign(np.diff(x))
     if (step[1:] * step[:-1] < 0).sum() < 2 or np.ptp(x) < 1.4:
         return "does not swing both ways"
     return None
 
 
-def _edge(scene, take, rows, touched):
-    platform = len(take.solids) - 1
-    top = 2 * take.solids[platform].half[2]
-    height = _height(take)[:rows]
+def _edge(scene, simulation, rows, touched):
+    platform = len(simulation.solids) - 1
+    top = 2 * simulation.solids[platform].half[2]
+    height = _height(simulation)[:rows]
     if height[0] < top - 0.05 or height[rows - 1] > 0.3 * top:
         return "does not drop off the edge"
-    return _travels(scene, take, rows, touched)
+    return _travels(scene, simulation, rows, touched)
 
 
-def _collide(scene, take, rows, touched):
+def _collide(scene, simulation, rows, touched):
     hits = [(first, b) for first, _, a, b in touched if a == 0]
-    if not hits or hits[0][1] != 1 or hits[0][0] * take.row_seconds * take.pace < 0.25 or hits[0][0] > 0.7 * rows:
+    if (
+        not hits
+        or hits[0][1] != 1
+        or hits[0][0] * simulation.row_seconds * simulation.time_scale < 0.25
+        or hits[0][0] > 0.7 * rows
+    ):
         return "hits the wrong thing, too early, too late or nothing"
-    return "what is hit hardly moves" if np.hypot(*_moved(take, rows, 1)[:2]) < 0.45 else None
+    return "what is hit hardly moves" if np.hypot(*_moved(simulation, rows, 1)[:2]) < 0.45 else None
 
 
-def _topple(scene, take, rows, touched):
+def _topple(scene, simulation, rows, touched):
     top = len(scene.things) - 1
     small = 2 * scene.things[top].extent
-    if abs(take.places[int(0.1 / take.pace / take.row_seconds), top, 2] - take.places[0, top, 2]) > 0.02:
+    if (
+        abs(
+            simulation.positions[int(0.1 / simulation.time_scale / simulation.row_seconds), top, 2]
+            - simulation.positions[0, top, 2]
+        )
+        > 0.02
+    ):
         return "the stack is not stable"
-    return "the stack does not fall" if _moved(take, rows, top)[2] > -0.6 * small else None
+    return "the stack does not fall" if _moved(simulation, rows, top)[2] > -0.6 * small else None
 
 
 _EVENTS = {
@@ -215,7 +230,7 @@ _EVENTS = {
     "bounce": _bounce,
     "throw": _throw,
     "swing": _swing,
-    "occlude": lambda scene, take, rows, touched: _travels(scene, take, rows, touched),
+    "occlude": lambda scene, simulation, rows, touched: _travels(scene, simulation, rows, touched),
     "edge": _edge,
     "collide": _collide,
     "topple": _topple,

@@ -13,9 +13,9 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from .light import Ground, Light, develop, gradient, pattern, puddles, sky_colour
-from .materials import shade
-from .solids import FAR, NEAR, Solid, cast, dot, image_box, met, own_axes, project, surface, world_axes
+from .light import Ground, Light, ground_pattern, puddles, sky_colour, sky_gradient, tone_map
+from .materials import shade_solids
+from .solids import FAR, NEAR, Solid, dot, hit_distance, image_box, intersect, project, surface, to_local, to_world
 
 # Rays of an edge pixel, in sixteenths of a pixel from its middle: eight rooks, no two in a row or column.
 SAMPLES = ((-7, -3), (-5, 5), (-3, -5), (-1, 1), (1, -7), (3, 3), (5, -1), (7, 7))
@@ -33,17 +33,17 @@ class Shot:
 
     solids: tuple[Solid, ...]
     casters: int
-    places: Tensor
-    turns: Tensor
+    positions: Tensor
+    rotations: Tensor
     eyes: Tensor
     axes: Tensor
     slopes: Tensor
     light: Light
     ground: Ground
 
-    def frames(self, first: int, last: int) -> Shot:
+    def slice_frames(self, first: int, last: int) -> Shot:
         """Cut frames first to last out of the shot."""
-        names = ("places", "turns", "eyes", "axes", "slopes")
+        names = ("positions", "rotations", "eyes", "axes", "slopes")
         return replace(self, **{name: getattr(self, name)[first:last] for name in names})
 
 
@@ -55,7 +55,7 @@ class Hits:
     owner: Tensor  # (N) the solid's number
     point: Tensor  # (3, N) in the world
     normal: Tensor  # (3, N) in the world
-    tone: Tensor  # (3, N)
+    albedo: Tensor  # (3, N)
     mark: Tensor  # (N) differs between faces and between tones
 
 
@@ -63,16 +63,16 @@ def render(shot: Shot, rows: int, columns: int) -> Tensor:
     """Draw a shot as uint8 (3, F, Y, X), on the device where the shot's tensors are."""
     frames = len(shot.eyes)
     step = max(1, RAYS // (rows * columns))
-    pictures = [_picture(shot.frames(first, first + step), rows, columns) for first in range(0, frames, step)]
-    return torch.cat(pictures, dim=1)
+    parts = [_render_frames(shot.slice_frames(first, first + step), rows, columns) for first in range(0, frames, step)]
+    return torch.cat(parts, dim=1)
 
 
-def _picture(shot: Shot, rows: int, columns: int) -> Tensor:
+def _render_frames(shot: Shot, rows: int, columns: int) -> Tensor:
     frames, pixel = len(shot.eyes), 2 / min(rows, columns)
     number = torch.arange(rows * columns, device=shot.eyes.device)
     u = (number % columns + 0.5 - columns / 2) * pixel
     v = (rows / 2 - 0.5 - number // columns) * pixel
-    colour, key = _radiance(shot, u[None], v[None], pixel, _bands(shot, rows, columns))
+    colour, key = _radiance(shot, u[None], v[None], pixel, _row_bands(shot, rows, columns))
     edges = _edges(rearrange(key, "frames (y x) -> frames y x", y=rows)).flatten(1)
     counts = edges.sum(1)
     most = int(counts.max())
@@ -83,10 +83,10 @@ def _picture(shot: Shot, rows: int, columns: int) -> Tensor:
         shift = u.new_tensor(SAMPLES) * (pixel / 16)
         fine_u = rearrange(u[where][..., None] + shift[:, 0], "frames k s -> frames (k s)")
         fine_v = rearrange(v[where][..., None] + shift[:, 1], "frames k s -> frames (k s)")
-        fine, _ = _radiance(shot, fine_u, fine_v, pixel, [(slice(None),) * 3] * len(shot.solids))
+        fine, _ = _radiance(shot, fine_u, fine_v, pixel, [(slice(None), slice(None), slice(None))] * len(shot.solids))
         mean = rearrange(fine, "rgb frames (k s) -> rgb frames k s", s=len(SAMPLES)).mean(-1)
         colour[:, edges] = mean[:, used]
-    return develop(rearrange(colour, "rgb frames (y x) -> rgb frames y x", y=rows), shot.light.exposure)
+    return tone_map(rearrange(colour, "rgb frames (y x) -> rgb frames y x", y=rows), shot.light.exposure)
 
 
 def _edges(key: Tensor) -> Tensor:
@@ -99,7 +99,7 @@ def _edges(key: Tensor) -> Tensor:
     return edges
 
 
-def _bands(shot: Shot, rows: int, columns: int) -> list[Bands]:
+def _row_bands(shot: Shot, rows: int, columns: int) -> list[Bands]:
     """Find the rows of pixels, as slices of all, outside of which a solid is never seen, never casts a shadow, and is
     never mirrored.
     """
@@ -110,14 +110,16 @@ def _bands(shot: Shot, rows: int, columns: int) -> list[Bands]:
     outline = torch.stack(((long * x - wide * y) / flat, (long * y + wide * x) / flat, 0 * long), dim=1)
     bands = []
     for number, solid in enumerate(shot.solids):
-        place, camera = shot.places[:, number], (shot.eyes, shot.axes, shot.slopes)
-        box = image_box(solid, place, shot.turns[:, number], *camera)
-        centre = place - place[:, 2:] * place.new_tensor((x / z, y / z, 1))
-        shadow = project(centre[:, None] + 1.05 * solid.radius * outline.to(place.device), *camera)[1]
+        position, camera = shot.positions[:, number], (shot.eyes, shot.axes, shot.slopes)
+        box = image_box(solid, position, shot.rotations[:, number], *camera)
+        centre = position - position[:, 2:] * position.new_tensor((x / z, y / z, 1))
+        shadow = project(centre[:, None] + 1.05 * solid.radius * outline.to(position.device), *camera)[1]
         low, high = float(box[:, 1].min()), float(box[:, 3].max())
         pair = []
-        image = place * place.new_tensor((1, 1, -1))
-        below = image_box(replace(solid, shape="ball", half=(solid.radius,) * 3), image, shot.turns[:, number], *camera)
+        image = position * position.new_tensor((1, 1, -1))
+        below = image_box(
+            replace(solid, shape="ball", half=(solid.radius,) * 3), image, shot.rotations[:, number], *camera
+        )
         whole = (min(low, float(shadow.min())), max(high, float(shadow.max())))
         for bottom, top in ((low, high), whole, (float(below[:, 1].min()), float(below[:, 3].max()))):
             first, last = (rows / 2 - v * min(rows, columns) / 2 for v in (top, bottom))
@@ -145,7 +147,7 @@ def _radiance(shot: Shot, u: Tensor, v: Tensor, pixel: float, bands: list[Bands]
 
     slant = d[:2] / down  # how the place on the ground moves as a pixel's ray tilts
     size = pixel * depth * (right[:2].abs() + (up[:2] - slant * up[2]).abs())
-    tile = 1 + pattern(ground, points[0], points[1], size[0], size[1])
+    tile = 1 + ground_pattern(ground, points[0], points[1], size[0], size[1])
     haze = torch.exp(depth * (-1 / light.haze))
     tile *= haze
     direct, around, veil = lit * tile * light.sun[2], open_sky * tile, 1 - haze
@@ -161,7 +163,7 @@ def _radiance(shot: Shot, u: Tensor, v: Tensor, pixel: float, bands: list[Bands]
     key = owner * 32 + lit.int()
     if len(hits.ray):
         shadow = lit.view(-1)[hits.ray]
-        flat.index_copy_(1, hits.ray, _paint(shot, hits, d.flatten(1).index_select(1, hits.ray), shadow))
+        flat.index_copy_(1, hits.ray, _shade_hits(shot, hits, d.flatten(1).index_select(1, hits.ray), shadow))
         key.view(-1)[hits.ray] += hits.mark * 2
     if ground.wet:
         _reflect(shot, d, owner, points, size, haze, pixel, bands, colour, key)
@@ -199,7 +201,7 @@ def _reflect(
     number = torch.zeros_like(key).view(-1)
     if len(hits.ray):
         lit = torch.ones_like(hits.point[0])
-        mirror.index_copy_(1, hits.ray, _paint(shot, hits, flat_up.index_select(1, hits.ray), lit))
+        mirror.index_copy_(1, hits.ray, _shade_hits(shot, hits, flat_up.index_select(1, hits.ray), lit))
         share[hits.ray] = 1.0
         number[hits.ray] = hits.owner.int() * 8 + hits.mark + 1
     slope = (-d[2] / dot(d, d).sqrt()).clamp(0, 1).view(-1)  # the cosine of the angle to the vertical
@@ -218,7 +220,9 @@ def _first_hits(shot: Shot, d: Tensor, best: Tensor, bands: list[Bands], image: 
     bands = [(band[2], band[1], band[2]) if image else band for band in bands]
     count, depths, eyes = best.shape[1], [], shot.eyes.T[..., None]
     for number, (solid, (band, *_)) in enumerate(zip(shot.solids, bands, strict=True)):
-        depths.append(met(*cast(solid, shot.places[:, number], shot.turns[:, number], eyes, d[..., band])))
+        depths.append(
+            hit_distance(*intersect(solid, shot.positions[:, number], shot.rotations[:, number], eyes, d[..., band]))
+        )
         torch.minimum(best[:, band], depths[-1], out=best[:, band])
     flat, distance = d.flatten(1), best.view(-1)
     parts = []
@@ -226,22 +230,24 @@ def _first_hits(shot: Shot, d: Tensor, best: Tensor, bands: list[Bands], image: 
         band = bands[number][0]
         frame, ray = (depths[number] == best[:, band]).nonzero().unbind(1)
         ray = ray + frame * count + (band.start or 0)
-        poses = (shot.places[:, number], shot.eyes, shot.turns[:, number].flatten(1))
-        place, eye, turn = (pose.T.contiguous().index_select(1, frame) for pose in poses)
+        poses = (shot.positions[:, number], shot.eyes, shot.rotations[:, number].flatten(1))
+        position, eye, rotation = (pose.T.contiguous().index_select(1, frame) for pose in poses)
         point = eye + distance[ray] * flat.index_select(1, ray)
-        own = torch.stack(own_axes(turn, point - place))
+        own = torch.stack(to_local(rotation, point - position))
         normal, face = surface(solid, own)
         a, b, c, offset = solid.seam
         second = a * own[0] + b * own[1] + c * own[2] > offset
-        tone = torch.where(second, own.new_tensor(solid.second_tone)[:, None], own.new_tensor(solid.tone)[:, None])
+        albedo = torch.where(
+            second, own.new_tensor(solid.second_albedo)[:, None], own.new_tensor(solid.albedo)[:, None]
+        )
         parts.append(
-            (ray, torch.full_like(ray, number), point, world_axes(turn, normal), tone, face * 2 + second.int())
+            (ray, torch.full_like(ray, number), point, to_world(rotation, normal), albedo, face * 2 + second.int())
         )
     return Hits(*(torch.cat(part, dim=-1) for part in zip(*parts, strict=True)))
 
 
 def _shadows(shot: Shot, points: Tensor, owner: Tensor, bands: list[Bands]) -> tuple[Tensor, Tensor]:
-    """Tell which points (3, F, K) the sun reaches, and how much of the sky the ground there sees, both (F, K).
+    """Return which points (3, F, K) the sun reaches, and how much of the sky the ground there sees, both (F, K).
 
     `owner` (F, K) is 1 + the number of the solid that a point lies on. A solid does not shade itself here: it is
     convex, so its own shade is where its surface turns away from the sun.
@@ -250,22 +256,22 @@ def _shadows(shot: Shot, points: Tensor, owner: Tensor, bands: list[Bands]) -> t
     sun = points.new_tensor(shot.light.sun)[:, None, None].expand(3, frames, 1)
     lit, open_sky = torch.ones_like(owner, dtype=torch.bool), torch.ones_like(points[0])
     for number, solid in enumerate(shot.solids):
-        place = shot.places[:, number]
+        position = shot.positions[:, number]
         band = bands[number][1]
-        enter, leave = cast(solid, place, shot.turns[:, number], points[..., band], sun)
+        enter, leave = intersect(solid, position, shot.rotations[:, number], points[..., band], sun)
         lit[:, band] &= (enter >= leave) | (leave <= NEAR) | (owner[:, band] == number + 1)
         if number < shot.casters:  # the share of the sky that a ball of about this size hides, from the ground
-            offset = points - place.T[..., None]
+            offset = points - position.T[..., None]
             apart = dot(offset, offset).clamp_(min=solid.radius**2 * 0.25)
-            open_sky *= 1 - (0.6 * solid.half[0] ** 2 * place[:, 2, None] / (apart * apart.sqrt())).clamp_(max=0.75)
+            open_sky *= 1 - (0.6 * solid.half[0] ** 2 * position[:, 2, None] / (apart * apart.sqrt())).clamp_(max=0.75)
     return lit.to(points.dtype), open_sky
 
 
-def _paint(shot: Shot, hits: Hits, d: Tensor, lit: Tensor) -> Tensor:
+def _shade_hits(shot: Shot, hits: Hits, d: Tensor, lit: Tensor) -> Tensor:
     """Colour (3, N) the points where rays d (3, N) meet solids: matte, glossy (a clear coat) or metal (a mirror)."""
     light, normal = shot.light, hits.normal
     if light.edition > 1:
-        return shade(shot.solids, light, shot.ground, hits.owner, hits.tone, normal, d, lit)
+        return shade_solids(shot.solids, light, shot.ground, hits.owner, hits.albedo, normal, d, lit)
 
     def three(colour: tuple[float, ...]) -> Tensor:
         return d.new_tensor(colour)[:, None]
@@ -277,17 +283,17 @@ def _paint(shot: Shot, hits: Hits, d: Tensor, lit: Tensor) -> Tensor:
     ambient, floor = three(light.ambient), three(shot.ground.colour)
     bounce = floor * (three(light.sunlight) * light.sun[2] + ambient)
     from_sky = 0.5 + 0.5 * normal[2]
-    diffuse = hits.tone * (three(light.sunlight) * facing + ambient * from_sky + 0.5 * bounce * (1 - from_sky))
+    diffuse = hits.albedo * (three(light.sunlight) * facing + ambient * from_sky + 0.5 * bounce * (1 - from_sky))
 
     view = d / dot(d, d).sqrt()
     cosine = dot(view, normal)
     mirror = view - 2 * cosine * normal
     graze = (1 + cosine).clamp(0, 1).pow(4)
     above = (mirror[2] * 6 + 0.5).clamp(0, 1)  # a soft horizon: pictures in a mirror must not flicker
-    around = bounce + above * (gradient(light, mirror[2]) - bounce)
+    around = bounce + above * (sky_gradient(light, mirror[2]) - bounce)
     gleam = dot(mirror, sun).clamp_min(0).pow(24) * lit * three(light.sunlight)
     coat = diffuse + (0.05 + 0.45 * graze) * around + 0.9 * gleam
     grey = around.mean(0, keepdim=True)  # half the colour of what it mirrors is left out, so that white stays white
-    sheen = hits.tone + (0.7 - hits.tone) * 0.5 * graze
+    sheen = hits.albedo + (0.7 - hits.albedo) * 0.5 * graze
     steel = 0.5 * diffuse + sheen * (0.4 * (around + grey) + 1.6 * gleam)
     return diffuse + glossy * (coat - diffuse) + metal * (steel - diffuse)

@@ -64,7 +64,7 @@ EVENTS: dict[str, tuple[str, ...]] = {
     "topple": ("ball", "cube"),  # knocks over a stack of two or three cubes
 }
 SOLO_EVENTS = tuple(event for event in EVENTS if event not in ("collide", "topple"))
-TRAVELS = ("roll", "slide", "throw", "occlude", "edge", "collide", "topple")  # events that have a direction
+DIRECTED_EVENTS = ("roll", "slide", "throw", "occlude", "edge", "collide", "topple")  # events that have a direction
 RELATIONS = ("left of", "right of", "behind", "in front of")  # as the camera sees the first frame
 SPEEDS = EDITIONS[1].speeds["normal"]  # times the event's usual speed, in training
 RANGE_SPEEDS = EDITIONS[1].range_speeds  # never seen in training
@@ -126,16 +126,16 @@ class Scene:
 
     @property
     def rules(self) -> Edition:
-        """Give the constants of the scene's edition."""
+        """Return the constants of the scene's edition."""
         return EDITIONS[self.edition]
 
 
-def seconds_of(edition: int, frames: int, fps: float) -> float:
-    """Give how long an event is given: two seconds; from edition 2 on the clip's duration where that is longer."""
+def event_seconds(edition: int, frames: int, fps: float) -> float:
+    """Return how long an event is given: two seconds; from edition 2 on the clip's duration where that is longer."""
     return 2.0 if edition == 1 else max(2.0, (frames - 1) / fps)
 
 
-def pairs(scene: Scene) -> set[tuple[str, str]]:
+def attribute_pairs(scene: Scene) -> set[tuple[str, str]]:
     """List the attribute pairs a scene shows: (colour, shape) of every thing, (colour, event) and (shape, event) of the
     subject; from edition 2 on also (ground, time).
     """
@@ -151,12 +151,12 @@ def pairs(scene: Scene) -> set[tuple[str, str]]:
     )
 
 
-def held_out(scene: Scene) -> set[tuple[str, str]]:
+def held_out_pairs(scene: Scene) -> set[tuple[str, str]]:
     """List the attribute pairs of a scene that training never shows."""
-    return pairs(scene) & (HELD_OUT | scene.rules.held_out_settings)
+    return attribute_pairs(scene) & (HELD_OUT | scene.rules.held_out_settings)
 
 
-def rng_of(seed: int, split: str, index: int, purpose: int = 0) -> np.random.Generator:
+def clip_rng(seed: int, split: str, index: int, purpose: int = 0) -> np.random.Generator:
     """Return the random numbers of one clip: the same on every machine, independent between clips and purposes."""
     return np.random.default_rng([seed, SPLITS.index(split), index, purpose])
 
@@ -172,14 +172,14 @@ def sample_scene(seed: int, split: str, index: int, seconds: float = 2.0, editio
         raise ValueError(f"edition must be one of {', '.join(map(str, EDITIONS))}; got {edition!r}")
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
-    rng = rng_of(seed, split, index)
+    rng = clip_rng(seed, split, index)
     while True:
-        scene = _draw(rng, seed, split, index, seconds, edition)
-        if bool(held_out(scene)) == (split == "combinations"):
+        scene = _propose(rng, seed, split, index, seconds, edition)
+        if bool(held_out_pairs(scene)) == (split == "combinations"):
             return scene
 
 
-def _draw(rng: np.random.Generator, seed: int, split: str, index: int, seconds: float, edition: int) -> Scene:
+def _propose(rng: np.random.Generator, seed: int, split: str, index: int, seconds: float, edition: int) -> Scene:
     rules = EDITIONS[edition]
 
     def choose(options):
@@ -192,9 +192,9 @@ def _draw(rng: np.random.Generator, seed: int, split: str, index: int, seconds: 
         event = choose(["collide"] * 5 + list(SOLO_EVENTS))
     else:
         event = choose(["topple"] * 4 + ["collide"] * 2 + list(SOLO_EVENTS))
-    odd = choose(["size", "speed"]) if split == "range" else None
-    if odd == "speed" and rules.paced and event not in rules.paced:
-        odd = "size"
+    out_of_range = choose(["size", "speed"]) if split == "range" else None
+    if out_of_range == "speed" and rules.slow_events and event not in rules.slow_events:
+        out_of_range = "size"
     colours = [str(c) for c in rng.permutation(list(COLOURS))]  # no two things of a clip share a colour
     relations = [str(r) for r in rng.permutation(list(RELATIONS))]
     things = []
@@ -205,10 +205,10 @@ def _draw(rng: np.random.Generator, seed: int, split: str, index: int, seconds: 
             shape = "ball"
         size = choose(rules.sizes)
         extent = rules.sizes[size]
-        if subject and odd == "size":
-            size = "tiny" if event in rules.compact else choose(rules.range_sizes)
+        if subject and out_of_range == "size":
+            size = "tiny" if event in rules.small_subject_events else choose(rules.range_sizes)
             extent = rules.range_sizes[size]
-        elif subject and event in rules.compact and size == "large":  # no room in the picture
+        elif subject and event in rules.small_subject_events and size == "large":  # no room in the picture
             size = choose(("small", "medium"))
             extent = rules.sizes[size]
         elif event == "topple":
@@ -216,14 +216,18 @@ def _draw(rng: np.random.Generator, seed: int, split: str, index: int, seconds: 
         relation = None if subject or stacked or (event == "collide" and number == 1) else relations.pop()
         extent *= float(rng.uniform(1 - rules.size_jitter, 1 + rules.size_jitter))
         things.append(Thing(shape, colours.pop(), size, choose(MATERIALS), extent, relation))
-    low, high = rules.range_speeds[int(rng.integers(2))] if odd == "speed" else rules.speeds[_pace(rng, rules, event)]
+    low, high = (
+        rules.range_speeds[int(rng.integers(2))]
+        if out_of_range == "speed"
+        else rules.speeds[_sample_speed_class(rng, rules, event)]
+    )
     return Scene(
         seed=seed,
         split=split,
         index=index,
         things=tuple(things),
         event=event,
-        direction=choose(["left", "right"]) if event in TRAVELS else None,
+        direction=choose(["left", "right"]) if event in DIRECTED_EVENTS else None,
         speed=float(rng.uniform(low, high)),
         camera="still" if rng.random() < 0.3 else choose(CAMERAS[1:]),
         ground=choose(GROUNDS),
@@ -235,9 +239,9 @@ def _draw(rng: np.random.Generator, seed: int, split: str, index: int, seconds: 
     )
 
 
-def _pace(rng: np.random.Generator, rules: Edition, event: str) -> str:
+def _sample_speed_class(rng: np.random.Generator, rules: Edition, event: str) -> str:
     """Draw a speed class that the event can show; an edition of one class draws nothing."""
     if len(rules.speeds) == 1:
         return "normal"
-    able = {"slow": rules.paced, "normal": None, "fast": rules.hurried}
+    able = {"slow": rules.slow_events, "normal": None, "fast": rules.fast_events}
     return str(rng.choice([pace for pace in rules.speeds if (events := able[pace]) is None or event in events]))

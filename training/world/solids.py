@@ -28,14 +28,14 @@ class Solid:
     name: str
     shape: str
     half: tuple[float, float, float]  # a capsule's last half size leaves out its round ends
-    tone: tuple[float, float, float]
-    second_tone: tuple[float, float, float]
+    albedo: tuple[float, float, float]
+    second_albedo: tuple[float, float, float]
     seam: tuple[float, float, float, float]  # a point p is in the second tone where seam[:3] . p > seam[3]
     material: str = "matte"
 
     @property
     def radius(self) -> float:
-        """Give the radius of the smallest sphere around the centre that holds the solid."""
+        """Return the radius of the smallest sphere around the centre that holds the solid."""
         x, y, z = self.half
         return {"ball": x, "cube": math.hypot(x, y, z), "cylinder": math.hypot(x, z), "capsule": x + z}[self.shape]
 
@@ -65,8 +65,8 @@ def _tube_span(o, d, radius: float) -> tuple[Tensor, Tensor]:
     return (-od - root) / dd, (root - od) / dd
 
 
-def span(solid: Solid, o, d) -> tuple[Tensor, Tensor]:
-    """Give where rays, x, y and z in a solid's own axes, enter and leave it; they meet it where enter < leave."""
+def ray_interval(solid: Solid, o, d) -> tuple[Tensor, Tensor]:
+    """Return where rays, x, y and z in a solid's own axes, enter and leave it; they meet it where enter < leave."""
     x, y, z = solid.half
     if solid.shape == "ball":
         return _ball_span(o, d, x)
@@ -86,7 +86,7 @@ def span(solid: Solid, o, d) -> tuple[Tensor, Tensor]:
 
 
 def surface(solid: Solid, p: Tensor) -> tuple[Tensor, Tensor]:
-    """Give the outward normal (3, N) and the number of the face (N) at points (3, N) on a solid, in its own axes."""
+    """Return the outward normal (3, N) and the number of the face (N) at points (3, N) on a solid, in its own axes."""
     x, y, z = solid.half
     face = torch.zeros(p.shape[1], dtype=torch.int32, device=p.device)
     if solid.shape == "ball":
@@ -110,35 +110,35 @@ def dot(a, b) -> Tensor:
     return torch.addcmul(torch.addcmul(a[0] * b[0], a[1], b[1]), a[2], b[2])
 
 
-def own_axes(turn: Tensor, v) -> tuple[Tensor, Tensor, Tensor]:
+def to_local(rotation: Tensor, v) -> tuple[Tensor, Tensor, Tensor]:
     """Turn world vectors, x, y and z, into the own axes of bodies; `turn` has the 9 numbers of their matrices first."""
-    return tuple(dot((turn[own], turn[3 + own], turn[6 + own]), v) for own in range(3))
+    return tuple(dot((rotation[own], rotation[3 + own], rotation[6 + own]), v) for own in range(3))
 
 
-def world_axes(turn: Tensor, v) -> Tensor:
+def to_world(rotation: Tensor, v) -> Tensor:
     """Turn vectors (3, N) in the own axes of bodies into world vectors; `turn` (9, N) has their matrices."""
-    return torch.stack([dot(turn[3 * world : 3 * world + 3], v) for world in range(3)])
+    return torch.stack([dot(rotation[3 * world : 3 * world + 3], v) for world in range(3)])
 
 
-def cast(solid: Solid, place: Tensor, turn: Tensor, origin: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+def intersect(solid: Solid, position: Tensor, rotation: Tensor, origin: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
     """Meet rays from origin along d, (3, F, K) or (3, F, 1), with a solid at place (F, 3) turned by turn (F, 3, 3)."""
-    o = origin - place.T[..., None]
+    o = origin - position.T[..., None]
     if solid.shape == "ball":
-        return span(solid, o, d)
-    numbers = turn.flatten(1).T[..., None]
-    return span(solid, own_axes(numbers, o), own_axes(numbers, d))
+        return ray_interval(solid, o, d)
+    numbers = rotation.flatten(1).T[..., None]
+    return ray_interval(solid, to_local(numbers, o), to_local(numbers, d))
 
 
-def met(enter: Tensor, leave: Tensor) -> Tensor:
-    """Give where rays enter a solid, or something beyond FAR where they miss it or it lies behind them."""
+def hit_distance(enter: Tensor, leave: Tensor) -> Tensor:
+    """Return where rays enter a solid, or something beyond FAR where they miss it or it lies behind them."""
     return enter + ((enter - leave + 1e-6).clamp_min(0) + (NEAR - enter).clamp_min(0)) * 1e12  # faster than masks
 
 
-def seen(
+def visible_fractions(
     solids: tuple[Solid, ...],
     things: int,
-    places: Tensor,
-    turns: Tensor,
+    positions: Tensor,
+    rotations: Tensor,
     eyes: Tensor,
     axes: Tensor,
     slopes: Tensor,
@@ -151,7 +151,7 @@ def seen(
     is the part of the silhouette that is inside a frame of half sizes `edge` and not behind another solid, counted on
     grain x grain rays.
     """
-    bodies = zip(solids[:things], places.unbind(1), turns.unbind(1), strict=False)
+    bodies = zip(solids[:things], positions.unbind(1), rotations.unbind(1), strict=False)
     boxes = torch.stack([image_box(*body, eyes, axes, slopes) for body in bodies], dim=1)
     steps = (torch.arange(grain, dtype=boxes.dtype, device=boxes.device) + 0.5) / grain
     left, bottom, right, top = rearrange(boxes, "frames b side -> side frames b 1")
@@ -162,8 +162,8 @@ def seen(
     inside = rearrange((u.abs() < edge[0]) & (v.abs() < edge[1]), "frames (b rays) -> frames b rays", b=things)
     depths = []
     for number, solid in enumerate(solids):
-        enter, leave = cast(solid, places[:, number], turns[:, number], eyes.T[..., None], d)
-        depth = met(enter, leave)
+        enter, leave = intersect(solid, positions[:, number], rotations[:, number], eyes.T[..., None], d)
+        depth = hit_distance(enter, leave)
         depths.append(rearrange(depth, "frames (b rays) -> frames b rays", b=things))
     nearest = torch.stack(depths).amin(0)
     own = torch.stack([depths[number][:, number] for number in range(things)], dim=1)
@@ -172,19 +172,21 @@ def seen(
     return boxes, visible.sum(-1) / whole.sum(-1).clamp_min(1)
 
 
-def image_box(solid: Solid, place: Tensor, turn: Tensor, eyes: Tensor, axes: Tensor, slopes: Tensor) -> Tensor:
-    """Give the image box (F, 4) of one solid: balls in closed form, the others from their corners or rims."""
+def image_box(solid: Solid, position: Tensor, rotation: Tensor, eyes: Tensor, axes: Tensor, slopes: Tensor) -> Tensor:
+    """Return the image box (F, 4) of one solid: balls in closed form, the others from their corners or rims."""
     x, y, z = solid.half
     if solid.shape in ("ball", "capsule"):
         ends = (0.0,) if solid.shape == "ball" else (-z, z)
-        parts = [_ball_box(place + end * turn[:, :, 2], x, eyes, axes, slopes) for end in ends]
+        parts = [_ball_box(position + end * rotation[:, :, 2], x, eyes, axes, slopes) for end in ends]
     else:
         if solid.shape == "cube":
             points = [(i * x, j * y, k * z) for i in (-1, 1) for j in (-1, 1) for k in (-1, 1)]
         else:
             rim = [2 * math.pi * step / 24 for step in range(24)]
             points = [(x * math.cos(a), x * math.sin(a), k * z) for a in rim for k in (-1, 1)]
-        u, v = project(place[:, None] + torch.einsum("fwo,po->fpw", turn, place.new_tensor(points)), eyes, axes, slopes)
+        u, v = project(
+            position[:, None] + torch.einsum("fwo,po->fpw", rotation, position.new_tensor(points)), eyes, axes, slopes
+        )
         parts = [torch.stack((u.amin(1), v.amin(1), u.amax(1), v.amax(1)), dim=1)]
     low = torch.stack([part[:, :2] for part in parts]).amin(0)
     high = torch.stack([part[:, 2:] for part in parts]).amax(0)
@@ -192,7 +194,7 @@ def image_box(solid: Solid, place: Tensor, turn: Tensor, eyes: Tensor, axes: Ten
 
 
 def project(points: Tensor, eyes: Tensor, axes: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor]:
-    """Give u and v (F, P) of points (F, P, 3); a point behind the camera lands far out."""
+    """Return u and v (F, P) of points (F, P, 3); a point behind the camera lands far out."""
     side, height, depth = torch.einsum("frw,fpw->rfp", axes, points - eyes[:, None])
     scale = 1 / (depth.clamp_min(0.1) * slopes[:, None])
     return side * scale, height * scale

@@ -8,31 +8,43 @@ from collections.abc import Iterable
 import numpy as np
 
 from . import grammar_en, grammar_zh, words_en, words_zh
-from .facts import MOTION, attributes
-from .lexicon import SIDES, Voice
+from .facts import MOTION_ATTRIBUTES, attributes
+from .lexicon import OTHER_SIDE, WordPicker
 from .scene import Scene
 
-__all__ = ["KINDS", "LANGUAGES", "RESERVED", "attributes", "caption", "in_a_mirror", "language_of", "prompt", "said"]
+__all__ = [
+    "CAPTION_KINDS",
+    "LANGUAGES",
+    "RESERVED",
+    "attributes",
+    "language_of",
+    "mirror_caption",
+    "read_caption",
+    "write_caption",
+    "write_prompt",
+]
 
-KINDS = ("label", "plain", "dense")
+CAPTION_KINDS = ("label", "plain", "dense")
 GRAMMARS = {"en": grammar_en, "zh": grammar_zh}
 TABLES = {"en": words_en, "zh": words_zh}
 LANGUAGES = tuple(GRAMMARS)
 RESERVED = words_en.RESERVED  # English words that `caption` never says; the Chinese ones are words_zh.RESERVED
-OTHER_SIDE = SIDES | {words_zh.HANDS[side]: words_zh.HANDS[other] for side, other in SIDES.items()}
+MIRRORED_WORDS = OTHER_SIDE | {
+    words_zh.SIDE_WORDS[side]: words_zh.SIDE_WORDS[other] for side, other in OTHER_SIDE.items()
+}
 LEXICONS = {language: table.build_lexicon() for language, table in TABLES.items()}
 
 # How often a plain caption says each of these; a still camera and an ordinary speed are seldom worth a word.
-PLAIN = {"size": 0.5, "material": 0.4, "direction": 0.6, "camera": 0.6, "speed": 0.15}
-SETTING = 0.3  # how often a plain caption says something of ground, sky and time
-STILL_CAMERA = 0.12
+ATTRIBUTE_PROBABILITY = {"size": 0.5, "material": 0.4, "direction": 0.6, "camera": 0.6, "speed": 0.15}
+SETTING_PROBABILITY = 0.3  # how often a plain caption says something of ground, sky and time
+STATIC_CAMERA_PROBABILITY = 0.12
 
 # From edition 2 on a plain caption says everything, but for one clause in DROPPED of the captions, so that a model
 # learns what each of them changes; that a ground is dry is worth a word in DRY of them.
-DROPPED = 0.1
-DRY = 0.25
+CLAUSE_DROP_PROBABILITY = 0.1
+DRY_PROBABILITY = 0.25
 CLAUSES = ("size", "material", "direction", "speed", "camera", "ground", "wetness", "sky", "time")
-SHORT = {
+SHORT_ATTRIBUTE_PROBABILITY = {
     "event": 0.9,
     "size": 0.3,
     "material": 0.2,
@@ -42,15 +54,17 @@ SHORT = {
     "time": 0.25,
     "sky": 0.15,
 }
-SHORT |= {"speed": 0.3}
+SHORT_ATTRIBUTE_PROBABILITY |= {"speed": 0.3}
 
 
-def in_a_mirror(text: str) -> str:
+def mirror_caption(text: str) -> str:
     """Exchange left and right in a caption."""
-    return re.sub(r"\b(?:left|right)|[左右]", lambda side: OTHER_SIDE[side[0]], text)
+    return re.sub(r"\b(?:left|right)|[左右]", lambda side: MIRRORED_WORDS[side[0]], text)
 
 
-def caption(scene: Scene, kind: str, language: str = "en", *, moving: bool = True, rng: np.random.Generator) -> str:
+def write_caption(
+    scene: Scene, kind: str, language: str = "en", *, moving: bool = True, rng: np.random.Generator
+) -> str:
     """Describe a scene by a "label", in a "plain" line as somebody types it, or "dense": all that is true of it.
 
     From edition 2 on there is also "short", a plain line that says little; "plain" and "dense" say everything but for
@@ -58,48 +72,52 @@ def caption(scene: Scene, kind: str, language: str = "en", *, moving: bool = Tru
     random state give the same words.
     Raises ValueError for an unknown kind or language.
     """
-    kinds = KINDS if scene.edition == 1 else (*KINDS, "short")
+    kinds = CAPTION_KINDS if scene.edition == 1 else (*CAPTION_KINDS, "short")
     if kind not in kinds:
         raise ValueError(f"kind must be one of {', '.join(kinds)}; got {kind!r}")
     if scene.edition > 1 and kind != "label":
-        return _thorough(scene, kind, language, moving, rng)
-    voice = _voice(language, rng)
+        return _write_edition_2(scene, kind, language, moving, rng)
+    picker = _make_picker(language, rng)
     grammar = GRAMMARS[language]
     if kind == "label":
-        return grammar.label(scene, voice)
+        return grammar.label(scene, picker)
     if kind == "dense":
-        return grammar.dense(scene, moving, voice)
-    chances = PLAIN | ({"camera": STILL_CAMERA} if scene.camera == "still" else {})
-    says = {"colour", "shape", "event"} | {name for name, chance in chances.items() if voice.chance(chance)}
-    if voice.chance(SETTING):
-        says |= set(voice.shuffle(("ground", "sky", "time"))[: voice.rng.integers(1, 4)])
-    return grammar.plain(scene, says if moving else says.difference(MOTION), moving, voice)
+        return grammar.dense(scene, moving, picker)
+    chances = ATTRIBUTE_PROBABILITY | ({"camera": STATIC_CAMERA_PROBABILITY} if scene.camera == "still" else {})
+    named = {"colour", "shape", "event"} | {name for name, chance in chances.items() if picker.chance(chance)}
+    if picker.chance(SETTING_PROBABILITY):
+        named |= set(picker.shuffle(("ground", "sky", "time"))[: picker.rng.integers(1, 4)])
+    return grammar.plain(scene, named if moving else named.difference(MOTION_ATTRIBUTES), moving, picker)
 
 
-def _thorough(scene: Scene, kind: str, language: str, moving: bool, rng: np.random.Generator) -> str:
+def _write_edition_2(scene: Scene, kind: str, language: str, moving: bool, rng: np.random.Generator) -> str:
     """Write the "short", "plain" and "dense" captions of edition 2 and later."""
     grammar = GRAMMARS[language]
     if kind == "short":
-        says = {"colour", "shape"} | {name for name, chance in SHORT.items() if rng.random() < chance}
-        says |= {"wetness"} & ({"wetness"} if scene.wetness == "wet" and rng.random() < 0.5 else set())
+        named = {"colour", "shape"} | {
+            name for name, chance in SHORT_ATTRIBUTE_PROBABILITY.items() if rng.random() < chance
+        }
+        named |= {"wetness"} & ({"wetness"} if scene.wetness == "wet" and rng.random() < 0.5 else set())
         if scene.camera == "still":
-            says -= {"camera"}
-        voice = _voice(language, rng, detail=0.05)
-        return grammar.plain(scene, says if moving else says.difference(MOTION), moving, voice)
-    without = set()
-    if scene.wetness == "dry" and rng.random() > DRY:
-        without.add("wetness")
+            named -= {"camera"}
+        picker = _make_picker(language, rng, detail_probability=0.05)
+        return grammar.plain(scene, named if moving else named.difference(MOTION_ATTRIBUTES), moving, picker)
+    excluded = set()
+    if scene.wetness == "dry" and rng.random() > DRY_PROBABILITY:
+        excluded.add("wetness")
     clauses = [*CLAUSES, "event", "colour", "shape"] if kind == "plain" else CLAUSES
-    if rng.random() < DROPPED:
-        without.add(str(rng.choice([name for name in clauses if moving or name not in MOTION])))
-    voice = _voice(language, rng, detail=scene.rules.detail, without=frozenset(without))
+    if rng.random() < CLAUSE_DROP_PROBABILITY:
+        excluded.add(str(rng.choice([name for name in clauses if moving or name not in MOTION_ATTRIBUTES])))
+    picker = _make_picker(
+        language, rng, detail_probability=scene.rules.detail_probability, excluded=frozenset(excluded)
+    )
     if kind == "dense":
-        return grammar.dense(scene, moving, voice)
-    says = {"colour", "shape", "event", *CLAUSES} - without
-    return grammar.plain(scene, says if moving else says.difference(MOTION), moving, voice)
+        return grammar.dense(scene, moving, picker)
+    named = {"colour", "shape", "event", *CLAUSES} - excluded
+    return grammar.plain(scene, named if moving else named.difference(MOTION_ATTRIBUTES), moving, picker)
 
 
-def prompt(
+def write_prompt(
     scene: Scene,
     language: str = "en",
     *,
@@ -113,12 +131,22 @@ def prompt(
     wherever there are some. Raises ValueError for an unknown attribute.
     """
     mention = set(mention)
-    if unknown := mention - {"colour", "shape", "size", "material", "ground", "wetness", "sky", "time", *MOTION}:
+    if unknown := mention - {
+        "colour",
+        "shape",
+        "size",
+        "material",
+        "ground",
+        "wetness",
+        "sky",
+        "time",
+        *MOTION_ATTRIBUTES,
+    }:
         raise ValueError(f"mention must name attributes of a scene, see `attributes`; got {', '.join(sorted(unknown))}")
-    return GRAMMARS[language].plain(scene, mention, True, _voice(language, rng, reserved))
+    return GRAMMARS[language].plain(scene, mention, True, _make_picker(language, rng, reserved))
 
 
-def said(text: str, language: str = "en") -> dict[str, set[str]]:
+def read_caption(text: str, language: str = "en") -> dict[str, set[str]]:
     """Read a caption back: for every attribute that is spoken of, the canonical values it is given.
 
     Besides the keys of `attributes`: "relation", and those of `Lexicon.read_attributes`.
@@ -131,7 +159,7 @@ def language_of(text: str) -> str:
     return "en" if text.isascii() else "zh"
 
 
-def _voice(language: str, rng: np.random.Generator, use_reserved: bool = False, **options) -> Voice:
+def _make_picker(language: str, rng: np.random.Generator, use_reserved: bool = False, **options) -> WordPicker:
     if language not in LANGUAGES:
         raise ValueError(f"language must be one of {', '.join(LANGUAGES)}; got {language!r}")
-    return Voice(rng, TABLES[language].WORDS, TABLES[language].RESERVED, use_reserved, **options)
+    return WordPicker(rng, TABLES[language].WORDS, TABLES[language].RESERVED, use_reserved, **options)

@@ -11,7 +11,7 @@ import re
 
 from captioning.lexicon import Lexicon
 
-from .lexicon import SIDES, Table
+from .lexicon import OTHER_SIDE, Table
 
 WORDS: Table = {
     "colour": {
@@ -187,32 +187,32 @@ RESERVED: Table = {
     "time": {"morning": ("dawn",), "sunset": ("dusk",), "night": ("midnight",)},
 }
 # A bare "left" or "right" must have nothing behind it: "rolls right behind a cube" says something else.
-WAYS = ("to the {side}", "{side}", "toward the {side}", "{side}ward", "from {other} to {side}")
+DIRECTION_PHRASES = ("to the {side}", "{side}", "toward the {side}", "{side}ward", "from {other} to {side}")
 NUMBERS = {2: "two", 3: "three"}
 STACKS = ("stack", "tower")
 # Where a thing stands, said of the thing: {it} is "it" or "the ball".
-HERE = {
+RELATION_TO_SUBJECT = {
     "behind": ("behind {it}",),
     "in front of": ("in front of {it}",),
     "left of": ("to the left of {it}", "on the left of {it}"),
     "right of": ("to the right of {it}", "on the right of {it}"),
 }
 # The same, said of the subject: where it stands from a thing that is behind it, and so on.
-THERE = {
+SUBJECT_RELATION = {
     "behind": ("in front of",),
     "in front of": ("behind",),
     "left of": ("to the right of", "right of"),
     "right of": ("to the left of", "left of"),
 }
-PACES = {
+SPEED_NAMES = {
     "very slow": "very slow",
     "slow": "slow",
     "normal": "at a normal pace",
     "fast": "fast",
     "very fast": "very fast",
 }
-STATIC = ("static shot", "static camera", "fixed camera")
-DOUBLED = ("spin", "skid", "sit", "hit", "drop", "hop", "run", "pan", "swivel")
+STATIC_SHOTS = ("static shot", "static camera", "fixed camera")
+DOUBLING_VERBS = ("spin", "skid", "sit", "hit", "drop", "hop", "run", "pan", "swivel")
 
 
 def inflect(template: str, form: str) -> str:
@@ -229,7 +229,7 @@ def inflect(template: str, form: str) -> str:
             return "is" if verb == "be" else stem + ("es" if re.search("(s|sh|ch|x|z|o)$", verb) else "s")
         if verb == "lie":
             return "lying"
-        stem = verb + verb[-1] if verb in DOUBLED else re.sub("(?<=[^e])e$", "", verb) if verb != "be" else verb
+        stem = verb + verb[-1] if verb in DOUBLING_VERBS else re.sub("(?<=[^e])e$", "", verb) if verb != "be" else verb
         return stem + "ing"
 
     if form == "participle":
@@ -241,8 +241,8 @@ def inflect(template: str, form: str) -> str:
 def build_lexicon(tables: tuple[Table, ...] = (WORDS, RESERVED)) -> Lexicon:
     """List every phrase the grammar can say from the tables with what it means."""
     lexicon = Lexicon()
-    for side, other in SIDES.items():
-        for way in WAYS:
+    for side, other in OTHER_SIDE.items():
+        for way in DIRECTION_PHRASES:
             lexicon.add(way.format(side=side, other=other), ("direction", side))
         lexicon.add(f"from the {other}", ("direction", side))
     for table in tables:
@@ -262,19 +262,19 @@ def build_lexicon(tables: tuple[Table, ...] = (WORDS, RESERVED)) -> Lexicon:
                             lexicon.add(re.sub("^(a|the) ", "", phrase), (attribute, value))
                         if attribute == "shape":
                             lexicon.add("boxes" if phrase == "box" else f"{phrase}s", (attribute, value))
-    for pace, words in PACES.items():
+    for pace, words in SPEED_NAMES.items():
         lexicon.add(words, ("speed", pace))
-    for words in STATIC:
+    for words in STATIC_SHOTS:
         lexicon.add(words, ("camera", "still"))
     for number, word in NUMBERS.items():
         lexicon.add(word, ("stack", str(number)))
-    for relation in HERE:
-        for phrase in HERE[relation]:
+    for relation in RELATION_TO_SUBJECT:
+        for phrase in RELATION_TO_SUBJECT[relation]:
             lexicon.add(phrase.format(it="it"), ("relation", relation))
             lexicon.add(phrase.format(it="the"), ("relation", relation))
-        for phrase in THERE[relation]:
+        for phrase in SUBJECT_RELATION[relation]:
             lexicon.add(phrase, ("relation", relation))
-    for side in SIDES:
+    for side in OTHER_SIDE:
         lexicon.add(f"to its {side}", ("relation", f"{side} of"))
         lexicon.add(f"on its {side}", ("relation", f"{side} of"))
     return lexicon
@@ -290,13 +290,13 @@ def add_event(lexicon: Lexicon, event: str, template: str) -> None:
             if not re.search("{side}|{other}|{heading}", spoken):
                 lexicon.add(spoken.replace(" {way}", ""), ("event", event))
             if "{" in spoken:
-                for side, other in SIDES.items():
-                    for way in WAYS:
+                for side, other in OTHER_SIDE.items():
+                    for way in DIRECTION_PHRASES:
                         filled = re.sub("{way}|{heading}", way, spoken).format(side=side, other=other)
                         lexicon.add(filled, ("event", event), ("direction", side))
 
 
 def add_camera(lexicon: Lexicon, move: str, template: str) -> None:
-    for side in SIDES if "{side}" in template else ("",):
+    for side in OTHER_SIDE if "{side}" in template else ("",):
         for form in ("finite", "participle", "imperative"):
             lexicon.add(inflect(template, form).format(side=side), ("camera", f"{move} {side}".strip()))

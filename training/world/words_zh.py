@@ -12,9 +12,9 @@ import re
 
 from captioning.lexicon import OPPOSITE, Lexicon
 
-from .lexicon import DIRECTABLE, DIRECTED, SIDES, Table
+from .lexicon import DIRECTABLE, DIRECTED, OTHER_SIDE, Table
 
-HANDS = {"left": "左", "right": "右"}
+SIDE_WORDS = {"left": "左", "right": "右"}
 WORDS: Table = {
     "colour": {
         "red": ("红色", "鲜红色"),
@@ -169,24 +169,24 @@ RESERVED: Table = {
     "sky": {"clear": ("万里无云",), "cloudy": ("阴沉",)},
     "time": {"morning": ("黎明",), "sunset": ("黄昏",), "night": ("深夜",)},
 }
-WAYS = ("向{side}", "朝{side}", "往{side}", "从{other}向{side}")
+DIRECTION_PHRASES = ("向{side}", "朝{side}", "往{side}", "从{other}向{side}")
 NUMBERS = {2: "两", 3: "三"}
 STACKS = ("{number}个叠在一起的{size}方块", "叠成一摞的{number}个{size}方块")
-PLACES = {
+RELATION_WORDS = {
     "behind": ("后面", "后方"),
     "in front of": ("前面", "前方"),
     "left of": ("左边", "左侧"),
     "right of": ("右边", "右侧"),
 }
-STANDS = ("有", "是", "放着")
-SIZED = {"tiny": "极小", "small": "很小", "medium": "大小中等", "large": "很大", "huge": "巨大"}
-PACES = {"very slow": "非常慢", "slow": "很慢", "normal": "速度正常", "fast": "很快", "very fast": "非常快"}
-STATIC = ("固定镜头", "静止镜头")
+PLACEMENT_VERBS = ("有", "是", "放着")
+SIZE_PREDICATES = {"tiny": "极小", "small": "很小", "medium": "大小中等", "large": "很大", "huge": "巨大"}
+SPEED_NAMES = {"very slow": "非常慢", "slow": "很慢", "normal": "速度正常", "fast": "很快", "very fast": "非常快"}
+STATIC_SHOTS = ("固定镜头", "静止镜头")
 
 
-def fill(template: str, way: str, direction: str | None = None) -> str:
+def fill_template(template: str, way: str, direction: str | None = None) -> str:
     """Say the direction, or `way` = "" for none, where the template has room for it."""
-    hand, other = (HANDS[direction], HANDS[SIDES[direction]]) if direction else ("", "")
+    hand, other = (SIDE_WORDS[direction], SIDE_WORDS[OTHER_SIDE[direction]]) if direction else ("", "")
     text = re.sub("{way}|{heading}", way, template)
     return text.replace("{side}", hand).replace("{other}", other)
 
@@ -195,9 +195,9 @@ def build_lexicon(tables: tuple[Table, ...] = (WORDS, RESERVED)) -> Lexicon:
     """List every phrase the grammar can say from the tables with what it means."""
     lexicon = Lexicon(per_character=True, fillers=("的",), objects=("体", "物体"))
     lexicon.add("没有其他物体")
-    for side in SIDES:
-        for way in (*WAYS, "从{other}边过来"):
-            lexicon.add(fill(way, "", side), ("direction", side))
+    for side in OTHER_SIDE:
+        for way in (*DIRECTION_PHRASES, "从{other}边过来"):
+            lexicon.add(fill_template(way, "", side), ("direction", side))
     for table in tables:
         for attribute, values in table.items():
             for value, phrases in values.items():
@@ -205,9 +205,9 @@ def build_lexicon(tables: tuple[Table, ...] = (WORDS, RESERVED)) -> Lexicon:
                     if attribute == "event":
                         add_event(lexicon, value, phrase)
                     elif attribute == "camera":
-                        for side in SIDES if "{side}" in phrase else (None,):
+                        for side in OTHER_SIDE if "{side}" in phrase else (None,):
                             move = f"{value} {side}" if side else value
-                            lexicon.add("镜头" + fill(phrase, "", side), ("camera", move))
+                            lexicon.add("镜头" + fill_template(phrase, "", side), ("camera", move))
                     elif attribute == "material":
                         for word in phrase.split("{}"):
                             if word:
@@ -216,18 +216,18 @@ def build_lexicon(tables: tuple[Table, ...] = (WORDS, RESERVED)) -> Lexicon:
                         lexicon.add(phrase.removesuffix("的"), (attribute, value))
                         if attribute == "colour" and table is WORDS:
                             lexicon.add(phrases[0][0], (attribute, value))
-    for value, phrase in SIZED.items():
+    for value, phrase in SIZE_PREDICATES.items():
         lexicon.add(phrase, ("size", value))
-    for pace, phrase in PACES.items():
+    for pace, phrase in SPEED_NAMES.items():
         lexicon.add(phrase, ("speed", pace))
-    for phrase in STATIC:
+    for phrase in STATIC_SHOTS:
         lexicon.add(phrase, ("camera", "still"))
     for number, word in NUMBERS.items():
         lexicon.add(f"{word}个", ("stack", str(number)))
-    for relation, places in PLACES.items():
+    for relation, places in RELATION_WORDS.items():
         for place in places:
             lexicon.add(place, ("relation", OPPOSITE[relation]))
-            for verb in STANDS:
+            for verb in PLACEMENT_VERBS:
                 lexicon.add(place + verb, ("relation", relation))
     return lexicon
 
@@ -236,7 +236,10 @@ def add_event(lexicon: Lexicon, event: str, template: str) -> None:
     """Add the part of an event's phrase that names it, with every way of saying direction and speed in it."""
     pieces = template.split("{object}")
     words = next((piece for piece in pieces if "~" in piece), pieces[0]).split("~")[-1]
-    ways = [("", ()), *((fill(way, "", side), (("direction", side),)) for side in SIDES for way in WAYS)]
+    ways = [
+        ("", ()),
+        *((fill_template(way, "", side), (("direction", side),)) for side in OTHER_SIDE for way in DIRECTION_PHRASES),
+    ]
     paces = [("", ())]
     for table in (WORDS, RESERVED):
         paces += [(word, (("speed", value),)) for value, options in table["speed"].items() for word in options]
@@ -244,7 +247,7 @@ def add_event(lexicon: Lexicon, event: str, template: str) -> None:
         for pace, speed in paces if "{pace}" in words else paces[:1]:
             for way, direction in ways if any(mark in words for mark in DIRECTABLE) else ways[:1]:
                 if direction or not any(mark in words for mark in DIRECTED):
-                    spoken = fill(
+                    spoken = fill_template(
                         words.replace("滚", verb).replace("{pace}", pace), way, *(side for _, side in direction)
                     )
                     lexicon.add(spoken, ("event", event), *speed, *direction)
