@@ -26,7 +26,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from vae.weights import current_name
+from vae.weights import original_name
 
 Triple = tuple[int, int, int]
 StreamState = dict[str, Tensor]  # layer -> the last two latent frames that its temporal mix has seen
@@ -114,8 +114,7 @@ class VideoVAE(ModelMixin, ConfigMixin):
         The hash covers the old names of the weights, so that latents stored before the renaming stay valid.
         """
         digest = hashlib.sha256(repr((self.stride, self.channels)).encode())
-        old_names = {new: old for old, new in self.old_weight_names.items()}
-        weights = {current_name(name, old_names): value for name, value in self.state_dict().items()}
+        weights = {original_name(name, self.old_weight_names): value for name, value in self.state_dict().items()}
         for name, value in sorted(weights.items()):
             if name.startswith(ENCODER_PREFIXES):
                 digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
