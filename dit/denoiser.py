@@ -127,22 +127,30 @@ class Denoiser:
         """Yield the velocity of each forward pass, given with the index of its segment; all are one pack."""
         patch = self.networks.transformer.dit_config.patch
         parts = [(segments[index], [one.prompt for _, one in own]) for index, own in groupby(passes, itemgetter(0))]
+        text = []
+        for segment, prompts in parts:
+            distinct = segment.prompts.distinct
+            text.append(self.encode_prompts(distinct).repeat([distinct.index(prompt) for prompt in prompts]))
         batch = pack(
             [one.latents for _, one in passes],
             [one.sigma for _, one in passes],
             [segments[index].canvas.fps for index, _ in passes],
             patch,
             [len(prompts) for _, prompts in parts],
+            cameras=self.cameras(text, [one.latents.shape[1] for _, one in passes]),
         )
-        text = []
-        for segment, prompts in parts:
-            distinct = segment.prompts.distinct
-            text.append(self.encode_prompts(distinct).repeat([distinct.index(prompt) for prompt in prompts]))
         token_embeddings = torch.cat([own.token_embeddings for own in text])
         pooled = torch.cat([own.pooled for own in text])
         token_counts = tuple(count for own in text for count in own.token_counts)
         tokens = self.networks.transformer(batch, token_embeddings, pooled, token_counts)
         yield from unpack(tokens, batch.shapes, patch)
+
+    def cameras(self, text: list[TextEmbeddings], latent_frames: list[int]) -> list[Tensor] | None:
+        """Return the camera velocity per latent frame that each forward pass's prompt names, if the model reads one."""
+        if not self.networks.transformer.dit_config.camera:
+            return None
+        named = [row for own in text if own.camera is not None for row in own.camera]
+        return [row.expand(frames, -1) for row, frames in zip(named, latent_frames, strict=True)] if named else None
 
     def encode_anchor(self, frame: int) -> Tensor:
         """Return the last video frame of a latent frame, as denoised so far, encoded as an image (C, 1, H, W)."""

@@ -7,10 +7,11 @@ zeros, and with a denoiser that counts in the place of the one that computes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
@@ -18,8 +19,10 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from captioning.camera import CAMERA_VALUES
+from captioning.prompt_encoder import PromptEncoder
+from captioning.text_encoder import OWN_ENCODERS, load_tokenizer, tokenize
 from captioning.text_encoder import SUBFOLDERS as TEXT_SUBFOLDERS
-from captioning.text_encoder import TextTower, load_tokenizer, tokenize
 from dit.batching import SamplingJob
 from dit.canvas import Canvas
 from dit.denoiser import Denoiser, Segment
@@ -77,10 +80,12 @@ class Cost:
 class CostModel:
     """A model as far as costs depend on it; its transformer may be on the meta device, its text encoder missing."""
 
-    def __init__(self, pipeline: Pipeline, text_parameters: int, text_width: int, text_layers: int):
-        """`text_width` and `text_layers` are those of a TextTower, 0 for another text encoder."""
+    def __init__(self, pipeline: Pipeline, text_parameters: int, text_width: int, text_layers: int, head: int = 0):
+        """`text_width` and `text_layers` are those of a text encoder of ours, 0 for another one; `head` the outputs of
+        its last two layers on the pooled vector, 0 where there is one.
+        """
         self.pipeline, self.text_parameters = pipeline, text_parameters
-        self.text_width, self.text_layers = text_width, text_layers
+        self.text_width, self.text_layers, self.head = text_width, text_layers, head
         networks = (pipeline.transformer, pipeline.vae)
         parameters = sum(value.numel() for network in networks for value in network.parameters())
         self.weight_bytes = 4 * (text_parameters + parameters)
@@ -88,9 +93,9 @@ class CostModel:
     @classmethod
     def of(cls, pipeline: Pipeline) -> CostModel:
         """Return the cost model of a loaded model."""
-        tower = pipeline.text_encoder
-        shape = (tower.config["width"], tower.config["layers"]) if isinstance(tower, TextTower) else (0, 0)
-        return cls(pipeline, sum(value.numel() for value in tower.parameters()), *shape)
+        encoder = pipeline.text_encoder
+        shape = text_shape(type(encoder).__name__, encoder.config)
+        return cls(pipeline, sum(value.numel() for value in encoder.parameters()), *shape)
 
     @classmethod
     def read(cls, folder: Path) -> CostModel:
@@ -101,14 +106,15 @@ class CostModel:
         with torch.device("meta"):
             transformer = DiT.from_config(read_config(DiT, folder / "transformer"))
         text = read_json(folder / TEXT_SUBFOLDERS[0] / CONFIG)
-        is_tower = text.get("_class_name") == TextTower.__name__
-        tokenizer = (load_tokenizer if is_tower else AutoTokenizer.from_pretrained)(folder / TEXT_SUBFOLDERS[1])
+        name = text.get("_class_name", "")
+        load = load_tokenizer if name in OWN_ENCODERS else AutoTokenizer.from_pretrained
+        tokenizer = load(folder / TEXT_SUBFOLDERS[1])
         scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler")
         vae = load_strictly(VideoVAE, folder / "vae")
         pipeline = Pipeline(transformer, vae, None, tokenizer, scheduler, read_settings(folder / SETTINGS))
         pipeline.hash = hash_of_model(folder)
-        shape = (text["width"], text["layers"]) if is_tower else (0, 0)
-        return cls(pipeline, sum(map(count_values, weights_in(folder / TEXT_SUBFOLDERS[0]))), *shape)
+        parameters = sum(map(count_values, weights_in(folder / TEXT_SUBFOLDERS[0])))
+        return cls(pipeline, parameters, *text_shape(name, text))
 
     def cost(self, request: Request) -> Cost:
         """Return the cost of a request; raises what `Pipeline.resolve` and the modes raise."""
@@ -167,7 +173,14 @@ class CostModel:
         B, L, D = len(token_counts), max(token_counts), self.text_width
         if not D:  # another text encoder: each of its weights once per token
             return 2 * self.text_parameters * B * L
-        return 2 * B * (self.text_layers * (12 * L * D * D + 2 * L * L * D) + D * D)
+        return 2 * B * (self.text_layers * (12 * L * D * D + 2 * L * L * D) + D * D + self.head * D)
+
+
+def text_shape(class_name: str, config: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Return width, layers, and the outputs of the last layer on the pooled vector; zeros for encoders of others."""
+    if class_name not in OWN_ENCODERS:
+        return 0, 0, 0
+    return config["width"], config["layers"], CAMERA_VALUES if class_name == PromptEncoder.__name__ else 0
 
 
 @dataclass

@@ -10,13 +10,19 @@ from torch.utils.flop_counter import FlopCounterMode
 from captioning.camera import CAMERA_AXES, CAMERA_VALUES
 from captioning.prompt_encoder import PromptEncoder
 from captioning.text_encoder import encode_prompts, load_text_encoder, train_tokenizer
+from dit.estimate import CostModel
 from dit.flops import count_parameters, forward_flops
+from dit.flow import make_scheduler
 from dit.model import DiT, DiTConfig
 from dit.packing import pack
+from dit.pipeline import Pipeline
+from dit.request import Request
+from dit.settings import Settings
 from training.config import DiTRun
 from training.examples import mean_per_latent_frame, names_camera, sample_time
 from training.low_precision import LowPrecisionCopy
 from training.text_conditioned import TextConditionedDiT, camera_loss
+from vae.model import VideoVAE
 
 PROMPTS = ["a red ball bounces", "the blue cube spins while the camera orbits left", ""]
 
@@ -181,3 +187,48 @@ def test_a_bf16_copy_gives_the_master_weights_nearly_the_gradient_of_fp32(tokeni
             value.grad = None
     cosine = torch.nn.functional.cosine_similarity(*gradients, dim=0)
     assert cosine > 0.99  # bf16 keeps eight bits
+
+
+@pytest.fixture(scope="module")
+def pipeline(tokenizer, encoder):
+    vae = VideoVAE(channels=4, widths=(16, 32), encoder_blocks=(1, 1), decoder_blocks=(1, 1)).eval()
+    settings = Settings(((64, 64, 9), (64, 64, 1)), fps=8.0, size=(64, 64), seconds=1.125, steps=2, guidance=2.0)
+    return Pipeline(camera_dit(), randomized(vae), encoder, tokenizer, make_scheduler(48, 1.0), settings)
+
+
+def test_an_estimate_counts_the_prompt_encoder_and_the_camera_input(pipeline):
+    request = Request(prompt=PROMPTS[1])
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        (sample,) = pipeline.generate([request])
+        pipeline.pixels(sample)
+    assert CostModel.of(pipeline).cost(request).flops == counter.get_total_flops()
+
+
+def test_a_prompt_that_names_a_camera_moves_it_and_one_that_names_none_leaves_it_open(pipeline, encoder):
+    packs = []
+    hook = pipeline.transformer.register_forward_pre_hook(lambda model, inputs: packs.append(inputs[0]))
+    head = encoder.camera_head[-1]
+    weight, bias = head.weight.clone(), head.bias.clone()
+    try:
+        with torch.no_grad():
+            head.weight.zero_()
+            for named in (-1.0, 1.0):
+                head.bias.copy_(torch.tensor([0, 0, 0, 0, -1.0, 0, named]))
+                list(pipeline.generate([Request(prompt=PROMPTS[1])]))
+    finally:
+        with torch.no_grad():
+            head.weight.copy_(weight), head.bias.copy_(bias)
+        hook.remove()
+    open_, named = packs[0].camera, packs[-1].camera
+    assert not open_.any()
+    yaw = named[:, CAMERA_AXES.index("yaw")]
+    assert (yaw == -1).all() and (named[:, -1] == 1).all() and len(named) == sum(packs[-1].frame_lens)
+
+
+def test_clips_of_a_camera_model_are_the_same_alone_and_in_company(pipeline):
+    requests = [Request(prompt=prompt, seed=seed) for seed, prompt in enumerate(PROMPTS[:2])]
+    torch.set_num_threads(1)
+    together = [sample.latents for sample in pipeline.generate(requests, pack_size=2)]
+    for request, latents in zip(requests, together, strict=True):
+        (alone,) = pipeline.generate([request])
+        assert torch.equal(alone.latents, latents)
