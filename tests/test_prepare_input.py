@@ -214,7 +214,7 @@ def test_enormous_files_are_told_within_limits_and_the_rest_is_done(raw, tmp_pat
     said = capsys.readouterr()
     assert said.out == "5 sources, 0 done before, 1 clips, 0 shots too short, 4 failed\n"
     errors = dict(failed_clips(run_of(raw, tmp_path)))
-    rules = {"wide.png": "at most 67108864 pixels", "wide.gif": "at most 67108864 pixels a frame; got 9000 x 9000"}
+    rules = {"wide.png": "at most 67108864 pixels", "wide.gif": "at most 67108864 pixels per frame; got 9000 x 9000"}
     rules |= {"nothing.mp4": "cannot be read as a video", "endless.mp4": "it must be done within 20 seconds"}
     assert errors.keys() == rules.keys()
     assert {name: error for name, error in errors.items() if rules[name] not in error} == {}
@@ -251,7 +251,7 @@ def test_films_of_any_container_are_read_and_what_is_no_film_is_told(tmp_path, c
     errors = dict(failed_clips(run_of(tmp_path / "raw", tmp_path)))
     assert errors.keys() == {"really-png.mp4", "really-mp4.png"}
     assert "cannot be read as a video" in errors["really-png.mp4"]
-    assert "cannot be read as a picture" in errors["really-mp4.png"]
+    assert "cannot be read as an image" in errors["really-mp4.png"]
 
 
 def picture_of(folder, picture):

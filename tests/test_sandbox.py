@@ -1,4 +1,4 @@
-"""Files are read in a child process, and whatever becomes of the child, one sentence comes back."""
+"""Reading in a sandbox: a child process that fails or exceeds its limits raises one sentence."""
 
 import os
 import subprocess
@@ -23,15 +23,15 @@ def crash(path):
     os.abort()
 
 
-def swell(path):
+def allocate_tensor(path):
     return torch.zeros(2**28)
 
 
-def swell_in_python(path):
+def allocate_array(path):
     return torch.from_numpy(__import__("numpy").zeros(2**28))
 
 
-def miss(path):
+def raise_key_error(path):
     raise KeyError(path)
 
 
@@ -40,18 +40,18 @@ def miss(path):
     [
         (hang, r"f\.mp4 must be read within 0\.5 seconds; it was not; give a smaller file"),
         (crash, r"f\.mp4 cannot be read: it crashed the reader; export it again"),
-        (swell, r"f\.mp4 cannot be read in 0\.5 GiB: .*; shrink it first"),
-        (swell_in_python, r"f\.mp4 cannot be read in 0\.5 GiB: .*; shrink it first"),
+        (allocate_tensor, r"f\.mp4 cannot be read in 0\.5 GiB: .*; shrink it first"),
+        (allocate_array, r"f\.mp4 cannot be read in 0\.5 GiB: .*; shrink it first"),
     ],
 )
-def test_a_file_that_harms_its_reader_harms_nobody_else(reader, sentence):
-    begun = time.monotonic()
+def test_a_reader_that_hangs_crashes_or_exceeds_memory_raises_one_sentence(reader, sentence):
+    start = time.monotonic()
     with pytest.raises(MediaError, match=sentence):
         run_sandboxed(reader, "f.mp4", memory=2**29, seconds=0.5 if reader is hang else 60)
-    assert time.monotonic() - begun < 30
+    assert time.monotonic() - start < 30
 
 
-def test_a_script_that_reads_a_file_is_not_run_again_by_the_child(tmp_path):
+def test_the_child_does_not_run_the_main_script_again(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "p.png")
     script = tmp_path / "script.py"
     script.write_text(
@@ -64,19 +64,20 @@ def test_a_script_that_reads_a_file_is_not_run_again_by_the_child(tmp_path):
     assert done.stdout.splitlines() == ["torch.Size([1, 8, 8])"]
 
 
-def test_what_a_reader_raises_is_raised():
+def test_an_exception_of_the_reader_is_raised():
     with pytest.raises(KeyError, match=r"f\.mp4"):
-        run_sandboxed(miss, "f.mp4")
+        run_sandboxed(raise_key_error, "f.mp4")
     with pytest.raises(MediaError, match=r"no-such\.png cannot be opened"):
         sandbox.read_image("no-such.png")
 
 
-def test_what_is_read_in_a_child_is_what_is_read_here(tmp_path):
-    picture, film = tmp_path / "p.png", tmp_path / "f.mp4"
-    Image.radial_gradient("L").convert("RGB").save(picture)
-    write_video(film, [torch.rand(3, 9, 32, 48) * 2 - 1], 12, metadata={"longtake": "{}"})
-    assert torch.equal(sandbox.read_image(picture), read.read_image(picture))
-    there, here = sandbox.read_video(film, 8, size=(16, 16)), read.read_video(film, 8, size=(16, 16))
-    assert torch.equal(there.video, here.video) and there.fps == here.fps
-    assert torch.equal(sandbox.read_sampled_frames(film, 3, 16), read.read_sampled_frames(film, 3, 16))
-    assert sandbox.read_metadata(film) == read.read_metadata(film) == {"longtake": "{}"}
+def test_reading_in_a_child_equals_reading_here(tmp_path):
+    image, video = tmp_path / "p.png", tmp_path / "f.mp4"
+    Image.radial_gradient("L").convert("RGB").save(image)
+    write_video(video, [torch.rand(3, 9, 32, 48) * 2 - 1], 12, metadata={"longtake": "{}"})
+    assert torch.equal(sandbox.read_image(image), read.read_image(image))
+    in_child, here = sandbox.read_video(video, 8, size=(16, 16)), read.read_video(video, 8, size=(16, 16))
+    assert torch.equal(in_child.video, here.video) and in_child.fps == here.fps
+    assert torch.equal(sandbox.read_sampled_frames(video, 3, 16), read.read_sampled_frames(video, 3, 16))
+    assert sandbox.read_duration(video) == read.read_duration(video) == 0.75
+    assert sandbox.read_metadata(video) == read.read_metadata(video) == {"longtake": "{}"}

@@ -1,4 +1,4 @@
-"""What is written can be read back, every time, and what cannot be written is refused in one sentence."""
+"""Writing videos and images: round trips, reproducible bytes, interruptions, and refusals in one sentence."""
 
 import json
 import math
@@ -10,8 +10,8 @@ import av
 import numpy as np
 import pytest
 import torch
-from tests.test_media import VIDEOS, grey_clip, noise_clip, psnr, smooth_clip
 
+from tests.test_read import VIDEOS, grey_clip, noise_clip, psnr, smooth_clip
 from vae.video.pixels import DiskError, MediaError, contact_sheet, exact_fps, to_uint8
 from vae.video.read import read_image, read_metadata, read_video
 from vae.video.write import check_writable, write_image, write_video
@@ -25,20 +25,20 @@ REQUEST = {
 
 
 # 45 dB is measured for mp4 and webm; a GIF has 256 colours.
-@pytest.mark.parametrize(("suffix", "least"), [(".mp4", 40), (".webm", 40), (".mkv", 50), (".gif", 24)])
-def test_a_smooth_clip_comes_back_as_it_was(tmp_path, suffix, least):
+@pytest.mark.parametrize(("suffix", "min_psnr"), [(".mp4", 40), (".webm", 40), (".mkv", 50), (".gif", 24)])
+def test_a_smooth_clip_survives_writing_and_reading(tmp_path, suffix, min_psnr):
     clip = smooth_clip()
     write_video(tmp_path / f"clip{suffix}", clip, 24)
     back = read_video(tmp_path / f"clip{suffix}")
     assert back.video.shape == clip.shape
     assert back.video.dtype == torch.float32
     assert back.fps == 24
-    assert psnr(back.video, clip) > least
+    assert psnr(back.video, clip) > min_psnr
     assert psnr(back.video[:, 1:], clip[:, :-1]) < psnr(back.video[:, 1:], clip[:, 1:])  # no frame is early or late
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".webm"])
-def test_colour_stays_where_it_was_although_it_is_stored_at_half_the_size(tmp_path, suffix):
+def test_subsampled_chroma_is_not_shifted(tmp_path, suffix):
     write_video(tmp_path / f"clip{suffix}", smooth_clip(), 24, crf=1)
     assert (
         psnr(read_video(tmp_path / f"clip{suffix}").video, smooth_clip()) > 46.5
@@ -59,7 +59,7 @@ def test_frames_and_rate_are_exact(tmp_path, suffix, fps):
 
 
 @pytest.mark.parametrize("fps", [8, 10, 24, 30, 50])
-def test_a_gif_keeps_frames_and_rate_even_where_nothing_moves(tmp_path, fps):
+def test_a_gif_keeps_frames_and_rate_if_frames_are_equal(tmp_path, fps):
     write_video(tmp_path / "still.gif", grey_clip([0.2] * 17), fps)
     back = read_video(tmp_path / "still.gif")
     assert (back.video.shape[1], back.fps) == (17, fps)
@@ -85,26 +85,26 @@ def test_an_mp4_plays_in_browsers(tmp_path):
         assert (context.name, context.pix_fmt, context.profile) == ("h264", "yuv420p", "High")
         assert tags == (1, 1, 1, 1)  # limited range, BT.709
     whole = path.read_bytes()
-    assert whole.index(b"moov") < whole.index(b"mdat")  # it starts before it has arrived
+    assert whole.index(b"moov") < whole.index(b"mdat")  # playback starts before the download ends
 
 
 @pytest.mark.parametrize("suffix", VIDEOS)
-def test_words_survive_in_every_container(tmp_path, suffix):
+def test_metadata_survives_in_every_container(tmp_path, suffix):
     path = tmp_path / f"clip{suffix}"
     write_video(path, smooth_clip(3), 24, metadata=REQUEST)
     assert read_metadata(path) == REQUEST
     write_video(path, smooth_clip(3), 24)
-    assert read_metadata(path) == {}  # nothing of an older film
+    assert read_metadata(path) == {}  # nothing of an older video
 
 
-def test_words_and_pixels_survive_in_a_picture(tmp_path):
+def test_metadata_and_pixels_survive_in_an_image(tmp_path):
     write_image(tmp_path / "still.png", noise_clip(1), metadata=REQUEST)
     assert read_metadata(tmp_path / "still.png") == REQUEST
     assert torch.equal(to_uint8(read_image(tmp_path / "still.png")), to_uint8(noise_clip(1)))
 
 
 @pytest.mark.parametrize("metadata", [{"Title": "x"}, {"a b": "x"}, {"encoder": "x"}, {"a": ""}, {"a": "\0"}, {"a": 1}])
-def test_words_that_a_container_would_lose_are_refused(tmp_path, metadata):
+def test_metadata_that_a_container_would_lose_is_refused(tmp_path, metadata):
     with pytest.raises(MediaError, match="metadata"):
         write_video(tmp_path / "clip.mp4", smooth_clip(1), 24, metadata=metadata)
 
@@ -122,14 +122,14 @@ def test_the_same_frames_give_the_same_bytes_whole_or_in_pieces(tmp_path, suffix
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system cannot hide cores")
 @pytest.mark.parametrize("suffix", [".mp4", ".webm"])
-def test_what_lay_in_memory_before_changes_no_byte_of_a_film_of_odd_sides(tmp_path, suffix):
-    found, chance = set(), np.random.default_rng(0)
+def test_bytes_of_a_video_of_odd_size_do_not_depend_on_uninitialized_memory(tmp_path, suffix):
+    outputs, rng = set(), np.random.default_rng(0)
     for _ in range(20):
-        for count in chance.integers(1_000, 200_000, 20):  # what the encoder's memory may be made of
-            chance.integers(0, 255, count, dtype=np.uint8)
+        for count in rng.integers(1_000, 200_000, 20):  # fill memory that the encoder may get
+            rng.integers(0, 255, count, dtype=np.uint8)
         write_video(tmp_path / f"a{suffix}", smooth_clip(17, 50, 38), 10)
-        found.add((tmp_path / f"a{suffix}").read_bytes())
-    assert len(found) == 1
+        outputs.add((tmp_path / f"a{suffix}").read_bytes())
+    assert len(outputs) == 1
 
 
 def test_a_machine_with_fewer_cores_writes_the_same_bytes(tmp_path):
@@ -143,7 +143,7 @@ def test_a_machine_with_fewer_cores_writes_the_same_bytes(tmp_path):
     assert (tmp_path / "many.mp4").read_bytes() == (tmp_path / "one.mp4").read_bytes()
 
 
-def test_quality_is_the_callers_choice_within_the_encoders(tmp_path):
+def test_crf_and_preset_change_the_size_within_the_encoders_limits(tmp_path):
     write_video(tmp_path / "good.mp4", noise_clip(5), 24)
     write_video(tmp_path / "small.mp4", noise_clip(5), 24, crf=35, preset="veryfast")
     assert (tmp_path / "small.mp4").stat().st_size < (tmp_path / "good.mp4").stat().st_size / 2
@@ -163,7 +163,7 @@ class Stop(Exception):
 
 @pytest.mark.parametrize("suffix", VIDEOS)
 @pytest.mark.parametrize("interruption", [Stop, KeyboardInterrupt])
-def test_an_interrupted_film_leaves_the_folder_as_it_was(tmp_path, suffix, interruption):
+def test_an_interrupted_video_leaves_the_folder_as_it_was(tmp_path, suffix, interruption):
     def frames():
         yield smooth_clip(9, 32, 32)
         raise interruption
@@ -179,9 +179,9 @@ def test_an_interrupted_film_leaves_the_folder_as_it_was(tmp_path, suffix, inter
 
 
 @pytest.mark.parametrize("suffix", [*VIDEOS, ".png"])
-def test_a_disk_that_takes_no_more_is_one_sentence(tmp_path, suffix):
+def test_a_failing_write_raises_one_sentence(tmp_path, suffix):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, limits[1]))  # the kernel refuses writes, as a full disk does
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, limits[1]))  # the kernel refuses writes, as on a full disk
     try:
         with pytest.raises(DiskError, match=rf"clip\{suffix} could not be written: [^\n]+; ") as caught:
             if suffix == ".png":
@@ -195,7 +195,7 @@ def test_a_disk_that_takes_no_more_is_one_sentence(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("suffix", [*VIDEOS, ".png"])
-def test_a_full_disk_is_called_full(tmp_path, monkeypatch, suffix):
+def test_a_full_disk_is_reported_as_full(tmp_path, monkeypatch, suffix):
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
@@ -220,7 +220,7 @@ def test_a_full_disk_is_called_full(tmp_path, monkeypatch, suffix):
         ("nul\0.mp4", "null"),
     ],
 )
-def test_a_place_that_cannot_be_written_is_refused_before_any_work(tmp_path, name, rule):
+def test_a_path_that_cannot_be_written_is_refused_before_rendering(tmp_path, name, rule):
     (tmp_path / "folder.mp4").mkdir()
     (tmp_path / "file.mp4").touch()
 
@@ -232,7 +232,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_any_work(tmp_path, nam
         write_video(tmp_path / name, frames(), 24)
 
 
-def test_a_closed_folder_is_refused(tmp_path):
+def test_a_folder_without_write_permission_is_refused(tmp_path):
     if os.geteuid() == 0:
         folder = Path("/proc/self")  # nobody may write there, not even root
     else:
@@ -242,7 +242,7 @@ def test_a_closed_folder_is_refused(tmp_path):
         check_writable(folder / "clip.mp4")
 
 
-def test_checking_a_place_leaves_no_trace_and_follows_links(tmp_path):
+def test_check_writable_leaves_no_file_and_follows_links(tmp_path):
     (tmp_path / "far").mkdir()
     (tmp_path / "link.mp4").symlink_to(tmp_path / "far" / "clip.mp4")
     assert check_writable(tmp_path / "link.mp4") == tmp_path / "far" / "clip.mp4"
@@ -271,7 +271,7 @@ def test_frames_that_cannot_be_written_are_refused(tmp_path, name, frames, fps, 
     assert not list(tmp_path.iterdir())
 
 
-def test_a_contact_sheet_shows_the_frames_enlarged_and_named(tmp_path):
+def test_a_contact_sheet_shows_enlarged_frames_and_captions(tmp_path):
     clips = [smooth_clip(17, 16, 24), noise_clip(2, 8, 8)]
     sheet = contact_sheet(clips, captions=["a red ball " * 90, "红色的球"], columns=3, scale=2)
     assert sheet.dtype == torch.uint8
@@ -279,7 +279,7 @@ def test_a_contact_sheet_shows_the_frames_enlarged_and_named(tmp_path):
     assert torch.equal(frame[:, ::2, ::2], to_uint8(clips[0][:, 8]))
     assert torch.equal(frame[:, 1::2, 1::2], to_uint8(clips[0][:, 8]))
     captions = [sheet[:, 4 + 36 : 4 + 36 + 20], sheet[:, -26:]]
-    assert all((caption == 0).any() for caption in captions)  # ink
+    assert all((caption == 0).any() for caption in captions)  # drawn
     write_image(tmp_path / "sheet.png", sheet)
     assert torch.equal(to_uint8(read_image(tmp_path / "sheet.png"))[:, 0], sheet)
     for wrong in ({"captions": ["one"]}, {"columns": 0}, {"font": tmp_path / "none.ttf"}):

@@ -1,7 +1,7 @@
-"""Read the files of strangers in a child process, which may crash, hang or swell without harm to us.
+"""Read untrusted files in a child process with limits on time and memory.
 
-Decoders are written in C and meet whatever the file holds. The child is forked from a small server that has imported
-the readers once, so that after the first file a child costs milliseconds.
+Decoders are C code and may crash, hang or exhaust memory on a crafted file. The child is forked from a server process
+that has imported the readers, so that all but the first file cost only milliseconds more.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from threading import Lock
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from vae.video import read as media
+from vae.video import read
 from vae.video.pixels import MediaError
 
-MAX_MEMORY_BYTES = 20 * 2**30  # bytes: room for the largest clip that `read_video` takes, as bytes and as numbers
+MAX_MEMORY_BYTES = 20 * 2**30  # enough for the largest clip that `read_video` accepts, in uint8 and in float32
 MAX_SECONDS = 300.0
-STATM = Path("/proc/self/statm")  # in pages
+STATM = Path("/proc/self/statm")  # its first number is the address space in pages
 
 
 def read_video(
@@ -34,65 +35,70 @@ def read_video(
     seconds: float | None = None,
     *,
     size: tuple[int, int] | None = None,
-) -> media.DecodedVideo:
-    """Do `media.read_video` in a child; raises MediaError also where the file takes too much time or memory."""
-    return run_sandboxed(media.read_video, path, fps, seconds, size=size)
+) -> read.DecodedVideo:
+    """Call `read.read_video` in a child process. Also raises MediaError if it exceeds a limit."""
+    return run_sandboxed(read.read_video, path, fps, seconds, size=size)
 
 
 def read_image(path: str | Path) -> Tensor:
-    """Do `media.read_image` in a child; raises MediaError also where the file takes too much time or memory."""
-    return run_sandboxed(media.read_image, path)
+    """Call `read.read_image` in a child process. Also raises MediaError if it exceeds a limit."""
+    return run_sandboxed(read.read_image, path)
 
 
 def read_sampled_frames(path: str | Path, frames: int, side: int) -> Tensor:
-    """Do `media.read_sampled_frames` in a child; raises MediaError also where the file takes too much time or memory."""
-    return run_sandboxed(media.read_sampled_frames, path, frames, side)
+    """Call `read.read_sampled_frames` in a child process. Also raises MediaError if it exceeds a limit."""
+    return run_sandboxed(read.read_sampled_frames, path, frames, side)
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
-    """Do `media.read_metadata` in a child; raises MediaError also where the file takes too much time or memory."""
-    return run_sandboxed(media.read_metadata, path)
+    """Call `read.read_metadata` in a child process. Also raises MediaError if it exceeds a limit."""
+    return run_sandboxed(read.read_metadata, path)
 
 
 def read_duration(path: str | Path) -> float:
-    """Do `media.read_duration` in a child; raises MediaError also where the file takes too much time or memory."""
-    return run_sandboxed(media.read_duration, path)["seconds"]
+    """Call `read.read_duration` in a child process. Also raises MediaError if it exceeds a limit."""
+    return run_sandboxed(read.read_duration, path)
 
 
 def run_sandboxed(
-    read: Callable, path: str | Path, *args, memory: int = MAX_MEMORY_BYTES, seconds: float = MAX_SECONDS, **settings
+    reader: Callable,
+    path: str | Path,
+    *args,
+    memory: int = MAX_MEMORY_BYTES,
+    seconds: float = MAX_SECONDS,
+    **settings,
 ) -> Any:
-    """Return what a reader, a function of some module, returns for a file, read in a child of at most `memory` bytes
-    more than it begins with and `seconds`.
+    """Call `reader(path, *args, **settings)` in a child process; `reader` must be a function of a module.
 
-    Raises what the reader raises, and MediaError where the child crashes or goes beyond its limits.
+    The child may run `seconds` and use `memory` bytes more than it starts with. Raises what the reader raises, and
+    MediaError if the child crashes or exceeds a limit.
     """
     context: Any = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
-    context.set_forkserver_preload([media.__name__])
-    here, there = context.Pipe(duplex=False)
-    child = context.Process(target=_answer, args=(there, memory, read, (path, *args), settings), daemon=True)
+    context.set_forkserver_preload([read.__name__])
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=_run_child, args=(sender, memory, reader, (path, *args), settings), daemon=True)
     with hide_main_module():
         child.start()
-    there.close()
+    sender.close()
     try:
-        if not here.poll(seconds):
+        if not receiver.poll(seconds):
             raise MediaError(f"{path} must be read within {seconds:g} seconds; it was not; give a smaller file")
-        found, error = here.recv()
+        result, error = receiver.recv()
     except EOFError:
         raise MediaError(f"{path} cannot be read: it crashed the reader; export it again") from None
     finally:
         child.kill()
         child.join()
-        here.close()
+        receiver.close()
     if error is not None:
         raise error
-    return _with(found, torch.from_numpy)
+    return _map_pixels(result, np.ndarray, torch.from_numpy)
 
 
 @contextmanager
 def hide_main_module() -> Iterator[None]:
-    """Hide the script that runs, which a child would import, and so run again where it does not guard against that."""
-    with _hiding:
+    """Hide the running script from a new child process, which would import it and so run an unguarded script again."""
+    with _main_module_lock:
         main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
         try:
             yield
@@ -100,33 +106,33 @@ def hide_main_module() -> Iterator[None]:
             sys.modules["__main__"] = main
 
 
-_hiding = Lock()
+_main_module_lock = Lock()
 
 
-def limit_memory(most: int) -> None:
-    """Let this process have at most so many bytes more than it has now; does nothing where that cannot be done."""
-    if STATM.exists():  # only Linux limits memory so
+def limit_memory(additional_bytes: int) -> None:
+    """Limit this process to `additional_bytes` more than it uses now. Does nothing where there is no /proc (Linux)."""
+    if STATM.exists():
         import resource
 
-        begun = int(STATM.read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (begun + most, begun + most))
+        used = int(STATM.read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + additional_bytes, used + additional_bytes))
 
 
-def _answer(answer: Connection, memory: int, read: Callable, args: tuple, settings: dict) -> None:
-    """Read within limits and send (what was found, None) or (None, what was raised)."""
+def _run_child(sender: Connection, memory: int, reader: Callable, args: tuple, settings: dict) -> None:
+    """Call the reader within limits; send (result, None) or (None, exception)."""
     limit_memory(memory)
     try:
-        found, error = _with(read(*args, **settings), Tensor.numpy), None
-    except (MemoryError, RuntimeError) as raised:  # torch says the latter
+        result, error = _map_pixels(reader(*args, **settings), Tensor, Tensor.numpy), None
+    except (MemoryError, RuntimeError) as raised:  # torch raises RuntimeError when memory runs out
         rule = f"{args[0]} cannot be read in {memory / 2**30:g} GiB"
-        found, error = None, MediaError(f"{rule}: {raised}; shrink it first")
+        result, error = None, MediaError(f"{rule}: {raised}; shrink it first")
     except Exception as raised:
-        found, error = None, raised
-    answer.send((found, error))
+        result, error = None, raised
+    sender.send((result, error))
 
 
-def _with(found, change: Callable):
-    """Change the pixels in what a reader returned: arrays travel between processes as bytes, tensors would not."""
-    if isinstance(found, media.DecodedVideo):
-        return found._replace(video=change(found.video))
-    return found if isinstance(found, dict) else change(found)
+def _map_pixels(result, kind: type, convert: Callable):
+    """Convert the pixels in a result, if there are any: arrays are sent as bytes, tensors as shared memory."""
+    if isinstance(result, read.DecodedVideo):
+        return result._replace(video=convert(result.video))
+    return convert(result) if isinstance(result, kind) else result

@@ -1,4 +1,4 @@
-"""Record tensors to disk: whole or not at all, the same bytes every time, with the words that belong to them inside."""
+"""Write tensors as videos and images: atomically, with reproducible bytes, and with metadata inside the file."""
 
 import errno
 import io
@@ -32,49 +32,49 @@ from vae.files import atomic_write
 from vae.video.pixels import DiskError, MediaError, exact_fps, to_uint8
 
 PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow")
-THREADS = 4  # fixed: x264's bytes depend on how many there are, and must not depend on the machine
-GIF_FASTEST_FPS = 50  # browsers slow a GIF whose frames last less than 2/100 s
+THREADS = 4  # fixed, because x264's output depends on it and must not depend on the machine
+GIF_MAX_FPS = 50  # browsers slow down a GIF whose frames last less than 2/100 s
 CONTAINER_KEYS = {"major_brand", "minor_version", "compatible_brands", "encoder", "duration", "creation_time"}
 
-# Chroma is interpolated, and sited on the left as H.264's players expect; without both, a smooth clip of 64 x 64 loses
-# 4 dB when it is read back.
+# Interpolate chroma, and place its samples on the left, as H.264 players expect. Without both, a smooth clip of 64 x 64
+# loses 4 dB when it is read back.
 EXACT = {"flags": "bicubic+accurate_rnd+full_chroma_int+full_chroma_inp+bitexact"}
-TELEVISION = {**EXACT, "out_color_matrix": "bt709", "out_range": "tv", "out_chroma_loc": "left"}
-# With AVX-512, x264 looks ahead into memory that nobody wrote where sides are no multiples of 16: of 40 files of the
-# same frames (50 x 38) 25 were the same. What holds on any processor is the same always, and as fast.
+BT709_LIMITED = {**EXACT, "out_color_matrix": "bt709", "out_range": "tv", "out_chroma_loc": "left"}
+# With AVX-512, x264's lookahead reads uninitialized memory if a side is no multiple of 16: of 40 files of the same
+# frames (50 x 38), 25 were equal. With cpu-independent, all are, on any processor and at the same speed.
 H264 = {"chroma_sample_location": "left", "preset": "medium", "x264-params": "cpu-independent=1"}
 VP9 = {"chroma_sample_location": "left", "deadline": "good", "cpu-used": "5"}
-FFV1 = {"level": "3", "slices": "4", "slicecrc": "1"}  # version 3, whose slices are coded in parallel and checked
-BT709, LIMITED = 1, 1  # ITU-T H.273's code for matrix, primaries and transfer; FFmpeg's for 16 to 235
+FFV1 = {"level": "3", "slices": "4", "slicecrc": "1"}  # version 3: slices are encoded in parallel, with checksums
+BT709, LIMITED_RANGE = 1, 1  # ITU-T H.273's code for matrix, primaries and transfer; FFmpeg's for 16 to 235
 
 
 @dataclass(frozen=True)
 class FileFormat:
-    """How one kind of file is written: FFmpeg's names, and the range of crf where there is one."""
+    """How to write a file format: FFmpeg's names, and the default and worst CRF if the encoder has one."""
 
     muxer: str
     encoder: str
-    pixels: str
+    pix_fmt: str
     scale: dict[str, str] = field(default_factory=dict)
     options: dict[str, str] = field(default_factory=dict)
     crf: int | None = None
     worst_crf: int = 0
 
 
-# Measured on smooth clips of 17 x 64 x 64 and 64 x 512 x 512: x264 41 and 48 dB, VP9 43 and 46 dB.
+# CRF 12, measured on smooth clips of 17 x 64 x 64 and 64 x 512 x 512: x264 41 and 48 dB, VP9 43 and 46 dB.
 FILE_FORMATS = {
-    ".mp4": FileFormat("mp4", "libx264", "yuv420p", TELEVISION, H264, crf=12, worst_crf=51),
-    ".webm": FileFormat("webm", "libvpx-vp9", "yuv420p", TELEVISION, VP9, crf=12, worst_crf=63),
+    ".mp4": FileFormat("mp4", "libx264", "yuv420p", BT709_LIMITED, H264, crf=12, worst_crf=51),
+    ".webm": FileFormat("webm", "libvpx-vp9", "yuv420p", BT709_LIMITED, VP9, crf=12, worst_crf=63),
     ".mkv": FileFormat("matroska", "ffv1", "bgr0", EXACT, FFV1),
     ".gif": FileFormat("gif", "gif", "pal8"),
 }
 
 
 def check_writable(path: str | Path) -> Path:
-    """Make sure, before any expensive work, that a clip or picture can be written here; return the path it will have.
+    """Check before expensive work that a video or image can be written to a path; return the path, links resolved.
 
-    Raises MediaError when the folder is missing or closed, the name is too long or already a folder, a device or a
-    protected file, or its suffix is unknown. An existing file is fine: it is replaced when the new one is whole.
+    Raises MediaError if the folder is missing or not writable, if the name is too long or that of a folder, device or
+    protected file, or if the suffix is unknown. An existing file is allowed: the finished new one replaces it.
     """
     refuse_addresses(path)
     known, suffix = (*FILE_FORMATS, ".png"), Path(path).suffix.lower()
@@ -84,12 +84,12 @@ def check_writable(path: str | Path) -> Path:
         target = Path(os.path.realpath(path))
         if not target.parent.is_dir():
             raise MediaError(f"the folder {target.parent} must exist; it does not; make it first")
-        for place in [target, _sidecar(target)] if suffix == ".gif" else [target]:
+        for file in [target, _sidecar(target)] if suffix == ".gif" else [target]:
             with suppress(FileNotFoundError):
-                if not stat.S_ISREG(os.stat(place).st_mode):
-                    raise MediaError(f"{place} must be a file; it is a folder or a device; choose another name")
-                if not os.access(place, os.W_OK):
-                    raise MediaError(f"{place} must not be protected against writing; choose another name")
+                if not stat.S_ISREG(os.stat(file).st_mode):
+                    raise MediaError(f"{file} must be a file; it is a folder or a device; choose another name")
+                if not os.access(file, os.W_OK):
+                    raise MediaError(f"{file} must not be protected against writing; choose another name")
         tempfile.TemporaryFile(dir=target.parent).close()
     except MediaError:
         raise
@@ -107,21 +107,22 @@ def write_video(
     crf: int | None = None,
     preset: str | None = None,
 ) -> None:
-    """Write (3, F, Y, X), or pieces of it as they come, to .mp4 (H.264), .webm (VP9), .mkv (FFV1, lossless) or .gif.
+    """Write (3, F, Y, X), or an iterable of its pieces, as .mp4 (H.264), .webm (VP9), .mkv (FFV1, lossless) or .gif.
 
-    The same frames and metadata give the same bytes on the same stack. The file appears when it is whole; before that,
-    and after any error or Ctrl+C, nothing does. `crf` (mp4, webm) and `preset` (mp4) are the encoders'.
-    Raises MediaError for a wrong request, DiskError when the disk fails; what `frames` raises passes through.
+    The same frames and metadata give the same bytes with the same libraries. The file appears when it is complete, and
+    not at all after an error or Ctrl+C. `crf` (mp4, webm) and `preset` (mp4) are those of the encoders.
+
+    Raises MediaError for wrong arguments, DiskError if the disk fails, and what `frames` raises.
     """
     target, rate, metadata = check_writable(path), exact_fps(fps), _checked_metadata(metadata)
     suffix = target.suffix.lower()
     if suffix not in FILE_FORMATS:
         raise MediaError(
-            f"a video must end in one of {', '.join(FILE_FORMATS)}; got {path}; a picture is for write_image"
+            f"a video must end in one of {', '.join(FILE_FORMATS)}; got {path}; an image is for write_image"
         )
-    if suffix == ".gif" and rate > GIF_FASTEST_FPS:
-        raise MediaError(f"a GIF must have at most {GIF_FASTEST_FPS} frames a second; got {fps}; write .mp4")
-    recipe, options = FILE_FORMATS[suffix], _encoder_options(suffix, crf, preset)
+    if suffix == ".gif" and rate > GIF_MAX_FPS:
+        raise MediaError(f"a GIF must have at most {GIF_MAX_FPS} frames per second; got {fps}; write .mp4")
+    file_format, options = FILE_FORMATS[suffix], _encoder_options(suffix, crf, preset)
     chunks = iter([frames] if isinstance(frames, Tensor) else frames)
     first = next(chunks, None)
     if first is None:
@@ -129,88 +130,88 @@ def write_video(
     rows, columns = shape = _frame_shape(first, suffix)
     muxing = {"movflags": "+faststart+use_metadata_tags"} if suffix == ".mp4" else {}
     with _draft(target) as draft:
-        with av.open(str(draft), "w", format=recipe.muxer, container_options=muxing) as container:
+        with av.open(str(draft), "w", format=file_format.muxer, container_options=muxing) as container:
             container.flags |= ContainerFlags.bitexact.value
             container.metadata.update(metadata)
-            encoder = _Encoder(container, recipe, rate, rows, columns, options)
+            encoder = _Encoder(container, file_format, rate, rows, columns, options)
             for chunk in chain([first], chunks):
                 if _frame_shape(chunk, suffix) != shape:
                     rule = f"all pieces of this video must be 3 x F x {rows} x {columns}"
                     raise MediaError(f"{rule}; got {tuple(chunk.shape)}; resize them first")
-                for picture in chunk.unbind(1):
-                    encoder.add(_drawn(picture))
+                for image in chunk.unbind(1):
+                    encoder.add(_to_array(image))
             encoder.finish()
         if suffix == ".gif":
             _write_sidecar(target, metadata)
 
 
-def write_image(path: str | Path, picture: Tensor, *, metadata: Mapping[str, str] | None = None) -> None:
-    """Write (3, Y, X) or (3, 1, Y, X), in [-1, 1] or uint8, as PNG with the metadata as iTXt; whole or not at all.
+def write_image(path: str | Path, image: Tensor, *, metadata: Mapping[str, str] | None = None) -> None:
+    """Write (3, Y, X) or (3, 1, Y, X), in [-1, 1] or uint8, as a PNG with the metadata as iTXt, atomically.
 
-    Raises MediaError for a wrong request, DiskError when the disk fails.
+    Raises MediaError for wrong arguments, DiskError if the disk fails.
     """
     target, metadata = check_writable(path), _checked_metadata(metadata)
     if target.suffix.lower() != ".png":
-        raise MediaError(f"a picture must end in .png; got {path}; rename it")
-    if picture.ndim == 4 and picture.shape[1] == 1:
-        picture = picture[:, 0]
-    if picture.ndim != 3 or picture.shape[0] != 3 or not picture.numel():
-        raise MediaError(f"a picture must be 3 x Y x X or 3 x 1 x Y x X; got {tuple(picture.shape)}; take one frame")
+        raise MediaError(f"an image must end in .png; got {path}; rename it")
+    if image.ndim == 4 and image.shape[1] == 1:
+        image = image[:, 0]
+    if image.ndim != 3 or image.shape[0] != 3 or not image.numel():
+        raise MediaError(f"an image must be 3 x Y x X or 3 x 1 x Y x X; got {tuple(image.shape)}; take one frame")
     texts = PngImagePlugin.PngInfo()
     for key, text in metadata.items():
         texts.add_itxt(key, text)
     encoded = io.BytesIO()
-    Image.fromarray(_drawn(picture)).save(encoded, "PNG", pnginfo=texts)
+    Image.fromarray(_to_array(image)).save(encoded, "PNG", pnginfo=texts)
     with _draft(target) as draft, _disk_errors(target):
         draft.write_bytes(encoded.getvalue())
 
 
-def _drawn(picture: Tensor) -> np.ndarray:
-    return rearrange(to_uint8(picture), "c y x -> y x c").contiguous().cpu().numpy()
+def _to_array(image: Tensor) -> np.ndarray:
+    return rearrange(to_uint8(image), "c y x -> y x c").contiguous().cpu().numpy()
 
 
 class _Encoder:
-    """From RGB frames to packets in a container, one frame at a time."""
+    """Encode RGB frames one by one into a container."""
 
     def __init__(
         self,
         container: OutputContainer,
-        recipe: FileFormat,
+        file_format: FileFormat,
         fps: Fraction,
         rows: int,
         columns: int,
         options: dict[str, str],
     ):
-        self.container, self.tick, self.frames = container, 1 / fps, 0
-        stream = container.add_stream(recipe.encoder, rate=fps, options=options, width=columns, height=rows)
+        self.container, self.time_base, self.frames = container, 1 / fps, 0
+        stream = container.add_stream(file_format.encoder, rate=fps, options=options, width=columns, height=rows)
         self.stream = cast(VideoStream, stream)
-        self.stream.pix_fmt = recipe.pixels
+        self.stream.pix_fmt = file_format.pix_fmt
         context = self.stream.codec_context
-        context.time_base, context.thread_count = self.tick, THREADS
+        context.time_base, context.thread_count = self.time_base, THREADS
         context.flags |= CodecFlags.bitexact
-        if recipe.scale is TELEVISION:
+        if file_format.scale is BT709_LIMITED:
             context.colorspace = context.color_primaries = context.color_trc = BT709
-            context.color_range = LIMITED
+            context.color_range = LIMITED_RANGE
         graph = self.graph = av.filter.Graph()
         rgb = av.VideoFormat("rgb24", columns, rows)
-        source = graph.add_buffer(width=columns, height=rows, format=rgb, time_base=self.tick)
+        source = graph.add_buffer(width=columns, height=rows, format=rgb, time_base=self.time_base)
         sink = graph.add("buffersink")
-        if recipe.pixels == "pal8":  # a palette for each frame, so that frames stream; ordered dither does not crawl
+        if file_format.pix_fmt == "pal8":  # one palette per frame allows streaming; ordered dither does not flicker
             split, palette = graph.add("split"), graph.add("palettegen", stats_mode="single", reserve_transparent="0")
-            paint = graph.add("paletteuse", new="1", dither="bayer")
+            apply_palette = graph.add("paletteuse", new="1", dither="bayer")
             source.link_to(split)
             split.link_to(palette, 0, 0)
-            split.link_to(paint, 1, 0)
-            palette.link_to(paint, 0, 1)
-            paint.link_to(sink)
+            split.link_to(apply_palette, 1, 0)
+            palette.link_to(apply_palette, 0, 1)
+            apply_palette.link_to(sink)
         else:
-            layout = graph.add("format", pix_fmts=recipe.pixels)
-            graph.link_nodes(source, graph.add("scale", **recipe.scale), layout, sink)
+            pix_fmt = graph.add("format", pix_fmts=file_format.pix_fmt)
+            graph.link_nodes(source, graph.add("scale", **file_format.scale), pix_fmt, sink)
         graph.configure()
 
     def add(self, pixels: np.ndarray) -> None:
         frame = VideoFrame.from_ndarray(pixels, format="rgb24")
-        frame.pts, frame.time_base = self.frames, self.tick
+        frame.pts, frame.time_base = self.frames, self.time_base
         self.frames += 1
         self.graph.vpush(frame)
         self._drain()
@@ -230,13 +231,13 @@ class _Encoder:
 
 
 def _encoder_options(suffix: str, crf: int | None, preset: str | None) -> dict[str, str]:
-    recipe = FILE_FORMATS[suffix]
-    options = dict(recipe.options)
-    if crf is not None and not 1 <= crf <= recipe.worst_crf:  # 0 makes x264 write a profile that browsers cannot play
-        rule = f"be 1 to {recipe.worst_crf}" if recipe.crf else "be left out"
+    file_format = FILE_FORMATS[suffix]
+    options = dict(file_format.options)
+    if crf is not None and not 1 <= crf <= file_format.worst_crf:  # at 0, x264 writes a profile browsers cannot play
+        rule = f"be 1 to {file_format.worst_crf}" if file_format.crf else "be left out"
         raise MediaError(f"crf must {rule} for {suffix}; got {crf}; lower is better and larger")
-    if recipe.crf:
-        options["crf"] = str(crf or recipe.crf)
+    if file_format.crf:
+        options["crf"] = str(crf or file_format.crf)
     if preset is not None:
         if suffix != ".mp4" or preset not in PRESETS:
             raise MediaError(f"preset must be one of {', '.join(PRESETS)}, for .mp4; got {preset} for {suffix}")
@@ -269,7 +270,7 @@ def _sidecar(path: Path) -> Path:
 
 
 def read_sidecar(path: Path) -> dict[str, str]:
-    """Read the texts of a GIF from the file beside it; none when there is none."""
+    """Read the metadata texts of a GIF from its JSON file; return none if there is no such file."""
     sidecar = _sidecar(path)
     try:
         found = json.loads(sidecar.read_text(encoding="utf-8")) if sidecar.exists() else {}
@@ -283,7 +284,7 @@ def read_sidecar(path: Path) -> dict[str, str]:
 def _write_sidecar(path: Path, metadata: Mapping[str, str]) -> None:
     sidecar = _sidecar(path)
     if not metadata:
-        sidecar.unlink(missing_ok=True)  # an older film's words must not describe this one
+        sidecar.unlink(missing_ok=True)  # metadata of an older video must not describe this one
         return
     with _draft(sidecar) as draft, _disk_errors(sidecar):
         draft.write_text(json.dumps(metadata, ensure_ascii=False, indent=1), encoding="utf-8")
@@ -324,11 +325,11 @@ def _disk_error(target: Path, error: BaseException) -> DiskError:
 
 
 def refuse_addresses(path: str | Path) -> None:
-    """Raise MediaError for anything like scheme:/..., which FFmpeg could take for a protocol."""
+    """Raise MediaError for a path like scheme:/..., which FFmpeg could interpret as a protocol."""
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)):
         raise MediaError(f"path must be a file on this machine; got the address {path}; download it first")
 
 
 def reason(error: BaseException) -> str:
-    """Say in the system's words why a file failed, without numbers and names that the sentence around it gives."""
+    """Return the system's message of an error, without error number and file name."""
     return getattr(error, "strerror", None) or str(error)
