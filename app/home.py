@@ -1,4 +1,4 @@
-"""LONGTAKE_HOME: the private folder of this user, where the certificate and the history of renders are kept."""
+"""LONGTAKE_HOME: the private folder of this user, with the signing certificate and the render history."""
 
 from __future__ import annotations
 

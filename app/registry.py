@@ -1,10 +1,10 @@
-"""Which models there are: those shipped in `app/models`, and any model folder on disk."""
+"""Which models exist: those shipped in `app/models`, and any model folder on disk."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from dit.request import NONE, RequestError
+from dit.request import NO_UPSAMPLER, RequestError
 
 MODELS = Path(__file__).parent / "models"
 DEFAULT_MODEL = "first"
@@ -15,7 +15,7 @@ AUTO = "auto"  # the name of the shipped upsampler
 
 
 def model_folder(name: str | None) -> Path:
-    """Find a model by the name it is shipped under, or by its folder; raises RequestError where neither is one."""
+    """Find a model by the name it is shipped under, or by its folder; raises RequestError where neither exists."""
     name = name or DEFAULT_MODEL
     for folder in (MODELS / name, Path(name)):
         if (folder / "model_index.json").is_file():
@@ -24,15 +24,23 @@ def model_folder(name: str | None) -> Path:
     raise RequestError(f"model must be a folder with a model_index.json or a shipped model ({shipped}); got {name!r}")
 
 
-def upsampler_named(name: str | None) -> str | None:
-    """Return the upsampler that a request names, None for none; raises RequestError where the shipped one is not
-    there.
+def resolve_upsampler(name: str | None) -> str | None:
+    """Return what `load_upsampler` loads for the upsampler that a request names, or None for no upsampler.
+
+    Raises RequestError where the shipped upsampler is named and missing.
     """
     if name != AUTO:
-        return None if name == NONE else name
+        return None if name == NO_UPSAMPLER else name
     if not any(UPSAMPLER.glob("*/config.json")):
         raise RequestError(
             f"upsample {AUTO} needs the shipped upsampler; there is none in this copy, so name another: "
             "the folder that longtake train upsampler leaves, a language model of transformers, or ADDRESS#MODEL"
         )
     return str(UPSAMPLER)
+
+
+def shipped_captioner() -> Path:
+    """Return the shipped captioner's folder; raises ValueError where none is shipped."""
+    if not CAPTIONER.is_dir():
+        raise ValueError("a captioner must be named where none is shipped; give --captioner, or --endpoint and --model")
+    return CAPTIONER

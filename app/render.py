@@ -1,4 +1,4 @@
-"""From requests to files: load the model once, dream, decode as it is written, put the request inside, and sign."""
+"""From requests to files: load the model, sample, decode while writing, embed the request, and sign."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from app.formats import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from app.policy.policy import ContentPolicy
 from app.provenance.signing import prepare_signing, signed_output
 from app.provenance.watermark import add_watermark
-from app.registry import DEFAULT_MODEL, model_folder, upsampler_named
+from app.registry import DEFAULT_MODEL, model_folder, resolve_upsampler
 from captioning.text_encoder import shorten_to_limit
 from captioning.upsampler import load_upsampler
-from dit.inputs import keep_latents
-from dit.pipeline import Dream, Pipeline, Progress, mode_of
-from dit.request import KEY, Request, RequestError
+from dit.inputs import save_latents
+from dit.modes import mode_of
+from dit.pipeline import Pipeline, ProgressCallback, Sample
+from dit.request import METADATA_KEY, Request, RequestError
 from vae.video.pixels import contact_sheet
 from vae.video.sandbox import read_metadata
 from vae.video.write import check_writable, write_image, write_video
@@ -36,14 +37,15 @@ def render(
     preview: Path | None = None,
     content_policy: ContentPolicy = UNRESTRICTED,
 ) -> Iterator[Path]:
-    """Make clips and write each to its file as soon as it is done, with `latents` these too; yields the paths written.
+    """Generate clips with one model and write each to its file as soon as it is done; yield the paths written.
 
-    `preview` is written over and over with a rough picture of what is being dreamed.
+    With `latents`, those of each clip are written too. `sheet` gets a contact sheet of all clips, `preview` again and
+    again a rough image of the clip that is sampled. The prompts, also the upsampled ones, and the clips must pass the
+    policy of `content_policy`.
 
-    All requests share one model. Everything that can be refused is refused before the first is made: raises
-    RequestError, PolicyError, MediaError or WeightsError, ProvenanceError where files cannot be signed, and what
-    `upsampled` raises; DiskError when the disk fills up. What is written of a prompt is held to the policy as well, and
-    what is made to the classifier.
+    What can be refused is refused before the first clip is made: raises RequestError, PolicyError, MediaError,
+    WeightsError, ProvenanceError where files cannot be signed, and what `upsample_prompts` raises. Raises DiskError
+    when the disk fills up.
     """
     for request, output in zip(requests, outputs, strict=True):
         allowed = IMAGE_SUFFIXES if mode_of(request).still else VIDEO_SUFFIXES
@@ -58,80 +60,80 @@ def render(
         check_writable(path)
     prepare_signing()
     for request in requests:
-        check_latents(request, latents)
+        check_keep_latents(request, latents)
     content_policy.check_requests(*requests)
     names = {request.model for request in requests}
     if len(names) > 1:
         raise RequestError(f"clips made together must share one model; got {', '.join(sorted(map(str, names)))}")
-    pipeline = load(requests[0])
-    requests = upsampled(requests, pipeline)
+    pipeline = load_pipeline(requests[0])
+    requests = upsample_prompts(requests, pipeline)
     content_policy.check_requests(*requests)
-    seen = []
+    samples = []
     with ExitStack() as stack:
         bars: list[tqdm] = []
 
-        def progress(done: int, total: int) -> None:
+        def show_progress(step: int, steps: int) -> None:
             if not bars:  # not before there is progress to show
-                bars.append(stack.enter_context(tqdm(desc="dreaming", total=total, unit="step", file=sys.stderr)))
-            bars[0].update(done - bars[0].n)
+                bars.append(stack.enter_context(tqdm(desc="sampling", total=steps, unit="step", file=sys.stderr)))
+            bars[0].update(step - bars[0].n)
 
-        def show(number: int, view: torch.Tensor) -> None:
+        def write_preview(number: int, frames: torch.Tensor) -> None:
             if preview:
-                write_sheet(preview, [view.cpu()], [replace(requests[number], model_hash=pipeline.hash)])
+                write_sheet(preview, [frames.cpu()], [replace(requests[number], model_hash=pipeline.hash)])
 
-        for dream, output in zip(
-            pipeline.generate(requests, progress, show if preview else None), outputs, strict=True
-        ):
-            write(pipeline, dream, output, content_policy=content_policy)
+        generated = pipeline.generate(requests, show_progress, write_preview if preview else None)
+        for sample, output in zip(generated, outputs, strict=True):
+            write_sample(pipeline, sample, output, content_policy=content_policy)
             if sheet:
-                seen.append(dream)
+                samples.append(sample)
             yield output
             if latents:
-                yield keep_latents(output, dream.latents, pipeline.vae)
+                yield save_latents(output, sample.latents, pipeline.vae)
     if sheet:
-        clips = [pipeline.pixels(dream).cpu() for dream in seen]
-        write_sheet(sheet, clips, [dream.request for dream in seen], outputs)
+        clips = [pipeline.pixels(sample).cpu() for sample in samples]
+        write_sheet(sheet, clips, [sample.request for sample in samples], outputs)
         yield sheet
 
 
-def check_latents(request: Request, kept: bool) -> None:
-    """Raise RequestError where latents that have no beginning would be kept."""
-    if kept and request.mode == "loop":
-        raise RequestError("latents of a loop cannot be kept: a circle has no beginning; leave out --keep-latents")
+def check_keep_latents(request: Request, keep: bool) -> None:
+    """Raise RequestError where the latents of a loop would be kept, which have no first frame."""
+    if keep and request.mode == "loop":
+        raise RequestError("latents of a loop cannot be kept: a loop has no first frame; leave out --keep-latents")
 
 
-def upsampled(requests: list[Request], pipeline: Pipeline) -> list[Request]:
-    """Let prompts be written out where that is asked for and not yet done, in as many whole sentences as the model can
-    read; say on stderr what is read in their place.
+def upsample_prompts(requests: list[Request], pipeline: Pipeline) -> list[Request]:
+    """Fill in `upsampled_prompt` where a request names an upsampler and has none yet; log the results on stderr.
 
-    Raises RequestError or ValueError for what is no upsampler, or for what the model refuses whatever is written, and
-    AnswerError where an upsampler elsewhere has no answer.
+    An upsampled prompt is cut to whole sentences within the text encoder's limit. Raises RequestError or ValueError
+    for an unknown upsampler, or for a request that the model refuses whatever its prompt, and AnswerError where a
+    remote upsampler does not answer.
     """
-    named = [None if request.written else upsampler_named(request.upsample) for request in requests]
-    for request, name in zip(requests, named, strict=True):
+    names = [None if request.upsampled_prompt else resolve_upsampler(request.upsample) for request in requests]
+    for request, name in zip(requests, names, strict=True):
         if name and not request.prompt.strip():
-            raise RequestError("upsample writes out a prompt; got moments or nothing, so leave it out")
+            raise RequestError("upsample needs a prompt; got moments or nothing, so leave it out")
         if name:
             pipeline.resolve(replace(request, upsample=None))
-    writers = {name: load_upsampler(name) for name in dict.fromkeys(named) if name}
+    upsamplers = {name: load_upsampler(name) for name in dict.fromkeys(names) if name}
     found, texts = [], dict[tuple, str]()
-    for request, name in zip(requests, named, strict=True):
+    for request, name in zip(requests, names, strict=True):
         prompt = request.prompt.strip()
         if name:
-            asked = name, prompt, request.seed, mode_of(request).still
-            if asked not in texts:
-                texts[asked] = shorten_to_limit(pipeline.tokenizer, writers[name].upsample(*asked[1:])) or prompt
-            request = replace(request, written=texts[asked])
-        if request.written:
-            read = "it was typed" if request.written == prompt else f"{request.written!r}"
+            key = name, prompt, request.seed, mode_of(request).still
+            if key not in texts:
+                texts[key] = shorten_to_limit(pipeline.tokenizer, upsamplers[name].upsample(*key[1:])) or prompt
+            request = replace(request, upsampled_prompt=texts[key])
+        if request.upsampled_prompt:
+            read = "it was typed" if request.upsampled_prompt == prompt else f"{request.upsampled_prompt!r}"
             print(f"longtake: {request.prompt!r} is read as {read}", file=sys.stderr)
         found.append(request)
     return found
 
 
-def load(request: Request) -> Pipeline:
-    """Load the model that a request names, on the GPU where there is one; says so on stderr where other weights made
-    the clip.
+def load_pipeline(request: Request) -> Pipeline:
+    """Load the model that a request names, on the GPU where there is one.
+
+    Warns on stderr where other weights or another stack made the clip of the request.
     """
     pipeline = Pipeline.from_pretrained(model_folder(request.model))
     if request.model_hash and request.model_hash != pipeline.hash:
@@ -146,49 +148,58 @@ def load(request: Request) -> Pipeline:
     return pipeline
 
 
-def write(
-    pipeline: Pipeline, dream: Dream, output: Path, progress: Progress | None = None, content_policy: ContentPolicy = UNRESTRICTED
+def write_sample(
+    pipeline: Pipeline,
+    sample: Sample,
+    output: Path,
+    progress: ProgressCallback | None = None,
+    content_policy: ContentPolicy = UNRESTRICTED,
 ) -> None:
-    """Decode a dream piece by piece into a file that carries its request and is signed, and appears when it is whole;
-    `progress` hears of latents decoded.
+    """Decode a sample piece by piece into a signed file that carries its request; it appears when it is whole.
 
-    Raises PolicyError, and leaves no file, where the content_policy sees what may not be kept.
+    `progress(done, total)` counts decoded latent frames. Raises PolicyError, and leaves no file, where the classifier
+    of `content_policy` refuses a frame.
     """
-    metadata = {KEY: dream.request.to_json()}
+    metadata = {METADATA_KEY: sample.request.to_json()}
 
-    def told() -> Iterator[torch.Tensor]:
-        done, total = 0, dream.latents.shape[1]
-        for piece in pipeline.frames(dream):
+    def decode() -> Iterator[torch.Tensor]:
+        done, total = 0, sample.latents.shape[1]
+        for piece in pipeline.frames(sample):
             yield piece.cpu()
-            done = min(total, done + pipeline.portion)
+            done = min(total, done + pipeline.decode_latent_frames)
             if progress:
                 progress(done, total)
 
-    looked = content_policy.check_clip(told(), dream.request.fps or pipeline.settings.fps)
-    frames = add_watermark(looked, dream.request.mark) if dream.request.mark else looked
-    with signed_output(output, _named(dream.request)) as draft:
-        if mode_of(dream.request).still:
+    fps = sample.request.fps or pipeline.settings.fps
+    frames = content_policy.check_clip(decode(), fps)
+    if sample.request.watermark:
+        frames = add_watermark(frames, sample.request.watermark)
+    with signed_output(output, _with_model(sample.request)) as draft:
+        if mode_of(sample.request).still:
             write_image(draft, next(frames), metadata=metadata)
         else:
-            write_video(draft, frames, dream.request.fps or pipeline.settings.fps, metadata=metadata)
+            write_video(draft, frames, fps, metadata=metadata)
 
 
-def write_sheet(path: Path, views: list[torch.Tensor], requests: list[Request], clips: Sequence[Path] = ()) -> None:
-    """Write a signed picture of clips (3, F, Y, X), with their prompts; `clips` are the files where these are shown."""
-    with signed_output(path, _named(requests[0]), clips) as draft:
-        write_image(draft, contact_sheet(views, captions=[request.prompt for request in requests]))
+def write_sheet(path: Path, videos: list[torch.Tensor], requests: list[Request], clips: Sequence[Path] = ()) -> None:
+    """Write a signed contact sheet of videos (3, F, Y, X) with their prompts; `clips` are the files they were written
+    to, if any.
+    """
+    with signed_output(path, _with_model(requests[0]), clips) as draft:
+        write_image(draft, contact_sheet(videos, captions=[request.prompt for request in requests]))
 
 
-def _named(request: Request) -> Request:
-    """Return a request that names its model also where it is the default."""
+def _with_model(request: Request) -> Request:
+    """Return a request that names its model even where it is the default."""
     return replace(request, model=request.model or DEFAULT_MODEL)
 
 
-def request_in(path: Path) -> Request:
-    """Read the request that a file carries; raises MediaError for what cannot be read and RequestError for what carries
-    none.
+def read_request(path: Path) -> Request:
+    """Read the request that a file carries.
+
+    Raises MediaError for a file that cannot be read and RequestError for one without a request.
     """
-    found = read_metadata(path).get(KEY)
+    found = read_metadata(path).get(METADATA_KEY)
     if found is None:
         raise RequestError(f"a file to make again must carry its request, as longtake writes it; {path} carries none")
     return Request.from_json(found)

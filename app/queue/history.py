@@ -1,6 +1,4 @@
-"""What this machine has made and how fast, in one small SQLite file of the user's, so that it can say how long the next
-clip will take.
-"""
+"""What this machine has rendered and how fast, in one small SQLite file per user, for estimates of the next clips."""
 
 from __future__ import annotations
 
@@ -17,10 +15,10 @@ from app.home import home
 if TYPE_CHECKING:
     from dit.estimate import Cost
 
-KEPT = 200  # clips that are remembered of each model and device, the latest ones
-GUESSED_RATE = {"cpu": 2e10, "cuda": 3e13}  # FLOPs a second of a CPU thread or a GPU, before anything was made
-PROGRAM = 475 * 2**20  # bytes of the program itself, likewise
-GUESSED_BYTES = 0.12  # of a file for each pixel of each frame, likewise
+MAX_CLIPS = 200  # the latest clips that are kept for each model and device
+DEFAULT_FLOPS_PER_SECOND = {"cpu": 2e10, "cuda": 3e13}  # of a CPU thread or a GPU, before any clip was made
+DEFAULT_PROGRAM_BYTES = 475 * 2**20  # memory of the program without a model, likewise
+DEFAULT_BYTES_PER_PIXEL = 0.12  # of a file, for each pixel of each frame, likewise
 PEAK, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 TABLE = """CREATE TABLE IF NOT EXISTS clips (
@@ -30,21 +28,23 @@ TABLE = """CREATE TABLE IF NOT EXISTS clips (
 
 
 @dataclass(frozen=True)
-class Pace:
-    """How fast clips were made: FLOPs a second of the middle one, and where the slowest and the fastest quarter begin;
-    the bytes of the program itself; those of a file for each pixel of each frame. With no clips, all are guesses.
+class Speed:
+    """How fast clips were made: FLOPs per second, median and quartiles; default guesses where `clips` is 0.
+
+    `slow` and `fast` are the first and third quartile of FLOPs per second. `program_bytes` is the memory of the program
+    without a model, `bytes_per_pixel` the file size for each pixel of each frame.
     """
 
     clips: int
-    rate: float
+    flops_per_second: float
     slow: float
     fast: float
-    program: int
-    file_bytes: float
+    program_bytes: int
+    bytes_per_pixel: float
 
 
 def device_name(device: str, threads: int) -> str:
-    """Name what clips are made on, as far as it matters to how fast."""
+    """Name the hardware that clips are made on, as far as it decides the speed."""
     if device.startswith("cuda"):
         import torch
 
@@ -53,71 +53,75 @@ def device_name(device: str, threads: int) -> str:
 
 
 class History:
-    """The clips that were made on this machine. What cannot be read or written is as if nothing had been made."""
+    """The clips that were made on this machine. A file that cannot be read or written counts as an empty history."""
 
     def __init__(self, path: Path | None = None):
         self.path = path or home() / "history.sqlite"
 
-    def note(self, cost: Cost, device: str, seconds: float, peak: int | None, output: Path, most: int) -> None:
-        """Remember the seconds that a clip took, one of `most` as a pack, and the memory at the fullest."""
+    def record(
+        self, cost: Cost, device: str, seconds: float, peak_bytes: int | None, output: Path, pack_size: int
+    ) -> None:
+        """Store the seconds and the peak memory of a clip that was made as one of a pack of `pack_size`."""
         with suppress(OSError, sqlite3.Error):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            row = (time.time(), cost.request.model_hash, device, cost.flops, seconds, cost.working(most), peak)
-            with closing(sqlite3.connect(self.path, timeout=5)) as rows, rows:
-                rows.execute(TABLE)
-                rows.execute(
+            row = (time.time(), cost.request.model_hash, device, cost.flops, seconds, cost.working_bytes(pack_size))
+            with closing(sqlite3.connect(self.path, timeout=5)) as connection, connection:
+                connection.execute(TABLE)
+                connection.execute(
                     "INSERT INTO clips VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                    (*row, cost.pixels, output.suffix, output.stat().st_size),
+                    (*row, peak_bytes, cost.pixels, output.suffix, output.stat().st_size),
                 )
-                rows.execute(
+                connection.execute(
                     "DELETE FROM clips WHERE model = ? AND device = ? AND rowid NOT IN (SELECT rowid FROM clips "
                     "WHERE model = ? AND device = ? ORDER BY rowid DESC LIMIT ?)",
-                    (*row[1:3], *row[1:3], KEPT),
+                    (*row[1:3], *row[1:3], MAX_CLIPS),
                 )
 
-    def pace(self, model: str | None, device: str, threads: int, suffix: str) -> Pace:
-        """Return how fast a model, by its hash, was on a device: medians, which one slow clip does not move."""
+    def speed(self, model_hash: str | None, device: str, threads: int, suffix: str) -> Speed:
+        """Return how fast a model was on a device; medians, so that one slow clip does not change the estimate."""
         from statistics import median, quantiles  # slow to import
 
         kind = device.partition(":")[0]
-        guess = GUESSED_RATE.get(kind, GUESSED_RATE["cpu"]) * (threads if kind == "cpu" else 1)
+        guess = DEFAULT_FLOPS_PER_SECOND.get(kind, DEFAULT_FLOPS_PER_SECOND["cpu"])
+        guess *= threads if kind == "cpu" else 1
         found: list[tuple] = []
         with suppress(OSError, sqlite3.Error), closing(sqlite3.connect(f"file:{self.path}?mode=ro", uri=True)) as rows:
             found = rows.execute(
                 "SELECT flops / seconds, peak - working, suffix, 1.0 * bytes / pixels FROM clips "
                 "WHERE model = ? AND device = ? AND seconds > 0",
-                (model, device_name(device, threads)),
+                (model_hash, device_name(device, threads)),
             ).fetchall()
         sizes = [size for *_, name, size in found if name == suffix]
-        file_bytes = median(sizes) if sizes else GUESSED_BYTES
+        bytes_per_pixel = median(sizes) if sizes else DEFAULT_BYTES_PER_PIXEL
         if not found:
-            return Pace(0, guess, guess / 3, guess * 3, PROGRAM, file_bytes)
+            return Speed(0, guess, guess / 3, guess * 3, DEFAULT_PROGRAM_BYTES, bytes_per_pixel)
         rates = [rate for rate, *_ in found]
         slow, _, fast = quantiles(rates, n=4) if len(rates) > 1 else (rates[0],) * 3
         programs = [program for _, program, *_ in found if program is not None]
-        return Pace(len(found), median(rates), slow, fast, round(median(programs)) if programs else PROGRAM, file_bytes)
+        program_bytes = round(median(programs)) if programs else DEFAULT_PROGRAM_BYTES
+        return Speed(len(found), median(rates), slow, fast, program_bytes, bytes_per_pixel)
 
 
 class Stopwatch:
-    """A stopwatch, and a gauge of the most memory in use since it was begun."""
+    """A stopwatch that also measures the peak memory of this process since it was started."""
 
     def __init__(self, device: str):
-        self.device, self.begun = device, time.monotonic()
+        self.device, self.started = device, time.monotonic()
         if device.startswith("cuda"):
             import torch
 
             torch.cuda.reset_peak_memory_stats(device)
         else:
             with suppress(OSError):
-                RESET.write_text("5")  # the peak begins anew (proc(5), clear_refs)
+                RESET.write_text("5")  # resets the peak (proc(5), clear_refs)
 
     @property
     def seconds(self) -> float:
-        return time.monotonic() - self.begun
+        return time.monotonic() - self.started
 
     @property
-    def peak(self) -> int | None:
-        """The bytes in use at the fullest moment; None where the machine does not tell."""
+    def peak_bytes(self) -> int | None:
+        """The most bytes in use at any moment; None where the system does not tell."""
         if self.device.startswith("cuda"):
             import torch
 

@@ -1,11 +1,12 @@
-"""A shift: what a worker does at a queue, from the moment it comes until it leaves or dies.
+"""A lease: what a worker holds of a queue, from the moment it registers until it leaves or dies.
 
-A worker holds a lock on a file for as long as it lives, and the kernel lets it go when it dies, however it dies. So
-what a dead worker was at is found by its lock, not by a clock, and nobody takes a job from one that only sleeps.
+A worker holds a lock on a file for as long as it lives, and the kernel releases it when the process dies, however it
+dies. So the jobs of a dead worker are found by its lock, not by a timeout, and no job is taken from a worker that only
+sleeps.
 
-A clip is made in a folder beside its place. When all of it is on the disk, the job is marked as whole; then the files
-are moved, then the job is done. Whoever finds a job that is whole and whose worker is dead moves what is still to be
-moved: so a clip is made once, whenever the power fails.
+A clip is written to a staging folder in the folder of its output. When all of it is on the disk, the job is marked as
+whole; then the files are moved, then the job is done. Whoever finds a whole job of a dead worker moves what is still in
+the staging folder: so a clip is made once, whenever the power fails.
 """
 
 from __future__ import annotations
@@ -19,175 +20,177 @@ from typing import Literal
 from app.queue.jobs import (
     CANCELLED,
     DONE,
-    ENDED,
     FAILED,
+    FINISHED,
     INTERRUPTED,
     QUEUED,
     RUNNING,
     WAITING,
     Job,
     Queue,
-    job_of,
+    job_from_row,
     new_ids,
 )
-from app.queue.previews import clear
+from app.queue.previews import remove_preview
 from dit.modes import MODES
 from dit.request import Request
+from vae.files import sync
 
-TRIES = 3  # times that a job may bring its worker down
-NOTED_SECONDS = 0.2  # between two notes of the same phase on the disk
-BEGIN = (  # of a row that a worker takes
+MAX_ATTEMPTS = 3  # after so many crashes of its workers a job has failed
+REPORT_SECONDS = 0.2  # between two progress reports of the same phase on the disk
+CLAIM = (
     "UPDATE jobs SET state = ?, worker = ?, tries = tries + 1, began = ?, ended = NULL, whole = 0, "
     "phase = 'starting', step = 0, steps = 0"
 )
-LOOKED_AT = 64  # how many of the line are looked at for company
+LOOKAHEAD = 64  # waiting jobs that are searched for similar ones
 
-Wish = Literal["go", "hold", "stop"]  # what a worker is to do after its step
+Order = Literal["continue", "hold", "cancel"]  # what a worker is to do after its step
 
 
-class Superseded(Exception):
+class LeaseLost(Exception):
     """A job that is no longer this worker's."""
 
 
-class Shift:
-    """A worker at a queue, one job at a time or several of like cost. On leaving, what it was at waits again."""
+class Lease:
+    """A worker's hold on a queue: one job at a time, or several of similar cost. On exit, its jobs wait again."""
 
     def __init__(self, queue: Queue, device: str):
         self.queue, self.device = queue, device
-        (self.name,) = new_ids(1)
-        self.noted: dict[str, tuple[float, str]] = {}  # of each job at work, when and which phase
+        (self.id,) = new_ids(1)
+        self._reported: dict[str, tuple[float, str]] = {}  # time and phase of each job's last report
 
-    def __enter__(self) -> Shift:
-        self.lock = open(self.queue.locks / self.name, "w")
+    def __enter__(self) -> Lease:
+        self.lock = open(self.queue.locks / self.id, "w")
         fcntl.flock(self.lock, fcntl.LOCK_EX)
-        with self.queue.transaction() as rows:
-            rows.execute("INSERT INTO workers VALUES (?, ?, ?, ?)", (self.name, os.getpid(), self.device, time.time()))
+        with self.queue.transaction() as connection:
+            connection.execute(
+                "INSERT INTO workers VALUES (?, ?, ?, ?)", (self.id, os.getpid(), self.device, time.time())
+            )
         return self
 
     def __exit__(self, *error) -> None:
-        _bury(self.queue, self.name)
+        _release(self.queue, self.id)
         self.lock.close()
 
-    def beat(self) -> None:
-        """Say that this worker lives, for those who look on."""
-        self.queue.rows.execute("UPDATE workers SET beat = ? WHERE id = ?", (time.time(), self.name))
+    def heartbeat(self) -> None:
+        """Record that this worker lives, for those who list the workers."""
+        self.queue.connection.execute("UPDATE workers SET beat = ? WHERE id = ?", (time.time(), self.id))
 
     def claim(self) -> Job | None:
         """Take the first waiting job; None where there is none, or while the queue is paused."""
-        with self.queue.transaction() as rows:
-            found = rows.execute(
-                f"{BEGIN} WHERE id = (SELECT id FROM jobs WHERE state IN {WAITING} AND "
+        with self.queue.transaction() as connection:
+            found = connection.execute(
+                f"{CLAIM} WHERE id = (SELECT id FROM jobs WHERE state IN {WAITING} AND "
                 "NOT EXISTS (SELECT * FROM pause) ORDER BY place LIMIT 1) RETURNING *, NULL AS ahead",
-                (RUNNING, self.name, time.time()),
+                (RUNNING, self.id, time.time()),
             ).fetchall()
-        self.noted = {}
-        return job_of(found[0]) if found else None
+        self._reported = {}
+        return job_from_row(found[0]) if found else None
 
-    def claim_company(self, job: Job, most: int) -> list[Job]:
-        """Take further waiting jobs that can be made in one pack with a job just claimed, `most` with it, but no more
-        than leaves the other workers theirs; returns all.
+    def claim_similar(self, job: Job, pack_size: int) -> list[Job]:
+        """Take further waiting jobs that fit in one pack with the job just claimed; return all, at most `pack_size`.
 
-        A job that was begun before is made alone: it may be what brought its worker down.
+        The other workers are left their share of the line. A job that was started before runs alone: it may be what
+        crashed its worker.
         """
-        if most < 2 or job.tries > 1 or company_of(job.request) is None:
+        if pack_size < 2 or job.attempts > 1 or packing_key(job.request) is None:
             return [job]
-        with self.queue.transaction() as rows:
-            line = rows.execute(
+        with self.queue.transaction() as connection:
+            line = connection.execute(
                 f"SELECT *, NULL AS ahead FROM jobs WHERE state IN {WAITING} AND NOT EXISTS (SELECT * FROM pause) "
                 "ORDER BY place LIMIT ?",
-                (LOOKED_AT,),
+                (LOOKAHEAD,),
             ).fetchall()
-            (workers,) = rows.execute("SELECT max(1, count(*)) FROM workers").fetchone()
-            share = min(most, -(-(len(line) + 1) // workers))
-            alike = [
-                job_of(row)
+            (workers,) = connection.execute("SELECT max(1, count(*)) FROM workers").fetchone()
+            share = min(pack_size, -(-(len(line) + 1) // workers))
+            similar = [
+                job_from_row(row)
                 for row in line
-                if not row["tries"] and company_of(Request.from_json(row["request"])) == company_of(job.request)
+                if not row["tries"] and packing_key(Request.from_json(row["request"])) == packing_key(job.request)
             ][: share - 1]
-            rows.executemany(
-                f"{BEGIN} WHERE id = ?",
-                [(RUNNING, self.name, time.time(), other.id) for other in alike],
+            connection.executemany(
+                f"{CLAIM} WHERE id = ?",
+                [(RUNNING, self.id, time.time(), other.id) for other in similar],
             )
-        return [job, *alike]
+        return [job, *similar]
 
-    def note(self, job: Job, phase: str, step: int = 0, steps: int = 0) -> Wish:
-        """Note how far a job is; returns what is wished: "stop" it, "hold" still, or "go" on.
+    def report(self, job: Job, phase: str, step: int = 0, steps: int = 0) -> Order:
+        """Record a job's progress; return what to do next: "cancel" it, "hold" it, or "continue".
 
-        Raises Superseded where the job is no longer this worker's.
+        Raises LeaseLost where the job is no longer this worker's.
         """
         mine = "id = :id AND worker = :worker AND state = :running"
-        names = {"id": job.id, "worker": self.name, "running": RUNNING}
-        found = self.queue.rows.execute(
-            f"SELECT cancelling, EXISTS (SELECT * FROM pause) AS held FROM jobs WHERE {mine}", names
+        values = {"id": job.id, "worker": self.id, "running": RUNNING}
+        found = self.queue.connection.execute(
+            f"SELECT cancelling, EXISTS (SELECT * FROM pause) AS held FROM jobs WHERE {mine}", values
         ).fetchone()
         if found is None:
-            raise Superseded(job.id)
-        now, (last, before) = time.time(), self.noted.get(job.id, (0.0, ""))
-        if phase != before or not step or now - last >= NOTED_SECONDS or found["held"]:
-            self.queue.rows.execute(
+            raise LeaseLost(job.id)
+        now, (last, last_phase) = time.time(), self._reported.get(job.id, (0.0, ""))
+        if phase != last_phase or not step or now - last >= REPORT_SECONDS or found["held"]:
+            self.queue.connection.execute(
                 "UPDATE jobs SET phase_began = CASE WHEN phase = :phase AND :step THEN phase_began ELSE :now END, "
                 f"phase = :phase, step = :step, steps = :steps WHERE {mine}",
-                names | {"phase": phase, "step": step, "steps": steps, "now": now},
+                values | {"phase": phase, "step": step, "steps": steps, "now": now},
             )
-            self.noted[job.id] = now, phase
-        return "stop" if found["cancelling"] else "hold" if found["held"] else "go"
+            self._reported[job.id] = now, phase
+        return "cancel" if found["cancelling"] else "hold" if found["held"] else "continue"
 
-    def keep(self, job: Job, sentence: str = "") -> None:
-        """Move a clip that is whole from where it was made to its place, and note that its job is done: both, or
-        neither yet, whenever the power fails.
+    def complete(self, job: Job, message: str = "") -> None:
+        """Move a whole clip from its staging folder to its output and mark the job as done.
 
-        Raises Superseded where the job is no longer this worker's.
+        A power failure at any moment leaves both done, or both to be done by `recover`. Raises LeaseLost where the job
+        is no longer this worker's.
         """
-        folder = staging(job)
-        _sync(*folder.iterdir(), folder)
-        changed = self.queue.rows.execute(
+        folder = staging_folder(job)
+        sync(*folder.iterdir(), folder)
+        changed = self.queue.connection.execute(
             "UPDATE jobs SET whole = 1, sentence = ? WHERE id = ? AND worker = ? AND state = ?",
-            (sentence, job.id, self.name, RUNNING),
+            (message, job.id, self.id, RUNNING),
         ).rowcount
         if not changed:
-            raise Superseded(job.id)
-        deliver(job)
-        self.end(job, DONE, sentence)
+            raise LeaseLost(job.id)
+        publish(job)
+        self.finish(job, DONE, message)
 
-    def end(self, job: Job, state: str, sentence: str = "") -> None:
-        """Note how a job ended, or, with QUEUED, that it waits again as if it had not begun.
+    def finish(self, job: Job, state: str, message: str = "") -> None:
+        """Set the state in which a job ends, or, with QUEUED, put it back as if it had not been started.
 
-        Raises Superseded where the job is no longer this worker's.
+        Raises LeaseLost where the job is no longer this worker's.
         """
-        changed = self.queue.rows.execute(
-            "UPDATE jobs SET state = :state, sentence = :sentence, ended = :ended, phase = '', worker = NULL, "
+        changed = self.queue.connection.execute(
+            "UPDATE jobs SET state = :state, sentence = :message, ended = :ended, phase = '', worker = NULL, "
             "tries = tries - (:state = :queued) WHERE id = :id AND worker = :worker AND state = :running",
             {
-                **{"state": state, "sentence": sentence, "ended": time.time() if state in ENDED else None},
-                **{"id": job.id, "worker": self.name, "running": RUNNING, "queued": QUEUED},
+                **{"state": state, "message": message, "ended": time.time() if state in FINISHED else None},
+                **{"id": job.id, "worker": self.id, "running": RUNNING, "queued": QUEUED},
             },
         ).rowcount
         if not changed:
-            raise Superseded(job.id)
+            raise LeaseLost(job.id)
 
 
-def company_of(request: Request) -> tuple | None:
-    """Return what requests share that can be made in one pack at like cost; None where one is made alone."""
-    if request.mode not in MODES or MODES[request.mode].free:  # of any length, and so perhaps in many windows
+def packing_key(request: Request) -> tuple | None:
+    """Return what requests must share to be made in one pack at similar cost; None for one that is made alone."""
+    if request.mode not in MODES or MODES[request.mode].any_length:  # of any duration, and so perhaps in many windows
         return None
-    names = ("model", "model_hash", "mode", "size", "seconds", "fps", "steps", "method")
+    names = ("model", "model_hash", "mode", "size", "seconds", "fps", "steps", "sampler")
     return tuple(getattr(request, name) for name in names)
 
 
 def recover(queue: Queue) -> int:
-    """Let jobs of workers that have died wait again, or be done where they were whole; returns how many workers had.
+    """Put jobs of dead workers back in line, or finish those that were whole; return the number of dead workers.
 
-    A job that brought TRIES workers down has failed.
+    A job that crashed its workers MAX_ATTEMPTS times has failed.
     """
-    dead = [
-        row["id"] for row in queue.rows.execute("SELECT id FROM workers").fetchall() if not _lives(queue, row["id"])
-    ]
-    for name in dead:
-        _bury(queue, name)
+    registered = [row["id"] for row in queue.connection.execute("SELECT id FROM workers").fetchall()]
+    dead = [worker for worker in registered if not _is_alive(queue, worker)]
+    for worker in dead:
+        _release(queue, worker)
     return len(dead)
 
 
-def _lives(queue: Queue, worker: str) -> bool:
+def _is_alive(queue: Queue, worker: str) -> bool:
     try:
         with open(queue.locks / worker) as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -198,51 +201,42 @@ def _lives(queue: Queue, worker: str) -> bool:
     return False
 
 
-def _bury(queue: Queue, worker: str) -> None:
-    died = f"a job must not bring its worker down; it did {TRIES} times, so ask for less, or see the worker's log"
-    with queue.transaction() as rows:
-        found = rows.execute(
+def _release(queue: Queue, worker: str) -> None:
+    """Remove a worker from a queue and decide what becomes of its jobs."""
+    crashed = f"a job must not crash its worker; it did {MAX_ATTEMPTS} times, so ask for less, or read the worker's log"
+    with queue.transaction() as connection:
+        found = connection.execute(
             "SELECT *, NULL AS ahead FROM jobs WHERE worker = ? AND state = ?", (worker, RUNNING)
         ).fetchall()
         for row in found:
-            state, sentence = INTERRUPTED, row["sentence"]
+            state, message = INTERRUPTED, row["sentence"]
             if row["whole"]:
-                deliver(job_of(row))
+                publish(job_from_row(row))
                 state = DONE
             elif row["cancelling"]:
                 state = CANCELLED
-            elif row["tries"] >= TRIES:
-                state, sentence = FAILED, died
-            rows.execute(
+            elif row["tries"] >= MAX_ATTEMPTS:
+                state, message = FAILED, crashed
+            connection.execute(
                 "UPDATE jobs SET state = ?, sentence = ?, ended = ?, phase = '', step = 0, worker = NULL WHERE id = ?",
-                (state, sentence, time.time() if state in ENDED else None, row["id"]),
+                (state, message, time.time() if state in FINISHED else None, row["id"]),
             )
-        rows.execute("DELETE FROM workers WHERE id = ?", (worker,))
+        connection.execute("DELETE FROM workers WHERE id = ?", (worker,))
     for row in found:
-        clear(queue.folder, row["id"])
+        remove_preview(queue.folder, row["id"])
     (queue.locks / worker).unlink(missing_ok=True)
 
 
-def staging(job: Job) -> Path:
-    """Return the folder where a job's files lie until they are whole, beside where they will be."""
+def staging_folder(job: Job) -> Path:
+    """Return the folder in which a job's files are written, next to its output."""
     return job.output.parent / f".making-{job.id}"
 
 
-def deliver(job: Job) -> None:
-    """Move what lies whole in a job's staging folder to its place; done again, it changes nothing."""
-    folder = staging(job)
+def publish(job: Job) -> None:
+    """Move the whole files of a job's staging folder to its output's folder; idempotent."""
+    folder = staging_folder(job)
     if folder.is_dir():
         for path in folder.iterdir():
             os.replace(path, job.output.parent / path.name)
-        _sync(job.output.parent)
+        sync(job.output.parent)
         folder.rmdir()
-
-
-def _sync(*paths: Path) -> None:
-    """Have files, or a folder's names, on the disk."""
-    for path in paths:
-        opened = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(opened)
-        finally:
-            os.close(opened)

@@ -1,11 +1,11 @@
-"""A moving picture of what is being dreamed, for those who watch: written while a clip is made, and gone when it is.
+"""Animated previews of running jobs, for those who watch a queue: written while a clip is sampled, removed afterwards.
 
-Only a queue that has the folder has previews, so that a batch which nobody watches pays nothing for them.
+Only a queue whose folder has a `previews` subfolder gets previews, so that a batch which nobody watches pays nothing
+for them.
 """
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -15,73 +15,74 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-PREVIEWS = "previews"  # the folder, in a queue's
-SIDE, FRAMES = 192, 24  # the most pixels of a preview's longer side, and frames
+PREVIEWS = "previews"  # subfolder of the queue's folder
+MAX_SIDE, MAX_FRAMES = 192, 24  # the longer side in pixels, and the frames of a preview
 QUALITY = 60  # of WebP
-SHARE = 0.03  # of the time that dreaming takes
-FIRST_SECONDS = 0.015  # that a preview takes, before one was written: 17 frames of 64 x 64 took 14 to 18 ms
+TIME_SHARE = 0.03  # of the sampling time that previews may take
+FIRST_SECONDS = 0.015  # assumed for the first preview: 17 frames of 64 x 64 took 14 to 18 ms
 
 
-def path_of(folder: Path, id: str) -> Path:
-    """Return where the preview of a job lies in a queue's folder."""
+def preview_path(folder: Path, id: str) -> Path:
+    """Return the path of a job's preview in a queue's folder."""
     return folder / PREVIEWS / f"{id}.webp"
 
 
-def preview_of(folder: Path, id: str) -> int | None:
+def preview_version(folder: Path, id: str) -> int | None:
     """Return a number that grows with every new preview of a job; None where there is none."""
     with suppress(FileNotFoundError):
-        return path_of(folder, id).stat().st_mtime_ns // 10**6
+        return preview_path(folder, id).stat().st_mtime_ns // 10**6
     return None
 
 
-def viewer(folder: Path, ids: Sequence[str], fps: float) -> Viewer | None:
-    """Return what shows some jobs, by their numbers, to those who watch a queue; None where nobody does."""
-    return Viewer(folder, ids, fps) if (folder / PREVIEWS).is_dir() else None
+def preview_writer(folder: Path, ids: Sequence[str], fps: float) -> PreviewWriter | None:
+    """Return a preview callback for jobs of a queue; None where the queue has no previews."""
+    return PreviewWriter(folder, ids, fps) if (folder / PREVIEWS).is_dir() else None
 
 
-class Viewer:
-    """Shows views (3, F, Y, X) of jobs that are dreamed, as often as a small share of the time allows: all that are
-    dreamed together, or none of them.
+class PreviewWriter:
+    """Writes previews (3, F, Y, X) of jobs that are sampled as one pack, within a small share of the sampling time.
+
+    A round of previews is written for all jobs of the pack or for none.
     """
 
     def __init__(self, folder: Path, ids: Sequence[str], fps: float):
         self.folder, self.ids, self.fps = folder, ids, fps
-        self.begun, self.spent, self.takes = time.monotonic(), 0.0, FIRST_SECONDS
-        self.seen: set[int] = set()  # jobs of which a view came since it was last asked whether there is time
-        self.showing = False
+        self.started, self.spent, self.last_seconds = time.monotonic(), 0.0, FIRST_SECONDS
+        self.round: set[int] = set()  # jobs that had a preview since the time was last checked
+        self.writing = False
 
-    def __call__(self, number: int, view: Tensor) -> None:
+    def __call__(self, number: int, preview: Tensor) -> None:
         now = time.monotonic()
-        if not self.seen or number in self.seen:
-            self.seen = set()
-            self.showing = self.spent + len(self.ids) * self.takes <= SHARE * (now - self.begun)
-        self.seen.add(number)
-        if self.showing:
-            show(path_of(self.folder, self.ids[number]), view, self.fps)
-            self.takes = time.monotonic() - now
-            self.spent += self.takes
+        if not self.round or number in self.round:
+            self.round = set()
+            self.writing = self.spent + len(self.ids) * self.last_seconds <= TIME_SHARE * (now - self.started)
+        self.round.add(number)
+        if self.writing:
+            write_preview(preview_path(self.folder, self.ids[number]), preview, self.fps)
+            self.last_seconds = time.monotonic() - now
+            self.spent += self.last_seconds
 
 
-def show(path: Path, view: Tensor, fps: float) -> None:
-    """Write a view (3, F, Y, X) in [-1, 1] as a small animated WebP, whole or not at all. A disk that is full, or a
-    folder that was removed, stops no clip.
+def write_preview(path: Path, preview: Tensor, fps: float) -> None:
+    """Write frames (3, F, Y, X) in [-1, 1] as a small animated WebP, whole or not at all.
+
+    A full disk or a removed folder is ignored: it must not stop a clip.
     """
     from PIL import Image
 
+    from vae.files import atomic_write
     from vae.video.pixels import to_uint8
 
-    every = -(-view.shape[1] // FRAMES)
-    pictures = to_uint8(view[:, ::every]).permute(1, 2, 3, 0).cpu().numpy()
-    images = [Image.fromarray(picture) for picture in pictures]
+    every = -(-preview.shape[1] // MAX_FRAMES)
+    frames = to_uint8(preview[:, ::every]).permute(1, 2, 3, 0).cpu().numpy()
+    images = [Image.fromarray(frame) for frame in frames]
     for image in images:
-        image.thumbnail((SIDE, SIDE))
-    draft = path.with_name(f".{path.name}")
-    with suppress(OSError):
+        image.thumbnail((MAX_SIDE, MAX_SIDE))
+    with suppress(OSError), atomic_write(path, durable=False) as draft:
         settings = {"quality": QUALITY, "method": 0, "duration": round(1000 * every / fps), "loop": 0}
         images[0].save(draft, "WEBP", save_all=True, append_images=images[1:], **settings)
-        os.replace(draft, path)
 
 
-def clear(folder: Path, id: str) -> None:
+def remove_preview(folder: Path, id: str) -> None:
     """Remove a job's preview, if it has one."""
-    path_of(folder, id).unlink(missing_ok=True)
+    preview_path(folder, id).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""A worker: one process with a warm model that makes the clips of a queue, one after another."""
+"""A worker: one process that keeps a model in memory and makes the clips of a queue, one after another."""
 
 from __future__ import annotations
 
@@ -16,282 +16,305 @@ from pathlib import Path
 import torch
 
 from app.policy.policy import ContentPolicy
-from app.queue.estimate import likeness
+from app.queue.estimate import cost_key
 from app.queue.history import History, Stopwatch, device_name
-from app.queue.jobs import CANCELLED, FAILED, INTERRUPTED, QUEUED, RUNNING, UPLOADS, WAITING, Job, Queue
-from app.queue.lease import Shift, Superseded, recover, staging
-from app.queue.previews import clear, viewer
-from app.render import UNRESTRICTED, check_latents, load, upsampled, write
-from dit.estimate import Cost, Outline
-from dit.inputs import keep_latents
-from dit.pipeline import Dream, Pipeline
+from app.queue.jobs import (
+    CANCELLED,
+    ENCODING,
+    FAILED,
+    INTERRUPTED,
+    LOADING,
+    QUEUED,
+    RUNNING,
+    SAMPLING,
+    UPLOADS,
+    WAITING,
+    WRITING,
+    Job,
+    Queue,
+)
+from app.queue.lease import Lease, LeaseLost, recover, staging_folder
+from app.queue.previews import preview_writer, remove_preview
+from app.render import UNRESTRICTED, check_keep_latents, load_pipeline, upsample_prompts, write_sample
+from dit.estimate import Cost, CostModel
+from dit.inputs import save_latents
+from dit.pipeline import Pipeline, Sample
 from dit.request import Request
 from vae.video.pixels import DiskError
 
-POLL_SECONDS = 0.25  # how often an idle worker looks for work, and a held one for leave to go on
-BEAT_SECONDS = 5.0
-LEAST_FREE_BYTES = 256 * 2**20  # what a queue that was paused by a full disk waits for
+POLL_SECONDS = 0.25  # how often an idle worker looks for jobs, and a held one for the end of the pause
+HEARTBEAT_SECONDS = 5.0
+MIN_FREE_BYTES = 256 * 2**20  # free disk space that ends a pause for a full disk
+LOW_MEMORY_NOTE = "made in smaller portions, because memory ran out"
 LOG = logging.getLogger("longtake.worker")
 
 
-class Stopped(Exception):
-    """A job that was cancelled while it was made."""
+class JobCancelled(Exception):
+    """The job was cancelled while it ran."""
 
 
-class Leaving(Exception):
-    """A worker that was asked to leave while it made a job."""
+class WorkerStopping(Exception):
+    """The worker was told to stop while it ran a job."""
 
 
-class Bench:
-    """Where models stay warm: the last one used, until another is asked for. Makes `together` clips as a pack; `content_policy`
-    says what may be made here.
+class WarmModel:
+    """The model last used, kept in memory until a request names another.
+
+    `pack_size` is how many clips are made as one pack, `content_policy` the policy that they must pass.
     """
 
-    def __init__(self, device: str | None = None, content_policy: ContentPolicy = UNRESTRICTED, together: int = 1):
-        self.device, self.content_policy, self.together, self.name = device, content_policy, together, None
+    def __init__(self, device: str | None = None, content_policy: ContentPolicy = UNRESTRICTED, pack_size: int = 1):
+        self.device, self.content_policy, self.pack_size = device, content_policy, pack_size
+        self.name: str | None = None
         self.pipeline: Pipeline | None = None
-        self.outline: Outline | None = None
+        self.cost_model: CostModel | None = None
         self.costs: dict[Request, Cost] = {}
 
-    def pipeline_for(self, request: Request) -> Pipeline:
+    def load(self, request: Request) -> Pipeline:
         """Return the model that a request names, loaded."""
         if self.pipeline is None or self.name != request.model:
-            self.pipeline = None  # before the other is loaded, so that there is room for it
-            self.pipeline, self.name = load(request), request.model
+            self.pipeline = None  # release its memory before the other is loaded
+            self.pipeline, self.name = load_pipeline(request), request.model
             if self.device:
                 self.pipeline.to(self.device)
-            self.outline, self.costs = Outline.of(self.pipeline), {}
+            self.cost_model, self.costs = CostModel.of(self.pipeline), {}
         return self.pipeline
 
-    def remember(self, dream: Dream, output: Path, clock: Stopwatch, seconds: float, together: int = 1) -> None:
-        """Note for later estimates what a clip took that was made here, one of some as a pack."""
-        assert self.outline, "a clip was made"
-        like = likeness(dream.request)
+    def record(self, sample: Sample, output: Path, stopwatch: Stopwatch, seconds: float, pack_size: int = 1) -> None:
+        """Record in the history what a clip took, for later estimates."""
+        assert self.cost_model, "a clip was made"
+        key = cost_key(sample.request)
         with suppress(ValueError, OSError):
-            if like not in self.costs:
-                self.costs[like] = self.outline.cost(dream.request)
-            device = device_name(clock.device, torch.get_num_threads())
-            History().note(self.costs[like], device, seconds, clock.peak, output, together)
+            if key not in self.costs:
+                self.costs[key] = self.cost_model.cost(sample.request)
+            device = device_name(stopwatch.device, torch.get_num_threads())
+            History().record(self.costs[key], device, seconds, stopwatch.peak_bytes, output, pack_size)
 
 
-def work(
+def run_worker(
     queue: Queue,
     device: str | None = None,
     until_empty: bool = False,
-    leave: threading.Event | None = None,
+    stop: threading.Event | None = None,
     content_policy: ContentPolicy = UNRESTRICTED,
-    together: int = 1,
+    pack_size: int = 1,
 ) -> None:
-    """Make the clips of a queue until asked to leave, or `until_empty` until none waits; up to `together` of like cost
-    as one pack. Jobs that the content_policy refuses fail, whoever queued them.
+    """Make the clips of a queue until `stop` is set or, with `until_empty`, until no job is left.
+
+    Up to `pack_size` jobs of similar cost are made as one pack. Jobs that the policy refuses fail, whoever queued them.
     """
-    leave, bench = leave or threading.Event(), Bench(device, content_policy, together)
-    with Shift(queue, device or "auto") as shift, beating(shift):
-        while not leave.is_set():
+    stop, model = stop or threading.Event(), WarmModel(device, content_policy, pack_size)
+    with Lease(queue, device or "auto") as lease, heartbeats(lease):
+        while not stop.is_set():
             recover(queue)
-            make_room(queue)
-            job = shift.claim()
+            resume_if_space(queue)
+            job = lease.claim()
             if job:
-                make_together(shift, shift.claim_company(job, bench.together), bench, leave)
+                run_pack(lease, lease.claim_similar(job, model.pack_size), model, stop)
             elif until_empty and not sum(queue.counts()[state] for state in (*WAITING, RUNNING)):
                 return
             else:
-                leave.wait(POLL_SECONDS)
+                stop.wait(POLL_SECONDS)
 
 
 @contextmanager
-def beating(shift: Shift) -> Iterator[None]:
-    """Let a worker's heart beat in a thread of its own."""
-    still = threading.Event()
+def heartbeats(lease: Lease) -> Iterator[None]:
+    """Send a worker's heartbeats from a thread of their own."""
+    done = threading.Event()
 
-    def beat() -> None:
-        while not still.wait(BEAT_SECONDS):
-            shift.beat()
-        shift.queue.close()
+    def send() -> None:
+        while not done.wait(HEARTBEAT_SECONDS):
+            lease.heartbeat()
+        lease.queue.close()
 
-    thread = threading.Thread(target=beat, daemon=True)
+    thread = threading.Thread(target=send, daemon=True)
     thread.start()
     try:
         yield
     finally:
-        still.set()
+        done.set()
         thread.join()
 
 
-def make_room(queue: Queue) -> None:
-    """End a pause for want of room once there is room."""
+def resume_if_space(queue: Queue) -> None:
+    """End a pause for a full disk once there is space."""
     pause = queue.paused
-    if pause and pause.least_bytes and shutil.disk_usage(queue.folder).free >= pause.least_bytes:
+    if pause and pause.min_free_bytes and shutil.disk_usage(queue.folder).free >= pause.min_free_bytes:
         queue.resume()
 
 
-def make(shift: Shift, job: Job, bench: Bench, leave: threading.Event) -> None:
-    """Make one job's clip and note how it ended; nothing that goes wrong with it goes further.
+def run_job(lease: Lease, job: Job, model: WarmModel, stop: threading.Event) -> None:
+    """Make one job's clip and record how it ended; no error of the job leaves this function.
 
-    Where memory runs out, it is tried once more in smaller portions.
+    Where memory runs out, the job is tried once more in low-memory mode.
     """
 
-    def obey(phase: str, step: int = 0, steps: int = 0) -> None:
-        while (wish := shift.note(job, phase, step, steps)) == "hold" and not leave.is_set():
-            make_room(shift.queue)
-            leave.wait(POLL_SECONDS)
-        if wish == "stop":
-            raise Stopped
-        if leave.is_set():
-            raise Leaving
+    def check_in(phase: str, step: int = 0, steps: int = 0) -> None:
+        while (order := lease.report(job, phase, step, steps)) == "hold" and not stop.is_set():
+            resume_if_space(lease.queue)
+            stop.wait(POLL_SECONDS)
+        if order == "cancel":
+            raise JobCancelled
+        if stop.is_set():
+            raise WorkerStopping
 
-    sentence = ""
+    message = ""
     try:
         try:
-            dream_job(job, bench, obey, shift.queue.folder)
+            generate_job(job, model, check_in, lease.queue.folder)
         except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
-            sentence = "made in smaller portions, because memory ran out"
-            LOG.warning("%s is %s", job.id, sentence)
-            error.__traceback__ = None  # which holds on to what filled the memory
-            dream_job(job, bench, obey, shift.queue.folder, sparing=True)
-        shift.keep(job, sentence)
-    except Superseded:
+            message = LOW_MEMORY_NOTE
+            LOG.warning("%s is %s", job.id, message)
+            error.__traceback__ = None  # its frames hold the tensors that filled the memory
+            generate_job(job, model, check_in, lease.queue.folder, low_memory=True)
+        lease.complete(job, message)
+    except LeaseLost:
         LOG.warning("%s is another worker's by now", job.id)
-    except Stopped:
-        end(shift, job, CANCELLED)
-    except Leaving:
-        end(shift, job, QUEUED)
+    except JobCancelled:
+        finish(lease, job, CANCELLED)
+    except WorkerStopping:
+        finish(lease, job, QUEUED)
     except DiskError as error:
-        shift.queue.pause(f"the disk is full or fails: {error}", LEAST_FREE_BYTES)
-        end(shift, job, QUEUED, str(error))
-    except (ValueError, OSError) as error:  # which say what is the matter
-        end(shift, job, FAILED, str(error))
+        lease.queue.pause(f"the disk is full or fails: {error}", MIN_FREE_BYTES)
+        finish(lease, job, QUEUED, str(error))
+    except (ValueError, OSError) as error:  # their messages are written for users
+        finish(lease, job, FAILED, str(error))
     except Exception as error:
         LOG.warning("%s failed", job.id, exc_info=error)
-        end(shift, job, FAILED, f"{type(error).__name__}: {error}".splitlines()[0])
+        finish(lease, job, FAILED, f"{type(error).__name__}: {error}".splitlines()[0])
     finally:
-        shutil.rmtree(staging(job), ignore_errors=True)
-        clear(shift.queue.folder, job.id)
+        shutil.rmtree(staging_folder(job), ignore_errors=True)
+        remove_preview(lease.queue.folder, job.id)
 
 
-def make_together(shift: Shift, jobs: list[Job], bench: Bench, leave: threading.Event) -> None:
-    """Make several jobs' clips as one pack, and note how each ended. One that is cancelled leaves the others at work.
+def run_pack(lease: Lease, jobs: list[Job], model: WarmModel, stop: threading.Event) -> None:
+    """Make several jobs' clips as one pack and record how each ended; a cancelled one leaves the others running.
 
-    Where anything goes wrong, they wait again, to be made alone; where memory ran out, later packs are half as large.
+    After any error they wait again, to be made alone; where memory ran out, later packs are half as large.
     """
     if len(jobs) == 1:
-        return make(shift, jobs[0], bench, leave)
-    at_work = {job.id: job for job in jobs}
+        return run_job(lease, jobs[0], model, stop)
+    running = {job.id: job for job in jobs}
 
-    def obey(phase: str, step: int = 0, steps: int = 0, only: Job | None = None) -> None:
+    def check_in(phase: str, step: int = 0, steps: int = 0, only: Job | None = None) -> None:
         held = True
-        while held and not leave.is_set():
+        while held and not stop.is_set():
             held = False
-            for job in [only] if only else list(at_work.values()):
+            for job in [only] if only else list(running.values()):
                 try:
-                    wish = shift.note(job, phase, step, steps)
-                except Superseded:
-                    wish = "stop"
-                if wish == "stop":
-                    del at_work[job.id]
-                    end(shift, job, CANCELLED)
-                held = held or wish == "hold"
-            if not at_work or (only and only.id not in at_work):
-                raise Stopped
+                    order = lease.report(job, phase, step, steps)
+                except LeaseLost:
+                    order = "cancel"
+                if order == "cancel":
+                    del running[job.id]
+                    finish(lease, job, CANCELLED)
+                held = held or order == "hold"
+            if not running or (only and only.id not in running):
+                raise JobCancelled
             if held:
-                make_room(shift.queue)
-                leave.wait(POLL_SECONDS)
-        if leave.is_set():
-            raise Leaving
+                resume_if_space(lease.queue)
+                stop.wait(POLL_SECONDS)
+        if stop.is_set():
+            raise WorkerStopping
 
     try:
-        bench.content_policy.check_requests(*(job.request for job in jobs))
-        obey("loading the model")
-        pipeline = bench.pipeline_for(jobs[0].request)
-        pipeline.sparing = False
-        obey("reading the prompt")
-        requests = upsampled([job.request for job in jobs], pipeline)
-        bench.content_policy.check_requests(*requests)
-        obey("dreaming")
-        clock, packed = Stopwatch(str(pipeline.device)), len(jobs)
-        show = viewer(shift.queue.folder, [job.id for job in jobs], pipeline.settings.fps)
-        dreaming = partial(obey, "dreaming")
-        dreams = list(pipeline.generate(requests, dreaming, show, together=packed))
-        share = clock.seconds / packed
-        for job, dream in zip(jobs, dreams, strict=True):
-            if job.id in at_work:
-                begun, folder = clock.seconds, fresh(job)
-                with suppress(Stopped, Superseded):
-                    check_latents(job.request, job.latents)
-                    finish(job, bench, dream, folder, partial(obey, only=job))
-                    took = share + clock.seconds - begun
-                    bench.remember(dream, folder / job.output.name, clock, took, packed)
-                    shift.keep(job)
-                at_work.pop(job.id, None)
-    except Stopped:
+        model.content_policy.check_requests(*(job.request for job in jobs))
+        check_in(LOADING)
+        pipeline = model.load(jobs[0].request)
+        pipeline.low_memory = False
+        check_in(ENCODING)
+        requests = upsample_prompts([job.request for job in jobs], pipeline)
+        model.content_policy.check_requests(*requests)
+        check_in(SAMPLING)
+        stopwatch, packed = Stopwatch(str(pipeline.device)), len(jobs)
+        preview = preview_writer(lease.queue.folder, [job.id for job in jobs], pipeline.settings.fps)
+        samples = list(pipeline.generate(requests, partial(check_in, SAMPLING), preview, pack_size=packed))
+        share = stopwatch.seconds / packed
+        for job, sample in zip(jobs, samples, strict=True):
+            if job.id in running:
+                before, folder = stopwatch.seconds, empty_staging_folder(job)
+                with suppress(JobCancelled, LeaseLost):
+                    check_keep_latents(job.request, job.keep_latents)
+                    write_job_files(job, model, sample, folder, partial(check_in, only=job))
+                    seconds = share + stopwatch.seconds - before
+                    model.record(sample, folder / job.output.name, stopwatch, seconds, packed)
+                    lease.complete(job)
+                running.pop(job.id, None)
+    except JobCancelled:
         pass
-    except Leaving:
-        for job in at_work.values():
-            end(shift, job, QUEUED)
+    except WorkerStopping:
+        for job in running.values():
+            finish(lease, job, QUEUED)
     except DiskError as error:
-        shift.queue.pause(f"the disk is full or fails: {error}", LEAST_FREE_BYTES)
-        for job in at_work.values():
-            end(shift, job, QUEUED, str(error))
+        lease.queue.pause(f"the disk is full or fails: {error}", MIN_FREE_BYTES)
+        for job in running.values():
+            finish(lease, job, QUEUED, str(error))
     except Exception as error:
-        LOG.warning("%d jobs are made one at a time: %s", len(at_work), error)
-        if out_of_memory(error):
-            bench.together = max(1, len(jobs) // 2)
-        for job in at_work.values():
-            end(shift, job, INTERRUPTED)
+        LOG.warning("%d jobs are made one at a time: %s", len(running), error)
+        if is_out_of_memory(error):
+            model.pack_size = max(1, len(jobs) // 2)
+        for job in running.values():
+            finish(lease, job, INTERRUPTED)
     finally:
         for job in jobs:
-            shutil.rmtree(staging(job), ignore_errors=True)
-            clear(shift.queue.folder, job.id)
+            shutil.rmtree(staging_folder(job), ignore_errors=True)
+            remove_preview(lease.queue.folder, job.id)
 
 
-def end(shift: Shift, job: Job, state: str, sentence: str = "") -> None:
-    with suppress(Superseded):
-        shift.end(job, state, sentence)
+def finish(lease: Lease, job: Job, state: str, message: str = "") -> None:
+    """Set a job's final state, unless it is another worker's by now."""
+    with suppress(LeaseLost):
+        lease.finish(job, state, message)
 
 
-def dream_job(
-    job: Job, bench: Bench, obey: Callable[..., None], queue: Path | None = None, sparing: bool = False
+def generate_job(
+    job: Job,
+    model: WarmModel,
+    check_in: Callable[..., None],
+    queue_folder: Path | None = None,
+    low_memory: bool = False,
 ) -> None:
-    """Make a job's files in its staging folder, obeying between any two steps; who watches the folder of a queue is
-    shown what is dreamed.
+    """Make a job's files in its staging folder; call `check_in(phase, step, steps)` between any two steps.
+
+    With `queue_folder`, previews are written there.
     """
-    folder = fresh(job)
-    check_latents(job.request, job.latents)
-    bench.content_policy.check_requests(job.request)
-    obey("loading the model")
-    pipeline = bench.pipeline_for(job.request)
-    pipeline.sparing = sparing
-    obey("reading the prompt")
-    (request,) = upsampled([job.request], pipeline)
-    bench.content_policy.check_requests(request)
-    obey("dreaming")
-    clock = Stopwatch(str(pipeline.device))
-    show = viewer(queue, [job.id], pipeline.settings.fps) if queue else None
-    (dream,) = pipeline.generate([request], partial(obey, "dreaming"), show)
-    finish(job, bench, dream, folder, obey)
-    bench.remember(dream, folder / job.output.name, clock, clock.seconds)
+    folder = empty_staging_folder(job)
+    check_keep_latents(job.request, job.keep_latents)
+    model.content_policy.check_requests(job.request)
+    check_in(LOADING)
+    pipeline = model.load(job.request)
+    pipeline.low_memory = low_memory
+    check_in(ENCODING)
+    (request,) = upsample_prompts([job.request], pipeline)
+    model.content_policy.check_requests(request)
+    check_in(SAMPLING)
+    stopwatch = Stopwatch(str(pipeline.device))
+    preview = preview_writer(queue_folder, [job.id], pipeline.settings.fps) if queue_folder else None
+    (sample,) = pipeline.generate([request], partial(check_in, SAMPLING), preview)
+    write_job_files(job, model, sample, folder, check_in)
+    model.record(sample, folder / job.output.name, stopwatch, stopwatch.seconds)
 
 
-def fresh(job: Job) -> Path:
-    """Return a job's staging folder, empty."""
-    folder = staging(job)
+def empty_staging_folder(job: Job) -> Path:
+    """Make a job's staging folder anew, empty."""
+    folder = staging_folder(job)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     return folder
 
 
-def finish(job: Job, bench: Bench, dream: Dream, folder: Path, obey: Callable[..., None]) -> None:
-    """Write what was dreamed for a job to its staging folder."""
-    pipeline, output = bench.pipeline_for(job.request), folder / job.output.name
-    write(pipeline, dream, output, lambda done, total: obey("writing", done, total), bench.content_policy)
-    if job.latents:
-        keep_latents(output, dream.latents, pipeline.vae)
+def write_job_files(job: Job, model: WarmModel, sample: Sample, folder: Path, check_in: Callable[..., None]) -> None:
+    """Decode a job's sample and write its files to the staging folder."""
+    pipeline, output = model.load(job.request), folder / job.output.name
+    write_sample(pipeline, sample, output, lambda done, total: check_in(WRITING, done, total), model.content_policy)
+    if job.keep_latents:
+        save_latents(output, sample.latents, pipeline.vae)
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """Say whether an error is a lack of memory, of the GPU's or the machine's."""
+def is_out_of_memory(error: BaseException) -> bool:
+    """Say whether an error is a lack of memory, the GPU's or the machine's."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
 
 
@@ -301,22 +324,22 @@ def serve_queue(
     until_empty: bool = False,
     with_parent: bool = False,
     content_policy: ContentPolicy = UNRESTRICTED,
-    together: int = 1,
+    pack_size: int = 1,
 ) -> None:
-    """Work at a queue until told to leave by SIGTERM or SIGINT, or, if asked, until the parent process is gone."""
+    """Run a worker until SIGTERM or SIGINT or, with `with_parent`, until the parent process is gone."""
     logging.basicConfig(format="longtake worker: %(message)s")
-    leave = threading.Event()
+    stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: leave.set())
+        signal.signal(number, lambda *_: stop.set())
     if with_parent:
-        threading.Thread(target=follow, args=(os.getppid(), leave), daemon=True).start()
-    if (queue.folder / UPLOADS).is_dir():  # a server's, whose requests name files as they are seen from there
+        threading.Thread(target=stop_with_parent, args=(os.getppid(), stop), daemon=True).start()
+    if (queue.folder / UPLOADS).is_dir():  # a server's queue, whose requests name files relative to its folder
         os.chdir(queue.folder)
-    work(queue, device, until_empty, leave, content_policy, together)
+    run_worker(queue, device, until_empty, stop, content_policy, pack_size)
 
 
-def follow(parent: int, leave: threading.Event) -> None:
-    """Leave once the parent process is gone."""
+def stop_with_parent(parent: int, stop: threading.Event) -> None:
+    """Set `stop` once the parent process is gone."""
     while os.getppid() == parent:
         time.sleep(POLL_SECONDS)
-    leave.set()
+    stop.set()
