@@ -1,4 +1,4 @@
-"""What somebody wrote, row by row: every format that people keep prompts in, and no bad row stops another."""
+"""JOBS files are read in every format that people keep prompts in, and a bad row does not stop the others."""
 
 import csv
 import io
@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from app.batch.rows import Row, read_rows
-from app.batch.sweeps import expand
+from app.batch.rows import BatchRow, read_rows
+from app.batch.sweeps import expand_rows
 from dit.request import Moment, Request, RequestError
 
 
-def read(folder: Path, name: str, content: str | bytes) -> list[Row]:
+def read(folder: Path, name: str, content: str | bytes) -> list[BatchRow]:
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -28,7 +28,7 @@ def test_rows_sweeps_and_names_import_nothing_heavy():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 
-def test_a_text_is_a_prompt_a_line(tmp_path):
+def test_a_text_file_is_one_prompt_per_line(tmp_path):
     text = '\ufeffa red ball\r\n\r\n# not this\r\n  {red|blue} cube  \r\n一个红色的球\u2028x\n{"prompt": 1}'
     rows = read(tmp_path, "jobs.txt", text)
     assert [(row.number, row.fields["prompt"]) for row in rows] == [
@@ -39,11 +39,11 @@ def test_a_text_is_a_prompt_a_line(tmp_path):
     ]
 
 
-def test_a_line_that_is_not_utf_8_stops_no_other(tmp_path):
+def test_a_line_that_is_not_utf_8_does_not_stop_the_others(tmp_path):
     one, two, three = read(tmp_path, "jobs.txt", b"a ball\ncaf\xe9\na cube")
-    assert one.fields and three.fields and "UTF-8" in two.wrong and not two.fields
+    assert one.fields and three.fields and "UTF-8" in two.error and not two.fields
     one, two = read(tmp_path, "jobs.csv", b"prompt,seed\ncaf\xe9,1\na cube,2\n")
-    assert "UTF-8" in one.wrong and two.fields == {"prompt": "a cube", "seed": 2}
+    assert "UTF-8" in one.error and two.fields == {"prompt": "a cube", "seed": 2}
     with pytest.raises(RequestError, match="UTF-16"):
         read(tmp_path, "jobs.csv", "prompt\na ball".encode("utf-16"))
 
@@ -64,26 +64,26 @@ def test_a_line_that_is_not_utf_8_stops_no_other(tmp_path):
         ('{"storyboard": ["a", "b"]}', "storyboard must be a file's name"),
     ],
 )
-def test_a_bad_row_says_why_in_a_sentence_and_stops_no_other(tmp_path, line, sentence):
+def test_a_bad_row_has_a_message_and_does_not_stop_the_others(tmp_path, line, sentence):
     one, two, three = read(tmp_path, "jobs.jsonl", f'{{"prompt": "a ball"}}\n{line}\n\n{{"prompt": "a cube"}}')
     assert (one.number, two.number, three.number) == (1, 2, 4)
-    assert sentence in two.wrong and "\n" not in two.wrong
-    jobs = expand([one, two, three])
-    assert [bool(job.wrong) for job in jobs] == [False, True, False] and jobs[1].wrong == two.wrong
+    assert sentence in two.error and "\n" not in two.error
+    items = expand_rows([one, two, three])
+    assert [bool(item.error) for item in items] == [False, True, False] and items[1].error == two.error
 
 
-def test_standard_input_tells_prompts_and_objects_apart_line_by_line(tmp_path, monkeypatch):
+def test_each_line_of_standard_input_is_a_prompt_or_an_object(tmp_path, monkeypatch):
     text = '{"prompt": "a ball", "image": "a.png"}\n{red|blue} cube\n# not this\n\n { "seed": 1}\na cube\n{}'
     found = [(1, {"prompt": "a ball", "image": "a.png"}), (2, {"prompt": "{red|blue} cube"}), (5, {"seed": 1})]
     found += [(6, {"prompt": "a cube"}), (7, {})]
     for stream in (io.StringIO(text), io.BytesIO(text.encode("utf-8-sig"))):
         assert [(row.number, row.fields) for row in read_rows(None, stream)] == found
-    # Whatever the locale says, the words are UTF-8.
+    # The text is UTF-8 in any locale.
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("红色的球".encode()), encoding="ascii"))
     assert read_rows(Path("-"))[0].fields == {"prompt": "红色的球"}
 
 
-def test_the_cells_of_a_table_are_read_into_their_fields_types(tmp_path):
+def test_the_cells_of_a_table_are_parsed_into_their_fields_types(tmp_path):
     cells = {
         "prompt": 'a "red" ball, bouncing\ntwice',
         "seed": "7",
@@ -115,7 +115,7 @@ def test_the_cells_of_a_table_are_read_into_their_fields_types(tmp_path):
         moments=(Moment(0.0, "a ball", image=str(tmp_path / "b.png")),),
         negative_prompt="[not] a list",
     )
-    assert row.fields["size"] == "64x48" and row.number == 2  # as a spreadsheet counts
+    assert row.fields["size"] == "64x48" and row.number == 2  # as a spreadsheet numbers it
 
 
 @pytest.mark.parametrize(
@@ -126,9 +126,9 @@ def test_the_cells_of_a_table_are_read_into_their_fields_types(tmp_path):
         ("jobs.tsv", "prompt\tseed\na ball\t1\n\na cube\t\n"),
     ],
 )
-def test_tables_come_as_editors_write_them(tmp_path, name, text):
+def test_tables_are_read_as_editors_write_them(tmp_path, name, text):
     rows = read(tmp_path, name, text)
-    assert rows == [Row(2, {"prompt": "a ball", "seed": 1}), Row(4, {"prompt": "a cube"})]
+    assert rows == [BatchRow(2, {"prompt": "a ball", "seed": 1}), BatchRow(4, {"prompt": "a cube"})]
 
 
 @pytest.mark.parametrize(
@@ -143,9 +143,9 @@ def test_tables_come_as_editors_write_them(tmp_path, name, text):
         ("a ball,[1", "seed must be JSON where it is a list"),
     ],
 )
-def test_a_bad_record_stops_no_other(tmp_path, row, sentence):
+def test_a_bad_record_does_not_stop_the_others(tmp_path, row, sentence):
     one, two, three = read(tmp_path, "jobs.csv", f"prompt,seed\na cube,1\n{row}\na cube,2\n")
-    assert one.fields and three.fields["seed"] == 2 and sentence in two.wrong and two.number == 3
+    assert one.fields and three.fields["seed"] == 2 and sentence in two.error and two.number == 3
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_a_bad_record_stops_no_other(tmp_path, row, sentence):
         ("jobs.parquet", "PAR1", "cannot"),
     ],
 )
-def test_what_is_wrong_with_the_whole_file_is_refused_in_a_sentence(tmp_path, name, text, sentence):
+def test_an_error_of_the_whole_file_is_refused_in_one_line(tmp_path, name, text, sentence):
     with pytest.raises(RequestError, match=re.escape(sentence)) as refused:
         read(tmp_path, name, text)
     assert "\n" not in str(refused.value)
@@ -177,23 +177,23 @@ def test_a_missing_file_or_a_folder_is_refused(tmp_path):
             read_rows(tmp_path / name)
 
 
-def test_a_parquet_table_is_read_as_pandas_leaves_it(tmp_path):
+def test_a_parquet_table_is_read_as_pandas_writes_it(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow.parquet import write_table
 
     columns = {
         "prompt": ["a ball", "a cube", "", None],
-        "seed": [1.0, None, float("nan"), 2.5],  # whole numbers with a hole
+        "seed": [1.0, None, float("nan"), 2.5],  # whole numbers with nulls
         "size": ["64x64", None, "[48, 64]", None],
         "window": [[0.0, 1.0], None, None, None],
         "image": [None, "b.png", None, None],
     }
     write_table(pyarrow.table(columns), tmp_path / "jobs.parquet")
     rows = read_rows(tmp_path / "jobs.parquet")
-    assert rows[0] == Row(1, {"prompt": "a ball", "seed": 1, "size": "64x64", "window": [0.0, 1.0]})
+    assert rows[0] == BatchRow(1, {"prompt": "a ball", "seed": 1, "size": "64x64", "window": [0.0, 1.0]})
     assert isinstance(rows[0].fields["seed"], int)
-    assert rows[1] == Row(2, {"prompt": "a cube", "image": str(tmp_path / "b.png")})
-    assert rows[2] == Row(3, {"size": [48, 64]}) and "whole number" in rows[3].wrong
+    assert rows[1] == BatchRow(2, {"prompt": "a cube", "image": str(tmp_path / "b.png")})
+    assert rows[2] == BatchRow(3, {"size": [48, 64]}) and "whole number" in rows[3].error
     write_table(pyarrow.table({"promt": ["a"]}), tmp_path / "jobs.parquet")
     with pytest.raises(RequestError, match="perhaps prompt was meant"):
         read_rows(tmp_path / "jobs.parquet")
@@ -202,11 +202,13 @@ def test_a_parquet_table_is_read_as_pandas_leaves_it(tmp_path):
 BOARD = "seconds: 2\nmoments:\n  - {at: 0, prompt: a ball, image: a.png}\n  - {at: 1, prompt: a cube}\n"
 
 
-def test_a_list_is_of_requests_and_a_storyboard_is_one(tmp_path):
-    rows = read(tmp_path, "jobs.yaml", "- a ball\n- {prompt: a cube, seed: [1, 2]}\n- 5\n- {negative_prompt: no, clip: c.mp4}")
+def test_a_list_holds_requests_and_a_storyboard_is_one_request(tmp_path):
+    rows = read(
+        tmp_path, "jobs.yaml", "- a ball\n- {prompt: a cube, seed: [1, 2]}\n- 5\n- {negative_prompt: no, clip: c.mp4}"
+    )
     assert [row.fields for row in rows[:2]] == [{"prompt": "a ball"}, {"prompt": "a cube", "seed": [1, 2]}]
-    assert "got a int" in rows[2].wrong and rows[3].fields["clip"] == str(tmp_path / "c.mp4")
-    assert "negative_prompt must be str" in expand(rows)[-1].wrong
+    assert "got a int" in rows[2].error and rows[3].fields["clip"] == str(tmp_path / "c.mp4")
+    assert "negative_prompt must be str" in expand_rows(rows)[-1].error
     assert read(tmp_path, "jobs.json", '{"prompt": "a ball"}')[0].fields == {"prompt": "a ball"}
     assert read(tmp_path, "jobs.yml", "") == []
     for name, text in (("b.yaml", BOARD), ("b.json", '[{"at": 0, "prompt": "a ball", "image": "a.png"}]')):
@@ -214,19 +216,19 @@ def test_a_list_is_of_requests_and_a_storyboard_is_one(tmp_path):
         assert row.fields["moments"][0]["image"] == str(tmp_path / "a.png")
 
 
-def test_a_row_may_begin_with_a_storyboard(tmp_path):
+def test_a_storyboard_gives_the_defaults_of_a_row(tmp_path):
     (tmp_path / "boards").mkdir()
-    (tmp_path / "boards" / "a.png").write_bytes(b"picture")
+    (tmp_path / "boards" / "a.png").write_bytes(b"image")
     (tmp_path / "boards" / "b.yaml").write_text(BOARD)
     (row,) = read(tmp_path, "jobs.csv", "storyboard,seconds,seed\nboards/b.yaml,4,\n")
     assert row.fields["seconds"] == 4
-    (job,) = expand([row], defaults={"seed": 5})
-    assert job.request.mode == "storyboard" and job.request.seed == 5 and job.name.startswith("a-ball-")
-    assert job.request.moments[0].image == str(tmp_path / "boards" / "a.png")
-    assert expand([row], defaults={"mode": "long"})[0].request.mode == "long"
+    (item,) = expand_rows([row], defaults={"seed": 5})
+    assert item.request.mode == "storyboard" and item.request.seed == 5 and item.name.startswith("a-ball-")
+    assert item.request.moments[0].image == str(tmp_path / "boards" / "a.png")
+    assert expand_rows([row], defaults={"mode": "long"})[0].request.mode == "long"
 
 
-def test_files_lie_where_they_are_as_seen_from_jobs(tmp_path):
+def test_paths_are_relative_to_the_folder_of_jobs(tmp_path):
     row = {
         "image": ["a.png", "/b.png"],
         "clip": "sub/c.mp4",

@@ -1,7 +1,7 @@
-"""Names from content: the same clip has the same name in any order, on any machine, in any run, and no other has it.
+"""File names from content: the same clip gets the same name in any order, on any machine, in any run; no other does.
 
-The hash in a name covers the whole request, with the contents of the files that it names in the place of their paths.
-So what is there need not be made again, and machines can part work without a word to each other.
+The hash in a name covers the whole request, with the contents of its input files in place of their paths. So a clip
+that exists need not be made again, and machines can divide the work without communication.
 """
 
 from __future__ import annotations
@@ -13,107 +13,106 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from app.batch.rows import FILES
+from app.batch.rows import FILE_FIELDS
 from app.formats import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from dit.modes import MODES
-from dit.request import Request, RequestError
+from dit.request import LATENTS_SUFFIX, RENAMED, Request, RequestError
 from vae.video.credentials import hash_of_contents
 
-if TYPE_CHECKING:
-    from app.batch.sweeps import Shot
-
-LATENTS = ".latents"  # added to a clip's name, as dit.inputs does, which imports torch
-FILMS = ("clip", "other")  # fields whose files may have latents beside them
-LETTERS, DIGITS = 40, 12  # of a name: of the prompt, and hexadecimal ones of the hash
-LONGEST = 200  # bytes of one part of a name; file systems end at 255, and drafts have longer names
+CLIP_FIELDS = ("clip", "other")  # fields whose files may have latents next to them
+SLUG_LENGTH, DIGEST_DIGITS = 40, 12  # characters of the prompt, and hexadecimal digits of the hash
+MAX_NAME_BYTES = 200  # of one part of a name; file systems allow 255, and temporary files have longer names
 RESERVED = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])[ .]*(\..*)?", re.IGNORECASE)  # on Windows
+# Digests use the field names of version 0.1, so that a clip which that version made still counts as existing.
+FORMER_NAMES = {new: old for old, new in RENAMED.items()}
 
 
-def name_of(request: Request, hashes: Mapping[str, str], suffix: str = VIDEO_SUFFIXES[0]) -> str:
-    """Name the file of a clip: words of its prompt, and 12 digits of a hash of all that it is made of.
+def file_name(request: Request, hashes: Mapping[str, str], suffix: str = VIDEO_SUFFIXES[0]) -> str:
+    """Name the file of a clip: words of its prompt, and 12 digits of the hash of all that it is made of.
 
-    `hashes` are the SHA-256 of the contents of its files, by path. `suffix` is that of a clip; a picture ends in .png.
-    Raises KeyError for a file without its hash.
+    `hashes` maps each input path to the SHA-256 of its content. `suffix` is that of a video; an image ends in .png.
+    Raises KeyError for a path without a hash.
     """
     suffix = IMAGE_SUFFIXES[0] if MODES[request.mode].still else suffix
     prompt = request.prompt if request.prompt.strip() or not request.moments else request.moments[0].prompt
-    return f"{slug_of(prompt)}-{digest_of(request, hashes)[:DIGITS]}{suffix}"
+    return f"{slugify(prompt)}-{request_digest(request, hashes)[:DIGEST_DIGITS]}{suffix}"
 
 
-def slug_of(prompt: str) -> str:
-    """Return words of a prompt that a file's name can hold: letters, digits and hyphens, at most 40, never none.
+def slugify(prompt: str) -> str:
+    """Return words of a prompt as a file name can hold them: letters, digits and hyphens, at most 40, never none.
 
-    Accents are dropped. Letters of other scripts stay where the file system can hold them.
+    Accents are dropped. Letters of other scripts stay where the file system can store them.
     """
-    plain = "".join(mark for mark in unicodedata.normalize("NFKD", prompt) if not unicodedata.combining(mark))
-    plain = unicodedata.normalize("NFC", plain).lower()
-    words = "".join(letter if letter.isalnum() else "-" for letter in plain)
+    text = "".join(mark for mark in unicodedata.normalize("NFKD", prompt) if not unicodedata.combining(mark))
+    text = unicodedata.normalize("NFC", text).lower()
+    slug = "".join(letter if letter.isalnum() else "-" for letter in text)
     try:
-        os.fsencode(words)
+        os.fsencode(slug)
     except UnicodeEncodeError:
-        words = re.sub(r"[^a-z0-9]", "-", words)
-    words = re.sub(r"-+", "-", words).strip("-")
-    if len(words) > LETTERS:
-        whole = words[: LETTERS + 1].rpartition("-")[0]  # ends with a whole word, where that leaves enough
-        words = whole if len(whole) > LETTERS // 2 else words[:LETTERS]
-    return words.strip("-") or "clip"
+        slug = re.sub(r"[^a-z0-9]", "-", slug)
+    slug = re.sub(r"-+", "-", slug).strip("-")
+    if len(slug) > SLUG_LENGTH:
+        whole = slug[: SLUG_LENGTH + 1].rpartition("-")[0]  # ends with a whole word, where enough is left
+        slug = whole if len(whole) > SLUG_LENGTH // 2 else slug[:SLUG_LENGTH]
+    return slug.strip("-") or "clip"
 
 
-def digest_of(request: Request, hashes: Mapping[str, str]) -> str:
-    """Return the SHA-256 of a request with the hashes of its files in the place of their paths.
+def request_digest(request: Request, hashes: Mapping[str, str]) -> str:
+    """Return the SHA-256 of a request with the hashes of its input files in place of their paths.
 
-    Raises KeyError for a file without its hash.
+    Raises KeyError for a path without a hash.
     """
     found = {name: value for name, value in vars(request).items() if value is not None}  # asdict is slow
 
-    def contents(path: str | None) -> str:
-        return hashes[path] + hashes.get(path + LATENTS, "") if path else ""
+    def content_hash(path: str | None) -> str:
+        return hashes[path] + hashes.get(path + LATENTS_SUFFIX, "") if path else ""
 
-    for name in FILES:
+    for name in FILE_FIELDS:
         if name in found:
-            found[name] = contents(found[name])
-    if "pictures" in found:
-        found["pictures"] = [(at, contents(path)) for at, path in found["pictures"]]
+            found[name] = content_hash(found[name])
+    if "keyframes" in found:
+        found["keyframes"] = [(at, content_hash(path)) for at, path in found["keyframes"]]
     if "moments" in found:
         found["moments"] = [
             {
-                name: contents(value) if name in FILES else value
-                for name, value in vars(one).items()
+                name: content_hash(value) if name in FILE_FIELDS else value
+                for name, value in vars(moment).items()
                 if value is not None
             }
-            for one in found["moments"]
+            for moment in found["moments"]
         ]
     if "hashes" in found:
         found["hashes"] = sorted(digest for _, digest in found["hashes"])
+    found = {FORMER_NAMES.get(name, name): value for name, value in found.items()}
     return hashlib.sha256(json.dumps(found, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def hashes_of(request: Request, hash_of: Callable[[str], str] | None = None) -> dict[str, str]:
-    """Return the SHA-256 of every file that a request names, and of the latents beside its clips, by path.
+def hash_inputs(request: Request, hash_of: Callable[[str], str] | None = None) -> dict[str, str]:
+    """Return the SHA-256 of every file that a request names, and of the latents next to its clips, by path.
 
-    `hash_of` is `hash_file`, or one that remembers what it has read. Raises RequestError for a file that is not there.
+    `hash_of` is `hash_file`, or a cached version of it. Raises RequestError for a file that does not exist.
     """
     hash_of = hash_of or hash_file
     found = {}
-    for name, path in _files(request):
+    for name, path in _input_files(request):
         try:
             found[path] = hash_of(path)
-            if name in FILMS and os.path.isfile(path + LATENTS):
-                found[path + LATENTS] = hash_of(path + LATENTS)
+            if name in CLIP_FIELDS and os.path.isfile(path + LATENTS_SUFFIX):
+                found[path + LATENTS_SUFFIX] = hash_of(path + LATENTS_SUFFIX)
         except RequestError as error:
             raise RequestError(f"{name} must be a file that can be read; {error}") from error
     return found
 
 
-def _files(request: Request) -> Iterator[tuple[str, str]]:
-    for name in FILES:
+def _input_files(request: Request) -> Iterator[tuple[str, str]]:
+    for name in FILE_FIELDS:
         if path := getattr(request, name):
             yield name, path
-    for _, path in request.pictures or ():
+    for _, path in request.keyframes or ():
         if path:
-            yield "a picture", path
+            yield "a keyframe", path
     for moment in request.moments or ():
         for name in ("image", "clip"):
             if path := getattr(moment, name):
@@ -121,20 +120,23 @@ def _files(request: Request) -> Iterator[tuple[str, str]]:
 
 
 def hash_file(path: str) -> str:
-    """Return the SHA-256 of a file's contents, which who signed it is no part of; raises RequestError for what is not
-    there or is no file.
+    """Return the SHA-256 of a file's content without its Content Credentials.
+
+    Raises RequestError for a path that does not exist or is no regular file.
     """
     try:
         if not Path(path).is_file():  # a pipe or a device might never end
-            raise RequestError(f"{path!r} {'is none' if Path(path).exists() else 'is not there'}")
+            raise RequestError(f"{path!r} {'is none' if Path(path).exists() else 'does not exist'}")
         return hash_of_contents(path)
     except OSError as error:
         raise RequestError(f"{path!r} cannot be read: {error.strerror or error}") from error
 
 
-def check_output(output: Any, still: bool) -> str:
-    """Return the file name that a row gives its clip; raises RequestError for one that leaves the folder, that some
-    file system cannot hold, or that is no picture's or no clip's.
+def check_output_name(output: Any, still: bool) -> str:
+    """Return the file name that a row gives its clip.
+
+    Raises RequestError for one that leaves the folder, that some file system cannot store, or whose suffix does not fit
+    the mode.
     """
     if not isinstance(output, str):
         raise RequestError(f"output must be a file's name; got {output!r}")
@@ -142,7 +144,7 @@ def check_output(output: Any, still: bool) -> str:
     if any(
         part[:1] in ("", ".", " ")
         or part[-1] in ". "
-        or len(part.encode(errors="replace")) > LONGEST
+        or len(part.encode(errors="replace")) > MAX_NAME_BYTES
         or re.search(r'[\\:*?"<>|\x00-\x1f\x7f]', part)
         or RESERVED.fullmatch(part)
         for part in parts
@@ -156,58 +158,6 @@ def check_output(output: Any, still: bool) -> str:
     return output
 
 
-def alike(name: str) -> str:
-    """Return what two names share that some file system takes for one."""
+def collision_key(name: str) -> str:
+    """Return a key that is equal for names which some file system takes for the same."""
     return unicodedata.normalize("NFC", name).casefold()
-
-
-def parse_shard(text: str, environ: Mapping[str, str]) -> tuple[int, int]:
-    """Read which part of the work is this machine's, and of how many: "2/8", or "slurm" as Slurm's variables say.
-
-    Parts count from 1. Slurm's are the tasks of its array, or else its processes. Raises RequestError for anything
-    else.
-    """
-    if text.strip().lower() == "slurm":
-        return _slurm_shard(environ)
-    found = re.fullmatch(r"\s*(\d{1,9})\s*/\s*(\d{1,9})\s*", text, re.ASCII)
-    index, total = map(int, found.groups()) if found else (0, 0)
-    if not 1 <= index <= total:
-        raise RequestError(f"a shard must be one of some, such as 2/8, from 1/8 to 8/8, or slurm; got {text!r}")
-    return index, total
-
-
-def _slurm_shard(environ: Mapping[str, str]) -> tuple[int, int]:
-    def number(name: str, default: str = "") -> int:
-        value = environ.get(name, default)
-        if not re.fullmatch(r"\d{1,9}", value, re.ASCII):
-            raise RequestError(f"a shard of Slurm needs a number in {name}; got {value!r}, so say it as 2/8")
-        return int(value)
-
-    if "SLURM_ARRAY_TASK_ID" in environ:
-        task, first, total = (number(f"SLURM_ARRAY_TASK_{name}") for name in ("ID", "MIN", "COUNT"))
-        step = number("SLURM_ARRAY_TASK_STEP", "1")
-        last = number("SLURM_ARRAY_TASK_MAX", str(first + step * (total - 1)))
-        # A list such as 1,3,7 has no even step, and one of its tasks alone cannot tell which it is.
-        if step < 1 or last != first + step * (total - 1) or (task - first) % step or not first <= task <= last:
-            raise RequestError(
-                f"an array of Slurm must be numbered evenly, such as 1-8; got task {task} of {total} from {first} to "
-                f"{last}, so say the shard as 2/8"
-            )
-        return (task - first) // step + 1, total
-    if "SLURM_PROCID" in environ:
-        process, total = number("SLURM_PROCID"), number("SLURM_NTASKS")
-        if process >= total:
-            raise RequestError(f"a process of Slurm must be one of its tasks; got {process}, from 0, of {total}")
-        return process + 1, total
-    raise RequestError("a shard of Slurm needs SLURM_ARRAY_TASK_ID or SLURM_PROCID; got neither, so say it as 2/8")
-
-
-def shard_of(shots: list[Shot], index: int, total: int) -> list[Shot]:
-    """Return the shots that are machine `index`'s, from 1, of `total`, in order.
-
-    A shot's hash says whose it is, so that it stays so when others come and go, and is made beside those of the same
-    content. What is wrong is the first machine's, so that it is told once. Raises RequestError for no such machine.
-    """
-    if not 1 <= index <= total:
-        raise RequestError(f"a shard must be one of some, from 1 on; got {index} of {total}")
-    return [shot for shot in shots if (int(shot.digest[:DIGITS], 16) % total if shot.digest else 0) == index - 1]

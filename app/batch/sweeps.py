@@ -1,9 +1,9 @@
-"""From rows to shots: lists, sweeps and wildcards are written out, each combination becomes a request with a name.
+"""Expand rows into items: lists, sweeps and wildcards are multiplied out; each combination is a request with a name.
 
-What is a list of values, and what is one value that is a list: where a field is one word or number, any list is several
-values. A size, window, box or interval, a list itself, is several where a member is a list too, or a size in words:
-[64, 64] is one size, [[64, 64], [80, 48]] and ["64x64"] are several. Moments are several where a member is a list of
-moments; pictures, and hashes, where a member is a list of pairs.
+When a list is several values, and when it is one value: in a field of one text or number, any list is several values.
+A size, window, box or guidance interval is a list itself; it is several values where a member is a list too, or a size
+as text: [64, 64] is one size, [[64, 64], [80, 48]] and ["64x64"] are several. Moments are several values where a member
+is a list of moments; keyframes, and hashes, where a member is a list of pairs.
 """
 
 from __future__ import annotations
@@ -18,221 +18,235 @@ from functools import cache
 from itertools import product
 from typing import Any
 
-from app.batch.names import alike, check_output, digest_of, hash_file, hashes_of, name_of
-from app.batch.rows import BOARD, KINDS, OUTPUT, Row, check_names
+from app.batch.names import check_output_name, collision_key, file_name, hash_file, hash_inputs, request_digest
+from app.batch.rows import FIELD_TYPES, OUTPUT, STORYBOARD, BatchRow, check_field_names
 from app.formats import VIDEO_SUFFIXES
 from dit.modes import MODES
 from dit.request import Request, RequestError, check_values, parse_size
 
-WAYS = ("product", "zip")
-WORDS = ("prompt", "written", "negative")  # fields that may have wildcards
-DEEPEST = 20  # wildcards within each other
-COUNTABLE = 10**18  # more clips than this are no longer counted out
+SWEEP_MODES = ("product", "zip")
+WILDCARD_FIELDS = ("prompt", "upsampled_prompt", "negative_prompt")
+MAX_DEPTH = 20  # wildcards within each other
+MAX_COUNTED = 10**18  # a larger number of clips is not written out
 
 
 @dataclass(frozen=True)
-class Shot:
-    """One clip of a batch: which part of which row, both from 1, and its request and file name, or what is wrong.
+class BatchItem:
+    """One clip of a batch: its request and file name, or the error that makes it invalid.
 
-    `digest` is the SHA-256 of its content. `twin` is the row and part of an earlier shot that makes the same file.
+    `row` and `part` count from 1: the row of JOBS, and the clip of that row. `digest` is the SHA-256 of the content.
+    `duplicate_of` is the row and part of an earlier item that makes the same file.
     """
 
     row: int
     part: int
     request: Request | None = None
-    wrong: str | None = None
+    error: str | None = None
     name: str = ""
     digest: str = ""
-    twin: tuple[int, int] | None = None
+    duplicate_of: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
-class Choice:
-    """A wildcard: ways to go on, each of texts and further wildcards. A whole text is one of a single way.
+class Wildcard:
+    """A wildcard's alternatives, each a sequence of texts and nested wildcards. A whole text has a single alternative.
 
-    `position` counts the wildcards of a text by where they open.
+    `position` numbers the wildcards of a text in the order in which they open.
     """
 
     position: int
-    ways: tuple[tuple[str | Choice, ...], ...]
+    alternatives: tuple[tuple[str | Wildcard, ...], ...]
 
     @property
     def count(self) -> int:
-        """How many texts there are."""
-        return sum(math.prod(part.count for part in way if isinstance(part, Choice)) for way in self.ways)
+        """The number of texts it expands to."""
+        return sum(
+            math.prod(part.count for part in alternative if isinstance(part, Wildcard))
+            for alternative in self.alternatives
+        )
 
     def texts(self) -> Iterator[str]:
         """Yield every text, the last wildcard changing fastest."""
-        for way in self.ways:
-            yield from map("".join, product(*([part] if isinstance(part, str) else part.texts() for part in way)))
+        for alternative in self.alternatives:
+            parts = ([part] if isinstance(part, str) else part.texts() for part in alternative)
+            yield from map("".join, product(*parts))
 
-    def drawn(self, seed: Any) -> str:
-        """Return one text: which, is a function of seed and positions alone."""
-        drawn = hashlib.sha256(f"{seed!r} {self.position}".encode()).digest()
-        way = self.ways[int.from_bytes(drawn[:8], "big") % len(self.ways)]
-        return "".join(part if isinstance(part, str) else part.drawn(seed) for part in way)
+    def draw(self, seed: Any) -> str:
+        """Return one text, a function of the seed and the positions alone."""
+        digest = hashlib.sha256(f"{seed!r} {self.position}".encode()).digest()
+        alternative = self.alternatives[int.from_bytes(digest[:8], "big") % len(self.alternatives)]
+        return "".join(part if isinstance(part, str) else part.draw(seed) for part in alternative)
 
 
-def read_wildcards(text: str) -> Choice:
-    r"""Read "{red|blue} ball" into its alternatives. They may hold others, or nothing; \{, \| and \} stay as they are.
+def parse_wildcards(text: str) -> Wildcard:
+    r"""Parse "{red|blue} ball" into its alternatives, which may nest or be empty; \{, \| and \} are literal.
 
-    Raises RequestError for braces that are not closed or not opened.
+    Raises RequestError for unbalanced braces.
     """
-    stack: list[list[list[str | Choice]]] = [[[]]]
+    stack: list[list[list[str | Wildcard]]] = [[[]]]
     positions, opened = [0], 0
     for token in re.findall(r"\\[{|}]|[{|}]|[^\\{|}]+|\\", text):
-        if token == "{" and len(stack) <= DEEPEST:
+        if token == "{" and len(stack) <= MAX_DEPTH:
             opened += 1
             stack.append([[]])
             positions.append(opened)
         elif token == "{":
-            raise RequestError(f"wildcards may lie {DEEPEST} deep within each other; these lie deeper")
+            raise RequestError(f"wildcards may be nested {MAX_DEPTH} deep; these are deeper")
         elif token == "}" and len(stack) > 1:
-            choice = Choice(positions.pop(), tuple(map(tuple, stack.pop())))
-            stack[-1][-1].append(choice)
+            wildcard = Wildcard(positions.pop(), tuple(map(tuple, stack.pop())))
+            stack[-1][-1].append(wildcard)
         elif token == "}":
-            raise RequestError(rf"a }} must have a {{ before it; got {text!r}, so write \}} for a brace that is seen")
+            raise RequestError(rf"a }} must have a {{ before it; got {text!r}, so write \}} for a literal brace")
         elif token == "|" and len(stack) > 1:
             stack[-1].append([])
         else:
             stack[-1][-1].append(token[1:] if len(token) == 2 and token[0] == "\\" else token)
     if len(stack) > 1:
-        raise RequestError(rf"a {{ must have a }} behind it; got {text!r}, so write \{{ for a brace that is seen")
-    return Choice(0, tuple(map(tuple, stack[0])))
+        raise RequestError(rf"a {{ must have a }} after it; got {text!r}, so write \{{ for a literal brace")
+    return Wildcard(0, tuple(map(tuple, stack[0])))
 
 
-def is_several(name: str, value: Any) -> bool:
-    """Say whether a field is given several values, rather than one that is a list."""
+def is_value_list(name: str, value: Any) -> bool:
+    """Say whether a field has several values, rather than one that is a list."""
     if not isinstance(value, (list, tuple)):
         return False
-    if not KINDS[name].startswith("tuple["):
+    if not FIELD_TYPES[name].startswith("tuple["):
         return True
-    lists = [one for one in value if isinstance(one, (list, tuple))]
-    if KINDS[name].startswith("tuple[tuple["):
-        return any(isinstance(part, (list, tuple)) for one in lists for part in one)
-    return bool(lists) or (name == "size" and any(isinstance(one, str) for one in value))
+    lists = [member for member in value if isinstance(member, (list, tuple))]
+    if FIELD_TYPES[name].startswith("tuple[tuple["):
+        return any(isinstance(part, (list, tuple)) for member in lists for part in member)
+    return bool(lists) or (name == "size" and any(isinstance(member, str) for member in value))
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """What a row will make, before it is made: the values of each field, and how many clips that gives."""
+class _RowPlan:
+    """The values of each field of a row, and the number of clips they give, before any is made."""
 
     row: int
     axes: dict[str, list[Any]] = field(default_factory=dict)
     output: Any = None
     clips: int = 1
-    wrong: str | None = None
+    error: str | None = None
 
 
-def expand(
-    rows: list[Row],
+def expand_rows(
+    rows: list[BatchRow],
     sweeps: dict[str, list] | None = None,
     mode: str = "product",
     draw: bool = False,
     defaults: dict[str, Any] | None = None,
-    most: int = 1_000_000,
+    max_clips: int = 1_000_000,
     suffix: str = VIDEO_SUFFIXES[0],
-) -> list[Shot]:
-    """Make the shots of some rows, each a request and the name of its file.
+) -> list[BatchItem]:
+    """Expand rows into items, each with a request and the name of its file.
 
-    A field that a row leaves out has the values of `sweeps`, or else that of `defaults`. Several values of several
-    fields are combined: in mode product each with each, the fields in a Request's order and the last changing fastest;
-    in mode zip side by side. A wildcard gives every alternative, or, with `draw`, the one that the seed draws. None in
-    a list is the model's own default. A row with moments is a storyboard, unless its mode is given. `suffix` is that of
-    clips.
+    A field that a row leaves out has the values of `sweeps`, or else that of `defaults`. Lists of several fields are
+    combined: with mode "product" each with each, the fields in a Request's order and the last changing fastest; with
+    mode "zip" in step. A wildcard gives every alternative or, with `draw`, the one that the seed draws. None in a list
+    is the model's own default. A row with moments is a storyboard, unless it sets a mode. `suffix` is that of videos.
 
-    What is wrong with a row or one of its clips is told in its shot. Files are read for their hashes, each once. Raises
-    RequestError for more than `most` clips, before any is made, and for what is wrong with all.
+    An invalid row or clip becomes an item with an `error`. Input files are read for their hashes, each once. Raises
+    RequestError for more than `max_clips` clips, before any is expanded, and for an error of all rows.
     """
-    if mode not in WAYS:
-        raise RequestError(f"sweeps are combined in mode {' or '.join(WAYS)}; got {mode!r}")
+    if mode not in SWEEP_MODES:
+        raise RequestError(f"sweeps are combined in mode {' or '.join(SWEEP_MODES)}; got {mode!r}")
     if suffix.lower() not in VIDEO_SUFFIXES:
         raise RequestError(f"clips must end in {' or '.join(VIDEO_SUFFIXES)}; got {suffix!r}")
-    given = {name: value for name, value in (defaults or {}).items() if value is not None} | (sweeps or {})
-    check_names(given, "the settings of all rows")
-    if outside := {BOARD, OUTPUT} & given.keys():
-        raise RequestError(f"{' and '.join(sorted(outside))} must be said by each row; got one for all")
-    plans = [_plan(row, given, mode, draw) for row in rows]
+    shared = {name: value for name, value in (defaults or {}).items() if value is not None} | (sweeps or {})
+    check_field_names(shared, "the settings of all rows")
+    if per_row := {STORYBOARD, OUTPUT} & shared.keys():
+        raise RequestError(f"{' and '.join(sorted(per_row))} must be set by each row; got one for all")
+    plans = [_plan_row(row, shared, mode, draw) for row in rows]
     clips = sum(plan.clips for plan in plans)
-    if clips > most:
-        counted = f"{clips:,}" if clips < COUNTABLE else f"more than {COUNTABLE:,}"
-        raise RequestError(f"a batch may make {most:,} clips; these rows would make {counted}, so part or shorten them")
+    if clips > max_clips:
+        raise RequestError(
+            f"a batch may make {max_clips:,} clips; these rows would make {_counted(clips)}, so split or shorten them"
+        )
     hash_of = cache(hash_file)
-    return _with_names_of_their_own([shot for plan in plans for shot in _shots(plan, mode, draw, hash_of, suffix)])
+    return _mark_collisions([item for plan in plans for item in _expand_plan(plan, mode, draw, hash_of, suffix)])
 
 
-def _plan(row: Row, given: dict[str, Any], mode: str, draw: bool) -> _Plan:
-    if row.wrong:
-        return _Plan(row.number, wrong=row.wrong)
-    fields = given | row.fields
+def _counted(clips: int) -> str:
+    return f"{clips:,}" if clips < MAX_COUNTED else f"more than {MAX_COUNTED:,}"
+
+
+def _plan_row(row: BatchRow, shared: dict[str, Any], mode: str, draw: bool) -> _RowPlan:
+    if row.error:
+        return _RowPlan(row.number, error=row.error)
+    fields = shared | row.fields
     output = fields.pop(OUTPUT, None)
     try:
-        check_names(fields)
-        axes = {name: _values(name, fields[name]) for name in KINDS if name in fields}
+        check_field_names(fields)
+        axes = {name: _values(name, fields[name]) for name in FIELD_TYPES if name in fields}
         lengths = {
-            name: sum(one.count if isinstance(one, Choice) and not draw else 1 for one in values)
+            name: sum(one.count if isinstance(one, Wildcard) and not draw else 1 for one in values)
             for name, values in axes.items()
         }
-        clips = math.prod(lengths.values()) if mode == "product" else _side_by_side(lengths)
+        clips = math.prod(lengths.values()) if mode == "product" else _zip_length(lengths)
         if output is not None and clips > 1:
-            counted = f"{clips:,}" if clips < COUNTABLE else "many"
-            raise RequestError(f"output must name one clip; this row makes {counted}, so leave it out or part the row")
+            raise RequestError(
+                f"output must name one clip; this row makes {_counted(clips)}, so leave it out or split the row"
+            )
     except RequestError as error:
-        return _Plan(row.number, wrong=str(error))
-    return _Plan(row.number, axes, output, clips)
+        return _RowPlan(row.number, error=str(error))
+    return _RowPlan(row.number, axes, output, clips)
 
 
 def _values(name: str, value: Any) -> list[Any]:
-    """Return the values of a field, its texts with their wildcards read."""
-    values = list(value) if is_several(name, value) else [value]
+    """Return the values of a field, its texts with their wildcards parsed."""
+    values = list(value) if is_value_list(name, value) else [value]
     if not values:
-        raise RequestError(f"a list of {name} must hold one at least; got none, so leave it out")
-    return [read_wildcards(one) if name in WORDS and isinstance(one, str) else one for one in values]
+        raise RequestError(f"a list of {name} must have a member; got none, so leave it out")
+    return [parse_wildcards(one) if name in WILDCARD_FIELDS and isinstance(one, str) else one for one in values]
 
 
-def _side_by_side(lengths: dict[str, int]) -> int:
-    """Return how many clips there are in mode zip; raises RequestError where lists differ in length."""
+def _zip_length(lengths: dict[str, int]) -> int:
+    """Return the number of clips in mode zip; raises RequestError where lists differ in length."""
     several = {name: length for name, length in lengths.items() if length != 1}
     if len(set(several.values())) > 1:
-        got = ", ".join(f"{length if length < COUNTABLE else 'many'} of {name}" for name, length in several.items())
-        raise RequestError(f"lists side by side must be equally long; got {got}, so even them out, or take product")
+        got = ", ".join(f"{length if length < MAX_COUNTED else 'many'} of {name}" for name, length in several.items())
+        raise RequestError(f"zipped lists must be equally long; got {got}, so even them out, or use --mode product")
     return max(several.values(), default=1)
 
 
-def _shots(plan: _Plan, mode: str, draw: bool, hash_of: Callable[[str], str], suffix: str) -> Iterator[Shot]:
-    if plan.wrong:
-        yield Shot(plan.row, 1, wrong=plan.wrong)
+def _expand_plan(
+    plan: _RowPlan, mode: str, draw: bool, hash_of: Callable[[str], str], suffix: str
+) -> Iterator[BatchItem]:
+    if plan.error:
+        yield BatchItem(plan.row, 1, error=plan.error)
         return
     axes = [
-        [text for one in values for text in (one.texts() if isinstance(one, Choice) and not draw else [one])]
+        [text for one in values for text in (one.texts() if isinstance(one, Wildcard) and not draw else [one])]
         for values in plan.axes.values()
     ]
     if mode == "zip":
         axes = [values * plan.clips if len(values) == 1 else values for values in axes]
     for part, values in enumerate(product(*axes) if mode == "product" else zip(*axes, strict=True), 1):
-        found = {name: value for name, value in zip(plan.axes, values, strict=True) if value is not None}
-        yield _shot(Shot(plan.row, part), found, plan.output, hash_of, suffix)
+        fields = {name: value for name, value in zip(plan.axes, values, strict=True) if value is not None}
+        yield _make_item(BatchItem(plan.row, part), fields, plan.output, hash_of, suffix)
 
 
-def _shot(shot: Shot, found: dict[str, Any], output: Any, hash_of: Callable[[str], str], suffix: str) -> Shot:
-    """Fill in a shot's request and name, or what is wrong."""
-    seed = found.get("seed", Request.seed)
-    found = {name: one.drawn(seed) if isinstance(one, Choice) else one for name, one in found.items()}
-    if found.get("moments") and "mode" not in found:
-        found["mode"] = "storyboard"
+def _make_item(
+    item: BatchItem, fields: dict[str, Any], output: Any, hash_of: Callable[[str], str], suffix: str
+) -> BatchItem:
+    """Fill in an item's request and name, or its error."""
+    seed = fields.get("seed", Request.seed)
+    fields = {name: one.draw(seed) if isinstance(one, Wildcard) else one for name, one in fields.items()}
+    if fields.get("moments") and "mode" not in fields:
+        fields["mode"] = "storyboard"
     try:
-        if isinstance(found.get("size"), str):
-            found["size"] = parse_size(found["size"])
-        request = Request.from_dict(found)
+        if isinstance(fields.get("size"), str):
+            fields["size"] = parse_size(fields["size"])
+        request = Request.from_dict(fields)
         _check_mode(request.mode)
         check_values(request)
-        hashes = hashes_of(request, hash_of)
-        name = name_of(request, hashes, suffix)
+        hashes = hash_inputs(request, hash_of)
+        name = file_name(request, hashes, suffix)
         if output is not None:
-            name = check_output(output, MODES[request.mode].still)
-        return replace(shot, request=request, name=name, digest=digest_of(request, hashes))
+            name = check_output_name(output, MODES[request.mode].still)
+        return replace(item, request=request, name=name, digest=request_digest(request, hashes))
     except RequestError as error:
-        return replace(shot, wrong=str(error))
+        return replace(item, error=str(error))
 
 
 def _check_mode(mode: str) -> None:
@@ -242,18 +256,16 @@ def _check_mode(mode: str) -> None:
         raise RequestError(f"mode must be one of {', '.join(MODES)}; got {mode!r}, and {remedy}")
 
 
-def _with_names_of_their_own(shots: list[Shot]) -> list[Shot]:
-    """Point shots to the first that makes the same file, and refuse those that would overwrite another's."""
-    first: dict[str, Shot] = {}
+def _mark_collisions(items: list[BatchItem]) -> list[BatchItem]:
+    """Mark items that make the same file as an earlier one, and those that would overwrite another's."""
+    first: dict[str, BatchItem] = {}
     found = []
-    for shot in shots:
-        other = first.setdefault(alike(shot.name), shot) if shot.request else shot
-        if other is not shot and other.digest == shot.digest:
-            shot = replace(shot, twin=(other.row, other.part))
-        elif other is not shot:
-            sentence = (
-                f"a clip must have a name of its own; row {other.row} has {other.name!r} already, so take another"
-            )
-            shot = Shot(shot.row, shot.part, wrong=sentence)
-        found.append(shot)
+    for item in items:
+        other = first.setdefault(collision_key(item.name), item) if item.request else item
+        if other is not item and other.digest == item.digest:
+            item = replace(item, duplicate_of=(other.row, other.part))
+        elif other is not item:
+            message = f"a clip must have a name of its own; row {other.row} has {other.name!r} already, so take another"
+            item = BatchItem(item.row, item.part, error=message)
+        found.append(item)
     return found
