@@ -1,4 +1,4 @@
-"""`longtake jobs` and `longtake work`: a queue as seen from the command line."""
+"""`longtake jobs` and `longtake work`: look after a queue, run a worker. Heavy modules are imported when they run."""
 
 from __future__ import annotations
 
@@ -7,119 +7,123 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from app.commands.request_flags import add_flag
 from app.policy.policy import add_policy_flags, policy_from_flags
 from app.provenance.signing import is_signing_enabled, prepare_signing
 
 if TYPE_CHECKING:
     from app.queue.jobs import Job, Queue
 
-DATABASE, INSIDE = "jobs.sqlite", ".queue"  # a queue's file, and where a batch's folder has its queue
+DATABASE, BATCH_QUEUE = "jobs.sqlite", ".queue"  # a queue's file, and the queue's folder in a batch's
 
 
-def add_desk(commands) -> None:
-    """Add the commands that look after a queue, and the one that works at it."""
+def add_jobs(commands) -> None:
+    """Add the commands that look after a queue and work at it."""
     jobs = commands.add_parser(
         "jobs",
         help="list the jobs of a queue; cancel, retry, move, pause, resume",
-        description="List the jobs of a queue, after doing with them what the flags say.",
+        description="Do what the flags say with the jobs of a queue, then list them.",
     )
     jobs.add_argument("folder", type=Path, help="the queue's folder, or that of a batch")
-    jobs.add_argument("--cancel", nargs="+", default=[], metavar="ID", help="stop within a step, or do not begin")
-    jobs.add_argument("--retry", nargs="+", default=[], metavar="ID", help="try again what failed or was cancelled")
-    jobs.add_argument("--move", nargs=2, metavar=("ID", "AHEAD"), help="let so many jobs come before this one")
-    jobs.add_argument("--pause", metavar="REASON", help="begin nothing more, and hold what is being made")
+    jobs.add_argument("--cancel", nargs="+", default=[], metavar="ID", help="stop within one step, or do not start")
+    jobs.add_argument("--retry", nargs="+", default=[], metavar="ID", help="queue failed or cancelled jobs again")
+    jobs.add_argument("--move", nargs=2, metavar=("ID", "AHEAD"), help="let AHEAD jobs come before this one")
+    jobs.add_argument("--pause", metavar="REASON", help="start no further job, and hold the running ones")
     jobs.add_argument("--resume", action="store_true", help="end a pause")
     jobs.add_argument("--state", nargs="+", metavar="STATE", help="list only these")
-    jobs.add_argument("--most", type=int, default=50, metavar="N", help="list the latest N (default 50)")
+    add_flag(jobs, "limit", "most", type=int, default=50, metavar="N", help="list the latest N (default 50)")
     jobs.add_argument("--json", action="store_true", help="print a JSON object for each job")
-    jobs.set_defaults(act=_jobs)
+    jobs.set_defaults(run=_jobs)
 
     work = commands.add_parser(
         "work",
         help="make the clips of a queue, one after another",
-        description="Make the clips of a queue, one after another, with a warm model. Any number may work at one.",
+        description="Make the clips of a queue, one after another, with one model in memory. Any number of workers "
+        "may share a queue.",
     )
     work.add_argument("folder", type=Path, help="the queue's folder, or that of a batch")
     work.add_argument("--device", help="such as cuda:0 (default: a GPU where there is one, else the CPU)")
-    work.add_argument(
-        "--together",
+    add_flag(
+        work,
+        "pack-size",
+        "together",
         type=int,
         default=1,
         metavar="N",
-        help="clips of like cost that may be made as one pack (default 1)",
+        help="clips of similar cost that may be made as one pack (default 1)",
     )
-    work.add_argument("--until-empty", action="store_true", help="leave when no job waits")
-    work.add_argument("--with-parent", action="store_true", help="leave when the process that began it is gone")
+    work.add_argument("--until-empty", action="store_true", help="exit when no job waits")
+    work.add_argument("--with-parent", action="store_true", help="exit when the process that started it is gone")
     add_policy_flags(work)
-    work.set_defaults(act=_work)
+    work.set_defaults(run=_work)
 
 
 def open_queue(folder: Path) -> Queue:
-    """Open the queue in a folder, or in a batch's; raises ValueError where there is none."""
+    """Open the queue in a folder, or in that of a batch; raises ValueError where there is none."""
     from app.queue.jobs import Queue
 
-    for path in (folder, folder / INSIDE):
+    for path in (folder, folder / BATCH_QUEUE):
         if (path / DATABASE).is_file():
             return Queue(path.resolve())
     raise ValueError(f"a queue's folder has a {DATABASE}; {folder} has none, so name the one given to render or serve")
 
 
-def _jobs(chosen: argparse.Namespace) -> None:
+def _jobs(args: argparse.Namespace) -> None:
     from app.queue.jobs import STATES, JobError
     from app.queue.lease import recover
 
-    queue = open_queue(chosen.folder)
-    states = chosen.state or STATES
+    queue = open_queue(args.folder)
+    states = args.state or STATES
     if unknown := set(states) - set(STATES):
         raise JobError(f"states are {', '.join(STATES)}; got {', '.join(sorted(unknown))}")
     recover(queue)
-    for id in chosen.cancel:
+    for id in args.cancel:
         queue.cancel(id)
-    for id in chosen.retry:
+    for id in args.retry:
         queue.retry(id)
-    if chosen.move:
-        id, ahead = chosen.move
+    if args.move:
+        id, ahead = args.move
         if not ahead.isdecimal():
-            raise JobError(f"a job is moved behind a whole number of others; got {ahead!r}")
+            raise JobError(f"the jobs ahead must be a whole number; got {ahead!r}")
         queue.move(id, int(ahead))
-    if chosen.pause is not None:
-        queue.pause(chosen.pause or "by hand")
-    if chosen.resume:
+    if args.pause is not None:
+        queue.pause(args.pause or "by hand")
+    if args.resume:
         queue.resume()
-    for job in reversed(queue.jobs(states, most=chosen.most)):
-        print(json.dumps(as_data(job), ensure_ascii=False) if chosen.json else _line(job))
-    if not chosen.json:
+    for job in reversed(queue.jobs(states, limit=args.limit)):
+        print(json.dumps(job_as_dict(job), ensure_ascii=False) if args.json else _describe(job))
+    if not args.json:
         counts = ", ".join(f"{count} {state}" for state, count in queue.counts().items() if count)
         paused = f"; paused: {queue.paused.reason}" if queue.paused else ""
-        crew = "".join(f"; at work: {device}, heard of {silent:.0f} s ago" for device, silent in queue.workers())
-        print(f"{counts or 'no jobs'}{paused}{crew}")
+        workers = "".join(f"; worker on {device}, seen {seconds:.0f} s ago" for device, seconds in queue.workers())
+        print(f"{counts or 'no jobs'}{paused}{workers}")
 
 
-def as_data(job: Job) -> dict:
-    """Return a job as JSON can hold it."""
-    left = {"request": json.loads(job.request.to_json()), "output": str(job.output)}
+def job_as_dict(job: Job) -> dict:
+    """Return a job as values that JSON can hold."""
     names = (
-        *("id", "state", "owner", "phase", "step", "steps", "sentence", "tries", "cancelling"),
-        *("submitted", "began", "ended", "eta", "ahead"),
+        *("id", "state", "owner", "phase", "step", "steps", "message", "attempts", "cancel_requested"),
+        *("submitted", "started", "finished", "eta", "ahead"),
     )
-    return {name: getattr(job, name) for name in names} | left
+    found = {name: getattr(job, name) for name in names}
+    return found | {"request": json.loads(job.request.to_json()), "output": str(job.output)}
 
 
-def _line(job: Job) -> str:
-    at = ""
+def _describe(job: Job) -> str:
+    progress = ""
     if job.phase:
         left = f", {job.eta:.0f} s left" if job.eta is not None else ""
-        at = f" {job.phase} {job.step}/{job.steps}{left}" if job.steps else f" {job.phase}"
+        progress = f" {job.phase} {job.step}/{job.steps}{left}" if job.steps else f" {job.phase}"
     elif job.ahead is not None:
-        at = f" {job.ahead} ahead"
-    said = f": {job.sentence}" if job.sentence else ""
-    return f"{job.id}  {job.state}{at}  {job.request.prompt!r}  {job.output.name}{said}"
+        progress = f" {job.ahead} ahead"
+    message = f": {job.message}" if job.message else ""
+    return f"{job.id}  {job.state}{progress}  {job.request.prompt!r}  {job.output.name}{message}"
 
 
-def _work(chosen: argparse.Namespace) -> None:
+def _work(args: argparse.Namespace) -> None:
     from app.queue.worker import serve_queue
 
-    queue, content_policy = open_queue(chosen.folder), policy_from_flags(chosen)
+    queue, content_policy = open_queue(args.folder), policy_from_flags(args)
     if is_signing_enabled():
         prepare_signing()
-    serve_queue(queue, chosen.device, chosen.until_empty, chosen.with_parent, content_policy, chosen.together)
+    serve_queue(queue, args.device, args.until_empty, args.with_parent, content_policy, args.pack_size)

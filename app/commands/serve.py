@@ -1,4 +1,4 @@
-"""`longtake serve`: an HTTP server and its workers, on a durable queue."""
+"""`longtake serve`: an HTTP server and its workers, on a durable queue. Heavy modules are imported when it runs."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from app.batch.batch import crew, crew_for
+from app.commands.request_flags import add_flag
 from app.policy.policy import STANDARD, add_policy_flags, check_prompt
 from app.provenance.signing import prepare_signing
+from app.queue.processes import plan_workers, worker_processes
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -24,13 +25,13 @@ if TYPE_CHECKING:
     from app.server.service import Service
     from dit.request import Request
 
-    AppFor = Callable[[Service, Sequence[str], str], FastAPI]  # for tokens, on a device
+    AppFactory = Callable[[Service, Sequence[str], str], FastAPI]  # from a service, tokens and a device
 
-TOKEN = "LONGTAKE_TOKEN"  # a variable: tokens, with commas between them
+TOKEN_VARIABLE = "LONGTAKE_TOKEN"  # tokens, separated by commas
 HOST, PORT = "127.0.0.1", 8000
-MOST_JOBS, MOST_SECONDS = 1000, 600.0  # that a client may have in line, and of a clip
-LOOK_SECONDS = 1.0  # between two looks whether workers live
-LEAVE_SECONDS = 5  # for requests that are being answered when the server is told to stop
+MAX_JOBS, MAX_SECONDS = 1000, 600.0  # unfinished jobs of a client, and the duration of a clip
+POLL_SECONDS = 1.0  # how often dead workers are looked for
+SHUTDOWN_SECONDS = 5  # that open requests have when the server is told to stop
 
 
 def add_serve(commands) -> None:
@@ -38,18 +39,20 @@ def add_serve(commands) -> None:
     add_server(
         commands,
         "serve",
-        "serve the video API, for openai's client, gradio_client and tools",
+        "serve the video API, for openai's client, gradio_client and MCP tools",
         "Serve the video API on a queue that outlives the server. Its page is at /docs.",
     )
 
 
-def add_server(commands, name: str, line: str, about: str, app_for: AppFor | None = None, page: str = "/docs") -> None:
-    """Add a command that serves a queue by an app of its own, whose page lies at `page`."""
+def add_server(
+    commands, name: str, line: str, about: str, make_app: AppFactory | None = None, page: str = "/docs"
+) -> None:
+    """Add a command that serves a queue with the app of `make_app`, by default the video API, whose page is `page`."""
     serve = commands.add_parser(
         name,
         help=line,
         description=about,
-        epilog=f"Tokens are better given in {TOKEN}, with commas between them, where no list of processes shows them.",
+        epilog=f"Prefer {TOKEN_VARIABLE}, tokens separated by commas, over --token: process lists show flags.",
     )
     serve.add_argument(
         "folder", type=Path, nargs="?", metavar="QUEUE_FOLDER", help="for jobs and clips (default: the user's own)"
@@ -57,7 +60,7 @@ def add_server(commands, name: str, line: str, about: str, app_for: AppFor | Non
     serve.add_argument("--host", default=HOST, help=f"the interface (default {HOST}, which only this machine reaches)")
     serve.add_argument("--port", type=int, default=PORT, help=f"default {PORT}; 0 takes a free one")
     serve.add_argument(
-        "--token", action="append", default=[], help="who has it may come in; several, whose jobs are kept apart"
+        "--token", action="append", default=[], help="an access token; each of several has its own jobs and uploads"
     )
     serve.add_argument(
         "--model", action="append", default=[], metavar="NAME", help="a shipped model or a model folder to offer"
@@ -66,35 +69,54 @@ def add_server(commands, name: str, line: str, about: str, app_for: AppFor | Non
         "--workers",
         type=int,
         metavar="N",
-        help="processes (default: one a GPU, or one a CPU core); with 0 others join by longtake work",
+        help="processes (default: one per GPU, or one per CPU core); with 0 start them by longtake work",
     )
-    serve.add_argument(
-        "--most-jobs",
+    add_flag(
+        serve,
+        "max-jobs",
+        "most-jobs",
         type=int,
-        default=MOST_JOBS,
+        default=MAX_JOBS,
         metavar="N",
-        help=f"that one token has in line (default {MOST_JOBS})",
+        help=f"unfinished jobs of one token (default {MAX_JOBS})",
     )
-    serve.add_argument(
-        "--most-seconds", type=float, default=MOST_SECONDS, metavar="S", help=f"of a clip (default {MOST_SECONDS:g})"
+    add_flag(
+        serve,
+        "max-seconds",
+        "most-seconds",
+        type=float,
+        default=MAX_SECONDS,
+        metavar="S",
+        help=f"duration of a clip (default {MAX_SECONDS:g})",
     )
     add_policy_flags(serve, STANDARD)
-    serve.set_defaults(act=_serve, app_for=app_for, page=page)
+    serve.set_defaults(run=_serve, make_app=make_app, page=page)
 
 
-def _serve(chosen: argparse.Namespace) -> None:
+def _serve(args: argparse.Namespace) -> None:
     from app.server.auth import check_host
 
-    tokens = [*chosen.token, *filter(None, (one.strip() for one in os.environ.get(TOKEN, "").split(",")))]
-    check_host(chosen.host, tokens)
-    if not 0 <= chosen.port < 2**16:
-        raise ValueError(f"port must lie between 0 and 65535; got {chosen.port}")
-    most = {"most_jobs": chosen.most_jobs, "most_seconds": chosen.most_seconds}
-    if not all(number > 0 for number in most.values()):
-        got = f"--most-jobs {chosen.most_jobs} --most-seconds {chosen.most_seconds:g}"
+    environment_tokens = (token.strip() for token in os.environ.get(TOKEN_VARIABLE, "").split(","))
+    tokens = [*args.token, *filter(None, environment_tokens)]
+    check_host(args.host, tokens)
+    if not 0 <= args.port < 2**16:
+        raise ValueError(f"port must lie between 0 and 65535; got {args.port}")
+    if args.max_jobs <= 0 or not args.max_seconds > 0:
+        got = f"--max-jobs {args.max_jobs} --max-seconds {args.max_seconds:g}"
         raise ValueError(f"a client must be allowed something; got {got}")
-    ways = {"app_for": chosen.app_for, "page": chosen.page} | most
-    serve(chosen.folder, chosen.host, chosen.port, tokens, chosen.model, chosen.workers, chosen, **ways)
+    serve(
+        args.folder,
+        args.host,
+        args.port,
+        tokens,
+        args.model,
+        args.workers,
+        policy=args,
+        max_jobs=args.max_jobs,
+        max_seconds=args.max_seconds,
+        make_app=args.make_app,
+        page=args.page,
+    )
 
 
 def serve(
@@ -105,96 +127,99 @@ def serve(
     models: list[str] | None = None,
     workers: int | None = None,
     policy: argparse.Namespace | None = None,
-    most_jobs: int = MOST_JOBS,
-    most_seconds: float = MOST_SECONDS,
-    app_for: AppFor | None = None,
+    max_jobs: int = MAX_JOBS,
+    max_seconds: float = MAX_SECONDS,
+    make_app: AppFactory | None = None,
     page: str = "/docs",
 ) -> None:
-    """Serve a queue with so many workers until told to stop; prints the address on stdout once it is bound. `policy`
-    has the flags of a policy, for prompts before they are queued and for workers. A client has at most `most_jobs` in
-    line, each of `most_seconds` at most. `app_for` returns the app, by default the video API's.
+    """Serve a queue with worker processes until told to stop; print the address on stdout once it is bound.
 
-    Raises ValueError for what cannot be served, OSError where the address is not to be had.
+    `policy` has the flags of a policy, for prompts before they are queued and for the workers. A client has at most
+    `max_jobs` unfinished jobs, each of at most `max_seconds`. `make_app` returns the ASGI app, by default the video
+    API's. Raises ValueError for wrong arguments, OSError where the address cannot be bound.
     """
     from app.home import home
     from app.queue.jobs import Queue
-    from app.server.service import Service, offers_of
+    from app.server.service import Service, served_models
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # the workers are told on the way out
-    workers, devices = crew_for(workers)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the workers are stopped on the way out
+    workers, devices = plan_workers(workers)
     prepare_signing()
     queue = Queue((folder or home() / "queue").resolve())
-    offers = offers_of(queue, models or [])
-    os.chdir(queue.folder)  # as workers do, since requests name files as they are seen from there
-    named = [offer.model for offer in offers.values()]
-    check = check_for(policy.policy if policy else STANDARD, devices[0], named, most_seconds)
-    service = Service(queue, offers, check, most_jobs=most_jobs)
-    with bound(host, port) as listening, lasting(queue.folder, workers, devices, policy):
+    served = served_models(queue, models or [])
+    os.chdir(queue.folder)  # as workers do, since requests name files relative to it
+    offered_models = [model.name for model in served.values()]
+    check = request_check(policy.policy if policy else STANDARD, devices[0], offered_models, max_seconds)
+    service = Service(queue, served, check, max_open_jobs=max_jobs)
+    with bound_socket(host, port) as listening, restarted_workers(queue.folder, workers, devices, policy):
         import uvicorn
 
-        from app.server.api import server
+        from app.server.api import create_app
 
-        app = app_for(service, tokens or [], devices[0]) if app_for else server(service, tokens or [])
+        app = make_app(service, tokens or [], devices[0]) if make_app else create_app(service, tokens or [])
         address = f"[{host}]" if ":" in host else host
         print(f"http://{address}:{listening.getsockname()[1]}", flush=True)
         print(f"longtake: serving {queue.folder}; see {page} there; Ctrl+C stops it", file=sys.stderr)
-        settings = {"log_level": "warning", "server_header": False, "timeout_graceful_shutdown": LEAVE_SECONDS}
+        settings = {"log_level": "warning", "server_header": False, "timeout_graceful_shutdown": SHUTDOWN_SECONDS}
         uvicorn.Server(uvicorn.Config(app, **settings)).run([listening])
 
 
-def check_for(
-    policy: str, device: str, models: Iterable[str] = (), most_seconds: float = MOST_SECONDS
+def request_check(
+    policy: str, device: str, models: Iterable[str] = (), max_seconds: float = MAX_SECONDS
 ) -> Callable[[Request], None]:
-    """Return what refuses a request before it is queued: the policy, the model, the memory of a device, and how long a
-    clip may be. `models` are read here, others when they are first asked for.
+    """Return a function that refuses a request before it is queued, for its prompt, model, memory or duration.
+
+    `models` are loaded now, others when they are first asked for.
     """
-    from app.queue.estimate import Estimator, outline_of
+    from app.queue.estimate import Estimator, load_cost_model
     from dit.request import RequestError
     from vae.video.pixels import MediaError
 
-    estimator, at_estimate = Estimator(device), threading.Lock()  # requests come in many threads
+    estimator, estimator_lock = Estimator(device), threading.Lock()  # requests come in many threads
     for model in models:
-        outline_of(model)
+        load_cost_model(model)
 
     def check(request: Request) -> None:
         check_prompt(request, policy)
-        try:  # of an estimate words are no part, so the model is asked whether it can read them
-            outline_of(request.model).pipeline.resolve(replace(request, upsample=None))
-            with at_estimate:
+        try:  # an estimate does not depend on the prompt, so ask the model whether it can encode it
+            load_cost_model(request.model).pipeline.resolve(replace(request, upsample=None))
+            with estimator_lock:
                 cost = estimator.check_fits(request).cost
         except (RequestError, MediaError):
             raise
-        except ValueError as error:  # of a tokenizer, whose sentence it is
+        except ValueError as error:  # a tokenizer's, written for users
             raise RequestError(str(error)) from error
         seconds = cost.frames / (cost.request.fps or 1.0)
-        if seconds > most_seconds and cost.frames > 1:
-            raise RequestError(f"a clip must last at most {most_seconds:g} s here; got {seconds:g}, so ask for less")
+        if seconds > max_seconds and cost.frames > 1:
+            raise RequestError(f"a clip must last at most {max_seconds:g} s here; got {seconds:g}, so ask for less")
 
     return check
 
 
 @contextmanager
-def bound(host: str, port: int) -> Iterator[socket.socket]:
-    """Have a socket at an address; raises OSError, naming it, where it is not to be had."""
+def bound_socket(host: str, port: int) -> Iterator[socket.socket]:
+    """Bind a socket to an address; raises OSError, naming it, where that fails."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listening = socket.create_server((host, port), family=family)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise OSError(f"a server must have an address of its own; {host}:{port} is not to be had: {reason}") from error
+        raise OSError(f"a server must have an address of its own; {host}:{port} cannot be bound: {reason}") from error
     with listening:
         yield listening
 
 
 @contextmanager
-def lasting(queue: Path, workers: int, devices: tuple[str, ...], policy: argparse.Namespace | None) -> Iterator[None]:
-    """Have worker processes at a queue, each replaced when it dies."""
+def restarted_workers(
+    queue: Path, workers: int, devices: tuple[str, ...], policy: argparse.Namespace | None
+) -> Iterator[None]:
+    """Run worker processes at a queue and replace each that dies."""
     if not workers:
         yield
         return
     done = threading.Event()
-    with crew(queue, workers, devices, policy, lasting=True) as alive:
-        thread = threading.Thread(target=_watch, args=(alive, done))
+    with worker_processes(queue, workers, devices, policy, restart=True) as any_alive:
+        thread = threading.Thread(target=_restart, args=(any_alive, done))
         thread.start()
         try:
             yield
@@ -203,6 +228,6 @@ def lasting(queue: Path, workers: int, devices: tuple[str, ...], policy: argpars
             thread.join()
 
 
-def _watch(alive: Callable[[], bool], done: threading.Event) -> None:
-    while not done.wait(LOOK_SECONDS):
-        alive()
+def _restart(any_alive: Callable[[], bool], done: threading.Event) -> None:
+    while not done.wait(POLL_SECONDS):
+        any_alive()

@@ -1,4 +1,4 @@
-"""`longtake studio`: the server of `longtake serve` with a page for people, on the same durable queue."""
+"""`longtake studio`: the server of `longtake serve` with a web page, on the same durable queue."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ if TYPE_CHECKING:
 
     from app.server.service import Service
 
-LOOK = Path(__file__).parents[1] / "studio" / "frontend"  # scripts, styles and pictures of the page
-ABOUT = """Serve a page on which clips are asked for, watched while they are made, kept, compared and made again, on a
-queue that outlives the page and the server. Without tokens it is for this machine alone; with tokens each has a gallery
-of its own, and a browser is asked for one once."""
+FRONTEND = Path(__file__).parents[1] / "studio" / "frontend"  # scripts, styles and images of the page
+ABOUT = """Serve a web page to generate clips, watch their previews, keep, compare and make them again, on a queue that
+outlives the page and the server. Without tokens it is for this machine alone; with tokens each has its own gallery, and
+a browser asks for one once."""
 
 
 def add_studio(commands) -> None:
     """Add the command that serves the studio."""
-    add_server(commands, "studio", "serve a page to make, watch, keep and compare clips", ABOUT, studio, "/studio/")
+    add_server(commands, "studio", "serve a web page to make, watch, keep and compare clips", ABOUT, studio, "/studio/")
 
 
 def studio(service: Service, tokens: Sequence[str] = (), device: str = "cpu") -> FastAPI:
     """Return the ASGI app of a studio: the video API, the routes of the page, and the page."""
-    from app.server.api import server
+    from app.server.api import create_app
     from app.studio.login import SIGN_IN
 
-    return server(service, tokens, partial(_add_rooms, service=service, tokens=tokens, device=device), SIGN_IN)
+    return create_app(service, tokens, partial(_add_studio, service=service, tokens=tokens, device=device), SIGN_IN)
 
 
-def _add_rooms(app: FastAPI, service: Service, tokens: Sequence[str], device: str) -> None:
+def _add_studio(app: FastAPI, service: Service, tokens: Sequence[str], device: str) -> None:
     from fastapi.responses import FileResponse, RedirectResponse
 
     from app.queue.previews import PREVIEWS
@@ -53,7 +53,7 @@ def _add_rooms(app: FastAPI, service: Service, tokens: Sequence[str], device: st
 
     @app.get("/favicon.ico", include_in_schema=False)
     def mark():
-        return FileResponse(LOOK / "mark.svg", media_type="image/svg+xml")
+        return FileResponse(FRONTEND / "mark.svg", media_type="image/svg+xml")
 
     add_door(app, tokens)
     app.include_router(routes(cards, alone=not tokens))
@@ -69,7 +69,7 @@ def add_page(app: FastAPI, offer: dict) -> None:
     from app.studio.login import AT
     from app.studio.page import look, page
 
-    app.mount(f"{AT}/look", Look(directory=LOOK))
+    app.mount(f"{AT}/look", Look(directory=FRONTEND))
     gr.mount_gradio_app(
         app,
         page(offer),

@@ -1,0 +1,61 @@
+"""The only door from `app` to `training`: commands that train, measure or prepare, imported when they are called.
+
+A machine that only renders never imports training code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from importlib import import_module
+
+from app.exit_codes import BAD_INPUT
+
+# Commands of `longtake world` and `longtake train`, whose flags are the fields of a run: module and function.
+TRAINERS = {
+    "world": ("training.dataset", "make_world"),
+    "vae": ("training.train_vae", "train"),
+    "text": ("training.train_text", "train"),
+    "captioner": ("training.train_captioner", "train"),
+    "upsampler": ("training.train_upsampler", "train"),
+    "dit": ("training.train_dit", "train"),
+    "judge": ("training.evaluation.judge", "train"),
+    "recipe": ("training.recipe", "train"),
+}
+# What other commands call.
+FUNCTIONS = {
+    "parse_run": ("training.command", "parse_run"),
+    "evaluate": ("training.evaluation.evaluate", "evaluate"),
+    "bench_long": ("training.evaluation.bench", "bench_long"),
+    "bench_drift": ("training.evaluation.bench", "bench_drift"),
+    "prepare": ("training.prepare.command", "prepare"),
+}
+
+
+def load(name: str) -> Callable:
+    """Import and return a function of `training` by its name in one of the two tables."""
+    module, function = (TRAINERS | FUNCTIONS)[name]
+    return getattr(import_module(module), function)
+
+
+def add_training(commands) -> None:
+    """Add the commands that make the procedural world and train models."""
+    world = commands.add_parser("world", help="render captioned clips of the procedural world", add_help=False)
+    world.set_defaults(run=_train, part="world")
+    train = commands.add_parser(
+        "train",
+        help="train a part (vae, text, captioner, upsampler, dit, judge), or all of them in order (recipe)",
+        add_help=False,
+    )
+    parts = [part for part in TRAINERS if part != "world"]
+    train.add_argument("part", choices=parts, nargs="?", help="then longtake train PART --help explains its presets")
+    train.set_defaults(run=_train, usage=train)
+
+
+def _train(args: argparse.Namespace) -> None:
+    if args.part is None:
+        args.usage.print_help(sys.stdout if args.rest else sys.stderr)
+        sys.exit(0 if args.rest else BAD_INPUT)
+    run = load("parse_run")(args.part, args.rest)
+    load(args.part)(run)
