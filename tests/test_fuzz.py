@@ -1,4 +1,4 @@
-"""Whatever strangers send, it is taken or refused in one sentence, and nothing lies where nothing may."""
+"""Whatever clients send is accepted or refused with a one-line message, and no file is written where none may be."""
 
 import json
 from random import Random
@@ -7,34 +7,34 @@ import pytest
 import yaml
 
 from app.batch.rows import read_rows
-from app.loadtest.feeds import Broken, check_sentence, goes_on
-from app.loadtest.fuzz import SHARES, campaign
-from app.loadtest.mutation import LAUGHS, MERGES, altered, torn
+from app.loadtest.feeds import InvariantError, check_message, check_request
+from app.loadtest.fuzz import SHARES, run_fuzz
+from app.loadtest.mutation import BILLION_LAUGHS, BILLION_MERGES, corrupt, mutate
 from dit.request import Request, RequestError
 from dit.storyboard import MAX_STORYBOARD_BYTES, read_storyboard
 
 
-def test_some_hundred_hostile_inputs_break_nothing():
-    found = campaign(260, seed=5)
+def test_hostile_inputs_break_nothing():
+    found = run_fuzz(260, seed=5)
     assert {kind: tally.broken for kind, tally in found.items()} == {kind: {} for kind in SHARES}
     assert sum(sum(tally.counts.values()) for tally in found.values()) == 260
 
 
-def test_the_same_seed_spoils_the_same_way():
+def test_the_same_seed_mutates_the_same_way():
     tree, content = {"prompt": "a", "size": [1, 2]}, bytes(range(256))
     for n in range(20):
-        assert repr(altered(tree, Random(n))) == repr(altered(tree, Random(n)))
-        assert torn(content, Random(n)) == torn(content, Random(n))
+        assert repr(mutate(tree, Random(n))) == repr(mutate(tree, Random(n)))
+        assert corrupt(content, Random(n)) == corrupt(content, Random(n))
     assert tree == {"prompt": "a", "size": [1, 2]}
 
 
-def test_what_must_not_happen_is_noticed():
-    for sentence in ("", "two\nlines", "x" * 9999, "Traceback (most recent call last)", "see /secret/place"):
-        with pytest.raises(Broken):
-            check_sentence(sentence, "/secret")
+def test_broken_invariants_are_detected():
+    for message in ("", "two\nlines", "x" * 9999, "Traceback (most recent call last)", "see /secret/place"):
+        with pytest.raises(InvariantError):
+            check_message(message, "/secret")
     for broken in (Request(guidance=float("nan")), Request(prompt="\ud800")):
-        with pytest.raises((Broken, ValueError)):
-            goes_on(broken)
+        with pytest.raises((InvariantError, ValueError)):
+            check_request(broken)
 
 
 @pytest.mark.parametrize(
@@ -54,27 +54,27 @@ def test_what_must_not_happen_is_noticed():
         ({"a\nb": 1}, "a request has the fields"),
     ],
 )
-def test_values_that_could_not_be_kept_are_refused_in_one_line(fields, sentence):
+def test_values_that_json_cannot_hold_are_refused_in_one_line(fields, sentence):
     with pytest.raises(RequestError) as raised:
         Request.from_dict(fields)
     assert sentence in str(raised.value)
-    check_sentence(str(raised.value))
+    check_message(str(raised.value))
 
 
 @pytest.mark.parametrize(
     "text", ["[" * 100_000, '{"seed": ' + "9" * 5000 + "}", '{"a":' * 100_000, "NaN", '{"guidance_rescale": NaN}']
 )
-def test_json_that_is_deep_or_holds_no_number_is_refused(text):
+def test_json_that_is_too_deep_or_has_a_constant_is_refused(text):
     with pytest.raises(RequestError) as raised:
         Request.from_json(text)
-    check_sentence(str(raised.value))
+    check_message(str(raised.value))
 
 
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        (f"a0: &a0 [lol]\n{LAUGHS}\nmoments: [*a11]", "it has an alias"),
-        (f"a0: &a0 {{at: 0}}\n{MERGES}\nmoments: [*a11]", "it has an alias"),
+        (f"a0: &a0 [lol]\n{BILLION_LAUGHS}\nmoments: [*a11]", "it has an alias"),
+        (f"a0: &a0 {{at: 0}}\n{BILLION_MERGES}\nmoments: [*a11]", "it has an alias"),
         ("&a [*a]", "it has an alias"),
         ("[" * 20_000, "nested too deep"),
         ("- " * 20_000, "nested too deep"),
@@ -83,16 +83,16 @@ def test_json_that_is_deep_or_holds_no_number_is_refused(text):
         ("moments: [{at: 0, prompt: x}]\n#" + "x" * MAX_STORYBOARD_BYTES, "more than 262,144 bytes"),
     ],
 )
-def test_a_storyboard_that_means_harm_is_refused_at_once(tmp_path, text, sentence):
+def test_a_hostile_storyboard_is_refused_at_once(tmp_path, text, sentence):
     path = tmp_path / "board.yaml"
     path.write_text(text)
     with pytest.raises(RequestError, match=sentence) as raised:
         read_storyboard(str(path))
-    check_sentence(str(raised.value))
+    check_message(str(raised.value))
     if "bytes" not in sentence:
         with pytest.raises(RequestError):
             (row,) = read_rows(path)
-            raise RequestError(row.wrong or "")
+            raise RequestError(row.error or "")
 
 
 def test_a_storyboard_that_is_a_device_is_not_read():

@@ -1,4 +1,4 @@
-"""What each kind of hostile input is fed to, and what must not come of it."""
+"""The function under test for each kind of hostile input, and the invariants it must keep."""
 
 from __future__ import annotations
 
@@ -13,177 +13,186 @@ from pathlib import Path
 from random import Random
 
 from app.batch.rows import read_rows
-from app.batch.sweeps import expand
-from app.loadtest.mutation import BOARDS, REQUESTS, altered, as_csv, as_yaml, torn
+from app.batch.sweeps import expand_rows
+from app.loadtest.mutation import REQUESTS, STORYBOARDS, as_csv, as_yaml, corrupt, mutate
 from app.policy.errors import PolicyError
 from app.policy.policy import STRICT, check_prompt
-from app.server.uploads import CHILD_BYTES, HEAD_BYTES, Caps, UploadError, keep_upload, look_through, sniffed
+from app.server.uploads import (
+    HEAD_BYTES,
+    SANDBOX_BYTES,
+    UploadError,
+    UploadLimits,
+    inspect_file,
+    sniff_suffix,
+    store_upload,
+)
 from dit.request import Request, RequestError, check_values
 from dit.storyboard import read_storyboard
 from vae.video.pixels import MediaError
 from vae.video.sandbox import limit_memory
 
-CAPS = Caps(bytes=2**20, pixels=2**16, frames=64, seconds=16.0)
-BYTES = 2**30  # of memory that a process may grow by
-LONGEST_SENTENCE = 3000  # letters
-MOST_CLIPS = 200  # of the rows of one input
-EXAMPLES, DATA = "examples", "data"  # in the sandbox: made by us, and what may be written
-TAKEN, REFUSED = "taken", "refused"
+LIMITS = UploadLimits(bytes=2**20, pixels=2**16, frames=64, seconds=16.0)
+MAX_GROWTH_BYTES = 2**30  # of a process
+MAX_MESSAGE_LENGTH = 3000
+MAX_CLIPS = 200  # of the rows of one input
+EXAMPLES, DATA = "examples", "data"  # subfolders of the sandbox: valid files, and where writing is allowed
+ACCEPTED, REFUSED = "accepted", "refused"
 
 
-class Broken(AssertionError):
-    """What must not happen to an input."""
+class InvariantError(AssertionError):
+    """An input led to what must not happen."""
 
 
-def goes_on(request: Request) -> None:
-    """Do with a request what is done before it is queued; raises Broken where it does not survive that."""
+def check_request(request: Request) -> None:
+    """Process a request as is done before it is queued; raises InvariantError where it does not survive that."""
     check_values(request)
-    said = request.to_json()
-    json.loads(said, parse_constant=_no_number)
-    if Request.from_json(said.encode().decode()) != request:
-        raise Broken("a request must survive being written and read")
+    text = request.to_json()
+    json.loads(text, parse_constant=_refuse_constant)
+    if Request.from_json(text.encode().decode()) != request:
+        raise InvariantError("a request must survive being written and read")
     try:
         check_prompt(request, STRICT)
     except PolicyError as error:
-        check_sentence(str(error))
+        check_message(str(error))
 
 
-def _no_number(name: str) -> None:
-    raise Broken(f"a request that is taken must be JSON; it holds {name}")
+def _refuse_constant(name: str) -> None:
+    raise InvariantError(f"an accepted request must be JSON; it has {name}")
 
 
-def check_sentence(sentence: str, secret: str | None = None) -> None:
-    """Raise Broken for what is no sentence of one line, or tells where something lies."""
-    if not sentence or len(sentence) > LONGEST_SENTENCE or len(sentence.splitlines()) != 1:
-        raise Broken(f"a refusal must be one line; got {len(sentence)} letters, {sentence[:200]!r}")
-    if "Traceback" in sentence or (secret and secret in sentence):
-        raise Broken(f"a refusal must not tell of this machine; got {sentence[:200]!r}")
-    sentence.encode()
+def check_message(message: str, secret: str | None = None) -> None:
+    """Raise InvariantError for an error message that is not one line, or contains `secret`, a path."""
+    if not message or len(message) > MAX_MESSAGE_LENGTH or len(message.splitlines()) != 1:
+        raise InvariantError(f"a refusal must be one line; got {len(message)} characters, {message[:200]!r}")
+    if "Traceback" in message or (secret and secret in message):
+        raise InvariantError(f"a refusal must not reveal this machine; got {message[:200]!r}")
+    message.encode()
 
 
-def feed_request(chance: Random, sandbox: Path) -> None:
-    """Feed one request, as text, as named values, or as changes to another."""
-    tree, way = altered(chance.choice(REQUESTS), chance), chance.randrange(4)
-    if way == 0 and isinstance(tree, dict):
-        goes_on(Request.from_dict(tree))
-    elif way == 1 and isinstance(tree, dict):
-        goes_on(Request(prompt="a red ball").altered(**{str(name): value for name, value in tree.items()}))
+def feed_request(rng: Random, sandbox: Path) -> None:
+    """Feed one request: as JSON, as a dict, or as changes to another."""
+    tree, variant = mutate(rng.choice(REQUESTS), rng), rng.randrange(4)
+    if variant == 0 and isinstance(tree, dict):
+        check_request(Request.from_dict(tree))
+    elif variant == 1 and isinstance(tree, dict):
+        check_request(Request(prompt="a red ball").altered(**{str(name): value for name, value in tree.items()}))
     else:
         text = json.dumps(tree, default=str).encode()
-        goes_on(Request.from_json((torn(text, chance) if way == 3 else text).decode("utf-8", "replace")))
+        check_request(Request.from_json((corrupt(text, rng) if variant == 3 else text).decode("utf-8", "replace")))
 
 
-def feed_rows(chance: Random, sandbox: Path) -> None:
-    """Feed one file of rows, and name the clips that it asks for."""
-    trees = [altered(chance.choice(REQUESTS), chance) for _ in range(chance.randint(1, 4))]
-    suffix = chance.choice((".jsonl", ".csv", ".tsv", ".txt", ".yaml", ".json"))
+def feed_rows(rng: Random, sandbox: Path) -> None:
+    """Feed one file of rows, and name its clips."""
+    trees = [mutate(rng.choice(REQUESTS), rng) for _ in range(rng.randint(1, 4))]
+    suffix = rng.choice((".jsonl", ".csv", ".tsv", ".txt", ".yaml", ".json"))
     if suffix in (".csv", ".tsv"):
         text = as_csv(trees, "," if suffix == ".csv" else "\t")
     elif suffix == ".yaml":
-        text = as_yaml(trees, chance)
+        text = as_yaml(trees, rng)
     elif suffix == ".json":
         text = json.dumps(trees, default=str)
     else:
         text = "\n".join(json.dumps(tree, default=str) for tree in trees)
     path, content = sandbox / DATA / f"rows{suffix}", text.encode("utf-8", "surrogatepass")
-    path.write_bytes(torn(content, chance) if chance.random() < 0.5 else content)
+    path.write_bytes(corrupt(content, rng) if rng.random() < 0.5 else content)
     rows = read_rows(path)
-    for shot in expand(rows, most=MOST_CLIPS):
-        if shot.wrong:
-            check_sentence(shot.wrong)
-        elif Path(shot.name).is_absolute() or ".." in Path(shot.name).parts or "\0" in shot.name:
-            raise Broken(f"a clip must lie in its folder; got {shot.name!r}")
-        elif shot.request:
-            shot.request.to_json().encode()
+    for item in expand_rows(rows, max_clips=MAX_CLIPS):
+        if item.error:
+            check_message(item.error)
+        elif Path(item.name).is_absolute() or ".." in Path(item.name).parts or "\0" in item.name:
+            raise InvariantError(f"a clip must stay in its folder; got {item.name!r}")
+        elif item.request:
+            item.request.to_json().encode()
 
 
-def feed_board(chance: Random, sandbox: Path) -> None:
+def feed_storyboard(rng: Random, sandbox: Path) -> None:
     """Feed one storyboard."""
-    tree, suffix = altered(chance.choice(BOARDS), chance), chance.choice((".yaml", ".json"))
-    text = json.dumps(tree, default=str) if suffix == ".json" else as_yaml(tree, chance)
-    path, content = sandbox / DATA / f"board{suffix}", text.encode("utf-8", "surrogatepass")
-    path.write_bytes(torn(content, chance) if chance.random() < 0.5 else content)
-    goes_on(Request(mode="storyboard").altered(**read_storyboard(str(path))))
+    tree, suffix = mutate(rng.choice(STORYBOARDS), rng), rng.choice((".yaml", ".json"))
+    text = json.dumps(tree, default=str) if suffix == ".json" else as_yaml(tree, rng)
+    path, content = sandbox / DATA / f"storyboard{suffix}", text.encode("utf-8", "surrogatepass")
+    path.write_bytes(corrupt(content, rng) if rng.random() < 0.5 else content)
+    check_request(Request(mode="storyboard").altered(**read_storyboard(str(path))))
 
 
-def _content(chance: Random, sandbox: Path) -> bytes:
-    """Return an example of a file, whole or torn, the end of another behind it, or noise."""
+def _content(rng: Random, sandbox: Path) -> bytes:
+    """Return a file: valid, corrupted, joined with the end of another, or noise."""
     paths = sorted((sandbox / EXAMPLES).iterdir())
-    content = chance.choice(paths).read_bytes()
-    if chance.random() < 0.05:
+    content = rng.choice(paths).read_bytes()
+    if rng.random() < 0.05:
         return content
-    if chance.random() < 0.15:
-        other = chance.choice(paths).read_bytes()
-        return content[: chance.randrange(len(content))] + other[chance.randrange(len(other)) :]
-    if chance.random() < 0.05:
-        return content[: chance.choice((4, 12, 40))] + chance.randbytes(chance.randrange(2000))
-    return torn(content, chance)
+    if rng.random() < 0.15:
+        other = rng.choice(paths).read_bytes()
+        return content[: rng.randrange(len(content))] + other[rng.randrange(len(other)) :]
+    if rng.random() < 0.05:
+        return content[: rng.choice((4, 12, 40))] + rng.randbytes(rng.randrange(2000))
+    return corrupt(content, rng)
 
 
-def feed_file(chance: Random, sandbox: Path) -> None:
-    """Feed one picture or film to what reads uploads, in this process."""
-    path, content = sandbox / DATA / "half", _content(chance, sandbox)
-    suffix = sniffed(content[:HEAD_BYTES])
+def feed_file(rng: Random, sandbox: Path) -> None:
+    """Feed one image or video to the upload reader, in this process."""
+    path, content = sandbox / DATA / "half", _content(rng, sandbox)
+    suffix = sniff_suffix(content[:HEAD_BYTES])
     path.write_bytes(content)
     try:
-        look_through(path, suffix, CAPS)
+        inspect_file(path, suffix, LIMITS)
     except MediaError as error:
-        check_sentence(str(error))
+        check_message(str(error))
         raise UploadError(str(error)) from None
-    except (MemoryError, RuntimeError):  # of which the guard makes a sentence
+    except (MemoryError, RuntimeError):  # the sandbox turns them into a message
         raise UploadError("too much memory") from None
 
 
-def feed_upload(chance: Random, sandbox: Path) -> None:
-    """Feed one picture or film to `keep_upload`."""
-    content, folder = _content(chance, sandbox), sandbox / DATA / "kept"
+def feed_upload(rng: Random, sandbox: Path) -> None:
+    """Feed one image or video to `store_upload`, which reads it in a child process."""
+    content, folder = _content(rng, sandbox), sandbox / DATA / "kept"
     try:
-        kept = keep_upload(io.BytesIO(content), folder, CAPS)
+        kept = store_upload(io.BytesIO(content), folder, LIMITS)
         if kept.parent != folder or kept.read_bytes() != content:
-            raise Broken(f"an upload must be kept as it is; got {kept}")
+            raise InvariantError(f"an upload must be stored unchanged; got {kept}")
         kept.unlink()
     except UploadError as error:
-        check_sentence(str(error), str(sandbox))
+        check_message(str(error), str(sandbox))
         raise
     finally:
-        if left := [path.name for path in folder.iterdir()]:
-            raise Broken(f"an upload that is refused must leave nothing behind; got {left}")
+        if remaining := [path.name for path in folder.iterdir()]:
+            raise InvariantError(f"a refused upload must leave no file; got {remaining}")
 
 
 FEEDS: dict[str, tuple[Callable[[Random, Path], None], type[ValueError]]] = {
     "request": (feed_request, RequestError),
     "rows": (feed_rows, RequestError),
-    "board": (feed_board, RequestError),
+    "storyboard": (feed_storyboard, RequestError),
     "file": (feed_file, UploadError),
     "upload": (feed_upload, UploadError),
 }
 
 
 def feed(kind: str, seed: int, numbers: range, sandbox: Path, answer: Connection) -> None:
-    """Feed inputs one after another and send how each went: its number, "taken", "refused" or what broke, the
-    processor's seconds it took and the bytes that this process has grown by.
+    """Feed inputs one after another and send the outcome of each through `answer`.
+
+    An outcome is the input's number; "accepted", "refused" or what broke; CPU seconds; bytes this process has grown by.
     """
-    if kind != "upload":  # its children have limits of their own
-        limit_memory(CHILD_BYTES if kind == "file" else 2 * BYTES)
-    one, refusal = FEEDS[kind]
+    if kind != "upload":  # its child processes have limits of their own
+        limit_memory(SANDBOX_BYTES if kind == "file" else 2 * MAX_GROWTH_BYTES)
+    feed_one, refusal = FEEDS[kind]
     (sandbox / DATA / "kept").mkdir(exist_ok=True)
-    at_first = _peak()
+    initial_peak = _peak_bytes()
     for number in numbers:
-        chance, begun = Random(f"{seed} {kind} {number}"), time.process_time()
+        rng, started = Random(f"{seed} {kind} {number}"), time.process_time()
         try:
-            one(chance, sandbox)
-            went = TAKEN
+            feed_one(rng, sandbox)
+            outcome = ACCEPTED
         except refusal as error:
-            went = REFUSED
+            outcome = REFUSED
             try:
-                check_sentence(str(error))
-            except (Broken, ValueError) as wrong:
-                went = f"{type(wrong).__name__}: {wrong}"[:300]
+                check_message(str(error))
+            except (InvariantError, ValueError) as bad_message:
+                outcome = f"{type(bad_message).__name__}: {bad_message}"[:300]
         except BaseException as error:
-            went = f"{type(error).__name__}: {error}"[:300]
-        answer.send((number, went, time.process_time() - begun, _peak() - at_first))
+            outcome = f"{type(error).__name__}: {error}"[:300]
+        answer.send((number, outcome, time.process_time() - started, _peak_bytes() - initial_peak))
 
 
-def _peak() -> int:
-    """Return the most memory that this process ever had, in bytes."""
+def _peak_bytes() -> int:
+    """Return the peak memory of this process."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

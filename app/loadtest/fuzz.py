@@ -1,18 +1,19 @@
-"""Feed what strangers send with altered, torn and hostile inputs, and count what is taken, refused and broken.
+"""Feed mutated, corrupted and hostile inputs to everything that reads what clients send; count the outcomes.
 
 python -m app.loadtest.fuzz --inputs 20000 --seed 0
 
-| kind | what is fed |
+| kind | input |
 |---|---|
-| request | JSON and named values to the parser of requests; what is taken must survive being written and read again |
-| rows | .jsonl, .csv, .tsv, .txt, .yaml and .json files of rows, and the names of the clips that they would make |
-| board | storyboards in YAML and JSON |
-| file | pictures and films to what reads uploads, one after another in one process with an upload's limits |
-| upload | pictures and films to `keep_upload`, each in a child process of its own |
+| request | JSON and dicts, to the parser of requests; an accepted request must survive being written and read again |
+| rows | .jsonl, .csv, .tsv, .txt, .yaml and .json files of rows, and the file names of their clips |
+| storyboard | storyboards in YAML and JSON |
+| file | images and videos, to the upload reader, one after another in one process with an upload's limits |
+| upload | images and videos, to `keep_upload`, each in a child process of its own |
 
-An input is broken that raises anything but its own kind of ValueError, says more than one line or a path of this
-machine, takes too long or too much memory, or brings its process down (of a file: none of these but the errors, since
-the process is there to be brought down). Every input is a function of the seed, its kind and its number.
+An input counts as broken if it raises anything but its own kind of ValueError, if the message has more than one line or
+a path of this machine, if it takes too long or too much memory, or if it crashes its process (for `file` only the
+errors count, since its process is a sandbox that may crash). Every input is a function of the seed, its kind and its
+number.
 """
 
 from __future__ import annotations
@@ -29,30 +30,30 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from app.loadtest.feeds import BYTES, DATA, EXAMPLES, REFUSED, TAKEN, feed
-from app.server.uploads import CHILD_SECONDS
+from app.loadtest.feeds import ACCEPTED, DATA, EXAMPLES, MAX_GROWTH_BYTES, REFUSED, feed
+from app.server.uploads import SANDBOX_SECONDS
 from vae.video.sandbox import hide_main_module
 
-SHARES = {"request": 0.4, "rows": 0.15, "board": 0.15, "file": 0.2, "upload": 0.1}
-SECONDS = 10.0  # of a processor that one input may take
-HUNG_SECONDS, STARTING_SECONDS = 60.0, 120.0  # by the clock, for one input and for a process to begin, if it is busy
-ELSEWHERE = "elsewhere"  # in the sandbox: where nothing may be written
+SHARES = {"request": 0.4, "rows": 0.15, "storyboard": 0.15, "file": 0.2, "upload": 0.1}
+MAX_CPU_SECONDS = 10.0  # of one input
+HUNG_SECONDS, STARTUP_SECONDS = 60.0, 120.0  # wall time, for one input and for a process to start, on a busy machine
+ELSEWHERE = "elsewhere"  # subfolder of the sandbox where nothing may be written
 
 
 @dataclass
 class Tally:
-    """How the inputs of a kind went."""
+    """The outcomes of one kind of input."""
 
     counts: Counter[str] = field(default_factory=Counter)
-    broken: dict[int, str] = field(default_factory=dict)  # what broke, by the input's number
-    slowest: float = 0.0  # seconds
-    grown: int = 0  # bytes
+    broken: dict[int, str] = field(default_factory=dict)  # what broke, by the number of the input
+    slowest_seconds: float = 0.0
+    growth_bytes: int = 0
 
 
 def fuzz(kind: str, inputs: int, seed: int, sandbox: Path) -> Tally:
-    """Feed so many inputs of a kind to warm processes, another whenever one dies or hangs."""
+    """Feed inputs of one kind to a child process; start another whenever it dies or hangs."""
     tally, number = Tally(), 0
-    seconds = CHILD_SECONDS + HUNG_SECONDS if kind in ("file", "upload") else HUNG_SECONDS
+    seconds = SANDBOX_SECONDS + HUNG_SECONDS if kind in ("file", "upload") else HUNG_SECONDS
     while number < inputs:
         context: Any = get_context("spawn")
         here, there = context.Pipe(duplex=False)
@@ -60,31 +61,32 @@ def fuzz(kind: str, inputs: int, seed: int, sandbox: Path) -> Tally:
         with hide_main_module():
             process.start()
         there.close()
-        for said in _heard(here, number, inputs, seconds):
-            number, went, took, grown = said
-            known = went in (TAKEN, REFUSED)
-            fallen = went in ("hung", "crashed") and kind == "file"
-            late = known and took > SECONDS
-            tally.counts[went if known or fallen else "broken"] += 1
-            if late or not (known or fallen):
-                tally.broken[number] = f"took {took:.1f} s" if late else went
-            tally.slowest, tally.grown = max(tally.slowest, took), max(tally.grown, grown)
+        for answered, outcome, took, growth in _outcomes(here, number, inputs, seconds):
+            number = answered
+            handled = outcome in (ACCEPTED, REFUSED)
+            contained = outcome in ("hung", "crashed") and kind == "file"
+            late = handled and took > MAX_CPU_SECONDS
+            tally.counts[outcome if handled or contained else "broken"] += 1
+            if late or not (handled or contained):
+                tally.broken[number] = f"took {took:.1f} s" if late else outcome
+            tally.slowest_seconds = max(tally.slowest_seconds, took)
+            tally.growth_bytes = max(tally.growth_bytes, growth)
         number += 1
         process.kill()
         process.join()
-    if kind != "file" and tally.grown > BYTES:
-        tally.broken[-1] = f"{tally.grown:,} bytes of memory"
-    if inputs and not (tally.counts[TAKEN] and tally.counts[REFUSED]):
-        tally.broken[-2] = "an example must be taken and a spoilt one refused, now and then"
+    if kind != "file" and tally.growth_bytes > MAX_GROWTH_BYTES:
+        tally.broken[-1] = f"{tally.growth_bytes:,} bytes of memory"
+    if inputs and not (tally.counts[ACCEPTED] and tally.counts[REFUSED]):
+        tally.broken[-2] = "some inputs must be accepted and some refused"
     return tally
 
 
-def _heard(here: Connection, number: int, inputs: int, seconds: float) -> Iterator[tuple[int, str, float, int]]:
-    """Yield what a process says of each input, until it has said all, dies or hangs."""
+def _outcomes(here: Connection, number: int, inputs: int, seconds: float) -> Iterator[tuple[int, str, float, int]]:
+    """Yield a child process's outcome of each input, until all are done, it dies or hangs."""
     first = True
     while number < inputs:
         try:
-            if not here.poll(seconds + (STARTING_SECONDS if first else 0.0)):  # the first has imports to wait for
+            if not here.poll(seconds + (STARTUP_SECONDS if first else 0.0)):  # the first has imports to wait for
                 yield number, "hung", seconds, 0
                 return
             yield here.recv()
@@ -95,7 +97,7 @@ def _heard(here: Connection, number: int, inputs: int, seconds: float) -> Iterat
 
 
 def make_sandbox(folder: Path) -> None:
-    """Fill a folder with examples of files, a place for data, and a place that nobody may touch."""
+    """Fill a folder with valid files, a subfolder for data, and one that must not be written to."""
     import torch
     from PIL import Image
 
@@ -113,46 +115,45 @@ def make_sandbox(folder: Path) -> None:
         write_video(folder / EXAMPLES / f"film{suffix}", [clip], 12, metadata={"longtake": '{"prompt": "a red ball"}'})
 
 
-def tree(folder: Path) -> dict[str, tuple[int, int]]:
-    """Return all that lies in a folder, its bytes and when they were changed, but for the data."""
+def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
+    """Return the size and modification time of everything in a folder except the data subfolder."""
     found = {str(path.relative_to(folder)): path.stat() for path in folder.rglob("*")}
     return {name: (at.st_size, at.st_mtime_ns) for name, at in found.items() if not name.startswith(DATA)}
 
 
-def campaign(inputs: int, seed: int, kinds: tuple[str, ...] = tuple(SHARES)) -> dict[str, Tally]:
-    """Feed so many inputs, each kind its share of all; returns how they went. A file that was written where none may
-    be is told under "files".
-    """
+def run_fuzz(inputs: int, seed: int, kinds: tuple[str, ...] = tuple(SHARES)) -> dict[str, Tally]:
+    """Feed inputs, each kind its share; return the outcomes by kind, and under "files" any forbidden write."""
     tallies = {}
     with tempfile.TemporaryDirectory() as name:
         sandbox = Path(name)
         make_sandbox(sandbox)
-        before = tree(sandbox)
+        before = snapshot(sandbox)
         for kind in kinds:
-            begun = time.monotonic()
+            started = time.monotonic()
             tallies[kind] = fuzz(kind, round(inputs * SHARES[kind]), seed, sandbox)
-            print(f"{line(kind, tallies[kind])}, {time.monotonic() - begun:.0f} s", file=sys.stderr)
-        if (after := tree(sandbox)) != before:
+            print(f"{summary(kind, tallies[kind])}, {time.monotonic() - started:.0f} s", file=sys.stderr)
+        if (after := snapshot(sandbox)) != before:
             changed = sorted(name for name, _ in before.items() ^ after.items())
-            tallies["files"] = Tally(broken={-1: f"written where nothing may be: {', '.join(changed)}"})
+            tallies["files"] = Tally(broken={-1: f"written where nothing may be written: {', '.join(changed)}"})
     return tallies
 
 
-def line(kind: str, tally: Tally) -> str:
-    """Say how the inputs of a kind went."""
-    counts = ", ".join(f"{count} {went}" for went, count in sorted(tally.counts.items()))
-    return f"{kind}: {counts}, {len(tally.broken)} broken, slowest {tally.slowest:.2f} s, {tally.grown / 2**20:.0f} MiB"
+def summary(kind: str, tally: Tally) -> str:
+    """Write the outcomes of one kind as a line."""
+    counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(tally.counts.items()))
+    slowest, growth = f"slowest {tally.slowest_seconds:.2f} s", f"{tally.growth_bytes / 2**20:.0f} MiB"
+    return f"{kind}: {counts}, {len(tally.broken)} broken, {slowest}, {growth}"
 
 
 if __name__ == "__main__":
-    words = argparse.ArgumentParser("app.loadtest.fuzz", description=(__doc__ or "").splitlines()[0])
-    words.add_argument("--inputs", type=int, default=20_000)
-    words.add_argument("--seed", type=int, default=0)
-    words.add_argument("--kinds", nargs="+", choices=SHARES, default=list(SHARES))
-    chosen = words.parse_args()
-    found = campaign(chosen.inputs, chosen.seed, tuple(chosen.kinds))
+    parser = argparse.ArgumentParser("app.loadtest.fuzz", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--inputs", type=int, default=20_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kinds", nargs="+", choices=SHARES, default=list(SHARES))
+    args = parser.parse_args()
+    found = run_fuzz(args.inputs, args.seed, tuple(args.kinds))
     for kind, tally in found.items():
-        print(line(kind, tally))
-        for number, what in list(tally.broken.items())[:20]:
-            print(f"  {kind} {number}: {what!r}")
+        print(summary(kind, tally))
+        for number, outcome in list(tally.broken.items())[:20]:
+            print(f"  {kind} {number}: {outcome!r}")
     sys.exit(1 if any(tally.broken for tally in found.values()) else 0)

@@ -1,4 +1,4 @@
-"""Valid examples of what people send, and seeded ways to spoil them."""
+"""Valid examples of what clients send, and seeded ways to mutate and corrupt them."""
 
 from __future__ import annotations
 
@@ -10,15 +10,28 @@ from typing import Any
 
 REQUESTS: tuple[dict[str, Any], ...] = (
     {"prompt": "a red ball bounces on the grass", "seed": 1, "size": [64, 64], "seconds": 2.0, "fps": 8.0, "steps": 3},
-    {"mode": "text-to-image", "prompt": "草地上的红球", "guidance": 2.0, "guidance_interval": [0.1, 0.9], "guidance_rescale": 0.5},
+    {
+        "mode": "text-to-image",
+        "prompt": "草地上的红球",
+        "guidance": 2.0,
+        "guidance_interval": [0.1, 0.9],
+        "guidance_rescale": 0.5,
+    },
     {"mode": "image-to-video", "prompt": "it spins", "image": "cube.png", "negative_prompt": "blur", "sampler": "heun"},
     {"mode": "keyframes", "prompt": "x", "keyframes": [[0, "a.png"], [1.5, "b.png"]], "frame_guidance": 1.5},
     {"mode": "inpaint", "prompt": "x", "clip": "c.mp4", "box": [0, 0, 8, 8], "mask": "m.png", "watermark": "top-left"},
     {"mode": "retake", "prompt": "{red|blue} ball", "clip": "c.mp4", "window": [1, 2], "strength": 0.5, "side": "both"},
-    {"prompt": "x", "output": "mine.mp4", "upsample": "none", "upsampled_prompt": "A ball.", "model": "first", "other": "d.mp4"},
+    {
+        "prompt": "x",
+        "output": "mine.mp4",
+        "upsample": "none",
+        "upsampled_prompt": "A ball.",
+        "model": "first",
+        "other": "d.mp4",
+    },
     {"prompt": "x", "hashes": [["a.png", "00ff"]], "model_hash": "00ff", "made_with": "torch 2.11"},
 )
-BOARDS: tuple[Any, ...] = (
+STORYBOARDS: tuple[Any, ...] = (
     {
         "seconds": 4,
         "size": "64x64",
@@ -62,124 +75,124 @@ SNIPPETS: tuple[bytes, ...] = (
     *(b"!!set {a}", b"!!omap [a: 1]", b"!!bool x", b"&a [*a]", b"../", b"/etc/hostname", b"\xef\xbb\xbf", b"true"),
     *(b"null", b"yes", b"=", b"@"),
 )
-LAUGHS = "\n".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12))
-MERGES = "\n".join(f"a{n}: &a{n}\n  <<: [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12))
+BILLION_LAUGHS = "\n".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12))
+BILLION_MERGES = "\n".join(f"a{n}: &a{n}\n  <<: [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12))
 END = "\nmoments: [{at: 0, prompt: *a11}, *a11]\n"
-WHOLE = (
-    *(f"a0: &a0 [lol, lol]\n{LAUGHS}{END}", f"a0: &a0 {{at: 0}}\n{MERGES}{END}", "&a {moments: [*a]}"),
+WHOLE_TEXTS = (
+    *(f"a0: &a0 [lol, lol]\n{BILLION_LAUGHS}{END}", f"a0: &a0 {{at: 0}}\n{BILLION_MERGES}{END}", "&a {moments: [*a]}"),
     *("&a [*a, {at: 0, prompt: x}]", "[" * 20_000, "{" * 20_000, "- " * 5_000, "? " * 5_000, "!" * 100),
 )
-WORDS = (b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", bytes(4), b"\0\0\0\1")  # sizes that containers may state
+SIZE_FIELDS = (b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", bytes(4), b"\0\0\0\1")  # sizes in container headers
 
 
-def nasty(chance: Random) -> Any:
-    """Return a value that nobody should send."""
-    way = chance.randrange(7)
-    if way == 0:
-        return chance.choice(NUMBERS)
-    if way == 1:
-        return chance.choice(TEXTS)
-    if way == 2:
-        return chance.choice(PATHS)
-    if way == 3:
-        return chance.choice(([], {}, [[]], [None], [1, 2, 3], {"a": 1}, [{}] * 50, ["x"] * 2000, list(range(999))))
-    if way == 4:  # deep
-        value: Any = chance.choice((1, "x", None))
-        for _ in range(chance.choice((5, 100, 400))):
-            value = [value] if chance.random() < 0.5 else {"a": value}
+def hostile_value(rng: Random) -> Any:
+    """Return a value that no client should send."""
+    variant = rng.randrange(7)
+    if variant == 0:
+        return rng.choice(NUMBERS)
+    if variant == 1:
+        return rng.choice(TEXTS)
+    if variant == 2:
+        return rng.choice(PATHS)
+    if variant == 3:
+        return rng.choice(([], {}, [[]], [None], [1, 2, 3], {"a": 1}, [{}] * 50, ["x"] * 2000, list(range(999))))
+    if variant == 4:  # deep
+        value: Any = rng.choice((1, "x", None))
+        for _ in range(rng.choice((5, 100, 400))):
+            value = [value] if rng.random() < 0.5 else {"a": value}
         return value
-    if way == 5:
-        return "".join(chr(chance.choice((chance.randrange(128), chance.randrange(0xD800), 0x1F3A5))) for _ in range(9))
-    return [nasty(chance) for _ in range(chance.randint(1, 4))]
+    if variant == 5:
+        return "".join(chr(rng.choice((rng.randrange(128), rng.randrange(0xD800), 0x1F3A5))) for _ in range(9))
+    return [hostile_value(rng) for _ in range(rng.randint(1, 4))]
 
 
-def altered(tree: Any, chance: Random) -> Any:
-    """Return an example with some of its values replaced, left out, added, renamed or doubled, at any depth."""
-    if chance.random() < 0.02:
-        return nasty(chance)
-    for _ in range(chance.choice((0, 1, 1, 1, 2, 3))):
-        tree = _altered_once(tree, chance)
+def mutate(tree: Any, rng: Random) -> Any:
+    """Return an example with some values replaced, removed, added, renamed or duplicated, at any depth."""
+    if rng.random() < 0.02:
+        return hostile_value(rng)
+    for _ in range(rng.choice((0, 1, 1, 1, 2, 3))):
+        tree = _mutate_once(tree, rng)
     return tree
 
 
-def _altered_once(tree: Any, chance: Random) -> Any:
+def _mutate_once(tree: Any, rng: Random) -> Any:
     if isinstance(tree, dict) and tree:
-        changed, name = dict(tree), chance.choice(list(tree))
-        way = chance.randrange(6)
-        if way == 0:
+        changed, name = dict(tree), rng.choice(list(tree))
+        variant = rng.randrange(6)
+        if variant == 0:
             del changed[name]
-        elif way == 1:
-            changed[chance.choice(FIELDS)] = nasty(chance)
-        elif way == 2:
-            changed[chance.choice((name.upper(), f"{name} ", f"_{name}", "", "\ud800", "x" * 5000, "a\nb"))] = (
-                changed.pop(name)
+        elif variant == 1:
+            changed[rng.choice(FIELDS)] = hostile_value(rng)
+        elif variant == 2:
+            changed[rng.choice((name.upper(), f"{name} ", f"_{name}", "", "\ud800", "x" * 5000, "a\nb"))] = changed.pop(
+                name
             )
-        elif way == 3:
-            changed[name] = nasty(chance)
+        elif variant == 3:
+            changed[name] = hostile_value(rng)
         else:
-            changed[name] = _altered_once(tree[name], chance)
+            changed[name] = _mutate_once(tree[name], rng)
         return changed
     if isinstance(tree, list) and tree:
-        changed, place = list(tree), chance.randrange(len(tree))
-        way = chance.randrange(5)
-        if way == 0:
+        changed, place = list(tree), rng.randrange(len(tree))
+        variant = rng.randrange(5)
+        if variant == 0:
             del changed[place]
-        elif way == 1:
-            changed.insert(place, nasty(chance))
-        elif way == 2:
-            changed *= chance.choice((2, 50))
+        elif variant == 1:
+            changed.insert(place, hostile_value(rng))
+        elif variant == 2:
+            changed *= rng.choice((2, 50))
         else:
-            changed[place] = _altered_once(tree[place], chance)
+            changed[place] = _mutate_once(tree[place], rng)
         return changed
-    if isinstance(tree, str) and chance.random() < 0.5:
-        place = chance.randint(0, len(tree))
-        return tree[:place] + chance.choice(TEXTS) + tree[place:]
-    return nasty(chance)
+    if isinstance(tree, str) and rng.random() < 0.5:
+        place = rng.randint(0, len(tree))
+        return tree[:place] + rng.choice(TEXTS) + tree[place:]
+    return hostile_value(rng)
 
 
-def torn(content: bytes, chance: Random) -> bytes:
-    """Return content with bytes flipped, cut out, doubled, moved or put in, or its end cut off."""
+def corrupt(content: bytes, rng: Random) -> bytes:
+    """Return content with bytes flipped, removed, duplicated, inserted or overwritten, or truncated."""
     found = bytearray(content)
-    for _ in range(chance.choice((1, 1, 2, 4, 16))):
+    for _ in range(rng.choice((1, 1, 2, 4, 16))):
         if not found:
             break
-        place, way = chance.randrange(len(found)), chance.randrange(8)
-        end = min(len(found), place + chance.choice((1, 4, 16, 256)))
-        if way <= 1:
-            found[place] = chance.choice((0, 1, 0x7F, 0x80, 0xFF, found[place] ^ 1 << chance.randrange(8)))
-        elif way == 2:
+        place, variant = rng.randrange(len(found)), rng.randrange(8)
+        end = min(len(found), place + rng.choice((1, 4, 16, 256)))
+        if variant <= 1:
+            found[place] = rng.choice((0, 1, 0x7F, 0x80, 0xFF, found[place] ^ 1 << rng.randrange(8)))
+        elif variant == 2:
             del found[place:end]
-        elif way == 3:
+        elif variant == 3:
             found[place:place] = found[place:end]
-        elif way == 4:
-            found[place:place] = chance.choice(SNIPPETS)
-        elif way == 5:
-            found[place : place + 4] = chance.choice(WORDS)
-        elif way == 6:
-            found[place:end] = chance.randbytes(end - place)
+        elif variant == 4:
+            found[place:place] = rng.choice(SNIPPETS)
+        elif variant == 5:
+            found[place : place + 4] = rng.choice(SIZE_FIELDS)
+        elif variant == 6:
+            found[place:end] = rng.randbytes(end - place)
         else:
             del found[place:]
     return bytes(found)
 
 
-def as_yaml(tree: Any, chance: Random) -> str:
+def as_yaml(tree: Any, rng: Random) -> str:
     """Write a value as YAML, or something hostile in its place."""
     import yaml  # type: ignore[import-untyped]
 
-    if chance.random() < 0.05:
-        return chance.choice(WHOLE)
+    if rng.random() < 0.05:
+        return rng.choice(WHOLE_TEXTS)
     try:
-        return yaml.safe_dump(tree, allow_unicode=chance.random() < 0.5)
+        return yaml.safe_dump(tree, allow_unicode=rng.random() < 0.5)
     except (yaml.YAMLError, ValueError, RecursionError):
         return json.dumps(tree, default=str)
 
 
-def as_csv(trees: list[Any], mark: str) -> str:
-    """Write rows as a table, lists in JSON."""
+def as_csv(trees: list[Any], delimiter: str) -> str:
+    """Write rows as a table, lists as JSON."""
     rows = [tree if isinstance(tree, dict) else {"prompt": tree} for tree in trees]
     names = list(dict.fromkeys(str(name) for row in rows for name in row))
     written = io.StringIO(newline="")
-    table = csv.writer(written, delimiter=mark)
+    table = csv.writer(written, delimiter=delimiter)
     table.writerow(names)
     for row in rows:
         cells = (row.get(name, "") for name in names)

@@ -1,5 +1,4 @@
-"""Make many clips as a batch, some of them by a process each, and say how many an hour each way makes; then make them
-again in other shards, and compare the bytes.
+"""Measure clips per hour of a batch against one process per clip; then make the batch in shards and compare the bytes.
 
 python -m app.loadtest.throughput
 """
@@ -18,47 +17,49 @@ from pathlib import Path
 from app.formats import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
 LONGTAKE = (sys.executable, "-m", "app.cli")
-THINGS = ("ball", "cube", "cylinder", "capsule")
+OBJECTS = ("ball", "cube", "cylinder", "capsule")
 
 
-def pace(folder: Path, rows: int, sample: int, shards: int, settings: list[str], words: list[str]) -> dict[str, float]:
-    """Return clips an hour of a batch, and of one process after another that makes a clip with all cores, and the ratio
-    of the two; and how many files have other bytes where the batch was made in shards.
+def measure_batch(
+    folder: Path, rows: int, single_clips: int, shards: int, settings: list[str], flags: list[str]
+) -> dict[str, float]:
+    """Return the clips per hour of a batch and of one process per clip with all cores, and their ratio.
 
-    `settings` are FIELD=VALUE of all clips, `words` further ones of `longtake render`. A batch's time is all of it,
-    from the command to its end.
+    Also returns how many files differ where the batch is made in shards. `settings` are FIELD=VALUE for all clips,
+    `flags` further flags of `longtake render`. The time of a batch is that of the whole command.
     """
     jobs = folder / "jobs.txt"
-    jobs.write_text("".join(f"a red {THINGS[n % len(THINGS)]} bounces {n}\n" for n in range(rows)))
-    flags = [flag for setting in settings for flag in ("--set", setting)]
-    render = lambda output, *more: timed("render", str(jobs), "-o", str(output), *flags, *words, *more)
+    jobs.write_text("".join(f"a red {OBJECTS[n % len(OBJECTS)]} bounces {n}\n" for n in range(rows)))
+    flags = [*(flag for setting in settings for flag in ("--set", setting)), *flags]
+    render = lambda output, *more: run_timed("render", str(jobs), "-o", str(output), *flags, *more)
     hours = render(folder / "whole") / 3600
     for n in range(1, shards + 1):
         render(folder / "parts", "--shard", f"{n}/{shards}")
     whole, parts = digests(folder / "whole"), digests(folder / "parts")
-    asked = [json.loads(line) for line in (folder / "whole" / "manifest.jsonl").read_text().splitlines()]
-    chosen = asked[:: max(1, rows // sample)][:sample] if sample else []
-    alone = 0.0
-    for number, line in enumerate(chosen):
+    manifest = [json.loads(line) for line in (folder / "whole" / "manifest.jsonl").read_text().splitlines()]
+    samples = manifest[:: max(1, rows // single_clips)][:single_clips] if single_clips else []
+    single_hours = 0.0
+    for number, line in enumerate(samples):
         output = folder / f"{number}{Path(line['output']).suffix}"
         prompt = jobs.read_text().splitlines()[line["row"] - 1]
-        given = [flag for setting in settings for flag in _flag(setting)]
-        alone += timed("generate", prompt, *given, "-o", str(output)) / 3600
-    found = {"rows": len(whole), "an hour": round(len(whole) / hours), "shards": shards}
-    found["other bytes in shards"] = (
+        fields = [flag for setting in settings for flag in _flag(setting)]
+        single_hours += run_timed("generate", prompt, *fields, "-o", str(output)) / 3600
+    found: dict[str, float] = {"rows": len(whole), "clips per hour": round(len(whole) / hours), "shards": shards}
+    found["files that differ in shards"] = (
         sum(parts.get(name) != value for name, value in whole.items()) + len(parts) - len(whole)
     )
-    if chosen:
-        each = len(chosen) / alone
-        found |= {"a process each, an hour": round(each), "times": round(len(whole) / hours / each, 1)}
+    if samples:
+        single = len(samples) / single_hours
+        ratio = round(len(whole) / hours / single, 1)
+        found |= {"one process per clip, clips per hour": round(single), "speedup": ratio}
     return found
 
 
-def timed(*words: str) -> float:
+def run_timed(*argv: str) -> float:
     """Run a command of longtake; return its seconds."""
-    begun = time.monotonic()
-    subprocess.run([*LONGTAKE, *words], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    return time.monotonic() - begun
+    started = time.monotonic()
+    subprocess.run([*LONGTAKE, *argv], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return time.monotonic() - started
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -73,11 +74,11 @@ def _flag(setting: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    words = argparse.ArgumentParser("app.loadtest.throughput", description=(__doc__ or "").splitlines()[0])
-    words.add_argument("--rows", type=int, default=200)
-    words.add_argument("--sample", type=int, default=5, help="how many are made by a process each")
-    words.add_argument("--shards", type=int, default=4)
-    words.add_argument("--set", nargs="*", default=["steps=30"], metavar="FIELD=VALUE", help="of all clips")
-    chosen, more = words.parse_known_args()
+    parser = argparse.ArgumentParser("app.loadtest.throughput", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rows", type=int, default=200)
+    parser.add_argument("--single-clips", type=int, default=5, help="how many are made by a process each (default 5)")
+    parser.add_argument("--shards", type=int, default=4)
+    parser.add_argument("--set", nargs="*", default=["steps=30"], metavar="FIELD=VALUE", help="of all clips")
+    args, flags = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as folder:
-        print(pace(Path(folder), chosen.rows, chosen.sample, chosen.shards, chosen.set, more))
+        print(measure_batch(Path(folder), args.rows, args.single_clips, args.shards, args.set, flags))

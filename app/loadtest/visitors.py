@@ -1,4 +1,4 @@
-"""Let many visitors at once come to one studio, ask for a clip, reload while it is made, and find their own again.
+"""Let many visitors at once use one studio: request a clip, reload while it is made, and check that each gets its own.
 
 python -m app.loadtest.visitors
 """
@@ -24,55 +24,57 @@ from typing import Any
 
 import httpx
 
-from app.render import request_in
+from app.render import read_request
 
-LOOK_SECONDS = 0.5  # between two looks of a visitor
-MOST_SECONDS = 1800.0  # until the last visitor has its clip
+POLL_SECONDS = 0.5  # of a visitor
+TIMEOUT_SECONDS = 1800.0  # until the last visitor has its clip
 CHROMIUM = "/usr/bin/chromium"
-FLAGS = (
+CHROMIUM_FLAGS = (
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
     *("--disable-component-update", "--disable-sync"),
 )
 
 
 @dataclass
-class Visit:
-    """What one visitor lived through: whether its clip was there and its own, how often it came anew while the clip
-    waited and while it was made, cards of others that it was shown, and the seconds of each answer.
+class VisitorLog:
+    """What one visitor measured.
+
+    `served` and `wrong`: it got a clip, and it was another's. `reloads_queued` and `reloads_running` count reloads of
+    the page by the state of the clip, `strangers` the cards of other visitors that it was shown.
     """
 
     number: int
     token: str
     served: bool = False
     wrong: bool = False
-    while_waiting: int = 0
-    while_made: int = 0
+    reloads_queued: int = 0
+    reloads_running: int = 0
     strangers: int = 0
-    answers: list[float] = field(default_factory=list)
-    trouble: str = ""
+    response_seconds: list[float] = field(default_factory=list)
+    error: str = ""
 
     @property
     def prompt(self) -> str:
         return f"a large red ball bounces on the grass, number {self.number}"
 
-    def count(self, status: str) -> None:
-        """Count that it came anew."""
+    def count_reload(self, status: str) -> None:
+        """Count a reload of the page."""
         self.while_waiting += status == "queued"
         self.while_made += status == "in_progress"
 
-    def judge(self, path: Path) -> None:
-        """See whether a file is the clip that was asked for."""
-        request = request_in(path)
+    def check(self, path: Path) -> None:
+        """Check whether a file is the clip that was requested."""
+        request = read_request(path)
         self.served, self.wrong = True, (request.prompt, request.seed) != (self.prompt, self.number)
 
 
 @contextmanager
-def served(folder: Path, tokens: list[str], model: str | None, workers: int | None) -> Iterator[str]:
-    """Have a studio at a free port; yields its address."""
-    words = [sys.executable, "-m", "app.cli", "studio", str(folder), "--port", "0"]
-    words += (["--model", model] if model else []) + (["--workers", str(workers)] if workers else [])
-    environ = os.environ | {"LONGTAKE_TOKEN": ",".join(tokens)}
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environ)
+def running_studio(folder: Path, tokens: list[str], model: str | None, workers: int | None) -> Iterator[str]:
+    """Run a studio at a free port; yield its address."""
+    command = [sys.executable, "-m", "app.cli", "studio", str(folder), "--port", "0"]
+    command += (["--model", model] if model else []) + (["--workers", str(workers)] if workers else [])
+    environment = os.environ | {"LONGTAKE_TOKEN": ",".join(tokens)}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     try:
         assert process.stdout is not None
         yield process.stdout.readline().strip()
@@ -81,102 +83,102 @@ def served(folder: Path, tokens: list[str], model: str | None, workers: int | No
         process.wait()
 
 
-class Plain:
-    """A visitor without a browser: it signs in, opens the page, and asks what the page asks."""
+class HttpVisitor:
+    """A visitor without a browser: it signs in, opens the page, and sends the requests that the page sends."""
 
-    def __init__(self, visit: Visit, address: str, home: Path, steps: int):
-        self.visit, self.address, self.home, self.steps = visit, address, home, steps
+    def __init__(self, log: VisitorLog, address: str, downloads: Path, steps: int):
+        self.log, self.address, self.downloads, self.steps = log, address, downloads, steps
 
     def __call__(self) -> None:
         try:
-            self.come()
-        except Exception as error:  # which is told, and leaves the others at it
-            self.visit.trouble = f"{type(error).__name__}: {error}".splitlines()[0]
+            self.visit()
+        except Exception as error:  # reported in the log; the other visitors go on
+            self.log.error = f"{type(error).__name__}: {error}".splitlines()[0]
 
-    def come(self) -> None:
-        """Ask for a clip, come anew once while it waits and once while it is made, and take it home."""
-        visit, client = self.visit, self.arrive()
-        asked = {"prompt": visit.prompt, "seed": visit.number, "steps": self.steps}
-        id = self.call(client, "POST", "/studio/ask", json=asked).json()["cards"][0]["id"]
-        until, tag, card = time.monotonic() + MOST_SECONDS, "", {"status": "queued"}
+    def visit(self) -> None:
+        """Request a clip, reload once while it waits and once while it is made, and download it."""
+        log, client = self.log, self.open_page()
+        body = {"prompt": log.prompt, "seed": log.number, "steps": self.steps}
+        id = self.call(client, "POST", "/studio/ask", json=body).json()["cards"][0]["id"]
+        deadline, tag, card = time.monotonic() + TIMEOUT_SECONDS, "", {"status": "queued"}
         while card["status"] in ("queued", "in_progress"):
-            assert time.monotonic() < until, "a clip must be there in time"
-            time.sleep(LOOK_SECONDS)
+            assert time.monotonic() < deadline, "a clip must be completed in time"
+            time.sleep(POLL_SECONDS)
             answer = self.call(client, "GET", "/studio/clips", headers={"If-None-Match": tag} if tag else {})
             if answer.status_code == 304:
                 continue
             tag, cards = answer.headers["etag"], answer.json()["cards"]
-            visit.strangers += sum(one["id"] != id for one in cards)
+            log.strangers += sum(one["id"] != id for one in cards)
             card = next(one for one in cards if one["id"] == id)
-            if not {"queued": visit.while_waiting, "in_progress": visit.while_made}.get(card["status"], 1):
-                visit.count(card["status"])
+            if not {"queued": log.reloads_queued, "in_progress": log.reloads_running}.get(card["status"], 1):
+                log.count_reload(card["status"])
                 client.close()
-                client, tag = self.arrive(), ""
-        path = self.home / f"{visit.number}.mp4"
+                client, tag = self.open_page(), ""
+        path = self.downloads / f"{log.number}.mp4"
         path.write_bytes(self.call(client, "GET", card["content"]).content)
-        visit.judge(path)
+        log.check(path)
         client.close()
 
-    def arrive(self) -> httpx.Client:
-        """Open the page as a browser that was never there."""
+    def open_page(self) -> httpx.Client:
+        """Sign in like a browser without cookies."""
         client = httpx.Client(base_url=self.address, timeout=120, follow_redirects=True)
-        self.call(client, "POST", "/studio/sign-in", data={"token": self.visit.token})
+        self.call(client, "POST", "/studio/sign-in", data={"token": self.log.token})
         return client
 
     def call(self, client: httpx.Client, method: str, path: str, **more: Any) -> httpx.Response:
-        begun = time.monotonic()
+        started = time.monotonic()
         answer = client.request(method, path, **more)
-        self.visit.answers.append(time.monotonic() - begun)
+        self.log.response_seconds.append(time.monotonic() - started)
         if answer.status_code != 304:
             answer.raise_for_status()
         return answer
 
 
-async def browse(visits: list[Visit], address: str, home: Path, steps: int, chromium: str) -> None:
-    """Let each visitor come with a browser window of its own."""
+async def visit_in_browsers(logs: list[VisitorLog], address: str, downloads: Path, steps: int, chromium: str) -> None:
+    """Let each visitor use a browser window of its own."""
     from playwright.async_api import async_playwright
 
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=chromium, args=list(FLAGS))
-        await asyncio.gather(*(look_around(visit, browser, address, home, steps) for visit in visits))
+        browser = await playwright.chromium.launch(executable_path=chromium, args=list(CHROMIUM_FLAGS))
+        await asyncio.gather(*(visit_in_browser(log, browser, address, downloads, steps) for log in logs))
         await browser.close()
 
 
-async def look_around(visit: Visit, browser: Any, address: str, home: Path, steps: int) -> None:
-    """Do in a browser what a plain visitor does."""
+async def visit_in_browser(log: VisitorLog, browser: Any, address: str, downloads: Path, steps: int) -> None:
+    """Do in a browser what an HttpVisitor does."""
     context = await browser.new_context()
     try:
-        draft = json.dumps({"seed": visit.number, "lock": True, "steps": steps})  # as if it had been here before
+        draft = json.dumps({"seed": log.number, "lock": True, "steps": steps})  # as if it had been here before
         await context.add_init_script(f"localStorage['longtake.draft'] ??= {json.dumps(draft)}")
         page = await context.new_page()
-        page.set_default_timeout(MOST_SECONDS * 1000)
-        page.on("requestfinished", lambda one: visit.answers.append(max(0.0, one.timing["responseEnd"]) / 1000))
+        page.set_default_timeout(TIMEOUT_SECONDS * 1000)
+        page.on("requestfinished", lambda one: log.response_seconds.append(max(0.0, one.timing["responseEnd"]) / 1000))
         await page.goto(f"{address}/studio/")
-        await page.fill("input[name=token]", visit.token)
+        await page.fill("input[name=token]", log.token)
         await page.press("input[name=token]", "Enter")
         await page.wait_for_selector("html[data-ready]")
-        await page.fill("#f-prompt textarea", visit.prompt)
+        await page.fill("#f-prompt textarea", log.prompt)
         await page.click("#b-make")
         tile = await page.wait_for_selector("article.tile")
         id, status = await tile.get_attribute("data-id"), "queued"
         while status in ("queued", "in_progress"):
             mine = f'article.tile[data-id="{id}"]'
             status = await (await page.wait_for_selector(mine)).get_attribute("data-status")
-            visit.strangers += await page.locator("article.tile").count() - 1
-            if not {"queued": visit.while_waiting, "in_progress": visit.while_made}.get(status, 1):
-                visit.count(status)
+            log.strangers += await page.locator("article.tile").count() - 1
+            if not {"queued": log.reloads_queued, "in_progress": log.reloads_running}.get(status, 1):
+                log.count_reload(status)
                 await page.reload()
-            await asyncio.sleep(LOOK_SECONDS)
-        path = home / f"{visit.number}.mp4"
+            await asyncio.sleep(POLL_SECONDS)
+        path = downloads / f"{log.number}.mp4"
         path.write_bytes(await (await context.request.get(f"{address}/v1/videos/{id}/content")).body())
-        visit.judge(path)
-    except Exception as error:  # which is told, and leaves the others at it
-        visit.trouble = f"{type(error).__name__}: {error}".splitlines()[0]
+        log.check(path)
+    except Exception as error:  # reported in the log; the other visitors go on
+        log.error = f"{type(error).__name__}: {error}".splitlines()[0]
     finally:
         await context.close()
 
 
-def crowd(
+def run_visitors(
     folder: Path,
     visitors: int = 20,
     browsers: bool = False,
@@ -185,50 +187,50 @@ def crowd(
     steps: int = 60,
     chromium: str = CHROMIUM,
 ) -> dict[str, Any]:
-    """Let so many visitors come at once; returns what came of it."""
-    visits = [Visit(number, secrets.token_urlsafe()) for number in range(visitors)]
-    home = folder / "taken"
-    home.mkdir(parents=True)
-    with served(folder / "queue", [visit.token for visit in visits], model, workers) as address:
+    """Let visitors use a studio at once; return totals and response times."""
+    logs = [VisitorLog(number, secrets.token_urlsafe()) for number in range(visitors)]
+    downloads = folder / "downloads"
+    downloads.mkdir(parents=True)
+    with running_studio(folder / "queue", [log.token for log in logs], model, workers) as address:
         httpx.get(f"{address}/studio/sign-in", timeout=120).raise_for_status()
-        begun = time.monotonic()
+        started = time.monotonic()
         if browsers:
-            asyncio.run(browse(visits, address, home, steps, chromium))
+            asyncio.run(visit_in_browsers(logs, address, downloads, steps, chromium))
         else:
             with ThreadPoolExecutor(visitors) as threads:
-                list(threads.map(lambda visit: Plain(visit, address, home, steps)(), visits))
-        seconds = time.monotonic() - begun
-    answers = sorted(one for visit in visits for one in visit.answers) or [0.0]
-    totals = ("served", "wrong", "strangers", "while_waiting", "while_made")
+                list(threads.map(lambda log: HttpVisitor(log, address, downloads, steps)(), logs))
+        seconds = time.monotonic() - started
+    responses = sorted(seconds for log in logs for seconds in log.response_seconds) or [0.0]
+    totals = ("served", "wrong", "strangers", "reloads_queued", "reloads_running")
     return {
         "visitors": visitors,
-        **{name: sum(asdict(visit)[name] for visit in visits) for name in totals},
-        "answers": len(answers),
-        "middle_answer": round(answers[len(answers) // 2], 3),
-        "longest_answer": round(answers[-1], 2),
+        **{name: sum(asdict(log)[name] for log in logs) for name in totals},
+        "responses": len(responses),
+        "median_response_seconds": round(responses[len(responses) // 2], 3),
+        "slowest_response_seconds": round(responses[-1], 2),
         "seconds": round(seconds),
-        "troubles": [visit.trouble for visit in visits if visit.trouble],
+        "errors": [log.error for log in logs if log.error],
     }
 
 
 if __name__ == "__main__":
-    words = argparse.ArgumentParser("app.loadtest.visitors", description=(__doc__ or "").splitlines()[0])
-    words.add_argument("--visitors", type=int, default=20)
-    words.add_argument("--browsers", action="store_true", help="each with a window of Chromium, by Playwright")
-    words.add_argument("--chromium", default=CHROMIUM, metavar="FILE", help=f"default {CHROMIUM}")
-    words.add_argument("--model", help="a shipped model or a model folder")
-    words.add_argument("--workers", type=int, metavar="N", help="default: as longtake studio has")
-    words.add_argument("--steps", type=int, default=60, help="of each clip (default 60)")
-    chosen = words.parse_args()
-    with tempfile.TemporaryDirectory() as place:
-        found = crowd(
-            Path(place),
-            chosen.visitors,
-            chosen.browsers,
-            chosen.model,
-            chosen.workers,
-            chosen.steps,
-            chosen.chromium,
+    parser = argparse.ArgumentParser("app.loadtest.visitors", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--visitors", type=int, default=20)
+    parser.add_argument("--browsers", action="store_true", help="each with a Chromium window, through Playwright")
+    parser.add_argument("--chromium", default=CHROMIUM, metavar="FILE", help=f"default {CHROMIUM}")
+    parser.add_argument("--model", help="a shipped model or a model folder")
+    parser.add_argument("--workers", type=int, metavar="N", help="default: that of longtake studio")
+    parser.add_argument("--steps", type=int, default=60, help="of each clip (default 60)")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        found = run_visitors(
+            Path(folder),
+            args.visitors,
+            args.browsers,
+            args.model,
+            args.workers,
+            args.steps,
+            args.chromium,
         )
         print(json.dumps(found))
         sys.exit(0 if found["served"] == found["visitors"] and not found["wrong"] + found["strangers"] else 1)
