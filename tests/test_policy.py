@@ -10,10 +10,10 @@ from app.cli import main
 from app.policy.errors import PolicyError
 from app.policy.policy import OFF, POLICIES, STANDARD, STRICT, ContentPolicy, check_frames, check_prompt, rules
 from app.queue.jobs import DONE, FAILED, Queue
-from app.queue.worker import work
+from app.queue.worker import run_worker
 from app.render import render
 from dit.request import Moment, Request
-from training.evaluation.evaluate import SETS, WORDS, prompt_of, scenes_of
+from training.evaluation.evaluate import PHRASINGS, SETS, prompt_of, scenes_of
 
 FIRES = {
     "minors": ["a naked child", "nude 12-year-old girl", "teen hentai", "裸体的小女孩", "十二岁的裸女", "lolicon"],
@@ -127,7 +127,7 @@ def test_similar_harmless_phrases_pass(policy):
 
 
 def test_prompts_of_the_procedural_world_pass_the_strictest_policy():
-    texts = [prompt_of(scene, words) for words in WORDS for scene in islice(scenes_of(SETS[2], 0), 40)]
+    texts = [prompt_of(scene, words) for words in PHRASINGS for scene in islice(scenes_of(SETS[2], 0), 40)]
     assert {text: rule for text in texts if (rule := rule_of(text, STRICT))} == {}
 
 
@@ -259,10 +259,10 @@ def test_a_worker_refuses_queued_jobs_by_its_policy_and_continues(tiny_model, tm
     fields = {"model": str(tiny_model), "mode": "text-to-image", "steps": 1}
     texts = ({"prompt": "gore"}, {"prompt": "a ball", "upsampled_prompt": "a nude woman"}, {"prompt": "a red ball"})
     jobs = queue.submit([Request(**text, **fields) for text in texts], suffix=".png")
-    work(queue, until_empty=True, content_policy=ContentPolicy(STANDARD))
+    run_worker(queue, until_empty=True, content_policy=ContentPolicy(STANDARD))
     ended = [queue.job(job.id) for job in jobs]
     assert [job.state for job in ended] == [FAILED, FAILED, DONE]
-    assert [job.sentence.split(":")[0] for job in ended[:2]] == [
+    assert [job.message.split(":")[0] for job in ended[:2]] == [
         f"policy standard, rule {n}" for n in ("gore", "sexual")
     ]
     assert [path.name for path in queue.clips.iterdir()] == [jobs[2].output.name]
@@ -283,6 +283,6 @@ def test_a_refused_row_of_a_batch_does_not_stop_the_others(tmp_path, capsys):
     command = ["render", str(tmp_path / "jobs.txt"), "-o", str(tmp_path / "out"), "--dry-run", "--json"]
     assert main([*command, "--policy", "standard"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert (found["clips"], found["wrong"]) == (1, 1)
+    assert (found["clips"], found["invalid"]) == (1, 1)
     assert main([*command, "--policy", "off"]) == 0
     assert json.loads(capsys.readouterr().out)["clips"] == 2

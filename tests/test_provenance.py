@@ -341,8 +341,8 @@ def test_a_url_in_a_file_is_not_fetched(tmp_path):
 def run_verify(*arguments) -> int:
     top = argparse.ArgumentParser()
     add_verify(top.add_subparsers())
-    chosen = top.parse_args(["verify", *map(str, arguments)])
-    return chosen.act(chosen)
+    args = top.parse_args(["verify", *map(str, arguments)])
+    return args.run(args)
 
 
 def test_the_verify_command_prints_one_line_per_file(tmp_path, capsys):

@@ -18,7 +18,7 @@ from app.queue.jobs import FAILED, Queue
 from app.queue.lease import Shift
 from app.queue.previews import PREVIEWS, path_of, viewer
 from app.queue.worker import work
-from app.server.service import Service, offers_of
+from app.server.service import Service, served_models
 from app.studio.votes import VOTES, add_line
 from dit.modes import MODES
 from dit.request import Request
@@ -32,8 +32,8 @@ class Visitor(TestClient):
 
     def __init__(self, folder, tiny_model):
         self.queue = Queue(folder)
-        offers, check = offers_of(self.queue, [str(tiny_model)]), check_for("standard", "cpu", [str(tiny_model)])
-        service = Service(self.queue, offers, check, most_jobs=MOST_JOBS)
+        offers, check = served_models(self.queue, [str(tiny_model)]), check_for("standard", "cpu", [str(tiny_model)])
+        service = Service(self.queue, offers, check, max_open_jobs=MOST_JOBS)
         super().__init__(studio(service), base_url=HERE, raise_server_exceptions=False)
 
     def asks(self, **found):

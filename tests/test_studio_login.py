@@ -18,7 +18,7 @@ from app.loadtest.visitors import crowd
 from app.queue.jobs import Queue
 from app.queue.worker import work
 from app.server.auth import COOKIE
-from app.server.service import Service, offers_of
+from app.server.service import Service, served_models
 from tests.test_api import ONE, OTHER, serving
 
 HERE = "http://127.0.0.1:8000"
@@ -27,7 +27,7 @@ HTML = {"accept": "text/html,application/xhtml+xml"}
 
 def studio_in(folder, tiny_model):
     queue = Queue(folder)
-    return studio(Service(queue, offers_of(queue, [str(tiny_model)])), [ONE, OTHER])
+    return studio(Service(queue, served_models(queue, [str(tiny_model)])), [ONE, OTHER])
 
 
 @pytest.fixture
@@ -257,7 +257,7 @@ def test_no_path_and_no_address_is_taken_from_a_form(quiet, field, name):
     visitor = browser(quiet, ONE)
     for path in ("/studio/ask", "/studio/estimate"):
         answer = visitor.post(path, json={"prompt": "a ball", "mode": "inpaint", "box": [0, 0, 8, 8], field: name})
-        assert answer.status_code == 400 and re.search("no address or path", answer.json()["error"]["message"])
+        assert answer.status_code == 400 and re.search("URLs and paths", answer.json()["error"]["message"])
 
 
 def test_a_request_in_a_strangers_file_opens_nothing(shared, tmp_path):

@@ -1,4 +1,4 @@
-"""The HTTP server's routes: videos as the `openai` client asks for them, uploads, and the models on offer."""
+"""The HTTP API: the video routes of the `openai` client, uploads and models."""
 
 from __future__ import annotations
 
@@ -19,85 +19,100 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from app.policy.errors import PolicyError
-from app.queue.jobs import Crowded
-from app.server.auth import Gate, answer
-from app.server.mcp import Screen, add_tools
-from app.server.parsing import CLIP, SENDABLE, read_form, read_json, shown
-from app.server.schemas import ABOUT, EXAMPLES, FAILURES, Model, Models, Removed, Upload, Video, Videos, body
-from app.server.service import LONGEST_SENTENCE, REFUSALS, NotFound, Service
+from app.queue.jobs import QueueFull
+from app.server.auth import AuthMiddleware, error_response
+from app.server.mcp import AllowlistMiddleware, add_tools
+from app.server.parsing import CLIP_ALIAS, FILE_FIELDS, parse_form, parse_json, short_repr
+from app.server.schemas import (
+    DESCRIPTION,
+    ERROR_RESPONSES,
+    EXAMPLES,
+    Deleted,
+    FileObject,
+    Model,
+    ModelList,
+    Video,
+    VideoList,
+    body_schema,
+)
+from app.server.service import CLIENT_ERRORS, MAX_MESSAGE_CHARS, NotFound, Service
 from dit.request import RequestError
 from vae.video.pixels import contact_sheet, to_uint8
 from vae.video.sandbox import read_sampled_frames
 
-MOST_FILES, MOST_FIELDS = 6, 2000  # of a form
-GLIMPSE_SIDE, GLIMPSES = 256, 6  # pixels and frames of a spritesheet
-POLL_MS, MOST_POLL_MS = 500, 5000  # how soon to ask again: the later the more are ahead
-SAFE = {"X-Content-Type-Options": "nosniff"}
+MAX_FORM_FILES, MAX_FORM_FIELDS = 6, 2000
+SPRITE_SIDE, SPRITE_FRAMES = 256, 6  # pixels of a spritesheet's frame, and its frames
+POLL_MS, MAX_POLL_MS = 500, 5000  # how soon to poll again: later, the more jobs are ahead
+NOSNIFF = {"X-Content-Type-Options": "nosniff"}
 
 
-def server(
-    service: Service, tokens: Sequence[str] = (), add_rooms: Callable[[FastAPI], None] | None = None, sign_in: str = ""
+def create_app(
+    service: Service,
+    tokens: Sequence[str] = (),
+    add_routes: Callable[[FastAPI], None] | None = None,
+    login_path: str = "",
 ) -> FastAPI:
-    """Return the ASGI app that serves a queue to whoever has one of the tokens, or, with none, to this machine.
+    """Create the ASGI app that serves a queue to holders of the tokens, or, without tokens, to this machine only.
 
-    `add_rooms` adds routes before those that all servers have; `sign_in` is the page where browsers bring a token.
+    `add_routes` adds routes that take precedence over the API's; `login_path` is the page where browsers enter a token.
     """
     app = FastAPIOffline(
         redoc_url=None,
         title="Longtake",
         version="1",
-        description=ABOUT,
-        responses=FAILURES,
-        swagger_ui_parameters={"validatorUrl": None},  # which is elsewhere
+        description=DESCRIPTION,
+        responses=ERROR_RESPONSES,
+        swagger_ui_parameters={"validatorUrl": None},  # it is on another site
     )
     app.state.service = service
-    add_answers_to_errors(app)
-    if add_rooms:
-        add_rooms(app)
+    add_error_handlers(app)
+    if add_routes:
+        add_routes(app)
     add_videos(app)
     add_uploads(app)
     add_models(app)
     add_tools(app, service)
-    app.add_middleware(Screen)
-    app.add_middleware(Gate, tokens=tokens, sign_in=sign_in)  # the outermost
+    app.add_middleware(AllowlistMiddleware)
+    app.add_middleware(AuthMiddleware, tokens=tokens, login_path=login_path)  # added last, so outermost
     return app
 
 
-def add_answers_to_errors(app: FastAPI) -> None:
-    """Answer every error with one sentence in the shape that clients know."""
+def add_error_handlers(app: FastAPI) -> None:
+    """Answer every error with one sentence, in the format of the OpenAI API."""
 
-    def refused(request: Request, error: Exception) -> Response:
+    def bad_request(request: Request, error: Exception) -> Response:
         code = "content_policy_violation" if isinstance(error, PolicyError) else "invalid_value"
-        return answer(400, shown(error, LONGEST_SENTENCE), code)
+        return error_response(400, short_repr(error, MAX_MESSAGE_CHARS), code)
 
-    for kind in REFUSALS:
-        app.add_exception_handler(kind, refused)
+    for kind in CLIENT_ERRORS:
+        app.add_exception_handler(kind, bad_request)
 
-    @app.exception_handler(Crowded)
-    def crowded(request: Request, error: Crowded) -> Response:
-        return answer(429, shown(error, LONGEST_SENTENCE), "rate_limit_exceeded")
+    @app.exception_handler(QueueFull)
+    def queue_full(request: Request, error: QueueFull) -> Response:
+        return error_response(429, short_repr(error, MAX_MESSAGE_CHARS), "rate_limit_exceeded")
 
     @app.exception_handler(NotFound)
-    def missing(request: Request, error: NotFound) -> Response:
-        return answer(404, shown(error, LONGEST_SENTENCE), "not_found")
+    def not_found(request: Request, error: NotFound) -> Response:
+        return error_response(404, short_repr(error, MAX_MESSAGE_CHARS), "not_found")
 
     @app.exception_handler(HTTPException)
-    def other(request: Request, error: HTTPException) -> Response:
-        return answer(error.status_code, f"{request.method} {shown(request.url.path)}: {error.detail}")
+    def http_error(request: Request, error: HTTPException) -> Response:
+        return error_response(error.status_code, f"{request.method} {short_repr(request.url.path)}: {error.detail}")
 
     @app.exception_handler(RequestValidationError)
     def invalid(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         name = str(first["loc"][-1])
-        return answer(400, f"{name}: {first['msg']}; got {shown(first.get('input'))}", "invalid_value", name)
+        message = f"{name}: {first['msg']}; got {short_repr(first.get('input'))}"
+        return error_response(400, message, "invalid_value", name)
 
     @app.exception_handler(ClientDisconnect)
-    def gone(request: Request, error: ClientDisconnect) -> Response:
-        return Response(status_code=499)  # to nobody
+    def disconnected(request: Request, error: ClientDisconnect) -> Response:
+        return Response(status_code=499)  # nobody receives it
 
     @app.exception_handler(Exception)
-    def failed(request: Request, error: Exception) -> Response:
-        return answer(500, "the server failed; its log says more", "server_error")
+    def internal_error(request: Request, error: Exception) -> Response:
+        return error_response(500, "the server failed; its log says more", "server_error")
 
 
 def _service(request: Request) -> Service:
@@ -105,102 +120,111 @@ def _service(request: Request) -> Service:
 
 
 def _owner(request: Request, token: Annotated[Any, Security(HTTPBearer(auto_error=False))]) -> str:
-    """The gate has looked at the token; it is named here so that the page has a field for it."""
+    """Return the owner that the middleware found; `token` is declared so that the docs page has a field for it."""
     return request.state.owner
 
 
-Here, Owner = Annotated[Service, Depends(_service)], Annotated[str, Depends(_owner)]
+ServiceDep = Annotated[Service, Depends(_service)]
+OwnerDep = Annotated[str, Depends(_owner)]
 
 
-async def asked(request: Request, service: Service, owner: str) -> dict[str, Any]:
-    """Read a body: JSON, or a form whose files are kept and named by their ids."""
+async def read_body(request: Request, service: Service, owner: str) -> dict[str, Any]:
+    """Read the fields of a body: JSON, or a form, whose files are stored and replaced by their ids."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in ("multipart/form-data", "application/x-www-form-urlencoded"):
-        return read_json(await request.body())
-    form = await request.form(max_files=MOST_FILES, max_fields=MOST_FIELDS)
+        return parse_json(await request.body())
+    form = await request.form(max_files=MAX_FORM_FILES, max_fields=MAX_FORM_FIELDS)
     try:
         parts = form.multi_items()
         files = [(name, value) for name, value in parts if isinstance(value, UploadFile)]
-        found = read_form((name, value) for name, value in parts if isinstance(value, str))
+        found = parse_form((name, value) for name, value in parts if isinstance(value, str))
         for name, file in files:
-            if name not in SENDABLE or name in found:
-                raise RequestError(f"a form's files are {', '.join(SENDABLE)}, each once; got {shown(name)}")
-            found[name] = await run_in_threadpool(service.keep, file.file, owner)
+            if name not in FILE_FIELDS or name in found:
+                raise RequestError(f"a form's files are {', '.join(FILE_FIELDS)}, each once; got {short_repr(name)}")
+            found[name] = await run_in_threadpool(service.store_upload, file.file, owner)
         return found
     finally:
         await form.close()
 
 
-async def submitted(request: Request, service: Service, owner: str, **fixed: Any) -> dict[str, Any]:
-    """Queue what a body asks for; `fixed` are the fields that the route itself says."""
-    found = await asked(request, service, owner)
+async def submit_body(request: Request, service: Service, owner: str, **fixed: Any) -> dict[str, Any]:
+    """Queue the request in a body and return its video object; `fixed` fields come from the route."""
+    found = await read_body(request, service, owner)
     return await run_in_threadpool(lambda: service.video(service.submit(found | fixed, owner)))
 
 
 def add_videos(app: FastAPI) -> None:
     """Add the routes of videos."""
 
-    @app.post("/v1/videos", response_model=Video, tags=["videos"], openapi_extra=body((), EXAMPLES))
-    async def create(request: Request, service: Here, owner: Owner):
-        """Ask for a video."""
-        return await submitted(request, service, owner)
+    @app.post("/v1/videos", response_model=Video, tags=["videos"], openapi_extra=body_schema((), EXAMPLES))
+    async def create(request: Request, service: ServiceDep, owner: OwnerDep):
+        """Queue a video."""
+        return await submit_body(request, service, owner)
 
-    changed = {"changed": {"value": {"prompt": "a large green ball bounces", "video": {"id": "VIDEO"}}}}
-    longer = {"longer": {"value": {"prompt": "the ball bounces on", "seconds": "2", "video": {"id": "VIDEO"}}}}
-
-    @app.post(
-        "/v1/videos/edits", response_model=Video, tags=["videos"], openapi_extra=body(("prompt", "video"), changed)
-    )
-    async def edit(request: Request, service: Here, owner: Owner):
-        """Ask for a video again, altered by new words."""
-        return await submitted(request, service, owner, mode="edit")
+    edit_example = {"edit": {"value": {"prompt": "a large green ball bounces", "video": {"id": "VIDEO"}}}}
+    extension_example = {
+        "extension": {"value": {"prompt": "the ball bounces on", "seconds": "2", "video": {"id": "VIDEO"}}}
+    }
 
     @app.post(
-        "/v1/videos/extensions", response_model=Video, tags=["videos"], openapi_extra=body(("prompt", "video"), longer)
+        "/v1/videos/edits",
+        response_model=Video,
+        tags=["videos"],
+        openapi_extra=body_schema(("prompt", "video"), edit_example),
     )
-    async def extend(request: Request, service: Here, owner: Owner):
-        """Ask for more of a video; seconds are those to add."""
-        return await submitted(request, service, owner, mode="extend")
+    async def edit(request: Request, service: ServiceDep, owner: OwnerDep):
+        """Queue an edit of a video with another prompt (SDEdit)."""
+        return await submit_body(request, service, owner, mode="edit")
+
+    @app.post(
+        "/v1/videos/extensions",
+        response_model=Video,
+        tags=["videos"],
+        openapi_extra=body_schema(("prompt", "video"), extension_example),
+    )
+    async def extend(request: Request, service: ServiceDep, owner: OwnerDep):
+        """Queue an extension of a video; seconds are the seconds to add."""
+        return await submit_body(request, service, owner, mode="extend")
 
     @app.post(
         "/v1/videos/{video_id}/remix",
         response_model=Video,
         tags=["videos"],
-        openapi_extra=body(("prompt",), {"words": {"value": {"prompt": "a large green ball bounces"}}}, ()),
+        openapi_extra=body_schema(("prompt",), {"prompt": {"value": {"prompt": "a large green ball bounces"}}}, ()),
     )
-    async def remix(video_id: str, request: Request, service: Here, owner: Owner):
-        """Ask for a video told in other words."""
-        await run_in_threadpool(service.finished, video_id, owner)
-        return await submitted(request, service, owner, mode="remix", **{CLIP: video_id})
+    async def remix(video_id: str, request: Request, service: ServiceDep, owner: OwnerDep):
+        """Queue a remix of a video: an edit of high strength, which keeps little but the layout."""
+        await run_in_threadpool(service.completed_job, video_id, owner)
+        return await submit_body(request, service, owner, mode="remix", **{CLIP_ALIAS: video_id})
 
-    @app.get("/v1/videos", response_model=Videos, tags=["videos"])
-    def listed(
-        service: Here,
-        owner: Owner,
-        after: Annotated[str | None, Query(description="the last id of the page before")] = None,
+    @app.get("/v1/videos", response_model=VideoList, tags=["videos"])
+    def list_videos(
+        service: ServiceDep,
+        owner: OwnerDep,
+        after: Annotated[str | None, Query(description="the last id of the previous page")] = None,
         limit: Annotated[int, Query(ge=1, le=100)] = 20,
         order: Literal["asc", "desc"] = "desc",
     ):
-        """List your videos, the latest first."""
+        """List your videos, newest first."""
         if after:
             service.job(after, owner)
-        jobs = service.queue.jobs(owner=owner, most=limit + 1, after=after, earliest=order == "asc")
+        jobs = service.queue.jobs(owner=owner, limit=limit + 1, after=after, oldest_first=order == "asc")
         data = [service.video(job) for job in jobs[:limit]]
         ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {}
         return {"data": data, "has_more": len(jobs) > limit, **ends}
 
     @app.get("/v1/videos/{video_id}", response_model=Video, tags=["videos"])
-    def retrieve(video_id: str, service: Here, owner: Owner, response: Response):
-        """Say how far a video is."""
-        found = service.video(service.job(video_id, owner))
-        wait = min(MOST_POLL_MS, POLL_MS + 100 * (found["ahead"] or 0))
-        response.headers["openai-poll-after-ms"] = str(wait)
-        return found
+    def retrieve(video_id: str, service: ServiceDep, owner: OwnerDep, response: Response):
+        """Return the state and progress of a video."""
+        video = service.video(service.job(video_id, owner))
+        poll_ms = min(MAX_POLL_MS, POLL_MS + 100 * (video["ahead"] or 0))
+        response.headers["openai-poll-after-ms"] = str(poll_ms)
+        return video
 
-    @app.delete("/v1/videos/{video_id}", response_model=Removed, tags=["videos"])
-    def delete(video_id: str, service: Here, owner: Owner):
-        """Remove a video; one that is being made is stopped."""
-        return {"id": video_id, "deleted": service.drop(video_id, owner)}
+    @app.delete("/v1/videos/{video_id}", response_model=Deleted, tags=["videos"])
+    def delete(video_id: str, service: ServiceDep, owner: OwnerDep):
+        """Delete a video; one that is being generated is cancelled."""
+        return {"id": video_id, "deleted": service.delete(video_id, owner)}
 
     @app.get(
         "/v1/videos/{video_id}/content",
@@ -210,54 +234,57 @@ def add_videos(app: FastAPI) -> None:
     )
     def content(
         video_id: str,
-        service: Here,
-        owner: Owner,
+        service: ServiceDep,
+        owner: OwnerDep,
         variant: Literal["video", "thumbnail", "spritesheet"] = "video",
     ):
-        """Take the file of a video, or a picture of it: its first frame, or six frames in a row."""
-        path = service.finished(video_id, owner).output
+        """Download the file of a video, its thumbnail, or a spritesheet of six frames."""
+        path = service.completed_job(video_id, owner).output
         if not path.is_file():
             raise NotFound(f"a video must have its file; that of {video_id} was removed by hand; make it again")
         if variant == "video":
-            return FileResponse(path, filename=path.name, headers=SAFE)
-        return Response(look(path, variant), media_type="image/webp", headers=SAFE)
+            return FileResponse(path, filename=path.name, headers=NOSNIFF)
+        return Response(still_image(path, variant), media_type="image/webp", headers=NOSNIFF)
 
 
-def look(path: Path, variant: str) -> bytes:
-    """Return a picture of a clip, as WebP: its first frame, or a row of frames."""
-    seen = read_sampled_frames(path, 1 if variant == "thumbnail" else GLIMPSES, GLIMPSE_SIDE)
-    pixels = to_uint8(seen[:, 0]) if variant == "thumbnail" else contact_sheet([seen], columns=GLIMPSES, scale=1)
-    picture = io.BytesIO()
-    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(picture, "WEBP")
-    return picture.getvalue()
+def still_image(path: Path, variant: str) -> bytes:
+    """Return the thumbnail (first frame) or spritesheet (a row of frames) of a clip, as WebP."""
+    frames = read_sampled_frames(path, 1 if variant == "thumbnail" else SPRITE_FRAMES, SPRITE_SIDE)
+    if variant == "thumbnail":
+        pixels = to_uint8(frames[:, 0])
+    else:
+        pixels = contact_sheet([frames], columns=SPRITE_FRAMES, scale=1)
+    image = io.BytesIO()
+    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(image, "WEBP")
+    return image.getvalue()
 
 
 def add_uploads(app: FastAPI) -> None:
-    """Add the routes of files that are sent once and named often."""
+    """Add the routes of uploads, which later requests name by their ids."""
 
-    def described(path: Path) -> dict[str, Any]:
+    def file_object(path: Path) -> dict[str, Any]:
         status = path.stat()
-        told = {"bytes": status.st_size, "created_at": int(status.st_mtime), "filename": path.name}
-        return {"id": f"file-{path.stem}"} | told
+        fields = {"bytes": status.st_size, "created_at": int(status.st_mtime), "filename": path.name}
+        return {"id": f"file-{path.stem}"} | fields
 
     file = {"type": "string", "format": "binary"}
     schema = {"type": "object", "required": ["file"], "properties": {"file": file, "purpose": {"type": "string"}}}
     form = {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
 
-    @app.post("/v1/files", response_model=Upload, tags=["files"], openapi_extra=form)
-    async def send(request: Request, service: Here, owner: Owner):
-        """Send a picture or a clip, to name it in requests."""
-        async with request.form(max_files=1, max_fields=10) as sent:
-            file = sent.get("file")
+    @app.post("/v1/files", response_model=FileObject, tags=["files"], openapi_extra=form)
+    async def upload(request: Request, service: ServiceDep, owner: OwnerDep):
+        """Upload an image or a clip, to name it in requests."""
+        async with request.form(max_files=1, max_fields=10) as fields:
+            file = fields.get("file")
             if not isinstance(file, UploadFile):
                 raise RequestError("a form must have the file in its part named file; got none")
-            id = await run_in_threadpool(service.keep, file.file, owner)
-        return described(service.file(id, owner))
+            id = await run_in_threadpool(service.store_upload, file.file, owner)
+        return file_object(service.upload_path(id, owner))
 
-    @app.get("/v1/files/{file_id}", response_model=Upload, tags=["files"])
-    def sent(file_id: str, service: Here, owner: Owner):
-        """Describe a file that you sent."""
-        return described(service.file(file_id, owner))
+    @app.get("/v1/files/{file_id}", response_model=FileObject, tags=["files"])
+    def retrieve_file(file_id: str, service: ServiceDep, owner: OwnerDep):
+        """Describe a file that you uploaded."""
+        return file_object(service.upload_path(file_id, owner))
 
     @app.get(
         "/v1/files/{file_id}/content",
@@ -265,26 +292,26 @@ def add_uploads(app: FastAPI) -> None:
         response_class=Response,
         responses={200: {"description": "The file.", "content": {"video/mp4": {}, "image/png": {}}}},
     )
-    def sent_content(file_id: str, service: Here, owner: Owner):
-        """Take a file that you sent."""
-        path = service.file(file_id, owner)
-        return FileResponse(path, filename=path.name, headers=SAFE)
+    def file_content(file_id: str, service: ServiceDep, owner: OwnerDep):
+        """Download a file that you uploaded."""
+        path = service.upload_path(file_id, owner)
+        return FileResponse(path, filename=path.name, headers=NOSNIFF)
 
-    @app.delete("/v1/files/{file_id}", response_model=Removed, tags=["files"])
-    def remove(file_id: str, service: Here, owner: Owner):
-        """Remove a file that you sent."""
-        service.file(file_id, owner).unlink(missing_ok=True)
+    @app.delete("/v1/files/{file_id}", response_model=Deleted, tags=["files"])
+    def delete_file(file_id: str, service: ServiceDep, owner: OwnerDep):
+        """Delete a file that you uploaded."""
+        service.upload_path(file_id, owner).unlink(missing_ok=True)
         return {"id": file_id, "object": "file", "deleted": True}
 
 
 def add_models(app: FastAPI) -> None:
-    """Add the list of models on offer, and the way to the page that explains all this."""
+    """Add the list of models, and the redirect from / to the docs."""
 
-    @app.get("/v1/models", response_model=Models, tags=["models"])
-    def models(service: Here, owner: Owner):
-        """List the models on offer."""
-        return {"data": [Model(id=name) for name in service.offers]}
+    @app.get("/v1/models", response_model=ModelList, tags=["models"])
+    def list_models(service: ServiceDep, owner: OwnerDep):
+        """List the models."""
+        return {"data": [Model(id=name) for name in service.models]}
 
     @app.get("/", include_in_schema=False)
-    def page():
+    def redirect_to_docs():
         return RedirectResponse("/docs")

@@ -1,7 +1,7 @@
-"""The same service for `gradio_client` and, by the Model Context Protocol, as tools of language models.
+"""Serve `gradio_client` and, by the Model Context Protocol (MCP), language models.
 
-Gradio has many doors: it opens paths, and fetches addresses, that stand in what its clients send. Only those that three
-functions of words and numbers need are left open (`Screen`).
+Gradio has many routes, and opens paths and fetches URLs that clients send. Only the routes that three functions of text
+and numbers need are reachable (`AllowlistMiddleware`).
 """
 
 from __future__ import annotations
@@ -16,39 +16,40 @@ from collections.abc import Callable, Iterator, Set
 from functools import partial
 from typing import Any
 
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # which gradio reads when it is imported
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # gradio reads it when it is imported
 
 import gradio as gr
 from fastapi import FastAPI
+from gradio.events import api
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.queue.jobs import ENDED
-from app.server.auth import answer
-from app.server.parsing import shown
-from app.server.service import LONGEST_SENTENCE, REFUSALS, NotFound, Service
+from app.queue.jobs import FINISHED
+from app.server.auth import error_response
+from app.server.parsing import short_repr
+from app.server.service import CLIENT_ERRORS, MAX_MESSAGE_CHARS, NotFound, Service
 
-AT = "/tools"
-DOORS = {
+MOUNT_PATH = "/tools"
+ALLOWED_ROUTES = {
     *(("GET", "/config"), ("GET", "/gradio_api/info"), ("GET", "/gradio_api/queue/data")),
     *(("POST", "/gradio_api/queue/join"), ("POST", "/gradio_api/mcp"), ("POST", "/gradio_api/mcp/")),
 }
-MOST_BYTES = 2**20  # of a body
-FILE_SIGNS = ("_type", "path")  # by which gradio knows that an object stands for a file
-WAIT_SECONDS, LOOK_SECONDS = 600.0, 0.25  # how long a call waits for its video, and between two looks
+MAX_BODY_BYTES = 2**20
+FILE_KEYS = ("_type", "path")  # gradio takes an object with one of these keys for a file
+WAIT_SECONDS, POLL_SECONDS = 600.0, 0.25  # how long a call waits for its video, and how often it checks
 LOG = logging.getLogger("longtake.serve")
 
 
 def add_tools(app: FastAPI, service: Service) -> None:
-    """Add the functions below to a server, under /tools."""
+    """Mount the tool functions on a server, under /tools."""
     with gr.Blocks(title="Longtake", analytics_enabled=False) as blocks:
-        for function in functions(service):
-            gr.api(function, api_name=function.__name__, queue=False, concurrency_limit=None)
+        for function in tool_functions(service):
+            api(function, api_name=function.__name__, queue=False, concurrency_limit=None)
     gr.mount_gradio_app(
         app,
         blocks,
-        AT,
+        MOUNT_PATH,
         mcp_server=True,
         show_error=False,
         run_history=False,
@@ -58,8 +59,8 @@ def add_tools(app: FastAPI, service: Service) -> None:
     )
 
 
-def functions(service: Service) -> Iterator[Callable]:
-    """Yield what clients may call; its docstrings are what they read of it."""
+def tool_functions(service: Service) -> Iterator[Callable]:
+    """Yield the functions that clients may call; clients read their docstrings."""
 
     async def make_video(
         prompt: str,
@@ -71,127 +72,139 @@ def functions(service: Service) -> Iterator[Callable]:
         wait: bool = True,
         request: gr.Request = None,  # type: ignore[assignment]
     ) -> dict:
-        """Make a video or a picture from words. When its status is "completed", its file is at `content` on this
-        server, for the same token.
+        """Generate a video or an image from text. When its status is "completed", download its file from the path
+        `content` of this server, with the same token.
 
         Args:
-            prompt: What is to be seen, in a sentence, such as "a large red ball bounces on the grass".
-            mode: text-to-video, text-to-image, loop or long; or, of an earlier video, extend, edit or remix.
+            prompt: What the video shows, in a sentence, such as "a large red ball bounces on the grass".
+            mode: text-to-video, text-to-image, loop or long; or, with an earlier video, extend, edit or remix.
             video: The id of the earlier video, for extend, edit and remix.
-            seconds: How long it is to be; 0 leaves it to the model.
-            size: Columns and rows in pixels, such as 64x64; nothing leaves it to the model.
-            seed: Which of all videos that fit the prompt.
-            wait: Whether to answer only when the video is there; if not, ask video_state later.
+            seconds: The duration; 0 for the model's default.
+            size: Columns and rows in pixels, such as 64x64; empty for the model's default.
+            seed: The seed of the noise; another seed gives another video for the same prompt.
+            wait: Whether to answer only when the video is finished; if not, call video_state later.
         """
         given = {"video": video, "seconds": seconds, "size": size}
         found = {"prompt": prompt, "mode": mode, "seed": seed} | {key: value for key, value in given.items() if value}
         owner, until = request.state.owner, time.monotonic() + WAIT_SECONDS
-        job = await said(lambda: service.submit(found, owner))
-        while wait and job.state not in ENDED and time.monotonic() < until:
-            await asyncio.sleep(LOOK_SECONDS)
-            job = await said(partial(service.job, job.id, owner))
-        return told(service.video(job), request)
+        job = await call_service(lambda: service.submit(found, owner))
+        while wait and job.state not in FINISHED and time.monotonic() < until:
+            await asyncio.sleep(POLL_SECONDS)
+            job = await call_service(partial(service.job, job.id, owner))
+        return encode_result(service.video(job), request)
 
     async def video_state(id: str, request: gr.Request = None) -> dict:  # type: ignore[assignment]
-        """Say how far a video is: queued, in_progress, completed or failed, and how many come before it.
+        """Return the state of a video: queued, in_progress, completed or failed, and the number of videos before it.
 
         Args:
-            id: The id that make_video gave.
+            id: The id that make_video returned.
         """
-        job = await said(lambda: service.job(id, request.state.owner))
-        return told(service.video(job), request)
+        job = await call_service(lambda: service.job(id, request.state.owner))
+        return encode_result(service.video(job), request)
 
-    async def list_videos(most: int = 20, request: gr.Request = None) -> list:  # type: ignore[assignment]
-        """List the latest videos of this token, the latest first.
+    async def list_videos(limit: int = 20, request: gr.Request = None) -> list:  # type: ignore[assignment]
+        """List the videos of this token, newest first.
 
         Args:
-            most: How many to list, up to 100.
+            limit: The maximum number of videos, up to 100.
         """
-        jobs = await said(lambda: service.queue.jobs(owner=request.state.owner, most=max(1, min(int(most), 100))))
-        return told([service.video(job) for job in jobs], request)
+        owner, within = request.state.owner, max(1, min(int(limit), 100))
+        jobs = await call_service(lambda: service.queue.jobs(owner=owner, limit=within))
+        return encode_result([service.video(job) for job in jobs], request)
 
     yield from (make_video, video_state, list_videos)
 
 
-async def said(work: Callable[[], Any]) -> Any:
-    """Do something; what goes wrong is told in one sentence."""
+async def call_service(work: Callable[[], Any]) -> Any:
+    """Run `work` in a thread; an error becomes one sentence for the client, as gr.Error."""
     try:
         return await run_in_threadpool(work)
-    except (NotFound, *REFUSALS) as error:
-        raise gr.Error(shown(error, LONGEST_SENTENCE), print_exception=False) from None
+    except (NotFound, *CLIENT_ERRORS) as error:
+        raise gr.Error(short_repr(error, MAX_MESSAGE_CHARS), print_exception=False) from None
     except Exception as error:
         LOG.error("a tool failed", exc_info=error)
         raise gr.Error("the server failed; its log says more", print_exception=False) from None
 
 
-def told(found: Any, request: Any) -> Any:
-    """Return data to gradio's clients, and JSON to tools, which get no gr.Request and would see Python instead."""
-    return found if isinstance(request, gr.Request) else json.dumps(found, ensure_ascii=False)
+def encode_result(result: Any, request: Any) -> Any:
+    """Return data for gradio's clients, JSON text for MCP tools, which have no gr.Request.
+
+    Without that, gradio would send an MCP client the repr of the Python object.
+    """
+    return result if isinstance(request, gr.Request) else json.dumps(result, ensure_ascii=False)
 
 
-class Screen:
-    """Let nothing through to what is `at` some path but its few doors, and files of its folders, and nothing in a body
-    that gradio would take for a file; nor a query, unless it is `asked`.
+class AllowlistMiddleware:
+    """ASGI middleware: below `mount_path`, allow only some routes, files of some folders, and JSON without files.
+
+    `routes` are (method, path below `mount_path`). `folders` are path prefixes of which all files may be fetched. With
+    `pass_query` False, query strings are dropped. Gradio never sees an object in a body that it would take for a file.
     """
 
     def __init__(
-        self, app: ASGIApp, at: str = AT, doors: Set[tuple[str, str]] = DOORS, folders: tuple[str, ...] = (), asked=True
+        self,
+        app: ASGIApp,
+        mount_path: str = MOUNT_PATH,
+        routes: Set[tuple[str, str]] = ALLOWED_ROUTES,
+        folders: tuple[str, ...] = (),
+        pass_query: bool = True,
     ):
-        self.app, self.at, self.doors, self.folders, self.asked = app, at, doors, folders, asked
+        self.app, self.mount_path, self.routes = app, mount_path, routes
+        self.folders, self.pass_query = folders, pass_query
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not (scope["path"] + "/").startswith(f"{self.at}/"):
+        if scope["type"] != "http" or not (scope["path"] + "/").startswith(f"{self.mount_path}/"):
             return await self.app(scope, receive, send)
-        method, path = scope["method"], scope["path"].removeprefix(self.at)
+        method, path = scope["method"], scope["path"].removeprefix(self.mount_path)
         in_folder = method == "GET" and path.startswith(self.folders) and not re.search(r"\.\.|//", path)
-        if (method, path) not in self.doors and not in_folder:
-            refusal = answer(404, f"there is nothing of that name at {self.at}; see /docs", "not_found")
-            return await refusal(scope, receive, send)
-        if not self.asked:
-            scope = scope | {"query_string": b""}
+        if (method, path) not in self.routes and not in_folder:
+            message = f"there is nothing of that name at {self.mount_path}; see /docs"
+            return await error_response(404, message, "not_found")(scope, receive, send)
+        if not self.pass_query:
+            scope = {**scope, "query_string": b""}
         if method in ("GET", "HEAD"):
             return await self.app(scope, receive, send)
         try:
-            body = await whole(receive)
+            body = await read_whole_body(receive)
         except HTTPException as error:
-            return await answer(error.status_code, error.detail, "too_large")(scope, receive, send)
-        if not plain_json(body):
-            refusal = answer(400, "a call takes words and numbers in JSON; files go to POST /v1/files", "invalid_value")
-            return await refusal(scope, receive, send)
-        await self.app(scope, again(body, receive), send)
+            return await error_response(error.status_code, error.detail, "too_large")(scope, receive, send)
+        if not is_json_without_files(body):
+            message = "a call takes text and numbers in JSON; send files to POST /v1/files"
+            return await error_response(400, message, "invalid_value")(scope, receive, send)
+        await self.app(scope, replay_body(body, receive), send)
 
 
-async def whole(receive: Receive) -> bytes:
-    """Receive a whole body; raises HTTPException for a large one."""
+async def read_whole_body(receive: Receive) -> bytes:
+    """Receive a whole body; raises HTTPException where it is too large."""
     body, more = b"", True
     while more:
         message = await receive()
         body += message.get("body", b"")
         more = message.get("more_body", False)
-        if len(body) > MOST_BYTES:
-            raise HTTPException(413, f"a call must have at most {MOST_BYTES:,} bytes; this one has more; send less")
+        if len(body) > MAX_BODY_BYTES:
+            raise HTTPException(413, f"a call must have at most {MAX_BODY_BYTES:,} bytes; this one has more; send less")
     return body
 
 
-def again(body: bytes, receive: Receive) -> Receive:
-    """Receive a body that was received already, and then what comes."""
+def replay_body(body: bytes, receive: Receive) -> Receive:
+    """Return a `receive` that gives a body that was read already, and then the messages of the original."""
     messages = iter([{"type": "http.request", "body": body, "more_body": False}])
 
-    async def receive_again() -> Message:
+    async def receive_replayed() -> Message:
         return next(messages, None) or await receive()
 
-    return receive_again
+    return receive_replayed
 
 
-def plain_json(body: bytes) -> bool:
-    """Say whether a body is JSON in which nothing stands for a file."""
+def is_json_without_files(body: bytes) -> bool:
+    """Return whether a body is JSON and contains no object that gradio takes for a file."""
 
-    def plain(value: Any) -> bool:
+    def without_files(value: Any) -> bool:
         if isinstance(value, dict):
-            return not any(sign in value for sign in FILE_SIGNS) and all(map(plain, value.values()))
-        return all(map(plain, value)) if isinstance(value, list) else True
+            return not any(key in value for key in FILE_KEYS) and all(map(without_files, value.values()))
+        return all(map(without_files, value)) if isinstance(value, list) else True
 
     try:
-        return plain(json.loads(body))
+        return without_files(json.loads(body))
     except (ValueError, RecursionError):
         return False

@@ -1,4 +1,4 @@
-"""What the server answers and how it explains itself: the shapes in its OpenAPI page, with examples."""
+"""The response models of the HTTP API, and its OpenAPI descriptions and examples."""
 
 from __future__ import annotations
 
@@ -6,56 +6,59 @@ from typing import Any
 
 from pydantic import BaseModel, Field, TypeAdapter
 
-from app.server.parsing import FIRST, OFFERED, SENDABLE
+from app.server.parsing import CLIENT_FIELDS, FILE_FIELDS, IMAGE_ALIAS
 from dit.modes import MODES
 from dit.request import Request
 
-ABOUT = """Make videos from words, with the routes that the `openai` client's `client.videos` speaks.
+DESCRIPTION = """Generate videos from text, with the routes of the `openai` client's `client.videos`.
 
-Send a prompt to `POST /v1/videos`, ask `GET /v1/videos/{id}` until its `status` is `completed`, and take the file from
-`GET /v1/videos/{id}/content`. While a video waits, `ahead` says how many come before it; while it is made, `progress`
-is in percent and `eta` in seconds. Files go in a form, or are named by the id of a video or of an upload of yours:
-addresses are not fetched and paths are not opened. Where the server asks for a token, send it as
-`Authorization: Bearer TOKEN`; nobody else sees what you make. For `gradio_client` the same is at `/tools/`, as tools
-of the Model Context Protocol at `/tools/gradio_api/mcp/`."""
+Send a prompt to `POST /v1/videos`, poll `GET /v1/videos/{id}` until its `status` is `completed`, and download the file
+from `GET /v1/videos/{id}/content`. While a video waits, `ahead` is the number of videos before it; while it is
+generated, `progress` is in percent and `eta` in seconds. Send files in a form, or name them by the id of your video or
+upload: URLs are not fetched and paths are not opened. Where the server requires a token, send it as
+`Authorization: Bearer TOKEN`; nobody else sees your videos. For `gradio_client` the same service is at `/tools/`, and
+as tools of the Model Context Protocol at `/tools/gradio_api/mcp/`."""
 
-SAID = {
-    "mode": "One of " + ", ".join(MODES) + "; by default text-to-video, with a picture image-to-video.",
-    "prompt": "What is to be seen.",
-    "upsample": "auto: let the shipped upsampler write the prompt out.",
-    "upsampled_prompt": "What the model reads in place of the prompt.",
-    "image": "The first frame: an upload, or the id of a picture.",
-    "clip": "The clip to begin with: an upload, or the id of a video or file.",
-    "other": "The clip to arrive at.",
-    "keyframes": "Pairs of seconds and the id of a picture, for keyframes.",
-    "side": "Where an extension goes: after, before or both.",
-    "strength": "Of an edit, from 0, which returns the clip, to 1, which forgets it.",
-    "window": "A stretch of the clip: from and to, in seconds.",
-    "box": "A part of the frame: left, top, right and bottom, in pixels.",
-    "mask": "A picture or clip, white where to make anew.",
-    "moments": "A storyboard: objects with at, prompt and, if you like, the ids image and clip.",
+FIELD_DESCRIPTIONS = {
+    "mode": "One of " + ", ".join(MODES) + "; by default text-to-video, or image-to-video with an image.",
+    "prompt": "What the video shows.",
+    "upsample": "auto: let the shipped upsampler rewrite the prompt in more detail.",
+    "upsampled_prompt": "The prompt that the model reads in place of `prompt`.",
+    "image": "The first frame: an upload, or the id of an image.",
+    "clip": "The input clip: an upload, or the id of a video or file.",
+    "other": "The clip to connect to.",
+    "keyframes": "Pairs of a time in seconds and the id of an image.",
+    "side": "Where to extend the clip: after, before or both.",
+    "strength": "Strength of an edit: 0 keeps the clip, 1 ignores it.",
+    "window": "A part of the clip to generate again: from and to, in seconds.",
+    "box": "A region of the frame to generate again: left, top, right and bottom, in pixels.",
+    "mask": "An image or clip, white where to generate again.",
+    "moments": "A storyboard: objects with at, prompt and, optionally, the ids image and clip.",
     "size": "Columns and rows in pixels, as in 64x64 or [64, 64].",
-    "seconds": "How long.",
-    "fps": "Frames a second.",
-    "steps": "How many times the sampler looks at the clip.",
-    "guidance": "How strictly to follow the prompt; 1 is plain.",
-    "negative_prompt": "What to lead away from.",
+    "seconds": "Duration of the clip.",
+    "fps": "Frames per second.",
+    "steps": "Number of sampler steps.",
+    "guidance": "Scale of classifier-free guidance; 1 is no guidance.",
+    "guidance_interval": "Noise levels, from and to, at which guidance applies.",
+    "guidance_rescale": "How much of the contrast that guidance adds is taken back, 0 to 1.",
+    "frame_guidance": "Scale of guidance towards the given frames.",
+    "negative_prompt": "What to guide away from.",
     "sampler": "The sampler: euler, heun or dpm.",
-    "seed": "Which of all clips that fit the prompt.",
-    "watermark": "A corner for a small badge that says AI.",
-    "model": "A model on offer, see GET /v1/models.",
+    "seed": "Seed of the noise; the same seed and request give the same clip.",
+    "watermark": "A corner for a small watermark that says AI.",
+    "model": "The model, see GET /v1/models.",
 }
 
 
-class Trouble(BaseModel):
-    """Why something did not happen."""
+class ErrorDetail(BaseModel):
+    """An error."""
 
     code: str | None = Field(None, examples=["failed"])
     message: str = Field(examples=["size must be one this model was trained for: 64x64; got 64x66"])
 
 
 class Video(BaseModel):
-    """A video: waiting, being made, or there."""
+    """A video: queued, in progress, completed or failed."""
 
     id: str = Field(examples=["187a3f7d9c1e40b25f0a93cd"])
     object: str = "video"
@@ -66,21 +69,21 @@ class Video(BaseModel):
     completed_at: int | None = None
     expires_at: int | None = None
     prompt: str | None = Field(None, examples=["a large red ball bounces on the grass"])
-    seconds: str = Field(description="as asked for", examples=["2.125"])
+    seconds: str = Field(description="as requested", examples=["2.125"])
     size: str = Field(examples=["64x64"])
     remixed_from_video_id: str | None = None
-    error: Trouble | None = None
-    ahead: int | None = Field(None, description="how many come before it, while it waits", examples=[None])
-    eta: float | None = Field(None, description="seconds that its present phase will last", examples=[3.2])
-    phase: str = Field("", description="what is being done with it", examples=["dreaming"])
+    error: ErrorDetail | None = None
+    ahead: int | None = Field(None, description="number of videos before it, while it waits", examples=[None])
+    eta: float | None = Field(None, description="seconds until the present phase ends", examples=[3.2])
+    phase: str = Field("", description="the present phase", examples=["sampling"])
     mode: str = Field("text-to-video", examples=["text-to-video"])
     seed: int = Field(0, examples=[7])
-    note: str | None = Field(None, description="what happened to it on the way")
-    content: str = Field("", description="where its file is", examples=["/v1/videos/187a3f7d9c1e40b25f0a93cd/content"])
+    note: str | None = Field(None, description="a remark on how the job went")
+    content: str = Field("", description="path of its file", examples=["/v1/videos/187a3f7d9c1e40b25f0a93cd/content"])
 
 
-class Videos(BaseModel):
-    """A page of videos; the next one begins `after` the last id."""
+class VideoList(BaseModel):
+    """A page of videos; request the next one with `after` set to the last id."""
 
     object: str = "list"
     data: list[Video]
@@ -89,9 +92,9 @@ class Videos(BaseModel):
     has_more: bool = False
 
 
-class Removed(BaseModel):
-    """What became of a video or file that was to be removed: one that is being made stops after its step, and is
-    removed when asked again.
+class Deleted(BaseModel):
+    """The result of deleting a video or file. A video that is being generated stops after its current step; delete it
+    again after that.
     """
 
     id: str
@@ -99,14 +102,14 @@ class Removed(BaseModel):
     deleted: bool
 
 
-class Upload(BaseModel):
-    """A file that was sent, to be named in later requests by its id."""
+class FileObject(BaseModel):
+    """An uploaded file; later requests name it by its id."""
 
     id: str = Field(examples=["file-" + "0" * 64])
     object: str = "file"
     bytes: int
     created_at: int
-    filename: str = Field(description="its content's name, not the one that it was sent under")
+    filename: str = Field(description="named by its content, not as it was sent")
     purpose: str = "user_data"
     status: str = "processed"
 
@@ -118,32 +121,47 @@ class Model(BaseModel):
     owned_by: str = "longtake"
 
 
-class Models(BaseModel):
+class ModelList(BaseModel):
     object: str = "list"
     data: list[Model]
 
 
-class Failure(BaseModel):
+class ErrorResponse(BaseModel):
     """Why a request was refused, in one sentence."""
 
-    error: Trouble
+    error: ErrorDetail
 
 
-FAILURES: dict[int | str, dict[str, Any]] = {
-    code: {"model": Failure, "description": said}
-    for code, said in (
-        (400, "It cannot be done as asked; the message says what can."),
-        (401, "The token is missing or not known."),
-        (404, "There is none of yours with this id."),
-        (429, "As many of yours as may are in line; ask again later."),
+ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
+    code: {"model": ErrorResponse, "description": description}
+    for code, description in (
+        (400, "The request is invalid; the message says what is valid."),
+        (401, "The token is missing or invalid."),
+        (404, "You have no video or file with this id."),
+        (429, "You have too many unfinished videos; try again later."),
     )
 }
-CREATE = ("prompt", "model", "seconds", "size", "seed", "steps", "guidance", "negative_prompt", "mode", "image", "clip")
-CREATE = (*CREATE, *(name for name in OFFERED if name not in CREATE))
+BODY_FIELDS = (
+    "prompt",
+    "model",
+    "seconds",
+    "size",
+    "seed",
+    "steps",
+    "guidance",
+    "negative_prompt",
+    "mode",
+    "image",
+    "clip",
+)
+BODY_FIELDS = (*BODY_FIELDS, *(name for name in CLIENT_FIELDS if name not in BODY_FIELDS))
 EXAMPLES = {
-    "words": {"summary": "A clip from words", "value": {"prompt": "a large red ball bounces on the grass", "seed": 7}},
-    "picture": {
-        "summary": "A picture from words",
+    "text-to-video": {
+        "summary": "A clip from text",
+        "value": {"prompt": "a large red ball bounces on the grass", "seed": 7},
+    },
+    "text-to-image": {
+        "summary": "An image from text",
         "value": {"prompt": "a large blue cube on sand", "mode": "text-to-image"},
     },
     "loop": {"summary": "A loop", "value": {"prompt": "a blue cube spins", "mode": "loop", "seconds": "3"}},
@@ -161,25 +179,32 @@ EXAMPLES = {
 }
 
 
-def body(required: tuple[str, ...], examples: dict[str, Any], files: tuple[str, ...] = SENDABLE) -> dict[str, Any]:
-    """Describe a body of a Request's fields, in JSON or in a form with files."""
+def body_schema(
+    required: tuple[str, ...], examples: dict[str, Any], files: tuple[str, ...] = FILE_FIELDS
+) -> dict[str, Any]:
+    """Return the OpenAPI description of a body with a Request's fields: JSON, or a form with files."""
     schema = TypeAdapter(Request).json_schema()
     moments = schema.pop("$defs")["Moment"]
-    kinds = schema["properties"]
-    kinds["moments"] = {"anyOf": [{"items": moments, "type": "array"}, {"type": "null"}], "default": None}
-    for name, also in (("size", "string"), ("seconds", "string")):
-        kinds[name] = {"anyOf": [*kinds[name]["anyOf"], {"type": also}], "default": None}
-    told = {name: kinds[name] | ({"description": SAID[name]} if name in SAID else {}) for name in CREATE}
-    sent = {name: {"type": "string", "format": "binary", "description": SAID.get(name, "")} for name in files}
-    if FIRST in sent:
-        sent[FIRST]["description"] = SAID["image"]
-    whole = {"type": "object", "required": list(required)}
+    types = schema["properties"]
+    types["moments"] = {"anyOf": [{"items": moments, "type": "array"}, {"type": "null"}], "default": None}
+    for name in ("size", "seconds"):  # numbers may be strings
+        types[name] = {"anyOf": [*types[name]["anyOf"], {"type": "string"}], "default": None}
+    properties = {
+        name: types[name] | ({"description": FIELD_DESCRIPTIONS[name]} if name in FIELD_DESCRIPTIONS else {})
+        for name in BODY_FIELDS
+    }
+    parts = {
+        name: {"type": "string", "format": "binary", "description": FIELD_DESCRIPTIONS.get(name, "")} for name in files
+    }
+    if IMAGE_ALIAS in parts:
+        parts[IMAGE_ALIAS]["description"] = FIELD_DESCRIPTIONS["image"]
+    base = {"type": "object", "required": list(required)}
     return {
         "requestBody": {
             "required": True,
             "content": {
-                "application/json": {"schema": whole | {"properties": told}, "examples": examples},
-                "multipart/form-data": {"schema": whole | {"properties": told | sent}},
+                "application/json": {"schema": base | {"properties": properties}, "examples": examples},
+                "multipart/form-data": {"schema": base | {"properties": properties | parts}},
             },
         }
     }

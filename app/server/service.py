@@ -1,7 +1,7 @@
-"""What a server does for its clients, whichever way they come: on one queue, each owner's videos apart.
+"""The server's operations, shared by all its protocols: one queue, with each owner's videos kept apart.
 
-Clients name files by ids only, of their own videos and uploads. A request in the queue names them as seen from the
-queue's folder, where workers stand, so that no file that is made tells where the server keeps things.
+Clients name files only by the ids of their own videos and uploads. In a queued request these become paths relative to
+the queue's folder, which is the workers' working directory, so that no generated file reveals the server's paths.
 """
 
 from __future__ import annotations
@@ -20,145 +20,165 @@ from typing import Any, BinaryIO
 
 from app.formats import IMAGE_SUFFIXES
 from app.policy.errors import PolicyError
-from app.queue.jobs import CANCELLED, DONE, ENDED, FAILED, INTERRUPTED, QUEUED, RUNNING, UPLOADS, Job, JobError, Queue
-from app.registry import DEFAULT_MODEL, MODELS, model_folder, upsampler_named
-from app.server.parsing import FIRST, fields_of, shown
-from app.server.uploads import PICTURES as SENT_PICTURES
-from app.server.uploads import Caps, UploadError, keep_upload
-from dit.modes import MODES
-from dit.pipeline import mode_of
+from app.queue.jobs import (
+    CANCELLED,
+    DONE,
+    ENCODING,
+    FAILED,
+    FINISHED,
+    INTERRUPTED,
+    LOADING,
+    QUEUED,
+    RUNNING,
+    SAMPLING,
+    UPLOADS,
+    WRITING,
+    Job,
+    JobError,
+    Queue,
+)
+from app.registry import DEFAULT_MODEL, MODELS, model_folder, resolve_upsampler
+from app.server.parsing import IMAGE_ALIAS, request_fields, short_repr
+from app.server.uploads import IMAGE_FORMATS, UploadError, UploadLimits, store_upload
+from dit.modes import MODES, mode_of
 from dit.request import Request, RequestError, check_values
 from dit.settings import SETTINGS, Settings, read_settings
 from vae.video.pixels import MediaError
 
-MODELS_HERE = "models"  # a folder in the queue's, with links to models that are not shipped
-EVERYBODY = "everybody"  # whose uploads they are where there are no tokens
-FILE = re.compile(r"file-([0-9a-f]{64})")
-STILLS = ("image", "mask", "keyframes")  # fields that pictures go into; a mask may be a clip as well
+LINKED_MODELS = "models"  # a subfolder of the queue's folder, with links to models that are not shipped
+SHARED_OWNER = "everybody"  # the owner of uploads where there are no tokens
+UPLOAD_ID = re.compile(r"file-([0-9a-f]{64})")
+IMAGE_FIELDS = ("image", "mask", "keyframes")  # fields that take images; a mask may be a clip as well
 STATUS = {QUEUED: "queued", INTERRUPTED: "queued", RUNNING: "in_progress", DONE: "completed"}
 STATUS |= {FAILED: "failed", CANCELLED: "failed"}
-SPANS = {"loading the model": (1, 3), "reading the prompt": (3, 5), "dreaming": (5, 90), "writing": (90, 99)}
-REFUSALS = (RequestError, UploadError, JobError, MediaError, PolicyError)  # what is said to clients as it is
-LONGEST_SENTENCE = 600  # letters of it
-READERS = threading.BoundedSemaphore(4)  # uploads looked through at a time
+PHASE_PERCENT = {LOADING: (1, 3), ENCODING: (3, 5), SAMPLING: (5, 90), WRITING: (90, 99)}
+CLIENT_ERRORS = (RequestError, UploadError, JobError, MediaError, PolicyError)  # whose messages are sent to clients
+MAX_MESSAGE_CHARS = 600
+UPLOAD_SLOTS = threading.BoundedSemaphore(4)  # uploads that are decoded at a time
 
 
 class NotFound(ValueError):
-    """What is not there, or somebody else's, between which nobody can tell."""
+    """An id is unknown or belongs to another owner; clients cannot tell which."""
 
 
 @dataclass(frozen=True)
-class Offer:
-    """A model on offer: what a request calls it, and what it was trained for."""
+class ServedModel:
+    """A model that clients may use: its name in a queued request, and the settings it was trained for."""
 
-    model: str
+    name: str
     settings: Settings
 
 
 @dataclass(frozen=True)
 class Service:
-    """A queue, the models on offer by the names that clients use, the first being the default, and the rules.
+    """A queue, the served models and the limits for clients.
 
-    `check` is asked of every request before it is queued, and raises PolicyError where it breaks a rule. `most_jobs`
-    is how many an owner may have in line.
+    `models` has the models by the names that clients use; the first is the default. `check_request` is called before a
+    request is queued, and raises PolicyError where the policy refuses it. `max_open_jobs` limits an owner's unfinished
+    jobs.
     """
 
     queue: Queue
-    offers: dict[str, Offer]
-    check: Callable[[Request], None] = lambda request: None
-    caps: Caps = field(default_factory=Caps)
-    most_jobs: int | None = None
+    models: dict[str, ServedModel]
+    check_request: Callable[[Request], None] = lambda request: None
+    upload_limits: UploadLimits = field(default_factory=UploadLimits)
+    max_open_jobs: int | None = None
 
     def submit(self, found: dict[str, Any], owner: str) -> Job:
-        """Queue what a client asks for, by its names for the fields; raises RequestError, UploadError, NotFound,
-        Crowded, or what `check` does.
-        """
-        request = self.request(found, owner)
-        still = mode_of(request).still
-        return self.queue.submit([request], IMAGE_SUFFIXES[0] if still else ".mp4", owner=owner, most=self.most_jobs)[0]
+        """Queue the request that a client's fields describe.
 
-    def request(self, found: dict[str, Any], owner: str) -> Request:
-        """Return the request that a client means, checked as far as that can be done without its model."""
-        fields = fields_of(self._with_picture(found, owner))
-        name = fields.pop("model", next(iter(self.offers)))
-        if not isinstance(name, str) or name not in self.offers:
-            raise RequestError(f"model must be one of {', '.join(self.offers)}; got {shown(name)}")
-        offer = self.offers[name]
-        request = self._with_files(Request.from_dict(fields | {"model": offer.model}), owner)
-        mode, size = mode_of(request), request.size or offer.settings.size
+        Raises RequestError, UploadError, NotFound, QueueFull, and what `check_request` raises.
+        """
+        request = self.build_request(found, owner)
+        still = mode_of(request).still
+        return self.queue.submit(
+            [request], IMAGE_SUFFIXES[0] if still else ".mp4", owner=owner, max_open=self.max_open_jobs
+        )[0]
+
+    def build_request(self, found: dict[str, Any], owner: str) -> Request:
+        """Build a Request from a client's fields, checked as far as possible without loading the model."""
+        fields = request_fields(self._with_stored_image(found, owner))
+        name = fields.pop("model", next(iter(self.models)))
+        if not isinstance(name, str) or name not in self.models:
+            raise RequestError(f"model must be one of {', '.join(self.models)}; got {short_repr(name)}")
+        model = self.models[name]
+        request = self._with_paths(Request.from_dict(fields | {"model": model.name}), owner)
+        mode, size = mode_of(request), request.size or model.settings.size
         if not request.prompt.strip() and not (request.moments and "moments" in mode.reads):
             raise RequestError("a prompt must say something; got none, so describe the clip in a sentence")
         for name in mode.needs:
             if not getattr(request, name):
                 raise RequestError(f"{request.mode} needs {name}; got none, so send it")
         check_values(replace(request, size=size))
-        known = [(columns, rows) for columns, rows, frames in offer.settings.formats if mode.still == (frames == 1)]
-        if size not in known:
-            sizes = ", ".join(dict.fromkeys(f"{columns}x{rows}" for columns, rows in known))
-            raise RequestError(f"size must be one this model was trained for: {sizes}; got {size[0]}x{size[1]}")
-        upsampler_named(request.upsample)
-        self.check(request)
+        sizes = [(columns, rows) for columns, rows, frames in model.settings.formats if mode.still == (frames == 1)]
+        if size not in sizes:
+            listed = ", ".join(dict.fromkeys(f"{columns}x{rows}" for columns, rows in sizes))
+            raise RequestError(f"size must be one this model was trained for: {listed}; got {size[0]}x{size[1]}")
+        resolve_upsampler(request.upsample)
+        self.check_request(request)
         return request
 
     def job(self, id: str, owner: str) -> Job:
-        """Return an owner's job; raises NotFound for any other."""
+        """Return an owner's job; raises NotFound for an unknown id or another owner's."""
         with suppress(JobError):
             job = self.queue.job(id)
             if job.owner == owner:
                 return job
-        raise NotFound(f"a video must be one of yours; there is none named {shown(id)}; see GET /v1/videos")
+        raise NotFound(f"a video must be one of yours; there is none named {short_repr(id)}; see GET /v1/videos")
 
-    def finished(self, id: str, owner: str) -> Job:
-        """Return an owner's job that is done; raises RequestError for one that is not."""
+    def completed_job(self, id: str, owner: str) -> Job:
+        """Return an owner's job whose clip is complete; raises NotFound as `job` does, RequestError before that."""
         job = self.job(id, owner)
         if job.state != DONE:
             raise RequestError(f"a video must be completed for that; {id} is {self.video(job)['status']}")
         return job
 
-    def drop(self, id: str, owner: str) -> bool:
-        """Remove a video and its files, or, where it is being made, stop that; says whether it is gone."""
+    def delete(self, id: str, owner: str) -> bool:
+        """Delete a video and its files and return True; cancel it and return False where it is being generated."""
         self.job(id, owner)
         job = self.queue.cancel(id)
-        if job.state not in ENDED:
+        if job.state not in FINISHED:
             return False
-        self.queue.forget(id)
+        self.queue.delete(id)
         for path in self.queue.clips.glob(f"{job.id}*"):
             path.unlink(missing_ok=True)
         return True
 
-    def keep(self, source: BinaryIO, owner: str) -> str:
-        """Keep an upload and return its id; raises UploadError."""
-        with READERS:
-            return f"file-{keep_upload(source, self.shelf(owner), self.caps).stem}"
+    def store_upload(self, source: BinaryIO, owner: str) -> str:
+        """Store an upload and return its id; raises UploadError."""
+        with UPLOAD_SLOTS:
+            return f"file-{store_upload(source, self.upload_folder(owner), self.upload_limits).stem}"
 
-    def shelf(self, owner: str) -> Path:
+    def upload_folder(self, owner: str) -> Path:
         """Return the folder of an owner's uploads."""
-        return self.queue.folder / UPLOADS / (owner or EVERYBODY)
+        return self.queue.folder / UPLOADS / (owner or SHARED_OWNER)
 
-    def file(self, id: str, owner: str) -> Path:
-        """Return an owner's upload; raises NotFound for any other."""
-        match = FILE.fullmatch(id)
-        found = next(self.shelf(owner).glob(f"{match[1]}.*"), None) if match else None
+    def upload_path(self, id: str, owner: str) -> Path:
+        """Return the file of an owner's upload; raises NotFound for an unknown id or another owner's."""
+        match = UPLOAD_ID.fullmatch(id)
+        found = next(self.upload_folder(owner).glob(f"{match[1]}.*"), None) if match else None
         if found is None:
-            raise NotFound(f"a file must be one that you sent; there is none named {shown(id)}; see POST /v1/files")
+            raise NotFound(
+                f"a file must be one that you sent; there is none named {short_repr(id)}; see POST /v1/files"
+            )
         return found
 
-    def _with_picture(self, found: dict[str, Any], owner: str) -> dict[str, Any]:
-        """Keep the picture that is spelled out in a data: address; no other address is read."""
-        reference = found.get(FIRST)
+    def _with_stored_image(self, found: dict[str, Any], owner: str) -> dict[str, Any]:
+        """Store the image in a data: URL and put its id in its place; no other URL is read."""
+        reference = found.get(IMAGE_ALIAS)
         url = reference.get("image_url") if isinstance(reference, dict) else None
         if not isinstance(url, str) or not url.startswith("data:"):
             return found
         head, comma, text = url.partition(",")
         try:
-            picture = base64.b64decode(text if comma and head.endswith(";base64") else "?", validate=True)
+            image = base64.b64decode(text if comma and head.endswith(";base64") else "?", validate=True)
         except binascii.Error:
-            raise UploadError("a data: address must hold base64; this one does not; send the picture itself") from None
-        return found | {FIRST: self.keep(io.BytesIO(picture), owner)}
+            raise UploadError("a data: URL must hold base64; this one does not; send the image itself") from None
+        return found | {IMAGE_ALIAS: self.store_upload(io.BytesIO(image), owner)}
 
-    def _with_files(self, request: Request, owner: str) -> Request:
-        """Put paths, as seen from the queue's folder, in the place of ids."""
-        path = lambda id, field: id and self.path(id, field, owner)
+    def _with_paths(self, request: Request, owner: str) -> Request:
+        """Replace ids of files by paths relative to the queue's folder."""
+        path = lambda id, field: id and self.relative_path(id, field, owner)
         fields = {name: path(getattr(request, name), name) for name in ("image", "clip", "other", "mask")}
         keyframes = request.keyframes and tuple((at, path(id, "keyframes")) for at, id in request.keyframes)
         moments = request.moments and tuple(
@@ -166,37 +186,41 @@ class Service:
         )
         return replace(request, **fields, keyframes=keyframes, moments=moments)
 
-    def path(self, id: str, field: str, owner: str) -> str:
-        """Return where the upload or the finished video of an id lies, as seen from the queue's folder."""
+    def relative_path(self, id: str, field: str, owner: str) -> str:
+        """Return the path of an upload or completed video, relative to the queue's folder.
+
+        Raises RequestError for an unknown id, for a video that is not completed, and for an image where `field` takes a
+        clip, or the reverse.
+        """
         try:
-            found = self.file(id, owner) if FILE.fullmatch(id) else self.finished(id, owner).output
+            found = self.upload_path(id, owner) if UPLOAD_ID.fullmatch(id) else self.completed_job(id, owner).output
         except NotFound:
             rule = f"{field} must be an upload, or the id of a video or file of yours"
-            raise RequestError(f"{rule}; got {shown(id)}: no address or path is opened") from None
-        still = found.suffix in SENT_PICTURES
-        if field != "mask" and still != (field in STILLS):
-            needed, got = ("picture", "clip") if field in STILLS else ("clip", "picture")
-            raise RequestError(f"{field} must be a {needed}; {shown(id)} is a {got}")
+            raise RequestError(f"{rule}; got {short_repr(id)}: URLs and paths are not opened") from None
+        is_image = found.suffix in IMAGE_FORMATS
+        if field != "mask" and is_image != (field in IMAGE_FIELDS):
+            needed, got = ("an image", "a clip") if field in IMAGE_FIELDS else ("a clip", "an image")
+            raise RequestError(f"{field} must be {needed}; {short_repr(id)} is {got}")
         return os.path.relpath(found, self.queue.folder)
 
     def video(self, job: Job) -> dict[str, Any]:
-        """Describe a job as clients know videos; `ahead` to `note` are ours."""
+        """Describe a job as the API's video object; `ahead` to `content` are Longtake's additions."""
         request, name = job.request, Path(job.request.model or "").name
-        settings = self.offers[name].settings if name in self.offers else Settings()
+        settings = self.models[name].settings if name in self.models else Settings()
         columns, rows = request.size or settings.size
         source = Path(request.clip or "")
         failed = job.state in (FAILED, CANCELLED)
-        sentence = self.told(job.sentence)
-        if job.state not in ENDED and (pause := self.queue.paused):
-            sentence = self.told(f"the queue is paused: {pause.reason}")
+        message = self.hide_paths(job.message)
+        if job.state not in FINISHED and (pause := self.queue.paused):
+            message = self.hide_paths(f"the queue is paused: {pause.reason}")
         return {
             "id": job.id,
             "object": "video",
             "model": name,
             "status": STATUS[job.state],
-            "progress": progress(job),
+            "progress": progress_percent(job),
             "created_at": int(job.submitted),
-            "completed_at": int(job.ended) if job.ended and not failed else None,
+            "completed_at": int(job.finished) if job.finished and not failed else None,
             "expires_at": None,
             "prompt": request.prompt,
             "seconds": "0"
@@ -204,50 +228,50 @@ class Service:
             else f"{request.seconds or settings.seconds:g}",
             "size": f"{columns}x{rows}",
             "remixed_from_video_id": source.stem if source.parent.name == self.queue.clips.name else None,
-            "error": {"code": job.state, "message": sentence or "the video was cancelled"} if failed else None,
+            "error": {"code": job.state, "message": message or "the video was cancelled"} if failed else None,
             "ahead": job.ahead,
             "eta": job.eta,
-            "phase": "cancelling" if job.cancelling else job.phase,
+            "phase": "cancelling" if job.cancel_requested else job.phase,
             "mode": request.mode,
             "seed": request.seed,
-            "note": None if failed else sentence or None,
+            "note": None if failed else message or None,
             "content": f"/v1/videos/{job.id}/content",
         }
 
-    def told(self, sentence: str) -> str:
-        """Return a worker's sentence without saying where this server keeps things."""
+    def hide_paths(self, message: str) -> str:
+        """Return a worker's message without the folders of this machine; only file names stay."""
         for folder in (self.queue.folder, MODELS):
-            sentence = sentence.replace(f"{folder}/", "")
-        return re.sub(r"(?<![\w/:.])(/[\w.+@-]+)+/", "", sentence)
+            message = message.replace(f"{folder}/", "")
+        return re.sub(r"(?<![\w/:.])(/[\w.+@-]+)+/", "", message)
 
 
-def progress(job: Job) -> int:
-    """Return how much of a job is done, in percent."""
-    low, high = (100, 100) if job.state == DONE else SPANS.get(job.phase, (0, 0))
+def progress_percent(job: Job) -> int:
+    """Return the progress of a job, 0 to 100."""
+    low, high = (100, 100) if job.state == DONE else PHASE_PERCENT.get(job.phase, (0, 0))
     return round(low + (high - low) * job.step / job.steps) if job.steps else low
 
 
-def offers_of(queue: Queue, models: list[str]) -> dict[str, Offer]:
-    """Offer models, shipped ones by their names and others by the names of their folders, by default all that are
-    shipped; a folder is linked to in the queue's folder, so that requests need not say where it is.
+def served_models(queue: Queue, models: list[str]) -> dict[str, ServedModel]:
+    """Return the models to serve by name, by default all shipped ones.
 
-    Raises RequestError for what is no model, or two of one name.
+    `models` has names of shipped models and folders of others. A folder gets a link in the queue's folder, so that
+    requests do not contain its path. Raises RequestError for a folder without a model, and for two models of one name.
     """
     shipped = sorted(
         (path.parent.name for path in MODELS.glob("*/model_index.json")), key=lambda name: name != DEFAULT_MODEL
     )
     (queue.folder / UPLOADS).mkdir(exist_ok=True)
-    offers: dict[str, Offer] = {}
+    served: dict[str, ServedModel] = {}
     for name in models or shipped:
         folder = model_folder(name).resolve()
-        if folder.name in offers:
-            raise RequestError(f"models on offer must have names of their own; got two named {folder.name}")
-        said = folder.name
+        if folder.name in served:
+            raise RequestError(f"served models must have different names; got two named {folder.name}")
+        request_name = folder.name
         if folder.parent != MODELS.resolve():
-            link = queue.folder / MODELS_HERE / folder.name
+            link = queue.folder / LINKED_MODELS / folder.name
             link.parent.mkdir(exist_ok=True)
             link.unlink(missing_ok=True)
             link.symlink_to(folder, target_is_directory=True)
-            said = f"{MODELS_HERE}/{folder.name}"
-        offers[folder.name] = Offer(said, read_settings(folder / SETTINGS))
-    return offers
+            request_name = f"{LINKED_MODELS}/{folder.name}"
+        served[folder.name] = ServedModel(request_name, read_settings(folder / SETTINGS))
+    return served

@@ -1,8 +1,8 @@
-"""Keep what clients send: copied within bounds, told by its bytes, read once in a child process, named by its content.
+"""Store uploads: copy within limits, detect the type from the content, decode once in a sandbox, name by hash.
 
-Nothing that a client says of a file counts, neither its name nor its type nor how long it is. A file is what its first
-bytes say, and is opened as that and as nothing else. What else may be hidden in it, such as an archive behind a
-picture, stays where it is: so serve a kept file by its suffix, and tell browsers not to guess (`nosniff`).
+Nothing that a client states about a file is trusted: not its name, type or size. The first bytes decide the type, and
+the file is opened as that type only. Other content may be appended, such as an archive after an image, and is kept: so
+serve a stored file with the media type of its suffix, and tell browsers not to guess (`nosniff`).
 """
 
 from __future__ import annotations
@@ -23,24 +23,25 @@ from vae.video.pixels import MediaError
 from vae.video.read import decode_frames, open_video, select_video_stream
 from vae.video.sandbox import run_sandboxed
 
-PIECE_BYTES = 2**20  # read at a time
-HEAD_BYTES = 4096  # by which a file's type is told
-CHILD_BYTES = 4 * 2**30  # of memory for the child that reads a file: some threads' frames of the largest that may be
-CHILD_SECONDS = 120.0
-HALF, HALF_SECONDS = ".upload-", 3600.0  # how half uploads are named, and after how long without a byte one is dead
-PICTURES = {".png": "PNG", ".jpg": "JPEG", ".webp": "WEBP"}  # and what Pillow calls them
-FILMS = {".mp4": "mp4", ".mov": "mov", ".webm": "webm", ".mkv": "matroska", ".gif": "gif"}  # and FFmpeg its readers
-STILL_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"mif2", b"msf1")
-UPLOAD = "the upload"  # what sentences for clients call a file
+CHUNK_BYTES = 2**20  # read at a time
+HEAD_BYTES = 4096  # that decide a file's type
+SANDBOX_BYTES = 4 * 2**30  # memory of the child process that decodes a file: the largest frames, on several threads
+SANDBOX_SECONDS = 120.0
+PARTIAL_PREFIX = ".upload-"  # of the names of incomplete uploads
+PARTIAL_SECONDS = 3600.0  # an incomplete upload that did not grow for so long is abandoned
+IMAGE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".webp": "WEBP"}  # Pillow's names by suffix
+VIDEO_FORMATS = {".mp4": "mp4", ".mov": "mov", ".webm": "webm", ".mkv": "matroska", ".gif": "gif"}  # FFmpeg's names
+IMAGE_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"mif2", b"msf1")
+UPLOAD_NAME = "the upload"  # stands for the file's path in messages to clients
 
 
 class UploadError(ValueError):
-    """An upload that is not kept: the rule, what was given, the remedy; never a path of this machine."""
+    """An upload is refused; the message has the rule, the value given and the remedy, and no path of this machine."""
 
 
 @dataclass(frozen=True)
-class Caps:
-    """The most that an upload may have: bytes in all, pixels in a frame, frames, and seconds of film."""
+class UploadLimits:
+    """The largest upload that is accepted: bytes of the file, pixels of a frame, frames, and seconds of video."""
 
     bytes: int = 256 * 2**20
     pixels: int = 2**24  # 4096 x 4096
@@ -48,36 +49,36 @@ class Caps:
     seconds: float = 240.0
 
 
-def keep_upload(source: BinaryIO, folder: Path, caps: Caps | None = None) -> Path:
-    """Keep a client's file in `folder` under the SHA-256 of its content and the suffix of its type; returns its path.
+def store_upload(source: BinaryIO, folder: Path, limits: UploadLimits | None = None) -> Path:
+    """Store a client's file in `folder`; its name is the SHA-256 of its content and the suffix of its type.
 
-    The same content is kept once. A file that is refused, or whose source fails midway, leaves nothing behind.
-    Raises UploadError for what may not be kept, OSError where the disk fails.
+    Returns its path. The same content is stored once. Nothing is left of a file that is refused or whose source fails
+    midway. Raises UploadError for a refused file, OSError where the disk fails.
     """
-    caps = caps or Caps()
+    limits = limits or UploadLimits()
     folder.mkdir(parents=True, exist_ok=True)
-    _clear(folder)
-    descriptor, name = tempfile.mkstemp(dir=folder, prefix=HALF)
-    half = Path(name)
+    _remove_abandoned(folder)
+    descriptor, name = tempfile.mkstemp(dir=folder, prefix=PARTIAL_PREFIX)
+    partial = Path(name)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            head, digest = _copied(source, file, caps)
+            head, digest = _copy(source, file, limits)
             file.flush()
             os.fsync(file.fileno())
-        suffix = sniffed(head)
+        suffix = sniff_suffix(head)
         try:
-            run_sandboxed(look_through, half, suffix, caps, memory=CHILD_BYTES, seconds=CHILD_SECONDS)
+            run_sandboxed(inspect_file, partial, suffix, limits, memory=SANDBOX_BYTES, seconds=SANDBOX_SECONDS)
         except MediaError as error:
-            raise UploadError(_without_path(str(error), half)) from None
-        kept = folder / f"{digest}{suffix}"
-        os.replace(half, kept)
-        return kept
+            raise UploadError(_without_path(str(error), partial)) from None
+        stored = folder / f"{digest}{suffix}"
+        os.replace(partial, stored)
+        return stored
     finally:
-        half.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
 
 
-def sniffed(head: bytes) -> str:
-    """Tell a file's type by its first bytes, as a suffix; raises UploadError for any that is not allowed."""
+def sniff_suffix(head: bytes) -> str:
+    """Detect a file's type from its first bytes; return its suffix. Raises UploadError for a type not allowed."""
     brand = head[8:12]
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
         return ".png"
@@ -87,93 +88,94 @@ def sniffed(head: bytes) -> str:
         return ".gif"
     if head.startswith(b"RIFF") and brand == b"WEBP":
         return ".webp"
-    if head.startswith(b"\x1a\x45\xdf\xa3"):  # RFC 9559: its DocType says which of the two
+    if head.startswith(b"\x1a\x45\xdf\xa3"):  # RFC 9559: the DocType tells WebM from Matroska
         header = head[: HEAD_BYTES // 4]
         if b"\x42\x82\x84webm" in header:
             return ".webm"
         if b"\x42\x82\x88matroska" in header:
             return ".mkv"
-    if head[4:8] == b"ftyp" and brand not in STILL_BRANDS:
+    if head[4:8] == b"ftyp" and brand not in IMAGE_BRANDS:
         return ".mov" if brand == b"qt  " else ".mp4"
-    if head[4:8] in (b"moov", b"mdat", b"wide", b"free", b"skip"):  # QuickTime's, from before there were brands
+    if head[4:8] in (b"moov", b"mdat", b"wide", b"free", b"skip"):  # QuickTime files older than brands
         return ".mov"
     kinds = "mp4, mov, webm, mkv, gif, png, jpeg or webp"
-    raise UploadError(f"an upload must be {kinds}, by its bytes; this one is something else; export it as one of these")
+    raise UploadError(f"an upload must be {kinds}, by its content; this one is not; export it as one of these")
 
 
-def look_through(path: Path, suffix: str, caps: Caps) -> dict[str, float]:
-    """Read a file from end to end as what its suffix says; returns its pixels in a frame, frames and seconds.
+def inspect_file(path: Path, suffix: str, limits: UploadLimits) -> dict[str, float]:
+    """Decode a whole file as the type of its suffix; return its pixels per frame, frames and seconds.
 
-    To be called in a child process, by `run_sandboxed`. Raises MediaError where it cannot be read so, or is beyond the caps.
+    Call it with `run_sandboxed`, in a child process. Raises MediaError for a file that cannot be decoded or exceeds the
+    limits.
     """
     try:
-        return _picture(path, suffix, caps) if suffix in PICTURES else _film(path, suffix, caps)
+        return _inspect_image(path, suffix, limits) if suffix in IMAGE_FORMATS else _inspect_video(path, suffix, limits)
     except (MediaError, MemoryError):
         raise
-    except Exception as error:  # readers raise nearly anything on a broken file
-        what = (str(error).splitlines() or [type(error).__name__])[0]
-        raise MediaError(f"{path} cannot be read as {suffix[1:]}: {what}; export it again") from None
+    except Exception as error:  # decoders raise nearly anything on a broken file
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise MediaError(f"{path} cannot be read as {suffix[1:]}: {reason}; export it again") from None
 
 
-def _picture(path: Path, suffix: str, caps: Caps) -> dict[str, float]:
-    with Image.open(path, formats=[PICTURES[suffix]]) as image:
+def _inspect_image(path: Path, suffix: str, limits: UploadLimits) -> dict[str, float]:
+    with Image.open(path, formats=[IMAGE_FORMATS[suffix]]) as image:
         pixels, frames = image.width * image.height, getattr(image, "n_frames", 1)
-        _check("pixels in a frame", pixels, caps.pixels)
-        _check("frames", frames, caps.frames)
+        _check("pixels in a frame", pixels, limits.pixels)
+        _check("frames", frames, limits.frames)
         image.load()
     return {"pixels": pixels, "frames": frames, "seconds": 0.0}
 
 
-def _film(path: Path, suffix: str, caps: Caps) -> dict[str, float]:
+def _inspect_video(path: Path, suffix: str, limits: UploadLimits) -> dict[str, float]:
     pixels, frames, end = 0, 0, Fraction(0)
     with open_video(path) as container:
-        if FILMS[suffix] not in container.format.name.split(","):
-            raise MediaError(f"{path} begins as {suffix[1:]} and goes on as another; export it again")
+        if VIDEO_FORMATS[suffix] not in container.format.name.split(","):
+            raise MediaError(f"{path} begins as {suffix[1:]} and continues as another type; export it again")
         stream = select_video_stream(container, path)
-        _check("pixels in a frame", stream.width * stream.height, caps.pixels)
-        stream.codec_context.options = {"max_pixels": str(caps.pixels)}
+        _check("pixels in a frame", stream.width * stream.height, limits.pixels)
+        stream.codec_context.options = {"max_pixels": str(limits.pixels)}
         for frames, (_, end, frame) in enumerate(decode_frames(container, stream), 1):
             pixels = max(pixels, frame.width * frame.height)
-            _check("pixels in a frame", pixels, caps.pixels)
-            _check("frames", frames, caps.frames)
-            _check("seconds", float(end), caps.seconds)
+            _check("pixels in a frame", pixels, limits.pixels)
+            _check("frames", frames, limits.frames)
+            _check("seconds", float(end), limits.seconds)
     if not frames:
         raise MediaError(f"{path} holds no frame that can be decoded; export it again")
     return {"pixels": pixels, "frames": frames, "seconds": float(end)}
 
 
-def _check(what: str, got: float, most: float) -> None:
-    if got > most:
-        raise MediaError(f"an upload must have at most {most:,.15g} {what}; got {got:,.15g}; give a smaller one")
+def _check(unit: str, value: float, limit: float) -> None:
+    if value > limit:
+        raise MediaError(f"an upload must have at most {limit:,.15g} {unit}; got {value:,.15g}; send a smaller one")
 
 
-def _copied(source: BinaryIO, file: BinaryIO, caps: Caps) -> tuple[bytes, str]:
-    """Copy a source piece by piece; returns its first bytes and the SHA-256 of all, in hexadecimal."""
+def _copy(source: BinaryIO, file: BinaryIO, limits: UploadLimits) -> tuple[bytes, str]:
+    """Copy a source in chunks; return its first bytes, and the SHA-256 of its content in hexadecimal."""
     head, copied, digest = b"", 0, hashlib.sha256()
-    while piece := source.read(PIECE_BYTES):
-        copied += len(piece)
-        if copied > caps.bytes:
+    while chunk := source.read(CHUNK_BYTES):
+        copied += len(chunk)
+        if copied > limits.bytes:
             raise UploadError(
-                f"an upload must have at most {caps.bytes:,} bytes; this one has more; give a smaller one"
+                f"an upload must have at most {limits.bytes:,} bytes; this one has more; send a smaller one"
             )
-        head += piece[: HEAD_BYTES - len(head)]
-        digest.update(piece)
-        file.write(piece)
+        head += chunk[: HEAD_BYTES - len(head)]
+        digest.update(chunk)
+        file.write(chunk)
     if not copied:
-        raise UploadError("an upload must hold something; this one is empty; send it again")
+        raise UploadError("an upload must not be empty; this one is; send it again")
     return head, digest.hexdigest()
 
 
-def _clear(folder: Path) -> None:
-    """Remove the half uploads of processes that were killed."""
-    for half in folder.glob(f"{HALF}*"):
-        with suppress(OSError):  # another process was quicker
-            if time.time() - half.stat().st_mtime > HALF_SECONDS:
-                half.unlink()
+def _remove_abandoned(folder: Path) -> None:
+    """Remove the incomplete uploads of killed processes."""
+    for partial in folder.glob(f"{PARTIAL_PREFIX}*"):
+        with suppress(OSError):  # another process removed it first
+            if time.time() - partial.stat().st_mtime > PARTIAL_SECONDS:
+                partial.unlink()
 
 
-def _without_path(sentence: str, path: Path) -> str:
-    """Say a sentence of a file as its sender knows it, in one line."""
+def _without_path(message: str, path: Path) -> str:
+    """Return an error message in one line, with the client's name for the file in place of its path."""
     for name in (str(path), repr(str(path))[1:-1], path.name):
-        sentence = sentence.replace(name, UPLOAD)
-    return (sentence.splitlines() or [f"{UPLOAD} cannot be read; export it again"])[0]
+        message = message.replace(name, UPLOAD_NAME)
+    return (message.splitlines() or [f"{UPLOAD_NAME} cannot be read; export it again"])[0]

@@ -15,7 +15,7 @@ from app.formats import IMAGE_SUFFIXES
 from app.queue.estimate import outline_of
 from app.queue.jobs import Job
 from app.registry import AUTO, upsampler_named
-from app.server.parsing import fields_of, shown
+from app.server.parsing import request_fields, short_repr
 from app.server.service import Service
 from app.studio.forecast import Forecast
 from app.studio.gallery import Shelf
@@ -33,20 +33,20 @@ BOARD = ("mode", "prompt", "negative_prompt", "size", "seconds", "steps", "guida
 def submit(service: Service, found: dict[str, Any], owner: str) -> list[Job]:
     """Queue a clip, or as many `variations` of it as a client asks for, with the seed and those after it: all or none.
 
-    Raises what `Service.request` does, and Crowded where the owner would have too many in line.
+    Raises what `Service.build_request` does, and Crowded where the owner would have too many in line.
     """
     request, many = _asked(service, found, owner)
     if request.seed + many > INTEGER_LIMIT:
         raise RequestError(f"seeds must lie below 2^63; got {request.seed} and {many - 1} after it")
     requests = [replace(request, seed=request.seed + more) for more in range(many)]
     still = mode_of(request).still
-    return service.queue.submit(requests, IMAGE_SUFFIXES[0] if still else ".mp4", owner=owner, most=service.most_jobs)
+    return service.queue.submit(requests, IMAGE_SUFFIXES[0] if still else ".mp4", owner=owner, most=service.max_open_jobs)
 
 
 def _asked(service: Service, found: dict[str, Any], owner: str) -> tuple[Request, int]:
     many = _many(found.get(VARIATIONS, 1))
     with plainly():
-        return service.request({name: value for name, value in found.items() if name != VARIATIONS}, owner), many
+        return service.build_request({name: value for name, value in found.items() if name != VARIATIONS}, owner), many
 
 
 @contextmanager
@@ -66,7 +66,7 @@ def without_flags(sentence: str) -> str:
 def _many(told: Any) -> int:
     many = int(told) if isinstance(told, str) and told.isascii() and told.isdecimal() and len(told) < 5 else told
     if isinstance(many, bool) or not isinstance(many, int) or not 1 <= many <= MOST_VARIATIONS:
-        raise RequestError(f"variations must be a whole number from 1 to {MOST_VARIATIONS}; got {shown(told)}")
+        raise RequestError(f"variations must be a whole number from 1 to {MOST_VARIATIONS}; got {short_repr(told)}")
     return many
 
 
@@ -92,18 +92,18 @@ def written_out(service: Service, prompt: Any, seed: Any, still: Any, model: Any
     """Write a prompt out by the shipped upsampler, in as many sentences as the model can read; what was typed and what
     is written are held to the policy. Raises RequestError where none is shipped, or for no prompt.
     """
-    fields = fields_of({"prompt": prompt, "seed": seed} | ({"model": model} if model else {}))
-    name = fields.pop("model", next(iter(service.offers)))
-    if not isinstance(name, str) or name not in service.offers:
-        raise RequestError(f"model must be one of {', '.join(service.offers)}; got {shown(name)}")
-    request = Request.from_dict(fields | {"model": service.offers[name].model})
+    fields = request_fields({"prompt": prompt, "seed": seed} | ({"model": model} if model else {}))
+    name = fields.pop("model", next(iter(service.models)))
+    if not isinstance(name, str) or name not in service.models:
+        raise RequestError(f"model must be one of {', '.join(service.models)}; got {short_repr(name)}")
+    request = Request.from_dict(fields | {"model": service.models[name].name})
     if not request.prompt.strip():
         raise RequestError("a prompt must say something; got none, so describe the clip in a sentence")
     named = upsampler_named(AUTO)
-    service.check(request)
+    service.check_request(request)
     text = writer(str(named)).upsample(request.prompt.strip(), request.seed, bool(still))
     written = shorten_to_limit(outline_of(request.model).pipeline.tokenizer, text) or request.prompt.strip()
-    service.check(replace(request, upsampled_prompt=written))
+    service.check_request(replace(request, upsampled_prompt=written))
     return written
 
 
@@ -121,7 +121,7 @@ def board_in(text: Any, shelf: Shelf, owner: str) -> tuple[dict[str, Any], list[
         raise RequestError(f"a storyboard must be text, YAML or JSON; got a {type(text).__name__}")
     if len(text.encode(errors="replace")) > MAX_STORYBOARD_BYTES:
         raise RequestError(f"a storyboard must have at most {MAX_STORYBOARD_BYTES:,} bytes; got more; shorten it")
-    fields = fields_of({"mode": "storyboard"} | parse_storyboard(text))
+    fields = request_fields({"mode": "storyboard"} | parse_storyboard(text))
     fields.pop("model", None)
     return again(Request.from_dict(fields), shelf, owner)
 
@@ -130,7 +130,7 @@ def board_text(found: Any) -> str:
     """Write a storyboard's fields as YAML; raises RequestError for what is none."""
     if not isinstance(found, dict):
         raise RequestError(f"a storyboard must be an object of fields; got a {type(found).__name__}")
-    request = Request.from_dict(fields_of(found))
+    request = Request.from_dict(request_fields(found))
     if not request.moments:
         raise RequestError("a storyboard must have moments, each with at and prompt; got none, so tell one")
     fields = {name: getattr(request, name) for name in BOARD if name not in ("size", "moments")}

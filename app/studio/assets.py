@@ -7,7 +7,7 @@ from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Message, Receive, Scope, Send
 
-from app.server.mcp import Screen
+from app.server.mcp import AllowlistMiddleware
 
 DOORS = {(method, path) for method in ("GET", "HEAD") for path in ("/", "/config", "/theme.css", "/favicon.ico")}
 NAMED = "/assets/"  # where files are named by their contents
@@ -24,11 +24,11 @@ CLOSED = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "same-origin",
 CLOSED |= {"Cross-Origin-Resource-Policy": "same-origin", "Content-Security-Policy": OWN_ONLY}
 
 
-class Front(Screen):
+class Front(AllowlistMiddleware):
     """The screen before gradio's page: what is seen through it says what browsers may do with it."""
 
     def __init__(self, app, at: str, doors, folders: tuple[str, ...]):
-        super().__init__(app, at, doors, folders, asked=False)
+        super().__init__(app, at, doors, folders, pass_query=False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_closed(message: Message) -> None:
@@ -37,7 +37,7 @@ class Front(Screen):
                 for name in [name for name in headers if name.startswith("access-control-")]:
                     del headers[name]
                 headers.update(CLOSED)
-                if message["status"] == 200 and scope["path"].startswith(f"{self.at}{NAMED}"):
+                if message["status"] == 200 and scope["path"].startswith(f"{self.mount_path}{NAMED}"):
                     headers["Cache-Control"] = FOREVER
             await send(message)
 

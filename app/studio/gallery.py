@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from app.queue.jobs import AHEAD, BUSY_SECONDS, DONE, Job, job_of
-from app.server.parsing import shown
-from app.server.service import FILE, NotFound, Service
-from app.server.uploads import HALF
+from app.server.parsing import short_repr
+from app.server.service import UPLOAD_ID, NotFound, Service
+from app.server.uploads import PARTIAL_PREFIX
 from app.studio.probe import MEMORY, SECONDS, glance
 from dit.request import RENAMED, Request, RequestError
 from vae.files import atomic_write
@@ -131,7 +131,7 @@ class Shelf:
         Raises NotFound for an `after` that is none of the owner's uploads.
         """
         words = json.dumps(search.casefold().split()[:MOST_SEARCHED])
-        moment = _moment(after, self.upload(after, owner).created if after and FILE.fullmatch(after) else 0.0)
+        moment = _moment(after, self.upload(after, owner).created if after and UPLOAD_ID.fullmatch(after) else 0.0)
         found: list[tuple[tuple[str, str], Item]] = []
         if kind in (None, JOBS):
             rows = self.rows.execute(
@@ -159,7 +159,7 @@ class Shelf:
 
     def item(self, id: str, owner: str) -> Item:
         """Return one of an owner's jobs or uploads; raises NotFound for any other."""
-        made = self.upload(id, owner) if FILE.fullmatch(id) else self.service.job(id, owner)
+        made = self.upload(id, owner) if UPLOAD_ID.fullmatch(id) else self.service.job(id, owner)
         marks = self.rows.execute("SELECT * FROM marks WHERE owner = ? AND id = ?", (owner, made.id)).fetchone()
         known = self.rows.execute("SELECT * FROM known WHERE id = ?", (made.id,)).fetchone()
         item = Item(made, known=_known(known))
@@ -167,14 +167,14 @@ class Shelf:
 
     def upload(self, id: str, owner: str) -> Upload:
         """Return an owner's upload; raises NotFound for any other."""
-        path = self.service.file(id, owner)
+        path = self.service.upload_path(id, owner)
         return Upload(id, path, path.stat().st_mtime)
 
     def uploads(self, owner: str) -> list[Upload]:
         """List an owner's uploads, in no order."""
-        folder = self.service.shelf(owner)
+        folder = self.service.upload_folder(owner)
         try:
-            entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(HALF)]
+            entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(PARTIAL_PREFIX)]
         except FileNotFoundError:
             return []
         found = []
@@ -223,7 +223,7 @@ class Shelf:
             raise RequestError(f"a file that clips are made from must stay until they are; {users} wait for this one")
         if isinstance(made, Upload):
             made.path.unlink(missing_ok=True)
-        elif not self.service.drop(made.id, owner):
+        elif not self.service.delete(made.id, owner):
             return False
         self.rows.execute("DELETE FROM marks WHERE owner = ? AND id = ?", (owner, made.id))
         if not isinstance(made, Upload):  # an upload may be another's as well
@@ -260,7 +260,7 @@ class Shelf:
             try:
                 found = run_sandboxed(glance, path, memory=MEMORY, seconds=SECONDS)
             except MediaError as error:
-                raise MediaError(self.service.told(str(error))) from None
+                raise MediaError(self.service.hide_paths(str(error))) from None
             _write_whole(self.poster_of(id), found["poster"])
             told = found["request"] if found["request"] and _request_in(found["request"]) else None
             values = {name: found[name] for name in READ} | {"id": id, "stamp": stamp, "told": told}
@@ -337,5 +337,5 @@ def _write_whole(path: Path, content: bytes) -> None:
 def check_kind(kind: str | None) -> str | None:
     """Return a kind of clips to list; raises RequestError for what is none."""
     if kind and kind not in KINDS:
-        raise RequestError(f"kind must be {' or '.join(KINDS)}; got {shown(kind)}")
+        raise RequestError(f"kind must be {' or '.join(KINDS)}; got {short_repr(kind)}")
     return kind or None

@@ -10,7 +10,7 @@ from html import escape
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 
-from app.server.auth import COOKIE, owner_of
+from app.server.auth import COOKIE, owner_id
 
 AT = "/studio"
 SIGN_IN, SIGN_OUT = f"{AT}/sign-in", f"{AT}/sign-out"
@@ -19,7 +19,7 @@ MOST_LETTERS = 4096  # of a token, in a form
 # Whoever comes by a link on another site has left a strict cookie behind; what this page fetches itself brings it.
 KNOWN = f'fetch("{AT}/votes").then((found) => found.ok && location.replace("{AT}/"))'
 HASH = base64.b64encode(hashlib.sha256(KNOWN.encode()).digest()).decode()
-# What is shown is from here, and nothing is sent elsewhere; no other site may frame it.
+# What is short_repr is from here, and nothing is sent elsewhere; no other site may frame it.
 OWN_ONLY = (
     f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{HASH}'; connect-src 'self'; "
     "form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
@@ -67,7 +67,7 @@ WRONG = "That token is not known here. 此令牌无效。"
 
 def add_door(app: FastAPI, tokens: Sequence[str]) -> None:
     """Add the page where people sign in, and the way out."""
-    owners = {owner_of(token) for token in tokens}
+    owners = {owner_id(token) for token in tokens}
 
     @app.get(SIGN_IN, include_in_schema=False)
     def sign_in():
@@ -78,7 +78,7 @@ def add_door(app: FastAPI, tokens: Sequence[str]) -> None:
         async with request.form(max_files=0, max_fields=1) as form:
             token = form.get("token")
         token = token.strip() if isinstance(token, str) else ""
-        if owners and (len(token) > MOST_LETTERS or owner_of(token) not in owners):
+        if owners and (len(token) > MOST_LETTERS or owner_id(token) not in owners):
             return page(WRONG, 401)
         answer = RedirectResponse(f"{AT}/", 303, headers=UNSTORED)
         if owners:

@@ -14,8 +14,8 @@ from typing import Any
 
 from app.batch.rows import FILES
 from app.queue.jobs import UPLOADS
-from app.server.parsing import FOR_US, UPSAMPLERS
-from app.server.service import FILE, NotFound
+from app.server.parsing import SERVER_FIELDS, UPSAMPLERS
+from app.server.service import UPLOAD_ID, NotFound
 from app.studio.gallery import Shelf
 from dit.request import Request, RequestError
 
@@ -35,7 +35,7 @@ def again(request: Request, shelf: Shelf, owner: str) -> tuple[dict[str, Any], l
             missing.append(f"{Path(path).name} is not among your clips and files; send it, or choose another")
         return id
 
-    fields = {name: value for name, value in found.items() if name not in FOR_US}
+    fields = {name: value for name, value in found.items() if name not in SERVER_FIELDS}
     for name in FILES:
         if name in fields:
             fields[name] = id_of(fields[name])
@@ -51,7 +51,7 @@ def again(request: Request, shelf: Shelf, owner: str) -> tuple[dict[str, Any], l
         fields["size"] = "{}x{}".format(*fields["size"])
     if fields.get("upsample") not in (None, *UPSAMPLERS):
         del fields["upsample"]  # another machine's; what it wrote stays
-    offers = shelf.service.offers
+    offers = shelf.service.models
     name = Path(fields.pop("model", "")).name or next(iter(offers))
     if name in offers:
         fields["model"] = name
@@ -73,13 +73,13 @@ def _files(request: Request) -> Iterator[str]:
 
 def _named(path: str) -> str | None:
     """Return the id that this server gives to what lies at a path of its own, or is named by its id."""
-    if FILE.fullmatch(path) or JOB.fullmatch(path):
+    if UPLOAD_ID.fullmatch(path) or JOB.fullmatch(path):
         return path
     parts = Path(path).parts
     stem = parts[-1].partition(".")[0] if parts else ""
     if len(parts) == 2 and parts[0] == "clips" and JOB.fullmatch(stem):
         return stem
-    if len(parts) == 3 and parts[0] == UPLOADS and FILE.fullmatch(f"file-{stem}"):
+    if len(parts) == 3 and parts[0] == UPLOADS and UPLOAD_ID.fullmatch(f"file-{stem}"):
         return f"file-{stem}"
     return None
 

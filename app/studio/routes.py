@@ -16,8 +16,8 @@ from starlette.datastructures import UploadFile
 
 from app.queue.jobs import JobError
 from app.queue.previews import path_of
-from app.server.api import SAFE, Owner, asked
-from app.server.parsing import read_json, shown
+from app.server.api import NOSNIFF, OwnerDep, read_body
+from app.server.parsing import parse_json, short_repr
 from app.studio import actions as ask
 from app.studio.gallery import Item, check_kind
 from app.studio.options import offered
@@ -59,7 +59,7 @@ def add_gallery(router: APIRouter, cards: Cards) -> None:
     @router.get("/clips")
     def listed(
         request: Request,
-        owner: Owner,
+        owner: OwnerDep,
         search: Annotated[str, Query(max_length=200)] = "",
         favourites: bool = False,
         kind: str | None = None,
@@ -71,7 +71,7 @@ def add_gallery(router: APIRouter, cards: Cards) -> None:
         found = {
             "cards": [cards.card(item) for item in items[:limit]],
             "more": len(items) > limit,
-            "paused": cards.service.told(pause.reason) if pause else None,
+            "paused": cards.service.hide_paths(pause.reason) if pause else None,
             "counts": {"queued": counts["queued"] + counts["interrupted"], "running": counts["running"]},
         }
         body = json.dumps(found, ensure_ascii=False, separators=(",", ":")).encode()
@@ -81,20 +81,20 @@ def add_gallery(router: APIRouter, cards: Cards) -> None:
         return Response(body, media_type="application/json", headers=FRESH | {"ETag": tag})
 
     @router.get("/clips/{id}")
-    async def details(id: str, owner: Owner):
+    async def details(id: str, owner: OwnerDep):
         return await read(cards.details, id, owner)
 
     @router.patch("/clips/{id}")
-    async def mark(id: str, request: Request, owner: Owner):
-        found = read_json(await request.body())
+    async def mark(id: str, request: Request, owner: OwnerDep):
+        found = parse_json(await request.body())
         for name, value in found.items():
             if name not in MARKS or type(value) is not MARKS[name]:
                 rule = "of a clip one may say favourite, true or false, and note, a text"
-                raise RequestError(f"{rule}; got {shown(name)}: {shown(value)}")
+                raise RequestError(f"{rule}; got {short_repr(name)}: {short_repr(value)}")
         return await run_in_threadpool(lambda: cards.card(shelf.mark(id, owner, **found)))
 
     @router.delete("/clips/{id}")
-    def remove(id: str, owner: Owner):
+    def remove(id: str, owner: OwnerDep):
         return {"id": id, "deleted": shelf.drop(id, owner)}
 
     def poster_of(id: str, owner: str) -> Path:
@@ -102,17 +102,17 @@ def add_gallery(router: APIRouter, cards: Cards) -> None:
         return shelf.poster_of(id)
 
     @router.get("/clips/{id}/poster")
-    async def poster(id: str, owner: Owner):
-        return FileResponse(await read(poster_of, id, owner), media_type="image/webp", headers=SAFE | FOREVER)
+    async def poster(id: str, owner: OwnerDep):
+        return FileResponse(await read(poster_of, id, owner), media_type="image/webp", headers=NOSNIFF | FOREVER)
 
     @router.get("/clips/{id}/preview")
-    def preview(id: str, owner: Owner):
+    def preview(id: str, owner: OwnerDep):
         job = cards.service.job(id, owner)
         try:
             picture = path_of(queue.folder, job.id).read_bytes()
         except FileNotFoundError:
-            return Response(status_code=204, headers=SAFE | FRESH)  # the clip was finished meanwhile, which is no error
-        return Response(picture, media_type="image/webp", headers=SAFE | FOREVER)
+            return Response(status_code=204, headers=NOSNIFF | FRESH)  # the clip was finished meanwhile, which is no error
+        return Response(picture, media_type="image/webp", headers=NOSNIFF | FOREVER)
 
 
 def add_line(router: APIRouter, cards: Cards, alone: bool) -> None:
@@ -123,20 +123,20 @@ def add_line(router: APIRouter, cards: Cards, alone: bool) -> None:
         return cards.card(cards.shelf.item(id, owner))
 
     @router.post("/clips/{id}/cancel")
-    def cancel(id: str, owner: Owner):
+    def cancel(id: str, owner: OwnerDep):
         queue.cancel(service.job(id, owner).id)
         return card(id, owner)
 
     @router.post("/clips/{id}/retry")
-    def retry(id: str, owner: Owner):
+    def retry(id: str, owner: OwnerDep):
         queue.retry(service.job(id, owner).id)
         return card(id, owner)
 
     @router.post("/clips/{id}/move")
-    async def move(id: str, request: Request, owner: Owner):
-        ahead = read_json(await request.body()).get("ahead")
+    async def move(id: str, request: Request, owner: OwnerDep):
+        ahead = parse_json(await request.body()).get("ahead")
         if type(ahead) is not int or not 0 <= ahead < 2**31:
-            raise RequestError(f"ahead must be how many are to come before it, from 0; got {shown(ahead)}")
+            raise RequestError(f"ahead must be how many are to come before it, from 0; got {short_repr(ahead)}")
 
         def moved() -> dict[str, Any]:
             queue.move(service.job(id, owner).id, ahead, among=None if alone else owner)
@@ -151,17 +151,17 @@ def add_line(router: APIRouter, cards: Cards, alone: bool) -> None:
             )
 
     @router.post("/pause")
-    async def pause(request: Request, owner: Owner):
+    async def pause(request: Request, owner: OwnerDep):
         body = await request.body()
-        reason = read_json(body).get("reason") if body.strip() else None
+        reason = parse_json(body).get("reason") if body.strip() else None
         if not isinstance(reason, str | None) or len(reason or "") > 200:
-            raise RequestError(f"reason must be a text of at most 200 letters; got {shown(reason)}")
+            raise RequestError(f"reason must be a text of at most 200 letters; got {short_repr(reason)}")
         check_alone()
         await run_in_threadpool(queue.pause, (reason or "").strip() or PAUSED)
         return {"paused": (reason or "").strip() or PAUSED}
 
     @router.post("/resume")
-    def resume(owner: Owner):
+    def resume(owner: OwnerDep):
         check_alone()
         queue.resume()
         return {"paused": None}
@@ -172,12 +172,12 @@ def add_asking(router: APIRouter, cards: Cards, alone: bool) -> None:
     service, shelf = cards.service, cards.shelf
 
     @router.get("/offer")
-    def offer(owner: Owner):
+    def offer(owner: OwnerDep):
         return offered(service, alone)
 
     @router.post("/ask")
-    async def submit(request: Request, owner: Owner):
-        found = await asked(request, service, owner)
+    async def submit(request: Request, owner: OwnerDep):
+        found = await read_body(request, service, owner)
 
         def queued() -> list[dict[str, Any]]:
             return [cards.card(Item(job)) for job in ask.submit(service, found, owner)]
@@ -185,26 +185,26 @@ def add_asking(router: APIRouter, cards: Cards, alone: bool) -> None:
         return {"cards": await run_in_threadpool(queued)}
 
     @router.post("/estimate")
-    async def estimate(request: Request, owner: Owner):
-        found = await asked(request, service, owner)
+    async def estimate(request: Request, owner: OwnerDep):
+        found = await read_body(request, service, owner)
         return await read(ask.estimate, service, cards.forecast, found, owner)
 
     @router.post("/upsample")
-    async def upsample(request: Request, owner: Owner):
-        found = read_json(await request.body())
+    async def upsample(request: Request, owner: OwnerDep):
+        found = parse_json(await request.body())
         given = (found.get("prompt"), found.get("seed", 0), found.get("still", False), found.get("model"))
         written = await to_thread.run_sync(ask.written_out, service, *given, limiter=WRITER)
         return {"upsampled_prompt": written}
 
     @router.post("/storyboard")
-    async def board(request: Request, owner: Owner):
-        text = read_json(await request.body()).get("text")
+    async def board(request: Request, owner: OwnerDep):
+        text = parse_json(await request.body()).get("text")
         fields, missing = await run_in_threadpool(ask.board_in, text, shelf, owner)
         return {"request": fields, "missing": missing}
 
     @router.post("/storyboard/text")
-    async def board_text(request: Request, owner: Owner):
-        return {"text": ask.board_text(read_json(await request.body()).get("request"))}
+    async def board_text(request: Request, owner: OwnerDep):
+        return {"text": ask.board_text(parse_json(await request.body()).get("request"))}
 
 
 def add_reading(router: APIRouter, cards: Cards) -> None:
@@ -219,12 +219,12 @@ def add_reading(router: APIRouter, cards: Cards) -> None:
         return {"card": cards.card(item), "request": fields, "missing": missing}
 
     @router.post("/read")
-    async def dropped(request: Request, owner: Owner):
+    async def dropped(request: Request, owner: OwnerDep):
         async with request.form(max_files=1, max_fields=10) as sent:
             file = sent.get("file")
             if not isinstance(file, UploadFile):
                 raise RequestError("a form must have the file in its part named file; got none")
-            id = await read(service.keep, file.file, owner)
+            id = await read(service.store_upload, file.file, owner)
         return await read(told, id, owner)
 
 
@@ -232,11 +232,11 @@ def add_votes(router: APIRouter, ballots: Ballots) -> None:
     """Add the votes."""
 
     @router.get("/votes")
-    def votes(owner: Owner):
+    def votes(owner: OwnerDep):
         return ballots.of(owner)
 
     @router.post("/votes")
-    async def vote(request: Request, owner: Owner):
-        found = read_json(await request.body())
+    async def vote(request: Request, owner: OwnerDep):
+        found = parse_json(await request.body())
         await read(ballots.vote, found, owner)
         return await run_in_threadpool(ballots.of, owner)

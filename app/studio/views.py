@@ -10,7 +10,7 @@ from app.provenance.credentials import verify
 from app.queue.jobs import CANCELLED, DONE, FAILED, RUNNING, Job
 from app.queue.previews import preview_of
 from app.server.service import Service
-from app.server.uploads import PICTURES
+from app.server.uploads import IMAGE_FORMATS
 from app.studio.actions import without_flags
 from app.studio.forecast import Forecast
 from app.studio.gallery import UPLOADED, Item, Shelf, Upload
@@ -80,7 +80,7 @@ class Cards:
         return {
             **{"kind": UPLOADED, "status": "completed", "phase": "", "step": 0, "steps": 0, "progress": 100},
             **{"eta": None, "ahead": None, "cancelling": False, "size": None, "seconds": None, "model": None},
-            "still": upload.path.suffix in PICTURES,
+            "still": upload.path.suffix in IMAGE_FORMATS,
             "created_at": int(upload.created),
             **{"error": None, "said": None, "preview": None},
             "poster": f"/studio/clips/{upload.id}/poster",
@@ -124,7 +124,7 @@ class Cards:
                 state, sentence = found.state, found.summary
             except ValueError as error:  # which says why credentials cannot be read
                 state, sentence = "unsigned", str(error)
-            self.shelf.remember(item, credentials=state, verdict=self.service.told(sentence))
+            self.shelf.remember(item, credentials=state, verdict=self.service.hide_paths(sentence))
         return state, self.shelf.remembered(item, "verdict")
 
 

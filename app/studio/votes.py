@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from app.server.parsing import shown
+from app.server.parsing import short_repr
 from app.studio.gallery import Item, Shelf
 from dit.request import RequestError
 
@@ -32,13 +32,13 @@ class Ballots:
         """Note a vote on two clips of an owner's; return it as it is told. Raises RequestError and NotFound."""
         names = ("left", "right", *QUALITIES)
         if unknown := [name for name in found if name not in names]:
-            raise RequestError(f"a vote has {', '.join(names)}; got {shown(unknown[0])}")
+            raise RequestError(f"a vote has {', '.join(names)}; got {short_repr(unknown[0])}")
         for quality in QUALITIES:
             if found.get(quality) not in CHOICES:
-                raise RequestError(f"{quality} must be {', '.join(CHOICES)}; got {shown(found.get(quality))}")
+                raise RequestError(f"{quality} must be {', '.join(CHOICES)}; got {short_repr(found.get(quality))}")
         ids = [found.get(side) for side in ("left", "right")]
         if not all(isinstance(id, str) for id in ids) or ids[0] == ids[1]:
-            raise RequestError(f"a vote must be on two clips, left and right; got {shown(ids)}")
+            raise RequestError(f"a vote must be on two clips, left and right; got {short_repr(ids)}")
         sides = [self._side(self.shelf.item(str(id), owner)) for id in ids]
         vote = {"time": round(time.time(), 3), "owner": owner, "left": sides[0], "right": sides[1]}
         vote |= {quality: found[quality] for quality in QUALITIES}
