@@ -22,7 +22,7 @@ from torch import Tensor
 from dit.flow import interpolate, velocity
 from dit.packing import Pack, Patch, pack, patchify
 from training.dataset import Bucket, open_bucket
-from training.world.lexicon import SIDES
+from training.world.lexicon import OTHER_SIDE
 from training.world.scene import (
     CAMERAS,
     COLOURS,
@@ -34,9 +34,10 @@ from training.world.scene import (
     SKIES,
     SOLO_EVENTS,
     TIMES,
+    WETNESS,
     Scene,
 )
-from training.world.words import caption
+from training.world.words import write_caption
 
 SIGMAS = (1.0, 0.95, 0.8, 0.5, 0.2)
 BATCH = 24  # clips per forward pass
@@ -75,7 +76,11 @@ def _motion(scene: Scene, rng: np.random.Generator) -> Scene | None:
 
 
 def _direction(scene: Scene, rng: np.random.Generator) -> Scene | None:
-    return replace(scene, direction=SIDES[scene.direction]) if scene.direction else None
+    return replace(scene, direction=OTHER_SIDE[scene.direction]) if scene.direction else None
+
+
+def _wetness(scene: Scene, rng: np.random.Generator) -> Scene | None:
+    return None if scene.edition < 2 else replace(scene, wetness=_another(rng, WETNESS, [scene.wetness]))
 
 
 def _relation(scene: Scene, rng: np.random.Generator) -> Scene | None:
@@ -95,6 +100,7 @@ EXCHANGES: dict[str, Callable[[Scene, np.random.Generator], Scene | None]] = {
     "relation": _relation,
     "camera": _of_scene("camera", CAMERAS),
     "ground": _of_scene("ground", list(GROUNDS)),
+    "wet ground": _wetness,
     "sky": _of_scene("sky", SKIES),
     "time of day": _of_scene("time", TIMES),
 }
@@ -157,7 +163,7 @@ def sensitivity(
 
 def _caption(scene: Scene, seed: int) -> str:
     """Write the dense caption of a scene, in the same words for scenes that differ in one attribute."""
-    return caption(scene, "dense", "en", rng=np.random.default_rng([seed, 7, scene.index]))
+    return write_caption(scene, "dense", "en", rng=np.random.default_rng([seed, 7, scene.index]))
 
 
 def _noisy(bucket, latents, numbers, sigma: float, patch: Patch, seed: int, dtype) -> tuple[Pack, Tensor]:
