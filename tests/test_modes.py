@@ -1,4 +1,4 @@
-"""Every mode from files to latents, on a tiny model: what is given stays, what is asked for is dreamed, any length."""
+"""Every mode from files to latents, on a tiny model: kept latents stay, the rest is generated, at any length."""
 
 import json
 from dataclasses import replace
@@ -22,7 +22,7 @@ def pipeline(tiny_model):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """Two clips of 17 frames, a picture and a mask of the right half."""
+    """Write two clips of 17 frames, an image and a mask of the right half; return their folder."""
     folder = tmp_path_factory.mktemp("files")
     time, row, column = torch.meshgrid(torch.arange(17.0), torch.arange(64.0), torch.arange(64.0), indexing="ij")
     for name, speed in (("one.mkv", 2), ("two.mkv", -1)):
@@ -34,7 +34,7 @@ def files(tmp_path_factory):
 
 
 def requests(files) -> dict[str, Request]:
-    """List a request of every mode, with whatever it reads."""
+    """Return a request of every mode, with the files that it reads, by mode."""
     one, two, still = (str(files / name) for name in ("one.mkv", "two.mkv", "still.png"))
     special = {
         "text-to-image": {},
@@ -59,79 +59,81 @@ def requests(files) -> dict[str, Request]:
 
 
 @pytest.mark.parametrize("name", MODES)
-def test_what_is_given_comes_out_bit_identical_and_the_rest_is_dreamed(pipeline, files, name):
+def test_kept_latents_come_out_bit_identical_and_the_rest_is_generated(pipeline, files, name):
     request = pipeline.resolve(requests(files)[name])
     canvas = pipeline.paint(request)
-    (dream,) = pipeline.generate([request])
+    (sample,) = pipeline.generate([request])
     kept = (canvas.denoise_mask == 0).expand_as(canvas.clean_latents)
     assert not canvas.periodic or not kept.any()
     if not canvas.periodic:
-        assert torch.equal(dream.latents[kept], canvas.clean_latents[kept])
-        assert not torch.equal(dream.latents[~kept], canvas.clean_latents[~kept])
-    frames = pipeline.pixels(dream)
-    assert frames.shape[1] == (4 * canvas.latent_frames if canvas.periodic else pipeline.vae.frame_count(canvas.latent_frames))
+        assert torch.equal(sample.latents[kept], canvas.clean_latents[kept])
+        assert not torch.equal(sample.latents[~kept], canvas.clean_latents[~kept])
+    frames = pipeline.pixels(sample)
+    assert frames.shape[1] == (
+        4 * canvas.latent_frames if canvas.periodic else pipeline.vae.frame_count(canvas.latent_frames)
+    )
     assert frames.isfinite().all() and frames.abs().max() <= 1
 
 
 @pytest.mark.parametrize("name", MODES)
-def test_a_request_of_any_mode_makes_the_same_clip_from_its_metadata(pipeline, files, name):
-    (dream,) = pipeline.generate([requests(files)[name]])
-    (again,) = pipeline.generate([Request.from_json(dream.request.to_json())])
-    assert torch.equal(dream.latents, again.latents)
+def test_a_request_of_any_mode_makes_the_same_clip_again_from_its_metadata(pipeline, files, name):
+    (sample,) = pipeline.generate([requests(files)[name]])
+    (again,) = pipeline.generate([Request.from_json(sample.request.to_json())])
+    assert torch.equal(sample.latents, again.latents)
 
 
-def test_a_strength_of_zero_returns_the_clip_and_of_one_forgets_it(pipeline, files):
+def test_strength_0_returns_the_clip_and_strength_1_ignores_it(pipeline, files):
     edit = requests(files)["edit"]
-    given = pipeline.paint(pipeline.resolve(edit)).clean_latents
-    ask = lambda request: next(iter(pipeline.generate([request]))).latents
-    assert torch.equal(ask(replace(edit, strength=0.0)), given)
-    assert torch.equal(ask(replace(edit, strength=1.0)), ask(Request(prompt="a red ball", seed=1)))
-    off = [float((ask(replace(edit, strength=s)) - given).detach().square().mean()) for s in (0.2, 0.6, 1.0)]
-    assert off == sorted(off)
+    clip = pipeline.paint(pipeline.resolve(edit)).clean_latents
+    latents = lambda request: next(iter(pipeline.generate([request]))).latents
+    assert torch.equal(latents(replace(edit, strength=0.0)), clip)
+    assert torch.equal(latents(replace(edit, strength=1.0)), latents(Request(prompt="a red ball", seed=1)))
+    errors = [float((latents(replace(edit, strength=s)) - clip).detach().square().mean()) for s in (0.2, 0.6, 1.0)]
+    assert errors == sorted(errors)
 
 
-def test_a_clip_that_is_given_later_is_the_same_film(pipeline, files):
+def test_a_clip_in_the_middle_of_a_canvas_has_the_same_latents_without_the_first(pipeline, files):
     canvas = pipeline.paint(pipeline.resolve(requests(files)["extend"]))
-    film = pipeline.vae.encode(read_video(files / "one.mkv").video[None])[0]
-    assert torch.equal(canvas.clean_latents[:, 3:7], film[:, 1:]) and not canvas.denoise_mask[3:7].any()
+    clip = pipeline.vae.encode(read_video(files / "one.mkv").video[None])[0]
+    assert torch.equal(canvas.clean_latents[:, 3:7], clip[:, 1:]) and not canvas.denoise_mask[3:7].any()
     assert canvas.denoise_mask[:3].all() and canvas.denoise_mask[7:].all()
 
 
-def test_inpainting_keeps_every_latent_with_no_white_in_it(pipeline, files):
-    level = pipeline.paint(pipeline.resolve(requests(files)["inpaint"])).level
-    assert level[:, :, 4:].all() and not level[:, :, :4].any()
+def test_inpainting_keeps_all_latents_where_the_mask_is_black(pipeline, files):
+    mask = pipeline.paint(pipeline.resolve(requests(files)["inpaint"])).denoise_mask
+    assert mask[:, :, 4:].all() and not mask[:, :, :4].any()
     boxed = replace(requests(files)["inpaint"], mask=None, box=(10, 0, 17, 8))
-    level = pipeline.paint(pipeline.resolve(boxed)).denoise_mask  # widened to whole patches of 16 pixels, as in training
-    assert level[:, :2, :4].all() and level.sum() == level[:, :2, :4].sum()
+    mask = pipeline.paint(pipeline.resolve(boxed)).denoise_mask  # whole patches of 16 pixels, as in training
+    assert mask[:, :2, :4].all() and mask.sum() == mask[:, :2, :4].sum()
 
 
 def test_a_loop_played_twice_has_no_seam(pipeline, files):
-    (dream,) = pipeline.generate([requests(files)["loop"]])
-    clip = pipeline.pixels(dream)
-    twice = pipeline.pixels(replace(dream, latents=dream.latents.repeat(1, 2, 1, 1)))
+    (sample,) = pipeline.generate([requests(files)["loop"]])
+    clip = pipeline.pixels(sample)
+    twice = pipeline.pixels(replace(sample, latents=sample.latents.repeat(1, 2, 1, 1)))
     assert torch.allclose(twice[:, : clip.shape[1]], twice[:, clip.shape[1] :], atol=0.02)
-    around = (clip - clip.roll(1, 1)).abs().mean((0, 2, 3))
-    assert around[0] <= around[1:].quantile(0.95) and around.max() <= 1.5 * around.quantile(0.9)
+    changes = (clip - clip.roll(1, 1)).abs().mean((0, 2, 3))
+    assert changes[0] <= changes[1:].quantile(0.95) and changes.max() <= 1.5 * changes.quantile(0.9)
 
 
-def test_moments_share_a_clip_and_hand_over_softly():
-    share = prompt_weights([(0, "a"), (3, "b"), (6, "c")], 0, 9)
-    assert torch.allclose(share.sum(0), torch.ones(9)) and (share >= 0).all()
-    assert share[:, 0].tolist() == [1, 0, 0] and share[:, 8].tolist() == [0, 0, 1]
-    assert share[0, 3] == share[1, 3] == 0.5
-    assert torch.equal(prompt_weights([(0, "a"), (3, "b"), (6, "c")], 4, 3), share[:, 4:7])
+def test_prompt_weights_sum_to_1_and_crossfade():
+    weights = prompt_weights([(0, "a"), (3, "b"), (6, "c")], 0, 9)
+    assert torch.allclose(weights.sum(0), torch.ones(9)) and (weights >= 0).all()
+    assert weights[:, 0].tolist() == [1, 0, 0] and weights[:, 8].tolist() == [0, 0, 1]
+    assert weights[0, 3] == weights[1, 3] == 0.5
+    assert torch.equal(prompt_weights([(0, "a"), (3, "b"), (6, "c")], 4, 3), weights[:, 4:7])
 
 
 def test_a_storyboard_of_one_prompt_is_a_plain_clip(pipeline):
     plain = Request(prompt="a red ball", seed=2, seconds=2.125)
-    told = replace(plain, mode="storyboard", prompt="", moments=(Moment(0, "a red ball"), Moment(1, "a red ball")))
-    other = replace(told, moments=(Moment(0, "a red ball"), Moment(1, "the blue cube spins")))
-    one, two, three = (dream.latents for dream in pipeline.generate([plain, told, other]))
+    board = replace(plain, mode="storyboard", prompt="", moments=(Moment(0, "a red ball"), Moment(1, "a red ball")))
+    other = replace(board, moments=(Moment(0, "a red ball"), Moment(1, "the blue cube spins")))
+    one, two, three = (sample.latents for sample in pipeline.generate([plain, board, other]))
     assert torch.allclose(one, two, atol=1e-4)
     assert not torch.allclose(one[:, -1], three[:, -1], atol=1e-3)
 
 
-def test_a_storyboard_is_read_from_yaml_and_json_with_files_beside_it(tmp_path):
+def test_a_storyboard_is_read_from_yaml_and_json_with_files_relative_to_it(tmp_path):
     (tmp_path / "board.yaml").write_text(
         "seconds: 4\nsize: 64x64\nmoments:\n"
         "- {at: 0, prompt: a ball rolls, image: still.png}\n- {at: 2, prompt: 它停下}\n"
@@ -162,7 +164,7 @@ def test_a_storyboard_is_read_from_yaml_and_json_with_files_beside_it(tmp_path):
         ("- {at: 0, prompt: x}\n- {at: 9, prompt: y}", "moments must begin before the end, 2 s; got one at 9"),
     ],
 )
-def test_a_storyboard_that_is_none_is_refused(pipeline, tmp_path, text, rule):
+def test_an_invalid_storyboard_is_refused(pipeline, tmp_path, text, rule):
     (tmp_path / "board.yaml").write_text(text)
     with pytest.raises(RequestError, match=rule):
         pipeline.resolve(Request(mode="storyboard", seconds=2).altered(**read_storyboard(str(tmp_path / "board.yaml"))))
@@ -182,15 +184,15 @@ def test_a_storyboard_that_is_none_is_refused(pipeline, tmp_path, text, rule):
         ("inpaint", {"mask": None}, "inpaint needs box or mask, and not both"),
         ("inpaint", {"size": None, "mask": None, "box": (0, 0, 200, 200)}, "a box must be left, top, right, bottom"),
         ("outpaint", {"box": (1, 1, 9, 9)}, "a box must hold a whole patch"),
-        ("storyboard", {"prompt": "a ball"}, "moments have words of their own; got a prompt beside them"),
+        ("storyboard", {"prompt": "a ball"}, "moments have prompts of their own; got another prompt"),
         ("storyboard", {"moments": (Moment(0, "a"), Moment(0.1, "b"), Moment(0.2, "c"))}, "at least 0.5 s apart"),
         ("keyframes", {"keyframes": ((-1.0, "x.png"),)}, "a keyframe must be at 0 seconds or later; got -1"),
-        ("keyframes", {"keyframes": ((5.0, "{still}"),)}, "a picture must come before the end"),
+        ("keyframes", {"keyframes": ((5.0, "{still}"),)}, "an image must come before the end"),
         ("loop", {"seconds": 0.5}, "a clip must last at least 1 seconds at 64x64; got 0.5"),
         ("long", {"seconds": 0.5}, "a clip must last at least 1.12 seconds at 64x64; got 0.625"),
     ],
 )
-def test_what_a_mode_cannot_do_is_said_in_a_sentence(pipeline, files, mode, change, rule):
+def test_what_a_mode_cannot_do_is_refused_in_a_sentence(pipeline, files, mode, change, rule):
     change = {name: placed(value, files) for name, value in change.items()}
     with pytest.raises(ValueError, match=rule.replace("(", r"\(")):
         next(iter(pipeline.generate([replace(requests(files)[mode], **change)])))
@@ -201,22 +203,22 @@ def placed(value, files):
     return tuple((at, str(files / "still.png")) for at, _ in value) if "{still}" in str(value) else value
 
 
-def test_a_file_that_changed_since_is_not_taken_for_the_one_that_was(pipeline, files, tmp_path):
+def test_an_input_file_that_has_changed_is_refused(pipeline, files, tmp_path):
     path = tmp_path / "still.png"
     path.write_bytes((files / "still.png").read_bytes())
-    (dream,) = pipeline.generate([Request(mode="image-to-video", prompt="it spins", image=str(path))])
+    (sample,) = pipeline.generate([Request(mode="image-to-video", prompt="it spins", image=str(path))])
     write_image(path, -read_image(path))
     with pytest.raises(RequestError, match="its contents have changed since"):
-        pipeline.resolve(dream.request)
+        pipeline.resolve(sample.request)
 
 
-def test_moments_of_a_long_clip_have_words_alone(pipeline, files):
+def test_moments_of_a_long_clip_have_prompts_alone(pipeline, files):
     moments = (Moment(0, "a", image=str(files / "still.png")),)
-    with pytest.raises(RequestError, match="moments of a long clip have words alone"):
+    with pytest.raises(RequestError, match="moments of a long clip have prompts alone"):
         next(iter(pipeline.generate([Request(mode="long", seconds=4, moments=moments)])))
 
 
-def test_a_film_behind_another_needs_more_than_a_frame(pipeline, files, tmp_path):
+def test_a_clip_that_follows_others_needs_more_than_a_frame(pipeline, files, tmp_path):
     write_video(tmp_path / "short.mkv", torch.zeros(3, 3, 64, 64), 8)
     for name, change in (("connect", {"other"}), ("extend", {"clip"})):
         request = replace(requests(files)[name], **dict.fromkeys(change, str(tmp_path / "short.mkv")))
@@ -228,6 +230,7 @@ def test_each_clip_of_a_storyboard_ends_where_the_next_moment_begins(pipeline, f
     one, two = str(files / "one.mkv"), str(files / "two.mkv")
     moments = (Moment(0, "a", clip=one), Moment(1, "b", clip=two), Moment(2, "c"))
     canvas = pipeline.paint(pipeline.resolve(Request(mode="storyboard", seconds=4.125, moments=moments)))
-    films = [pipeline.vae.encode(read_video(path).video[None])[0] for path in (one, two)]
-    assert torch.equal(canvas.clean_latents[:, :2], films[0][:, :2]) and torch.equal(canvas.clean_latents[:, 2:4], films[1][:, 1:3])
+    clips = [pipeline.vae.encode(read_video(path).video[None])[0] for path in (one, two)]
+    assert torch.equal(canvas.clean_latents[:, :2], clips[0][:, :2])
+    assert torch.equal(canvas.clean_latents[:, 2:4], clips[1][:, 1:3])
     assert canvas.denoise_mask[:, 0, 0].tolist() == [0] * 4 + [1] * 5
