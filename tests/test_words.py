@@ -1,4 +1,4 @@
-"""Captions of the procedural world: true, complete where they are dense, and never in words that tests keep back."""
+"""Captions of the procedural world: true, complete where they are dense, and without reserved words."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def captions(kind: str, language: str, moving: bool) -> list[tuple[Scene, str, d
     return [(scene, text, read_caption(text, language)) for scene, text in texts]
 
 
-def spoken(language: str):
+def all_captions(language: str):
     for kind in CAPTION_KINDS:
         for moving in (True, False):
             for scene, text, found in captions(kind, language, moving):
@@ -66,13 +66,13 @@ def contradictions(scene: Scene, found: dict[str, set[str]]) -> dict[str, set[st
 
 
 @every_language
-def test_nothing_said_contradicts_the_scene(language):
-    for _, _, scene, text, found in spoken(language):
+def test_captions_never_contradict_the_scene(language):
+    for _, _, scene, text, found in all_captions(language):
         assert not contradictions(scene, found), (text, contradictions(scene, found))
 
 
 @every_language
-def test_a_dense_caption_says_every_attribute_of_everything(language):
+def test_a_dense_caption_names_every_attribute_of_every_thing(language):
     for moving in (True, False):
         for scene, text, found in captions("dense", language, moving):
             for name, value in attributes(scene, moving).items():
@@ -80,8 +80,8 @@ def test_a_dense_caption_says_every_attribute_of_everything(language):
             stacked = scene.event == "topple"
             for thing in scene.things:
                 placed = thing.relation and (moving or scene.event in STATIONARY_EVENTS)
-                told = {thing.colour, thing.size, thing.material} | ({thing.relation} if placed else set())
-                assert told <= set().union(*found.values()), (thing, text)
+                expected = {thing.colour, thing.size, thing.material} | ({thing.relation} if placed else set())
+                assert expected <= set().union(*found.values()), (thing, text)
             assert names((scene.things[0], *bystanders(scene)) if stacked else scene.things) <= found["thing"], text
 
 
@@ -96,7 +96,7 @@ def test_plain_captions_and_labels_name_everything_by_colour_and_shape(language)
 
 
 @every_language
-def test_where_things_stand_is_never_swapped(language):
+def test_relations_are_never_swapped(language):
     for scene, text, found in captions("dense", language, True):
         assert found.get("relation", set()) == {thing.relation for thing in bystanders(scene)}, text
     for scene, text, found in captions("plain", language, True):
@@ -137,17 +137,17 @@ def test_dense_captions_are_short_enough_for_a_text_encoder(language):
 
 
 @every_language
-def test_words_kept_back_for_tests_are_never_said(language):
+def test_reserved_words_are_never_used_in_captions(language):
     lexicon, table = LEXICONS[language], TABLES[language]
     usual = table.build_lexicon((table.WORDS,))
-    kept_back = set(lexicon.meanings) - set(usual.meanings)
-    assert len(kept_back) > 50
-    for _, _, _, text, _ in spoken(language):
-        assert not {phrase for phrase, _ in lexicon.read(text)} & kept_back, text
+    held_out = set(lexicon.meanings) - set(usual.meanings)
+    assert len(held_out) > 50
+    for _, _, _, text, _ in all_captions(language):
+        assert not {phrase for phrase, _ in lexicon.read(text)} & held_out, text
 
 
 @every_language
-def test_prompts_in_words_kept_back_are_true_and_use_them(language):
+def test_prompts_in_reserved_words_are_true_and_use_them(language):
     table = TABLES[language]
     usual = set(table.build_lexicon((table.WORDS,)).meanings)
     for scene in scenes():
@@ -157,14 +157,14 @@ def test_prompts_in_words_kept_back_are_true_and_use_them(language):
 
 
 @every_language
-def test_a_prompt_says_what_it_is_asked_to_and_no_more(language):
+def test_a_prompt_names_exactly_the_requested_attributes(language):
     rng = np.random.default_rng(5)
     asked = ("colour", "shape", "size", "material", *GLOBAL)
     for scene in scenes():
         mention = {name for name in asked if rng.random() < 0.5}
         text = write_prompt(scene, language, rng=rng, mention=mention)
         found, truth = read_caption(text, language), attributes(scene)
-        whole = {"colour", "shape"} <= mention  # else not all things can be told apart and counted
+        whole = {"colour", "shape"} <= mention  # else not all things can be expected apart and counted
         assert not contradictions(scene, found if whole else found | {"count": set()}), text
         for name in GLOBAL:
             wanted = {truth[name]} if name in mention and name in truth else set()
@@ -184,7 +184,7 @@ def test_the_same_random_state_gives_the_same_words_and_others_give_others(langu
 
 
 def test_english_is_well_formed():
-    for kind, _, _, text, _ in spoken("en"):
+    for kind, _, _, text, _ in all_captions("en"):
         assert re.fullmatch("[A-Za-z,. -]+", text), text
         assert not re.search(r"  | [,.]|,\S|,,|\.\S|\bnone\b", text), text
         assert not re.search(r"\ba [aeiou]|\ban [^aeiou]|\b(\w+) \1\b", text, re.IGNORECASE), text
@@ -195,15 +195,15 @@ def test_english_is_well_formed():
 
 
 def test_chinese_is_well_formed():
-    for kind, _, _, text, _ in spoken("zh"):
+    for kind, _, _, text, _ in all_captions("zh"):
         assert re.fullmatch("[\u4e00-\u9fff，。、]+", text), text
         assert not re.search("[，。、]{2}|的的|地地|在在|^[，。、]", text), text
         assert text.endswith("。") or kind != "dense", text
 
 
 def test_the_words_stay_few():
-    english = {word for *_, text, _ in spoken("en") for word in re.findall("[a-z-]+", text.lower())}
-    chinese = {letter for *_, text, _ in spoken("zh") for letter in text}
+    english = {word for *_, text, _ in all_captions("en") for word in re.findall("[a-z-]+", text.lower())}
+    chinese = {letter for *_, text, _ in all_captions("zh") for letter in text}
     assert len(english) < 700 and len(chinese) < 500
 
 
@@ -264,7 +264,7 @@ def test_handwritten_captions_are_read_right(text):
 
 
 @every_language
-def test_every_event_can_be_said(language):
+def test_every_event_occurs_in_captions(language):
     assert {scene.event for scene, *_ in captions("plain", language, True)} == set(EVENTS)
 
 
@@ -290,12 +290,12 @@ def second_edition(moving: bool) -> list[tuple[Scene, str, str, str]]:
 def test_nothing_in_captions_of_edition_2_contradicts_the_scene(moving):
     for scene, _, language, text in second_edition(moving):
         found = read_caption(text, language)
-        whole = {"colour", "shape"} <= found.keys()  # else not all things can be told apart and counted
+        whole = {"colour", "shape"} <= found.keys()  # else not all things can be expected apart and counted
         assert not contradictions(scene, found if whole else found | {"count": set()}), text
-        assert kept_to_the_point(text, language), text
+        assert is_well_formed(text, language), text
 
 
-def kept_to_the_point(text: str, language: str) -> bool:
+def is_well_formed(text: str, language: str) -> bool:
     """Tell whether a caption is well formed and fits a text encoder."""
     if language == "zh":
         return not re.search("[，。、]{2}|的的|地地|在在|地面地面|^[，。、]", text) and len(text) <= 180

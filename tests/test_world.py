@@ -4,16 +4,14 @@ import hashlib
 import json
 import math
 from dataclasses import replace
-from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 
 from training.world import make_clip, make_clips
-from training.world.camera import VELOCITY_UNITS, CameraPlacement, camera_path, camera_velocity, mirror_velocity
+from training.world.camera import CameraPlacement, camera_path
 from training.world.clip import render_scene
-from training.world.editions import EDITIONS
 from training.world.light import Ground, Light
 from training.world.physics import simulate
 from training.world.render import Shot, render
@@ -182,7 +180,7 @@ def test_a_shadow_falls_away_from_the_sun():
         assert (float(columns), float(rows)) == pytest.approx(expected, abs=1.5)
 
 
-def test_a_small_picture_is_the_average_of_a_large_one():
+def test_a_small_image_is_the_average_of_a_large_one():
     # Where no edge is, one ray stands for the pixel; on an edge eight do, each worth an eighth of the contrast.
     rotation = torch.tensor([[0.8, -0.6, 0], [0.6, 0.8, 0], [0, 0, 1.0]])
     shot = shot_of(
@@ -211,7 +209,7 @@ def test_antialiased_pixels_are_between_the_two_sides_of_an_edge():
     assert mixed > 7  # a slanted edge is mixed in most rows
 
 
-def test_visible_fractions_agree_with_the_picture():
+def test_visible_fractions_agree_with_the_image():
     scene = scene_of("occlude", "ball", camera="orbit left")
     other = replace(scene, things=(replace(scene.things[0], colour="white"),))
     red, white = (render_scene(s, 96, 96, 17, 8.0, CPU) for s in (scene, other))
@@ -288,7 +286,7 @@ def test_bystanders_stand_where_the_scene_says_as_seen_in_the_first_frame():
 
 
 @pytest.mark.parametrize("move", CAMERAS)
-def test_a_camera_moves_as_it_is_told(move):
+def test_each_camera_move_moves_the_camera_as_named(move):
     camera = camera_path(move, CameraPlacement(6.0, 0.3, 0.1, 1.0, math.radians(8.5)), np.linspace(0, 1, 5))
     shift, rotation = camera.eyes[-1] - camera.eyes[0], camera.axes[-1, 2] - camera.axes[0, 2]
     kind, _, way = move.partition(" ")
@@ -355,16 +353,6 @@ def test_wrong_arguments_are_refused():
         make_clip(0, "validation", 0)
 
 
-def second_scene(thing: Thing, **setting) -> Scene:
-    """Write a scene of edition 2 by hand: one thing at rest on dry concrete at noon."""
-    usual = {"camera": "still", "ground": "concrete", "sky": "clear", "time": "noon", "seconds": 2.0}
-    return Scene(0, "test", 3, (thing,), "rest", None, 1.0, **usual | setting, edition=2)
-
-
-def second_thing(size: str = "medium", shape: str = "ball", colour: str = "red", material: str = "matte") -> Thing:
-    return Thing(shape, colour, size, material, EDITIONS[2].sizes[size])
-
-
 def test_edition_1_is_the_default_and_never_changes():
     digest = hashlib.sha256()
     for split in SPLITS:
@@ -378,73 +366,8 @@ def test_edition_1_is_the_default_and_never_changes():
     assert digest.hexdigest()[:16] == "b464239230cc6570"  # of the world that the first models were trained on
 
 
-def test_the_sizes_and_speeds_of_edition_2_differ_enough_to_be_seen():
-    widths = []
-    for size in ("small", "medium", "large"):
-        boxes = render_scene(second_scene(second_thing(size)), 32, 32, 5, 8.0, CPU).truth.boxes[:, 0]
-        widths.append(float((boxes[:, 2] - boxes[:, 0]).mean()))
-    assert widths[1] > 1.5 * widths[0] and widths[2] > 1.5 * widths[1]
-    ranges = [EDITIONS[2].speeds[name] for name in ("slow", "normal", "fast")]
-    assert all(later[0] > 1.75 * sooner[1] for sooner, later in pairwise(ranges))
-
-
-def test_edition_2_draws_as_many_things_as_it_says():
-    counts = np.bincount([len(sample_scene(0, "train", index, edition=2).things) for index in range(2000)])[1:] / 2000
-    assert np.allclose(counts, EDITIONS[2].counts, atol=0.04)  # 3 standard errors are 0.033
-
-
-def test_wet_ground_mirrors_what_stands_on_it_and_dry_ground_does_not():
-    clips = {}
-    for wetness in ("dry", "wet"):
-        for colour in ("red", "green"):
-            scene = second_scene(second_thing("medium", colour=colour), wetness=wetness)
-            clips[wetness, colour] = render_scene(scene, 64, 64, 1, 8.0, CPU)
-    left, top, right, bottom = clips["wet", "red"].truth.boxes[0, 0].round().astype(int)
-    below = (slice(None), 0, slice(bottom + 1, bottom + (bottom - top)), slice(left, right))
-    wet, dry = (
-        (clips[wetness, "red"].video[below].int() - clips[wetness, "green"].video[below].int()).abs().amax(0)
-        for wetness in ("wet", "dry")
-    )
-    assert (wet > 20).double().mean() > 0.3 and (dry > 20).double().mean() < 0.02  # levels of 255
-
-
-def test_the_camera_velocity_of_a_clip_integrates_to_the_way_the_camera_went():
-    for move in CAMERAS:
-        truth = render_scene(second_scene(second_thing(), camera=move), 8, 8, 33, 16.0, CPU).truth
-        velocity = truth.camera * VELOCITY_UNITS
-        mean = (velocity[1:] + velocity[:-1]) / 2 / 16.0  # the trapezoidal rule
-        rotations = np.einsum("fij,fkj->fik", truth.axes[:-1], truth.axes[1:])
-        assert np.allclose(mean[:, 4], rotations[:, 0, 2], atol=1e-3) and np.allclose(
-            mean[:, 3], rotations[:, 1, 2], atol=1e-3
-        )
-        assert np.allclose(mean[:, 5], rotations[:, 0, 1], atol=1e-3)
-        kind, _, way = move.partition(" ")
-        column = {"orbit": 0, "pan": 4, "crane": 1, "zoom": 2}.get(kind)
-        if column is None:
-            assert not velocity.any()
-        else:
-            sign = -1 if way in ("left", "down", "out") else 1
-            assert (sign * truth.camera[:, column] > 0.3).all() and np.abs(truth.camera).max() < 3
-    assert not make_clip(0, "train", 0, rows=8, columns=8, frames=1, edition=2).truth.camera.any()
-
-
-def test_the_camera_velocity_of_a_mirror_image_is_that_of_the_mirrored_move():
-    placement, progress = CameraPlacement(6.0, 0.3, 0.0, 1.0, 0.1), np.linspace(0, 1, 5)
-    for way, other in (("orbit left", "orbit right"), ("pan left", "pan right"), ("crane up", "crane up")):
-        assert np.allclose(
-            mirror_velocity(camera_velocity(way, placement, progress, 2.0)),
-            camera_velocity(other, placement, progress, 2.0),
-        )
-
-
-def test_a_longer_clip_of_edition_2_moves_as_fast():
-    for index in range(4):
-        short, long = (make_clip(2, "train", index, rows=8, columns=8, frames=f, fps=8.0, edition=2) for f in (17, 25))
-        assert short.truth.time_scale == long.truth.time_scale and long.scene.seconds == 3.0
-
-
 @pytest.mark.gpu
-def test_a_gpu_draws_the_same_picture_but_for_rounding():
+def test_a_gpu_renders_the_same_image_but_for_rounding():
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     here, there = (make_clip(0, "train", 3, device=device).video for device in ("cpu", "cuda"))

@@ -1,6 +1,6 @@
-"""Bodies: solids with a pose and a push, before physics moves them.
+"""Bodies: solids with a pose and a velocity, the initial state of a simulation.
 
-Turns are quaternions (4) as w, x, y, z.
+Rotations are quaternions (4) as w, x, y, z.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Quat = np.ndarray
 
 @dataclass
 class Body:
-    """A solid with its pose and push; `pivot` is the height it swings from, `lean` how far from hanging straight."""
+    """A solid with its pose and velocities. A pendulum swings from the height `pivot` and starts at `initial_angle`."""
 
     solid: Solid
     position: np.ndarray
@@ -41,34 +41,34 @@ class Body:
 
 
 def random_sign(rng: np.random.Generator) -> int:
-    """Draw 1 or -1."""
+    """Draw 1 or -1 with equal probability."""
     return 1 if rng.random() < 0.5 else -1
 
 
 def axis_angle(axis, angle: float) -> Quat:
-    """Make the quaternion of a turn about a unit axis."""
+    """Return the quaternion of a rotation by `angle` radians about a unit axis."""
     return np.concatenate([[math.cos(angle / 2)], math.sin(angle / 2) * np.asarray(axis, dtype=float)])
 
 
 def quat_multiply(second: Quat, first: Quat) -> Quat:
-    """Make one turn of two."""
+    """Return the product of two quaternions: the rotation `first`, then `second`."""
     w, v, u, r = second[0], second[1:], first[1:], first[0]
     return np.concatenate([[w * r - v @ u], w * u + r * v + np.cross(v, u)])
 
 
 def rotate(quat: Quat, vector: np.ndarray) -> np.ndarray:
-    """Turn a vector."""
+    """Rotate a vector by a quaternion."""
     return vector + 2 * np.cross(quat[1:], np.cross(quat[1:], vector) + quat[0] * vector)
 
 
 def lying_quat(heading: float, phase: float) -> Quat:
-    """Lay a body down: its own z at `heading` radians from x in the ground plane, turned by `phase` about itself."""
+    """Return the rotation of a lying body: its z axis at `heading` radians from x, rolled by `phase` about itself."""
     tip = axis_angle((-math.sin(heading), math.cos(heading), 0), math.pi / 2)
     return quat_multiply(tip, axis_angle((0, 0, 1), phase))
 
 
 def make_solid(thing: Thing, name: str, rng: np.random.Generator, rules: Edition = EDITIONS[1]) -> Solid:
-    """Return a thing its body: its colour in two tones, so that turning can be seen."""
+    """Return the solid of a thing. It has two albedos, so that its rotation is visible."""
     half = half_sizes(thing.shape, thing.extent, rules)
     albedo = COLOURS[thing.colour]
     second = tuple(c + 0.04 for c in albedo) if thing.colour == "black" else tuple(0.58 * c for c in albedo)
@@ -81,7 +81,7 @@ def make_solid(thing: Thing, name: str, rng: np.random.Generator, rules: Edition
 
 
 def make_prop(name: str, shape: str, half: tuple[float, float, float], position, quat: Quat) -> Body:
-    """Make a part of the stage that no force moves."""
+    """Return a fixed body: a wall, a platform or a string."""
     albedo = PROPS[name]
     seam = (0.0, 0.0, -1.0, 0.35 * half[2]) if name == "wall" else (0.0, 0.0, 1.0, math.inf)
     solid = Solid(name, shape, half, albedo, tuple(0.6 * c for c in albedo), seam)
@@ -89,7 +89,7 @@ def make_prop(name: str, shape: str, half: tuple[float, float, float], position,
 
 
 def rest_on_ground(thing: Thing, name: str, rng: np.random.Generator, rules: Edition = EDITIONS[1]) -> Body:
-    """Put a thing on the ground at the origin so that its shape is plain to see: cylinders stand, capsules lie."""
+    """Return a thing at rest at the origin, posed so that its shape is visible: cylinders stand, capsules lie."""
     solid = make_solid(thing, name, rng, rules)
     x, _, z = solid.half
     side = random_sign(rng)
@@ -100,12 +100,12 @@ def rest_on_ground(thing: Thing, name: str, rng: np.random.Generator, rules: Edi
             solid, np.array([0, 0, x]), lying_quat(math.pi / 2 + rng.uniform(-0.5, 0.5), rng.uniform(0, 2 * math.pi))
         )
     yaw = side * rng.uniform(0.3, 0.62) + (math.pi / 2) * int(rng.integers(4))
-    tilt = axis_angle((1, 0, 0), 1e-4 if thing.shape == "cylinder" else 0)  # see OFF_CENTRE in stage.py
+    tilt = axis_angle((1, 0, 0), 1e-4 if thing.shape == "cylinder" else 0)  # see OFF_CENTRE in physics.py
     return Body(solid, np.array([0, 0, z]), quat_multiply(axis_angle((0, 0, 1), yaw), tilt))
 
 
 def bounding_disc(body: Body) -> Disc:
-    """Return the circle on the ground and the circle in the picture that a resting body fills."""
+    """Return the circles that a resting body covers on the ground and in the image."""
     x, y, z = body.solid.half
     standing = {"ball": x, "cube": math.hypot(x, y), "cylinder": x, "capsule": x + z}[body.solid.shape]
     lies = body.solid.shape == "cylinder" and abs(1 - 2 * (body.quat[1] ** 2 + body.quat[2] ** 2)) < 0.5
@@ -114,7 +114,7 @@ def bounding_disc(body: Body) -> Disc:
 
 
 def support_distance(body: Body, way: np.ndarray) -> float:
-    """Return how far a body reaches from its centre in the direction of a unit vector."""
+    """Return the extent of a body from its centre along a unit vector, in metres."""
     x, y, z = body.solid.half
     along = np.abs([rotate(body.quat, own) @ way for own in np.eye(3)])
     if body.solid.shape == "cube":

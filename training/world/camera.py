@@ -1,4 +1,4 @@
-"""The camera: nine ways to move through a clip, each plain to see.
+"""The camera: nine moves, and their velocities.
 
 The camera stands about six metres from the action, on the side of negative y, and looks slightly down; x is to its
 right.
@@ -19,7 +19,7 @@ VELOCITY_UNITS = np.array([0.3, 0.15, 0.2, 0.15, 0.3, 0.15])  # what counts as 1
 
 @dataclass(frozen=True)
 class Camera:
-    """Where the camera is in each frame: eyes (F, 3), axes (F, 3, 3) with rows right, up, forward, and slopes (F).
+    """Camera pose in each frame: eyes (F, 3), axes (F, 3, 3) with rows right, up, forward, and slopes (F).
 
     A slope is the tangent of half the field of view across the smaller image dimension.
     """
@@ -29,7 +29,7 @@ class Camera:
     slopes: np.ndarray
 
     def project(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return u and v (-1 to 1 across the smaller dimension) and depth of points (..., F, 3), one for each frame."""
+        """Return u and v (-1 to 1 across the smaller dimension) and depth of points (..., F, 3), one per frame."""
         offset = points - self.eyes
         side, height, depth = ((offset * self.axes[:, row]).sum(-1) for row in range(3))
         scale = 1 / (np.maximum(depth, 0.1) * self.slopes)
@@ -38,8 +38,9 @@ class Camera:
 
 @dataclass(frozen=True)
 class CameraPlacement:
-    """What differs a little from clip to clip: where the camera stands, its aim, how far a move goes (radians, for a
-    crane metres, for a zoom the two factors of the view), and the tangent of half its field of view.
+    """Camera parameters that vary between clips: position, aim, extent of each move, tangent of half the field of view.
+
+    Angles and the extents of pan and orbit are radians, of a crane metres; a zoom has two factors of the view.
     """
 
     distance: float
@@ -54,7 +55,7 @@ class CameraPlacement:
 
 
 def sample_placement(rng: np.random.Generator, ease: float = 0.0, rules: Edition = EDITIONS[1]) -> CameraPlacement:
-    """Draw where the camera stands; with `ease`, further back and with a smaller pan, to show more."""
+    """Draw a camera placement. With `ease` the camera is further back and pans less, so that more is visible."""
     distance = rules.distance * (1 + 0.16 * min(ease, 1.0)) * float(rng.uniform(0.96, 1.04))
     elevation = math.radians(float(rng.uniform(*rules.elevation)))
     azimuth = math.radians(float(rng.uniform(-6, 6)))
@@ -74,7 +75,7 @@ def sample_placement(rng: np.random.Generator, ease: float = 0.0, rules: Edition
 
 
 def camera_path(move: str, placement: CameraPlacement, progress: np.ndarray) -> Camera:
-    """Move the camera: its pose at each progress (F) from 0, the first frame, to 1, the last."""
+    """Return the camera of a move at each progress (F): 0 is the first frame, 1 the last."""
     sweep = 2 * np.asarray(progress, dtype=float) - 1  # -1 to 1
     zero = np.zeros_like(sweep)
     kind, _, way = move.partition(" ")
@@ -105,8 +106,8 @@ def camera_velocity(move: str, placement: CameraPlacement, progress: np.ndarray,
     In the camera's own axes: translation to the right, up and forward, in distances to the aim per second; then
     rotation up (pitch), to the right (yaw) and clockwise (roll), in radians per second. Each number is divided by its
     VELOCITY_UNITS, so that the moves of the world are about 1. A zoom counts as forward translation: the rate of the
-    logarithm of the magnification, which at the aim is the same. In the mirror image of a clip, numbers 0, 4 and 5
-    change sign.
+    logarithm of the magnification, which at the aim is the same. A horizontal
+    flip changes the sign of columns 0, 4 and 5.
     """
     progress = np.asarray(progress, dtype=float)
     if duration <= 0:
@@ -124,5 +125,5 @@ def camera_velocity(move: str, placement: CameraPlacement, progress: np.ndarray,
 
 
 def mirror_velocity(velocity: np.ndarray) -> np.ndarray:
-    """Return the camera velocity (..., 6) of the mirror image of a clip."""
+    """Return the camera velocity (..., 6) of a horizontally flipped clip."""
     return velocity * np.array([-1, 1, 1, 1, -1, -1], dtype=velocity.dtype)

@@ -1,4 +1,4 @@
-"""A clip of the procedural world: its pictures, the scene they show, and the truth about every frame."""
+"""A clip of the procedural world: pixels, scene and ground truth."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from .scene import Scene, clip_rng, event_seconds, sample_scene
 from .simulation import PhysicsEvent, Simulation, physics_events
 from .solids import visible_fractions
 
-STILL_TIME = 0.4  # of the event: what a picture (frames = 1) shows
+STILL_TIME = 0.4  # share of the event at which an image (frames = 1) is taken
 HIDDEN_FRACTION = 0.02  # visible fraction up to which a thing counts as hidden
 
 
 @dataclass(frozen=True)
 class Truth:
-    """What is true in each frame, in metres, seconds of clip and pixels (x to the right, y down, from the top left).
+    """Ground truth of each frame, in metres, seconds of the clip, and pixels (x to the right, y down, from the top
+    left).
 
-    positions (F, B, 3) and rotations (F, B, 3, 3) are of all `bodies`: things first, then parts of the stage. Of things
-    only: pixels (F, B, 2), the centre; boxes (F, B, 4) as left, top, right and bottom of the whole silhouette, also
-    outside of the frame; visible (F, B), the part of the silhouette that is in the frame and not hidden. The camera:
-    eyes (F, 3), axes (F, 3, 3) with rows right, up, forward, and fields of view (F), degrees across the smaller
-    dimension.
-    camera (F, 6) is its velocity as `camera.camera_velocity` defines it.
-    `pace` simulated seconds pass in a second of the clip, so that gravity looks like 9.81 pace^2.
+    positions (F, B, 3) and rotations (F, B, 3, 3) are of all `bodies`: things first, then wall, platform or string. Of
+    things only: pixels (F, B, 2), the centre; boxes (F, B, 4) as left, top, right and bottom of the whole silhouette,
+    also outside of the frame; visible (F, B), the part of the silhouette that is in the frame and not hidden. The
+    camera: eyes (F, 3), axes (F, 3, 3) with rows right, up, forward, and fields of view (F), degrees across the smaller
+    dimension. camera (F, 6) is its velocity as `camera.camera_velocity` defines it. `time_scale` simulated seconds pass
+    in a second of the clip, so that gravity looks like 9.81 time_scale^2.
     """
 
     seconds: np.ndarray
@@ -51,14 +51,14 @@ class Truth:
     physics_events: tuple[PhysicsEvent, ...]
 
     def to_json(self) -> dict:
-        """Turn the truth into plain lists, numbers and strings."""
+        """Return the truth as lists, numbers and strings."""
         plain = {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in vars(self).items()}
         return plain | {"bodies": list(self.bodies), "physics_events": [asdict(event) for event in self.physics_events]}
 
 
 @dataclass(frozen=True)
 class Clip:
-    """A video as uint8 (3, F, Y, X), what it is about, and what is true in it."""
+    """A video as uint8 (3, F, Y, X), its scene and its ground truth."""
 
     video: Tensor
     scene: Scene
@@ -77,11 +77,12 @@ def make_clip(
     device: str | torch.device = "cpu",
     edition: int = 1,
 ) -> Clip:
-    """Film clip `index` of a split; the same arguments give the same bytes on the same machine.
+    """Render clip `index` of a split; the same arguments give the same bytes on the same machine.
 
-    Size, frames and fps do not change what happens. The smaller image dimension covers the action, and a camera move
-    takes the whole clip. With frames = 1 the picture shows one moment of the event, the subject in sight. Raises
-    ValueError for an empty video or an unknown split, RuntimeError for a scene that cannot be played.
+    Size, frames and fps do not change what happens (from edition 2 on, a longer clip gives its event longer). The
+    smaller image dimension covers the action, and a camera move takes the whole clip. With frames = 1 the image shows
+    one time of the event at which the subject is visible. Raises ValueError for an empty video or an unknown split,
+    RuntimeError for a scene that cannot be played.
     """
     if min(rows, columns, frames) < 1 or fps <= 0:
         given = f"{rows}, {columns}, {frames} and {fps}"
@@ -91,9 +92,9 @@ def make_clip(
 
 
 def render_scene(scene: Scene, rows: int, columns: int, frames: int, fps: float, device: torch.device) -> Clip:
-    """Film any scene, as make_clip does; what a scene leaves open is drawn from its seed, split and index."""
+    """Render any scene, as make_clip does; what the scene leaves open is drawn from its seed, split and index."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the same sums in the same order, however many workers there are
+    torch.set_num_threads(1)  # the same order of summation for any number of workers
     try:
         return _render(scene, rows, columns, frames, fps, device)
     finally:
@@ -138,13 +139,13 @@ def _render(scene: Scene, rows: int, columns: int, frames: int, fps: float, devi
 
 
 def _still_time(simulation: Simulation) -> float:
-    """Choose the part of the event that a picture shows: near MOMENT, with the subject in sight."""
+    """Return the time, as a share of the event, that an image shows: near STILL_TIME, with the subject visible."""
     parts, sight = np.linspace(0, 1, len(simulation.visible)), simulation.visible[:, 0]
     return float(parts[np.argmin(np.abs(parts - STILL_TIME) + 10 * (sight < min(0.6, sight.max())))])
 
 
 def _clip_events(simulation: Simulation, seconds: np.ndarray, visible: np.ndarray) -> tuple[PhysicsEvent, ...]:
-    """Return what happens within a clip: what the bodies do, and when a thing is "hidden" from the camera or "seen"."""
+    """Return the physics events of a clip, and when a thing becomes "hidden" from the camera or "seen" again."""
     found = [event for event in physics_events(simulation) if event.seconds <= seconds[-1]]
     for number in range(visible.shape[1]):
         change = np.diff((visible[:, number] <= HIDDEN_FRACTION).astype(int), prepend=0)
@@ -157,7 +158,7 @@ def _clip_events(simulation: Simulation, seconds: np.ndarray, visible: np.ndarra
 def make_clips(
     indices: Iterable[int], seed: int = 0, split: str = "train", workers: int = 2, **options
 ) -> Iterator[Clip]:
-    """Film many clips, in order, in `workers` processes; options are make_clip's. Bytes do not depend on `workers`.
+    """Render clips in order in `workers` processes; options are make_clip's. The bytes do not depend on `workers`.
 
     Like everything that starts processes, a script calls this under `if __name__ == "__main__"`.
     """

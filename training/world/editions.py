@@ -1,6 +1,6 @@
-"""What differs between the editions of the world: edition 1 is that of the first models, edition 2 that of the next.
+"""Constants of the editions of the world: edition 1 is that of the first models, edition 2 that of the next.
 
-A clip of an edition never changes. What is to differ gets a new edition, so that old figures can be made again.
+Clips of an edition never change, so that published figures can be reproduced; a change needs a new edition.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is true of a scene in canonical words, before any language: the floor under `words.py`."""
+"""Canonical attribute values of a scene, independent of any language."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from captioning.lexicon import canonical_relation
 from .editions import EDITIONS, Edition
 from .scene import Scene, Thing
 
-# Events whose subject stays where it is, so that what stands behind it at first always does.
+# Events whose subject stays in place, so that spatial relations hold in every frame.
 STATIONARY_EVENTS = ("rest", "spin", "fall", "bounce")
-# What a still cannot show.
+# Attributes that a single frame cannot show.
 MOTION_ATTRIBUTES = ("event", "direction", "speed", "camera")
 
 
 def attributes(scene: Scene, moving: bool = True) -> dict[str, str]:
-    """State the canonical truth about the subject and its surroundings; what a scene does not have is not a key.
+    """Return the canonical attributes of the subject and its surroundings; attributes that a scene lacks are left out.
 
     A still (`moving=False`) has no event, direction, speed or camera.
     """
@@ -32,34 +32,34 @@ def attributes(scene: Scene, moving: bool = True) -> dict[str, str]:
 
 
 def speed_word(speed: float, rules: Edition = EDITIONS[1]) -> str:
-    """Name a speed factor as a viewer would: "very slow", "slow", "normal", "fast" or "very fast"."""
+    """Classify a speed factor: "very slow", "slow", "normal", "fast" or "very fast"."""
     if speed <= rules.range_speeds[0][1] or speed >= rules.range_speeds[1][0]:
         return "very slow" if speed < 1 else "very fast"
     return "slow" if speed < rules.slow else "fast" if speed > rules.fast else "normal"
 
 
 def bystanders(scene: Scene) -> list[Thing]:
-    """List the things that stand where their `relation` says: all but the subject and what the event happens to."""
+    """Return the things with a `relation`: all but the subject and the patients of the event."""
     return [thing for thing in scene.things[1:] if thing.relation]
 
 
 def patients(scene: Scene) -> list[Thing]:
-    """List the things that the event happens to: what is hit in "collide", the stack from the bottom up in "topple"."""
+    """Return the things that the event affects: the one hit in "collide", the stack from the bottom up in "topple"."""
     return [thing for thing in scene.things[1:] if not thing.relation]
 
 
 def places(scene: Scene) -> set[str]:
-    """State who stands where, as `Lexicon.read_attributes` reads it: "red ball behind blue cube"."""
+    """Return the spatial relations, as `Lexicon.read_attributes` reads them: "red ball behind blue cube"."""
     names = [f"{thing.colour} {thing.shape}" for thing in scene.things]
     others = zip(names, scene.things, strict=True)
     return {canonical_relation(name, thing.relation, names[0]) for name, thing in others if thing.relation}
 
 
 def appearances(scene: Scene) -> set[str]:
-    """State the size and material of each thing, as `Lexicon.read_attributes` reads it: "large red ball"."""
-    return {f"{look} {thing.colour} {thing.shape}" for thing in scene.things for look in (thing.size, thing.material)}
+    """Return the size and material of each thing, as `Lexicon.read_attributes` reads them: "large red ball"."""
+    return {f"{word} {thing.colour} {thing.shape}" for thing in scene.things for word in (thing.size, thing.material)}
 
 
 def struck(scene: Scene) -> set[str]:
-    """State what is hit by another thing, as `Lexicon.read_attributes` reads it."""
+    """Return the thing hit by another, as `Lexicon.read_attributes` reads it."""
     return {f"{thing.colour} {thing.shape}" for thing in patients(scene) if scene.event == "collide"}

@@ -1,51 +1,40 @@
-"""English sentences: how the words of `words_en.py` are joined into labels, plain captions and dense captions."""
+"""English grammar: joins the words of `words_en.py` into labels, plain captions and dense captions."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence, Set
+from collections.abc import Set
 
 from .facts import STATIONARY_EVENTS, attributes, bystanders, patients
-from .lexicon import OTHER_SIDE, WordPicker
-from .scene import DIRECTED_EVENTS, Scene, Thing
+from .lexicon import WordPicker
+from .phrases_en import (
+    AIRBORNE_EVENTS,
+    APPEARANCE,
+    GROUND_NAMES,
+    GROUND_PREPOSITIONS,
+    LONG_EVENTS,
+    STILL_CONTEXT,
+    add_camera,
+    attach_bystanders,
+    camera_phrase,
+    capitalise,
+    definite_name,
+    event_phrase,
+    ground_attributes,
+    ground_phrase,
+    join_list,
+    light_phrase,
+    material_and_colour,
+    noun_phrase,
+    relation_phrase,
+    still_phrase,
+    with_article,
+)
+from .scene import DIRECTED_EVENTS, Scene
 from .words_en import (
-    DIRECTION_PHRASES,
-    NUMBERS,
-    RELATION_TO_SUBJECT,
     SPEED_NAMES,
-    STACKS,
-    STATIC_SHOTS,
-    SUBJECT_RELATION,
-    WORDS,
-    inflect,
 )
 
 MAX_WORDS = 75  # of a dense caption: under 100 tokens, full stops and commas included
-APPEARANCE = frozenset(("colour", "shape", "size", "material"))
-LATERAL = ("left of", "right of")
-GROUND_PREPOSITIONS = {
-    "roll": ("on", "across", "over"),
-    "slide": ("on", "across", "over"),
-    "fall": ("onto",),
-    "throw": ("over",),
-}
-GROUND_PREPOSITIONS |= {"swing": ("above", "over")}  # everything else happens on the ground
-LONG_EVENTS = (
-    "fall",
-    "throw",
-    "occlude",
-    "edge",
-    "collide",
-    "topple",
-)  # nothing about other things fits behind these verbs
-AIRBORNE_EVENTS = ("fall", "throw", "bounce", "swing", "edge")  # a still may show these away from the ground
-STILL_CONTEXT = {
-    "swing": " hanging on a string",
-    "edge": " by a platform",
-    "occlude": " near a wall",
-}  # what a still shows
-GROUND_NAMES = {"concrete": "concrete floor", "sand": "sandy ground", "wood": "wooden floor", "grass": "grassy ground"}
-GROUND_NAMES |= {"slate": "slate floor"}
 MATERIAL_CLAUSES = {
     "matte": ("has a matte surface", "is made of rubber"),
     "glossy": ("has a glossy surface", "is made of shiny plastic"),
@@ -64,12 +53,12 @@ IMAGE_OPENINGS = ("The picture shows ", "This image shows ", "There is ", "A pic
 
 
 def label(scene: Scene, picker: WordPicker) -> str:
-    """Name the things: "red ball, blue cube"."""
+    """List the things by colour and shape: "red ball, blue cube"."""
     return ", ".join(noun_phrase(thing, {"colour", "shape"}, picker) for thing in scene.things)
 
 
 def plain(scene: Scene, named: Set[str], moving: bool, picker: WordPicker) -> str:
-    """Say in one line, as somebody types it, the attributes in `says` and what else is there."""
+    """Write a caption of one line that names the attributes in `named` and the bystanders, as a user types it."""
     form = picker.pick(("finite", "participle", "progressive"))
     trail = ""
     if not moving or "event" not in named:
@@ -102,7 +91,7 @@ def plain(scene: Scene, named: Set[str], moving: bool, picker: WordPicker) -> st
 
 
 def dense(scene: Scene, moving: bool, picker: WordPicker) -> str:
-    """Say everything that is true of the scene in at most MOST_WORDS words, in the dialect of a recaptioner."""
+    """Write a caption of several sentences and at most MAX_WORDS words that names all attributes."""
     text = dense_sentences(scene, moving, picker)
     while len(text.split()) > MAX_WORDS:
         text = dense_sentences(scene, moving, picker)
@@ -110,7 +99,7 @@ def dense(scene: Scene, moving: bool, picker: WordPicker) -> str:
 
 
 def dense_sentences(scene: Scene, moving: bool, picker: WordPicker) -> str:
-    """Say everything that is true of the scene: the event, the looks, then company, setting and camera in any order."""
+    """Write the sentences of a dense caption: event, appearance, then bystanders, setting and camera in any order."""
     crowded = len(bystanders(scene)) > 1
     pace = attributes(scene, moving).get("speed")
     named = {"colour", "shape", "event", "direction"} | {
@@ -164,199 +153,8 @@ def dense_sentences(scene: Scene, moving: bool, picker: WordPicker) -> str:
     return " ".join(capitalise(sentence) + "." for sentence in sentences)
 
 
-def with_article(name: str) -> str:
-    return f"an {name}" if name[0] in "aeiou" else f"a {name}"
-
-
-def capitalise(text: str) -> str:
-    return text[0].upper() + text[1:]
-
-
-def join_list(parts: Sequence[str]) -> str:
-    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
-
-
-def brief_attributes(picker: WordPicker) -> set[str]:
-    """Choose what a passing look says of a thing: always its colour and shape."""
-    return {"colour", "shape"} | {name for name in ("size", "material") if picker.chance(picker.detail_probability)}
-
-
-def material_and_colour(thing: Thing, picker: WordPicker) -> str:
-    """Say material and colour: "matte blue"."""
-    if "material" in picker.excluded:
-        return picker.word("colour", thing.colour)
-    return picker.phrase("material", thing.material).format(picker.word("colour", thing.colour))
-
-
-def noun_phrase(thing: Thing, named: Set[str], picker: WordPicker) -> str:
-    """Name a thing by the attributes in `says`: "large red metal ball"."""
-    named = named - picker.excluded
-    colour = picker.word("colour", thing.colour) if "colour" in named else ""
-    look = picker.phrase("material", thing.material).format(colour) if "material" in named else colour
-    size = picker.word("size", thing.size) if "size" in named else ""
-    shape = picker.word("shape", thing.shape) if "shape" in named else "object"
-    return " ".join(f"{size} {look} {shape}".split())
-
-
-def definite_name(scene: Scene, text: str) -> str:
-    """Call the subject of a text again: "the ball", or "the red ball" where there is another one."""
-    first = scene.things[0]
-    named = [word for word in WORDS["shape"][first.shape] if re.search(rf"\b{word}\b", text)]
-    shape = min(named, key=lambda word: re.search(rf"\b{word}\b", text).start())
-    alone = all(thing.shape != first.shape for thing in scene.things[1:])
-    return f"the {shape}" if alone else f"the {first.colour} {shape}"
-
-
-def relation_phrase(thing: Thing, name: str, picker: WordPicker) -> str:
-    """Say where a thing stands as seen from the subject: "behind the ball", "to its left"."""
-    relation = thing.relation or ""
-    if name == "it" and relation in LATERAL:
-        return f"{picker.pick(('to', 'on'))} its {relation.split()[0]}"
-    return picker.pick(RELATION_TO_SUBJECT[relation]).format(it=name)
-
-
-def bystander_list(others: Sequence[Thing], picker: WordPicker) -> str:
-    """List things with their places: "a blue cube behind it and a red can to its left"."""
-    return join_list(
-        [
-            f"{with_article(noun_phrase(thing, brief_attributes(picker), picker))} {relation_phrase(thing, 'it', picker)}"
-            for thing in others
-        ]
-    )
-
-
-def attach_bystanders(scene: Scene, subject: str, form: str, picker: WordPicker) -> tuple[str, str, str]:
-    """Say in one of four places what else is there: the subject, what follows its verb, and what trails behind.
-
-    Before a participle there is no place: "a ball with a cube behind it rolling" may be read as a rolling cube.
-    """
-    others = bystanders(scene)
-    if not others:
-        return subject, "", ""
-    behind = [] if scene.event in LONG_EVENTS else ["trail", "after"]
-    places = behind if form == "participle" else ["with", *behind, "beside"]
-    place = picker.pick(places if len(others) == 1 else [place for place in places if place in ("with", "trail")])
-    if place == "with":
-        return f"{subject} with {bystander_list(others, picker)}", "", ""
-    if place == "trail":
-        return subject, "", ", " + bystander_list(others, picker)
-    name = with_article(noun_phrase(others[0], brief_attributes(picker), picker))
-    if place == "beside":
-        return f"{subject} {picker.pick(SUBJECT_RELATION[others[0].relation or ''])} {name}", "", ""
-    near = ("next to", "beside") if others[0].relation in LATERAL else SUBJECT_RELATION[others[0].relation or ""]
-    return subject, f" {picker.pick(near)} {name}", ""
-
-
-def patient_phrase(scene: Scene, full: bool, picker: WordPicker, stacked: bool = True) -> str:
-    """Name what the event happens to: "a blue cube", "a stack of three cubes"; "three cubes" if no longer `stacked`."""
-    things = patients(scene)
-    if scene.event != "topple":
-        return with_article(noun_phrase(things[0], APPEARANCE if full else brief_attributes(picker), picker))
-    sized = (full or picker.chance(picker.detail_probability)) and "size" not in picker.excluded
-    size = picker.word("size", things[0].size) + " " if sized else ""
-    text = (f"a {picker.pick(STACKS)} of " if stacked else "") + f"{NUMBERS[len(things)]} {size}cubes"
-    coloured = not full and picker.chance(max(0.3, picker.detail_probability))
-    return f"{text} in {join_list([picker.word('colour', cube.colour) for cube in things])}" if coloured else text
-
-
-def event_phrase(scene: Scene, named: Set[str], form: str, full: bool, last: bool, picker: WordPicker) -> str:
-    """Say what the subject does, with direction and speed where `says` has them; `last` where nothing follows it."""
-    side = scene.direction or ""
-    words = picker.event_phrase(scene.event, directed := bool(side) and "direction" in named)
-    way = picker.pick(DIRECTION_PHRASES) if directed else ""
-    if way == "{side}" and not re.search(r"{heading} and|~\w+ {way}$" if last else "{heading} and", words):
-        way = DIRECTION_PHRASES[0]
-    words = words.replace(" {way}", way and f" {way}").replace("{heading}", way)
-    if scene.event == "edge" and scene.things[0].shape == "cube":
-        words = words.replace("~roll", "~slide")
-    if "{object}" in words:
-        words = words.replace("{object}", patient_phrase(scene, full, picker))
-    words = inflect(words, form).format(side=side, other=OTHER_SIDE.get(side, ""))
-    adverb = speed_adverb(scene, named, picker)
-    return f"is{adverb} {words[3:]}" if words.startswith("is ") else f"{adverb} {words}".strip()
-
-
-def speed_adverb(scene: Scene, named: Set[str], picker: WordPicker) -> str:
-    """Say the speed, where `says` has it and it is worth a word: " slowly"."""
-    pace = attributes(scene).get("speed", "normal") if "speed" in named else "normal"
-    return "" if pace == "normal" else " " + picker.phrase("speed", pace)
-
-
-def still_phrase(scene: Scene, named: Set[str], moving: bool, full: bool, picker: WordPicker) -> str:
-    """Name the subject and what its event would happen to; and, unless `full`, what else is around."""
-    text = with_article(noun_phrase(scene.things[0], named, picker))
-    if not moving:
-        text += STILL_CONTEXT.get(scene.event, "") if full or picker.chance(0.5) else ""
-    else:
-        way = (
-            " " + DIRECTION_PHRASES[0].format(side=scene.direction) if "direction" in named and scene.direction else ""
-        )
-        adverb = speed_adverb(scene, named, picker)
-        text += f" moving{way}{adverb}" if way or adverb else ""
-    others = [] if full else bystanders(scene)
-    if others and not moving and scene.event not in STATIONARY_EVENTS:
-        text += f" with {join_list([with_article(noun_phrase(thing, brief_attributes(picker), picker)) for thing in others])} nearby"
-    elif len(others) == 1 and picker.chance(0.5):
-        text += f" {SUBJECT_RELATION[others[0].relation or ''][0]} {with_article(noun_phrase(others[0], brief_attributes(picker), picker))}"
-    elif others:
-        text += " with " + bystander_list(others, picker)
-    if patients(scene):
-        text += (", and " if others else picker.pick((" and ", " near "))) + patient_phrase(
-            scene, full, picker, stacked=False
-        )
-    return text
-
-
-def ground_attributes(scene: Scene, picker: WordPicker) -> set[str]:
-    """Choose what a dense caption says of the ground."""
-    return ({"ground", "wetness"} if scene.rules.wet_share else {"ground"}) - picker.excluded
-
-
-def ground_phrase(scene: Scene, preposition: str, named: Set[str], picker: WordPicker) -> str:
-    """Say what is underneath: "on a wet wooden floor"; "on the ground" where `says` has neither ground nor wetness."""
-    name = (
-        picker.phrase("ground", scene.ground) if "ground" in named else "ground" if "wetness" in named else "the ground"
-    )
-    if "wetness" in named:
-        name = re.sub("^(a |the )?", rf"\g<0>{picker.word('wetness', scene.wetness)} ", name, count=1)
-    return f" {preposition} {name}"
-
-
-def light_phrase(scene: Scene, named: Set[str], picker: WordPicker) -> str:
-    """Say time and sky: "at noon under a clear sky"."""
-    time, sky = picker.word("time", scene.time), with_article(picker.word("sky", scene.sky))
-    when = f"in the {time}" if time == "morning" else f"at {time}"
-    if "sky" not in named:
-        return when
-    if "time" not in named:
-        return f"under {sky} sky"
-    whole = [f"on {sky} {time}"] if time in ("morning", "night") else []
-    return picker.pick([*whole, f"{when} under {sky} sky", f"under {sky} {time} sky"])
-
-
-def camera_phrase(scene: Scene, form: str, picker: WordPicker) -> str:
-    """Say what the camera does: "the camera orbits to the left", "camera orbiting to the left"."""
-    move, _, side = scene.camera.partition(" ")
-    move, side = (move, side) if side in OTHER_SIDE else (scene.camera, "")
-    words = inflect(picker.phrase("camera", move), form).format(side=side)
-    return f"camera {words}" if form == "participle" else f"the camera {words}"
-
-
-def add_camera(text: str, scene: Scene, form: str, picker: WordPicker) -> str:
-    """Add the camera in front or behind; `form` is that of the text's verb."""
-    if scene.camera == "still" and picker.chance(0.6) and not picker.use_reserved:
-        shot = picker.pick(STATIC_SHOTS)
-        return f"{STATIC_SHOTS[0]} of {text}" if form == "participle" and picker.chance(0.3) else f"{text}, {shot}"
-    joint = picker.pick([" while ", ", ", "participle", "front", *([" as "] if form != "participle" else [])])
-    if joint == "front":
-        return f"{camera_phrase(scene, 'participle', picker)}, {text}"
-    if joint == "participle":
-        return f"{text}, {camera_phrase(scene, 'participle', picker)}"
-    return text + joint + camera_phrase(scene, "finite", picker)
-
-
 def appearance_sentence(scene: Scene, missing: Set[str], name: str, picker: WordPicker) -> str:
-    """Say the size or the material that the first sentence left out."""
+    """Name the size or the material that the first sentence left out."""
     thing = scene.things[0]
     size, made = picker.options("size", thing.size)[0], picker.pick(MATERIAL_CLAUSES[thing.material])
     subject = name if patients(scene) else picker.pick((name, "it"))
@@ -366,14 +164,14 @@ def appearance_sentence(scene: Scene, missing: Set[str], name: str, picker: Word
 
 
 def speed_sentence(pace: str, name: str, picker: WordPicker) -> str:
-    """Say the speed that the first sentence left out."""
+    """Name the speed that the first sentence left out."""
     if pace == "normal":
         return picker.pick((f"{name} moves {SPEED_NAMES[pace]}", f"everything happens {SPEED_NAMES[pace]}"))
     return picker.pick((f"the motion is {SPEED_NAMES[pace]}", f"{name} moves {picker.phrase('speed', pace)}"))
 
 
 def bystander_sentences(scene: Scene, name: str, moving: bool, picker: WordPicker) -> list[str]:
-    """Say where everything else stands; in a picture of an event that moves on, only that it is there."""
+    """Describe where the bystanders are; in an image of a moving subject, only that they are there."""
     others = picker.shuffle(bystanders(scene))
     if not others:
         lonely = len(scene.things) == 1 and scene.event not in STILL_CONTEXT
@@ -396,7 +194,7 @@ def bystander_sentences(scene: Scene, name: str, moving: bool, picker: WordPicke
 
 
 def setting_sentences(scene: Scene, named: Set[str], picker: WordPicker) -> list[str]:
-    """Say what `says` does not have yet of the ground and the light."""
+    """Describe the ground and the light that `named` does not have yet."""
     time, sky = picker.word("time", scene.time), picker.word("sky", scene.sky)
     below = ground_attributes(scene, picker)
     where = f"the scene is set{ground_phrase(scene, 'on', below, picker)}"

@@ -1,4 +1,4 @@
-"""Chinese sentences: how the words of `words_zh.py` are joined into labels, plain captions and dense captions."""
+"""Chinese grammar: joins the words of `words_zh.py` into labels, plain captions and dense captions."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ STILL_CONTEXT = {"swing": "吊在绳子上的", "edge": "平台边的", "occlude
 
 
 def label(scene: Scene, picker: WordPicker) -> str:
-    """Name the things: "红球，蓝色方块"."""
+    """List the things by colour and shape: "红球，蓝色方块"."""
     return "，".join(noun_phrase(thing, {"colour", "shape"}, picker).replace("的", "") for thing in scene.things)
 
 
 def plain(scene: Scene, named: Set[str], moving: bool, picker: WordPicker) -> str:
-    """Say in one line, as somebody types it, the attributes in `says` and what else is there."""
+    """Write a caption of one line that names the attributes in `named` and the bystanders, as a user types it."""
     eventful = moving and "event" in named
     others = bystanders(scene)
     where, fronts, tails = "", [light_phrase(scene, named, picker)], []
@@ -80,7 +80,7 @@ def plain(scene: Scene, named: Set[str], moving: bool, picker: WordPicker) -> st
 
 
 def dense(scene: Scene, moving: bool, picker: WordPicker) -> str:
-    """Say everything that is true of the scene in a few sentences, in the dialect of a recaptioner."""
+    """Write a caption of several sentences that names all attributes."""
     truth = attributes(scene, moving)
     first, others = scene.things[0], picker.shuffle(bystanders(scene))
     inline = {name for name in ("size", "material") if picker.chance(0.6)}
@@ -134,12 +134,12 @@ def dense(scene: Scene, moving: bool, picker: WordPicker) -> str:
 
 
 def brief_attributes(picker: WordPicker) -> set[str]:
-    """Choose what a passing look says of a thing: always its colour and shape."""
+    """Choose the attributes that a brief mention names: colour, shape and sometimes others."""
     return {"colour", "shape"} | {name for name in ("size", "material") if picker.chance(picker.detail_probability)}
 
 
 def colour_and_material(thing: Thing, picker: WordPicker) -> str:
-    """Say colour and material: "红色金属的"."""
+    """Name colour and material: "红色金属的"."""
     if "material" in picker.excluded:
         return picker.word("colour", thing.colour) + "的"
     options = [words for words in picker.options("material", thing.material) if words.startswith("{}")]
@@ -147,7 +147,7 @@ def colour_and_material(thing: Thing, picker: WordPicker) -> str:
 
 
 def noun_phrase(thing: Thing, named, picker: WordPicker) -> str:
-    """Name a thing by the attributes in `says`: "红色的大金属球"."""
+    """Name a thing by the attributes in `named`: "红色的大金属球"."""
     named = set(named) - picker.excluded
     colour = picker.word("colour", thing.colour) if "colour" in named else ""
     shape = picker.word("shape", thing.shape) if "shape" in named else "物体"
@@ -184,27 +184,30 @@ def join_list(parts: list[str]) -> str:
 
 
 def subject_relation(thing: Thing, picker: WordPicker) -> str:
-    """Say where the subject is from a thing: "前面" of a thing that stands behind it, or just "旁边"."""
+    """Describe where the subject is relative to a thing: "前面" of a thing that stands behind it, or just "旁边"."""
     assert thing.relation is not None
     near = thing.relation in ("left of", "right of") and picker.chance(0.5)
     return "旁边" if near else picker.pick(RELATION_WORDS[OPPOSITE[thing.relation]])
 
 
 def bystander_clause(others: list[Thing], name: str, placed: bool, named: list, picker: WordPicker) -> str:
-    """Say what stands around the subject called `name`, and where if it is `placed`: "它的后面有一个蓝色方块"."""
+    """Describe the bystanders of the subject `name`, and where they are if `placed`: "它的后面有一个蓝色方块"."""
     if not placed:
         return "附近有" + join_list(
-            [with_classifier(thing, look, picker) for thing, look in zip(others, named, strict=True)]
+            [with_classifier(thing, own, picker) for thing, own in zip(others, named, strict=True)]
         )
     verb = picker.pick(PLACEMENT_VERBS)
     return "，".join(
-        f"{'' if number else name}{picker.pick(RELATION_WORDS[thing.relation or ''])}{verb}{with_classifier(thing, named[number], picker)}"
+        ("" if number else name)
+        + picker.pick(RELATION_WORDS[thing.relation or ""])
+        + verb
+        + with_classifier(thing, named[number], picker)
         for number, thing in enumerate(others)
     )
 
 
 def patient_phrase(scene: Scene, full: bool, picker: WordPicker, stacked: bool = True) -> str:
-    """Name what the event happens to: in "topple" all cubes, as a stack unless they are no longer `stacked`."""
+    """Name the patients of the event: in "topple" all cubes, as a stack unless they are no longer `stacked`."""
     things = patients(scene)
     if scene.event != "topple":
         return with_classifier(things[0], APPEARANCE if full else brief_attributes(picker), picker)
@@ -214,7 +217,7 @@ def patient_phrase(scene: Scene, full: bool, picker: WordPicker, stacked: bool =
 
 
 def event_phrase(scene: Scene, named, form: str, where: str, full: bool, picker: WordPicker) -> str:
-    """Say subject and event: it rolls ("finite"), it is rolling ("progressive"), a rolling ball ("relative")."""
+    """Write subject and event: it rolls ("finite"), it is rolling ("progressive"), a rolling ball ("relative")."""
     words = picker.event_phrase(scene.event, directed := bool(scene.direction) and "direction" in named).replace(
         "~", ""
     )
@@ -237,7 +240,7 @@ def event_phrase(scene: Scene, named, form: str, where: str, full: bool, picker:
 
 
 def still_phrase(scene: Scene, named, moving: bool, full: bool, picker: WordPicker) -> str:
-    """Name the subject and what its event would happen to, with nothing that only time can show."""
+    """Name the subject and the patients of its event, without motion."""
     state = STILL_CONTEXT.get(scene.event, "") if not moving and (full or picker.chance(0.5)) else ""
     if moving and "direction" in named and scene.direction:
         state = fill_template(picker.pick(DIRECTION_PHRASES), "", scene.direction) + "移动的"
@@ -249,18 +252,18 @@ def still_phrase(scene: Scene, named, moving: bool, full: bool, picker: WordPick
 
 
 def ground_attributes(scene: Scene, picker: WordPicker) -> set[str]:
-    """Choose what a dense caption says of the ground."""
+    """Return the attributes of the ground that a dense caption names."""
     return ({"ground", "wetness"} if scene.rules.wet_share else {"ground"}) - picker.excluded
 
 
 def ground_phrase(scene: Scene, named, picker: WordPicker, usual: bool = False) -> str:
-    """Name the ground: "湿漉漉的水泥地", or "地面" where `says` has no ground; `usual` prefers the usual word."""
+    """Name the ground: "湿漉漉的水泥地", or "地面" if `named` has no ground; `usual` prefers the most common word."""
     name = (picker.word if usual else picker.phrase)("ground", scene.ground) if "ground" in named else "地面"
     return (picker.word("wetness", scene.wetness) if "wetness" in named else "") + name
 
 
 def light_phrase(scene: Scene, named, picker: WordPicker) -> str:
-    """Say time and sky: "晴朗的早晨", "多云的天空下", or nothing."""
+    """Name time of day and sky: "晴朗的早晨", "多云的天空下", or nothing."""
     time, sky = picker.word("time", scene.time), picker.word("sky", scene.sky)
     if "time" not in named:
         return f"{sky}的天空下" if "sky" in named else ""
@@ -270,7 +273,7 @@ def light_phrase(scene: Scene, named, picker: WordPicker) -> str:
 
 
 def camera_phrase(scene: Scene, picker: WordPicker) -> str:
-    """Say what the camera does: "镜头向左环绕"."""
+    """Describe the camera move: "镜头向左环绕"."""
     move, _, side = scene.camera.partition(" ")
     move, side = (move, side) if side in ("left", "right") else (scene.camera, None)
     return "镜头" + fill_template(picker.phrase("camera", move), "", side)
@@ -291,7 +294,7 @@ def end_sentence(text: str, picker: WordPicker) -> str:
 
 
 def appearance_sentences(thing: Thing, missing: set[str], name: str, picker: WordPicker) -> list[str]:
-    """Say the size and the material that the first sentence left out."""
+    """Name the size and the material that the first sentence left out."""
     parts = [SIZE_PREDICATES[thing.size]] * ("size" in missing) + [picker.pick(MATERIAL_CLAUSES[thing.material])] * (
         "material" in missing
     )
@@ -299,7 +302,7 @@ def appearance_sentences(thing: Thing, missing: set[str], name: str, picker: Wor
 
 
 def setting_sentences(scene: Scene, named, picker: WordPicker) -> list[str]:
-    """Say the ground, unless it has been said, and the light."""
+    """Describe the light, and the ground unless `named` has it."""
     below = ground_attributes(scene, picker)
     time, sky = (picker.word(name, getattr(scene, name)) for name in ("time", "sky"))
     ground = ground_phrase(scene, below, picker, usual=True)

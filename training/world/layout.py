@@ -1,6 +1,6 @@
-"""Where the subject starts and the bystanders stand: many layouts are drawn at once, and the best one is taken.
+"""Places the subject and the bystanders: many layouts are drawn at once, and the one of least cost is taken.
 
-Everything here is a disc: on the ground, and in the picture. The stage checks the real shapes afterwards.
+Things are discs here, on the ground and in the image; the referee checks the real shapes after the simulation.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ import numpy as np
 from .camera import Camera
 from .scene import RELATIONS
 
-PROPOSALS = 192  # drawn at once
-ROUNDS = 8  # times, unless one of them is good
+PROPOSALS = 192  # layouts drawn at once
+ROUNDS = 8  # rounds of proposals, unless one is good
 GAP = 0.14  # metres of air between bystanders and whatever moves
-MOST_HIDDEN = 0.25  # of the sum of two radii: how deep one disc may reach into another in the picture
+MOST_HIDDEN = 0.25  # of the sum of two radii: how deep one disc may overlap another in the image
 
 
 @dataclass(frozen=True)
 class Disc:
-    """A thing's circle on the ground (`reach`), the height of its centre, and its circle in the picture (`radius`)."""
+    """A thing's circle on the ground (`reach`), the height of its centre, and its circle in the image (`radius`)."""
 
     reach: float
     height: float
@@ -29,7 +29,7 @@ class Disc:
 
 @dataclass(frozen=True)
 class Obstacle:
-    """What else is on the stage: a box at `centre`, seen from the subject's start, with `half` sizes along `along`."""
+    """A wall or platform: a box at `centre`, relative to the subject's start, with `half` sizes along `along`."""
 
     centre: tuple[float, float]
     along: tuple[float, float]
@@ -47,19 +47,19 @@ def place_bystanders(
     obstacles: list[Obstacle],
     reach: float = 1.6,
 ) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Choose where the subject starts, near `start` (2), and the places (2) of the bystanders.
+    """Choose the start of the subject, near `start` (2), and the positions (2) of the bystanders.
 
-    Bystanders stand up to `reach` metres off. `path` (F, 3) is where the subject's centre goes, from the ground below
+    Bystanders stand up to `reach` metres off. `path` (F, 3) is the path of the subject's centre from the ground below
     its start, in the frames of `camera`.
     """
-    best = None
+    least, best = np.inf, (start, [start] * len(bystanders))
     for draw in range(ROUNDS):
         cost, choice = _propose(rng, draw, camera, start, path, subject, bystanders, obstacles, reach)
-        if best is None or cost < best[0]:
-            best = cost, choice
+        if cost < least:
+            least, best = cost, choice
         if cost < 0.1:
             break
-    return best[1]
+    return best
 
 
 def _propose(rng, draw, camera, start, path, subject, bystanders, obstacles, reach):
@@ -70,7 +70,7 @@ def _propose(rng, draw, camera, start, path, subject, bystanders, obstacles, rea
     track = np.concatenate([track, np.broadcast_to(path[:, 2:], (*track.shape[:2], 1))], axis=2)
     u, v, depth = camera.project(track)
     size = subject.radius / (depth * camera.slopes)
-    weight = np.linspace(1.6, 0.25, len(path))  # leaving the picture late is better than starting outside of it
+    weight = np.linspace(1.6, 0.25, len(path))  # leaving the frame late is better than starting outside of it
     weight /= weight.sum()
     out = np.maximum(np.maximum(np.abs(u), np.abs(v)) + 0.75 * size - 1, 0) / size
     cost += 8 * (np.maximum(out - 0.1, 0) * weight).sum(1) + 3 * np.maximum(out[:, 0] - 0.15, 0)
@@ -150,7 +150,7 @@ def _overlap_cost(place, disc, other, neighbour, camera) -> np.ndarray:
 
 
 def _obstacle_cost(place, disc, starts, box, camera) -> np.ndarray:
-    """Charge for a bystander that a tall obstacle hides in the first frame."""
+    """Return the cost of bystanders that a tall obstacle hides in the first frame."""
     if box.height < 1:
         return np.zeros(len(place))
     u, _, depth, size = (value[:, 0] for value in _project_disc(place, disc, camera))

@@ -1,4 +1,4 @@
-"""Tables of words with one meaning each, and how a phrase is chosen from them."""
+"""Tables of phrases with one meaning each, and the random choice among them."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import numpy as np
 
 Table = dict[str, dict[str, tuple[str, ...]]]  # attribute -> canonical value -> phrases, the most usual first
 OTHER_SIDE = {"left": "right", "right": "left"}  # each side with the other one
-DIRECTED = ("{heading}", "{side}", "{other}")  # marks in a phrase that must be filled with a direction
+DIRECTED = ("{heading}", "{side}", "{other}")  # placeholders that must be filled with a direction
 DIRECTABLE = (*DIRECTED, "{way}")  # and those that may be
-DEFAULT_WORD_PROBABILITY = 0.8  # how often a word is the usual one and no synonym
+DEFAULT_WORD_PROBABILITY = 0.8  # probability of the most common word over its synonyms
 CUMULATIVE_WEIGHTS = list(
     accumulate(1 / k for k in range(1, 33))
 )  # how much the first k of many phrases weigh together
 
 
 class WordPicker:
-    """One speaker: the random numbers, and whether the words kept back for tests are used.
+    """Chooses phrases at random; with `use_reserved` those that are held out of training.
 
-    `detail` is how often a plain caption names the size and the material of a thing besides the subject. Attributes in
-    `without` are never named.
+    A plain caption names the size and the material of a bystander with `detail_probability` each. Attributes in
+    `excluded` are never named.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class WordPicker:
         return [items[i] for i in self.rng.permutation(len(items))]
 
     def options(self, attribute: str, value: str) -> tuple[str, ...]:
-        """List the phrases of a value: the reserved ones where they are wanted and exist."""
+        """Return the phrases of a value: the reserved ones if they are wanted and exist."""
         reserved = self.reserved.get(attribute, {}).get(value, ()) if self.use_reserved else ()
         return reserved or self.table[attribute][value]
 
@@ -58,12 +58,12 @@ class WordPicker:
         return self.pick(self.options(attribute, value))
 
     def word(self, attribute: str, value: str) -> str:
-        """Choose the usual word, or now and then a synonym."""
+        """Choose the most common word with DEFAULT_WORD_PROBABILITY, else a synonym."""
         usual, *synonyms = self.options(attribute, value)
         return self.pick(synonyms) if synonyms and not self.chance(DEFAULT_WORD_PROBABILITY) else usual
 
     def event_phrase(self, event: str, directed: bool) -> str:
-        """Choose an event's phrase: one with room for a direction where it is `directed`, else one that needs none."""
+        """Choose an event's phrase: one with a direction if it is `directed`, else without one."""
         marks = DIRECTABLE if directed else DIRECTED
         options = self.options("event", event)
         return self.pick([words for words in options if any(mark in words for mark in marks) == directed])

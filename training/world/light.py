@@ -1,4 +1,4 @@
-"""Light, sky and ground: what a ray sees where it meets no solid. All colours are linear light; z is up.
+"""Light, sky and ground: the radiance of rays that hit no solid. All colours are linear light; z is up.
 
 Lights are kept mild, so that a coloured sun cannot turn one colour word into another. The pattern of the ground is
 averaged in closed form over each pixel's footprint (as in Inigo Quilez, "Filtering procedural textures"): no shimmer.
@@ -15,13 +15,13 @@ from torch import Tensor
 
 from .scene import GROUNDS, Scene
 
-Colour = tuple[float, float, float]
+Colour = tuple[float, ...]  # red, green, blue
 TABLE = 8192  # entries of the tone curve
 
 
 @dataclass(frozen=True)
 class Light:
-    """The sun (the moon at night), the sky, and how bright the film is exposed."""
+    """The sun (the moon at night), the sky, and the exposure."""
 
     sun: tuple[float, float, float]  # unit vector towards it
     sunlight: Colour
@@ -30,7 +30,7 @@ class Light:
     horizon: Colour
     exposure: float
     clouds: float  # 0: none, 1: the sky is full of them
-    phases: tuple[float, float, float]  # where hills and clouds are
+    phases: tuple[float, ...]  # of the hills and clouds
     haze: float = 75.0  # metres after which 63 % of what the ground shows is the horizon's light
     edition: int = 1
     stars: float = 0.0  # how bright they are
@@ -38,7 +38,7 @@ class Light:
 
 @dataclass(frozen=True)
 class Ground:
-    """The floor: its colour and the place and angle of its pattern."""
+    """The ground plane: its albedo, and the offset and angle of its pattern."""
 
     name: str
     colour: Colour
@@ -56,7 +56,7 @@ TIMES_OF_DAY: dict[str, tuple[float, Colour, Colour, Colour, Colour, float]] = {
     "night": (46, (0.70, 0.77, 0.90), (0.25, 0.27, 0.35), (0.006, 0.010, 0.035), (0.035, 0.050, 0.11), 0.95),
 }
 
-# the same for edition 2, where the times of day are to be told apart at a glance, and the haze in metres
+# the same for edition 2, with larger differences, and the haze in metres
 TIMES_OF_DAY_2: dict[str, tuple[float, Colour, Colour, Colour, Colour, float, float]] = {
     "morning": (27, (1.12, 0.98, 0.72), (0.36, 0.36, 0.38), (0.50, 0.66, 0.84), (1.10, 0.98, 0.66), 0.95, 50.0),
     "noon": (60, (1.20, 1.18, 1.12), (0.34, 0.36, 0.40), (0.03, 0.20, 0.80), (0.34, 0.66, 1.05), 0.97, 140.0),
@@ -76,7 +76,7 @@ STARS = 26.0  # cells of the sky per radian, with at most one star each
 
 
 def make_light(scene: Scene, rng: np.random.Generator) -> Light:
-    """Light a scene by its time and sky; the sun stands behind the camera's left or right shoulder."""
+    """Return the light of a scene's time and sky; the sun is behind the camera, to its left or right."""
     elevation, sunlight, ambient, zenith, horizon, exposure, *haze = (
         TIMES_OF_DAY if scene.edition == 1 else TIMES_OF_DAY_2
     )[scene.time]
@@ -106,7 +106,7 @@ def make_light(scene: Scene, rng: np.random.Generator) -> Light:
 
 
 def make_ground(scene: Scene, rng: np.random.Generator) -> Ground:
-    """Lay the ground of a scene at a drawn place and angle."""
+    """Return the ground of a scene with a random offset and angle."""
     shift = rng.uniform(0, 8, 2)
     place = float(rng.uniform(-0.6, 0.6)), (float(shift[0]), float(shift[1]))
     if scene.edition == 1:
@@ -117,7 +117,7 @@ def make_ground(scene: Scene, rng: np.random.Generator) -> Ground:
 
 
 def sky_colour(light: Light, d: Tensor, footprint: float) -> Tensor:
-    """Paint the sky (3, N) along directions d (3, N) of any length, whose pixels are `footprint` radians wide."""
+    """Return the sky's radiance (3, N) along directions d (3, N) of any length; pixels are `footprint` radians wide."""
     height = d[2] / (d[0] * d[0] + d[1] * d[1] + d[2] * d[2]).sqrt()
     bearing = torch.atan2(d[0], d[1])
     if light.edition > 1:
@@ -135,7 +135,7 @@ def sky_colour(light: Light, d: Tensor, footprint: float) -> Tensor:
 
 
 def _sky_of_edition_2(light: Light, height: Tensor, bearing: Tensor, footprint: float) -> Tensor:
-    """Paint the sky of edition 2 (3, N): heaped clouds on a cloudy one, stars on a clear night, low hills."""
+    """Return the sky of edition 2 (3, N): clouds if it is cloudy, stars on a clear night, low hills."""
     hill, puff, drift = light.phases
     paint = sky_gradient(light, height)
     if light.clouds:  # pale heaps with dark undersides
@@ -163,7 +163,7 @@ def _sky_of_edition_2(light: Light, height: Tensor, bearing: Tensor, footprint: 
 
 
 def sky_gradient(light: Light, height: Tensor) -> Tensor:
-    """Paint a sky without hills or clouds (3, N) at heights (N), the sines of elevations."""
+    """Return the sky without hills or clouds (3, N) at heights (N), the sines of elevations."""
     low, high = (height.new_tensor(c)[:, None] for c in (light.horizon, light.zenith))
     return low + (high - low) * (height.clamp(0, 1) * 1.6).clamp(max=1).sqrt()
 
@@ -187,7 +187,7 @@ def _waves(p: Tensor, width: Tensor, length: float) -> Tensor:
 
 
 def ground_pattern(ground: Ground, x: Tensor, y: Tensor, wide: Tensor, deep: Tensor) -> Tensor:
-    """Draw the ground's pattern around 0, at places x, y and over footprints of wide x deep metres along the axes."""
+    """Return the ground's pattern around 0, at points x, y and over footprints of wide x deep metres along the axes."""
     c, s = math.cos(ground.angle), math.sin(ground.angle)
     a, b = c * x + s * y + ground.shift[0], c * y - s * x + ground.shift[1]
     da, db = abs(c) * wide + abs(s) * deep, abs(s) * wide + abs(c) * deep
@@ -204,7 +204,7 @@ def ground_pattern(ground: Ground, x: Tensor, y: Tensor, wide: Tensor, deep: Ten
 
 
 def _pattern_of_edition_2(name: str, a: Tensor, b: Tensor, da: Tensor, db: Tensor) -> Tensor:
-    """Draw the patterns of edition 2, each of another kind: slabs, dunes, planks, tufts, tiles."""
+    """Return the ground patterns of edition 2: slabs, dunes, planks, tufts, tiles."""
     if name == "wood":  # long planks with dark joints and a fine grain
         return 0.30 * _squares(a, da + 0.05, 0.5) + 0.16 * _waves(a + 0.05 * torch.sin(2 * b), da, 0.17)
     if name == "sand":  # dunes
@@ -227,7 +227,7 @@ def _joints(p: Tensor, width: Tensor, pitch: float, wide: float = 0.07) -> Tenso
 
 
 def puddles(ground: Ground, x: Tensor, y: Tensor, size: Tensor) -> Tensor:
-    """Return how much water stands on a wet ground, from 0.5 to 1, over footprints of `size` metres."""
+    """Return the depth of water on a wet ground, from 0.5 to 1, over footprints of `size` metres."""
     c, s = math.cos(ground.angle + 0.5), math.sin(ground.angle + 0.5)
     a, b = c * x + s * y + ground.shift[1], c * y - s * x + ground.shift[0]
     depth = _waves(a + 0.4 * torch.sin(1.3 * b), size, 2.6) + _waves(b + 0.4 * torch.sin(1.1 * a), size, 2.1)
@@ -235,7 +235,7 @@ def puddles(ground: Ground, x: Tensor, y: Tensor, size: Tensor) -> Tensor:
 
 
 def tone_map(linear: Tensor, exposure: float) -> Tensor:
-    """Turn linear light into uint8 pixels: exposure, a soft shoulder above 0.7, and a display gamma of 2.2.
+    """Tone-map linear light to uint8 pixels: exposure, a soft shoulder above 0.7, and a display gamma of 2.2.
 
     The curve is read from a table over the square root of the light, at most 4.
     """

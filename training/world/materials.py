@@ -1,4 +1,4 @@
-"""Shade the points where rays meet solids in edition 2: matte, glossy and metal are told apart at 64 pixels."""
+"""Shade the points where rays meet solids in edition 2: matte, glossy and metal can be distinguished at 64 pixels."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def shade_solids(
     d: Tensor,
     lit: Tensor,
 ) -> Tensor:
-    """Colour (3, N) points with normals (3, N) seen along d (3, N); `owner` (N) numbers the solids, `lit` (N) is 0 in
-    a shadow. Matte is diffuse only; glossy adds a clear coat with a small white highlight; metal mirrors its
-    surroundings in its own colour, bright and dark in bands.
+    """Return the radiance (3, N) of points with normals (3, N) seen along d (3, N); `owner` (N) numbers the solids,
+    `lit` (N) is 0 in a shadow. Matte is diffuse only; glossy adds a clear coat with a small white highlight; metal
+    reflects an environment of bright and dark bands in its own colour.
     """
 
     def three(colour: tuple[float, ...]) -> Tensor:
@@ -42,7 +42,7 @@ def shade_solids(
     cosine = dot(view, normal)
     mirror = view - 2 * cosine * normal
     graze = (1 + cosine).clamp(0, 1).pow(4)
-    above = (mirror[2] * 6 + 0.5).clamp(0, 1)  # a soft horizon: pictures in a mirror must not flicker
+    above = (mirror[2] * 6 + 0.5).clamp(0, 1)  # a soft horizon: reflections must not flicker
     around = bounce + above * (sky_gradient(light, mirror[2]) - bounce)
     peak = dot(mirror, sun).clamp_min(0)
     white = three(light.sunlight) * lit

@@ -1,8 +1,7 @@
-"""From a scene to motion: MuJoCo moves the bodies, and a take is kept only if it shows what the scene says.
+"""Physics: simulates a scene with MuJoCo, and keeps a simulation only if the referee accepts it.
 
-One simulation serves every frame rate: it is recorded in fine steps and read at any time. Gravity is the earth's in
-every event, and a scene's `speed` is the speed of the film: pace_of(scene) simulated seconds pass in each second of
-clip.
+One simulation serves every frame rate: it is recorded in fine steps and interpolated. Gravity is the earth's in every
+event; a scene's `speed` scales time: time_scale_of(scene) simulated seconds pass in each second of the clip.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ from .scene import Scene, clip_rng
 from .simulation import CHECK_FRAMES, Simulation, check_frames, rotation_matrices
 from .solids import visible_fractions
 
-ATTEMPTS = {1: 40, 2: 160}  # stagings of a scene, by edition
-ATTEMPTS_PER_EASE = 10  # tries after which a crowded scene is staged in the easiest way
+ATTEMPTS = {1: 40, 2: 160}  # layouts tried for a scene, by edition
+ATTEMPTS_PER_EASE = 10  # attempts after which `ease` has grown by 1
 STEP = 0.005  # simulated seconds
 BOUNCE_STEP = 0.002  # an elastic contact lasts 0.013 s
 OFF_CENTRE = (
@@ -34,7 +33,7 @@ ROW = 4  # steps between two recorded rows
 
 
 def simulate(scene: Scene, seconds: float = 0.0) -> Simulation:
-    """Play a scene for its own seconds, or for longer: the first staging, of TRIES, that shows what the scene says.
+    """Simulate a scene for its own seconds, or longer; return the first of ATTEMPTS that the referee accepts.
 
     Raises RuntimeError where none does, with the scene and the latest fault.
     """
@@ -52,13 +51,13 @@ def simulate(scene: Scene, seconds: float = 0.0) -> Simulation:
 
 
 def time_scale_of(scene: Scene) -> float:
-    """Return how many simulated seconds pass in a second of the clip."""
+    """Return the simulated seconds per second of the clip."""
     time_scale = scene.speed * TIME_SCALES.get(scene.event, 1.0)
     return time_scale * 2.0 / scene.seconds if scene.edition == 1 else time_scale  # edition 2: as fast in a longer clip
 
 
 def _attempt(scene: Scene, rng: np.random.Generator, seconds: float = 0.0, ease: float = 0.0) -> Simulation:
-    """Stage a scene once and simulate it, for its own seconds or longer; the more `ease`, the easier to see."""
+    """Lay out a scene and simulate it for its own seconds, or longer; a higher `ease` gives more visible layouts."""
     time_scale, placement = time_scale_of(scene), sample_placement(rng, ease, scene.rules)
     progress = np.linspace(0, 1, CHECK_FRAMES)
     inputs = PlanInputs(
@@ -141,7 +140,7 @@ def _xml(actors: list[Body], step: float) -> str:
 def run_mujoco(
     actors: list[Body], rows: int, step: float
 ) -> tuple[np.ndarray, np.ndarray, list[frozenset[tuple[int, int]]]]:
-    """Let bodies move: places (R, B, 3), quats (R, B, 4), and the pairs that touch in each row; -1 is the ground."""
+    """Simulate bodies: positions (R, B, 3), quats (R, B, 4), and the contacts in each row; body -1 is the ground."""
     model = mujoco.MjModel.from_xml_string(_xml(actors, step))
     data = mujoco.MjData(model)
     order = [model.body(body.solid.name).id for body in actors]
@@ -175,7 +174,7 @@ def run_mujoco(
 
 
 def _visible_fractions(scene: Scene, simulation: Simulation) -> np.ndarray:
-    """Measure the visible fraction (CHECKED, things) of all things over the scene's own seconds, in a square frame."""
+    """Return the visible fractions (CHECK_FRAMES, things) over the scene's own seconds, in a square frame."""
     camera, positions, rotations = check_frames(scene, simulation)
     tensors = [
         torch.as_tensor(a, dtype=torch.float32) for a in (positions, rotations, camera.eyes, camera.axes, camera.slopes)

@@ -1,4 +1,4 @@
-"""How each event is staged: where the subject starts, how it is pushed, and what else stands on the stage.
+"""Plans of the events: start and initial velocity of the subject, and the other bodies that an event needs.
 
 A plan is written as if the subject started above the origin, with x to the camera's right and y away from it. Speeds
 are in metres per simulated second, chosen so that an event at speed 1 takes its two seconds.
@@ -32,21 +32,21 @@ TIME_SCALES = {"swing": 2.3}  # simulated seconds in a second of the clip, where
 
 @dataclass
 class Plan:
-    """The subject, what is fixed to its path, and the path itself (F, 3) from the ground below the start."""
+    """The subject, the bodies fixed relative to its path, and that path (F, 3) from the ground below the start."""
 
     subject: Body
     path: np.ndarray
     start: np.ndarray
-    others: dict[int, Body] = field(default_factory=dict)  # things that the event needs, by their number
+    others: dict[int, Body] = field(default_factory=dict)  # things that the event needs, by index
     props: list[Body] = field(default_factory=list)
     obstacles: list[Obstacle] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class PlanInputs:
-    """What a plan is made from. `moments` (F) are in simulated seconds, the times of the frames of `camera`.
+    """Inputs of a plan. `times` (F) are in simulated seconds, those of the frames of `camera`.
 
-    `ease` is 0 for a first staging and grows where earlier ones failed.
+    `ease` is 0 in the first attempt and grows with each failure.
     """
 
     scene: Scene
@@ -57,26 +57,26 @@ class PlanInputs:
 
     @property
     def speed_scale(self) -> float:
-        """Return the part of the usual travel that is left when a scene has to be eased."""
+        """Return the factor of the usual speed that is left at the current `ease`."""
         return 1 - 0.2 * min(self.ease, 2.0)
 
     @property
     def travel_scale(self) -> float:
-        """Return the part of edition 1's speed at which things travel, so that a fast one stays in the picture."""
+        """Return the factor of edition 1's speed at which things travel; edition 2 keeps fast ones in the frame."""
         return self.speed_scale * (1.0 if self.scene.edition == 1 else 0.77)
 
     @property
     def max_offset(self) -> float:
-        """Return how far to one side, in metres, the subject starts at most."""
+        """Return the maximal start offset to one side, in metres."""
         return 1.45 if self.scene.edition == 1 else 1.75
 
     def rest_on_ground(self, number: int) -> Body:
-        """Put a thing of the scene on the ground at the origin."""
+        """Return a thing of the scene at rest on the ground at the origin."""
         return rest_on_ground(self.scene.things[number], f"thing {number}", self.rng, self.scene.rules)
 
 
 def make_plan(inputs: PlanInputs) -> Plan:
-    """Stage the event of a scene."""
+    """Make the plan of a scene's event."""
     plan = _PLANS[inputs.scene.event](inputs, inputs.rest_on_ground(0))
     plan.start = plan.start + inputs.rng.uniform(-0.15, 0.15, 2)
     return plan
@@ -96,7 +96,7 @@ def _choose_heading(inputs: PlanInputs, diagonal: bool) -> tuple[np.ndarray, flo
 
 
 def _set_in_motion(inputs: PlanInputs, body: Body, speed: float, drag: float = 0.0) -> tuple[np.ndarray, float]:
-    """Set a resting body in motion: balls, cylinders and capsules roll, cubes slide. Gives heading and angle."""
+    """Set a resting body in motion: balls, cylinders and capsules roll, cubes slide. Return heading and angle."""
     rolls = body.solid.shape != "cube"
     heading, angle = _choose_heading(inputs, body.solid.shape in ("cylinder", "capsule"))
     body.velocity = heading * speed
@@ -115,7 +115,7 @@ def _straight_path(body: Body, times: np.ndarray) -> np.ndarray:
 
 
 def _start_offset(velocity: np.ndarray, times: np.ndarray, max_offset: float) -> np.ndarray:
-    """Start so far to one side that the middle of the travel is in the middle of the picture."""
+    """Return the start (2) that puts the middle of the path in the middle of the frame."""
     distance = min(float(np.linalg.norm(velocity)) * times[-1] / 2, max_offset)
     return -distance * velocity[:2] / np.linalg.norm(velocity)
 
@@ -197,7 +197,7 @@ def _swing(inputs: PlanInputs, body: Body) -> Plan:
     if body.solid.shape in ("ball", "capsule"):  # hangs by the end of its own z
         body.quat = axis_angle((0, 0, 1), inputs.rng.uniform(0, 2 * math.pi))
     body.position[2] = top + inputs.rng.uniform(0.12, 0.3) + 0.25 * max(0.6 - top, 0)
-    body.pivot = 4.3
+    body.pivot = 4.3 if inputs.scene.edition == 1 else max(4.3, body.position[2] + top + 0.4)
     length = body.pivot - body.position[2]
     body.initial_angle = math.asin(min(inputs.rng.uniform(1.15, 1.3) / length, 0.6)) * random_sign(inputs.rng)
     rate = math.sqrt(GRAVITY / length)
@@ -256,7 +256,7 @@ def _occlude(inputs: PlanInputs, body: Body) -> Plan:
 
 
 def _sight_line(eye: np.ndarray, x: float, y: float) -> float:
-    """Follow the line of sight past the point x, y of the ground plan to where it crosses y = 0."""
+    """Return x where the line of sight through the point x, y of the ground plane crosses y = 0."""
     return float(eye[0] + (x - eye[0]) * eye[1] / (eye[1] - y))
 
 

@@ -1,4 +1,4 @@
-"""Does a take show what its scene says? Each event has a test; so have the relations, and what the camera sees."""
+"""The referee: checks that a simulation shows its scene. Each event, the relations and visibility have a test."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from .simulation import Simulation, check_frames, contacts
 
 SEEN = 0.6  # of the subject, in most frames
 BYSTANDER_SEEN = 0.5  # of a bystander, in the first frame
-FASTEST = 9.0  # metres per simulated second; a fall from the top of the picture ends at about 7
+FASTEST = 9.0  # metres per simulated second; a fall from the top of the frame ends at about 7
 
 
 def find_fault(scene: Scene, simulation: Simulation, ease: float = 0.0) -> str | None:
-    """Name what a take gets wrong, or None. With `ease`, less is asked of what the camera sees."""
+    """Return what a simulation gets wrong, or None. With `ease`, less visibility is required."""
     rows = int(scene.seconds / simulation.row_seconds) + 1
     slow, fast = _slow(scene), scene.speed > scene.rules.speeds["normal"][1]
     odd = fast or scene.things[0].size in scene.rules.range_sizes
@@ -21,7 +21,7 @@ def find_fault(scene: Scene, simulation: Simulation, ease: float = 0.0) -> str |
     fault = (
         _unwanted_contact(scene, touched) or _wrong_relation(scene, simulation) or _implausible_speed(simulation, rows)
     )
-    if fault is None and not slow:  # a slowed film may end before its event does
+    if fault is None and not slow:  # a slow clip may end before its event does
         fault = _EVENTS[scene.event](scene, simulation, rows, touched)
     return fault or _poor_visibility(scene, simulation, slow or odd, ease)
 

@@ -1,8 +1,8 @@
-"""Draw a shot: an analytic ray tracer in torch, on any device and at any size.
+"""The renderer: an analytic ray tracer in torch, on any device and at any size.
 
-One ray through the middle of every pixel finds what is there; a pixel whose neighbour shows another solid, face, tone
-or shadow is then drawn again with SAMPLES rays. The ground's pattern and the sky are averaged in closed form and need
-no further rays. Tensors of rays are (3, F, K) or (F, K), K rays in each of F frames, or (3, N) and (N) for N of them.
+One ray is traced per pixel; a pixel whose neighbour shows another solid, face, albedo or shadow is traced again with
+SAMPLES rays. The ground's pattern and the sky are averaged in closed form and need no further rays. Tensors of rays are
+(3, F, K) or (F, K), K rays in each of F frames, or (3, N) and (N) for N of them.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from .solids import FAR, NEAR, Solid, dot, hit_distance, image_box, intersect, p
 # Rays of an edge pixel, in sixteenths of a pixel from its middle: eight rooks, no two in a row or column.
 SAMPLES = ((-7, -3), (-5, 5), (-3, -5), (-1, 1), (1, -7), (3, 3), (5, -1), (7, 7))
 Bands = tuple[slice, slice, slice]  # of a solid, of it and its shadow, and of its mirror image in the ground
-SKY_IN_WATER = 0.4  # of the sky's mirror image, so that the ground's kind can still be seen
+SKY_IN_WATER = 0.4  # of the sky's reflection, so that the ground's kind stays visible
 RAYS = 100_000  # traced at a time: fewer cost more calls, more leave a core's cache
 
 
 @dataclass(frozen=True)
 class Shot:
-    """All that a picture needs: solids with their places (F, B, 3) and turns (F, B, 3, 3), a camera, light and ground.
+    """Input of the renderer: solids with positions (F, B, 3) and rotations (F, B, 3, 3), a camera, light and ground.
 
     The first `casters` solids are things, which also darken the ground close to them.
     """
@@ -42,25 +42,25 @@ class Shot:
     ground: Ground
 
     def slice_frames(self, first: int, last: int) -> Shot:
-        """Cut frames first to last out of the shot."""
+        """Return frames first to last of the shot."""
         names = ("positions", "rotations", "eyes", "axes", "slopes")
         return replace(self, **{name: getattr(self, name)[first:last] for name in names})
 
 
 @dataclass(frozen=True)
 class Hits:
-    """The rays that meet a solid first: their numbers among F x K, and what is there."""
+    """First hits of rays with solids: ray indices among F x K, and the surface there."""
 
     ray: Tensor  # (N)
-    owner: Tensor  # (N) the solid's number
+    owner: Tensor  # (N) index of the solid
     point: Tensor  # (3, N) in the world
     normal: Tensor  # (3, N) in the world
     albedo: Tensor  # (3, N)
-    mark: Tensor  # (N) differs between faces and between tones
+    mark: Tensor  # (N) differs between faces and between albedos
 
 
 def render(shot: Shot, rows: int, columns: int) -> Tensor:
-    """Draw a shot as uint8 (3, F, Y, X), on the device where the shot's tensors are."""
+    """Render a shot as uint8 (3, F, Y, X), on the device of its tensors."""
     frames = len(shot.eyes)
     step = max(1, RAYS // (rows * columns))
     parts = [_render_frames(shot.slice_frames(first, first + step), rows, columns) for first in range(0, frames, step)]
@@ -100,8 +100,8 @@ def _edges(key: Tensor) -> Tensor:
 
 
 def _row_bands(shot: Shot, rows: int, columns: int) -> list[Bands]:
-    """Find the rows of pixels, as slices of all, outside of which a solid is never seen, never casts a shadow, and is
-    never mirrored.
+    """Return slices of pixels, whole rows, outside of which a solid is never visible, casts no shadow, and has no
+    reflection.
     """
     x, y, z = shot.light.sun
     flat = (x * x + y * y) ** 0.5
@@ -182,10 +182,10 @@ def _reflect(
     colour: Tensor,
     key: Tensor,
 ) -> None:
-    """Add to the ground's colour (3, F, K) what water on it mirrors, and to the keys (F, K) the edges therein.
+    """Blend the reflections of wet ground into the colour (3, F, K), and add their edges to the keys (F, K).
 
-    A ray off flat water is the ray of a camera below the ground, of height -z, past the same point. Solids shade
-    nothing in a mirror image.
+    A reflected ray is the ray of a camera mirrored below the ground, of height -z, through the same point. There are
+    no shadows in reflections.
     """
     up = torch.stack((d[0], d[1], -d[2]))
     below = replace(shot, eyes=shot.eyes * shot.eyes.new_tensor((1, 1, -1)))
@@ -213,9 +213,9 @@ def _reflect(
 
 
 def _first_hits(shot: Shot, d: Tensor, best: Tensor, bands: list[Bands], image: bool = False) -> Hits:
-    """Find which rays d (3, F, K) meet a solid before the ground, which is at `best` (F, K), where all depths go.
+    """Return the rays d (3, F, K) that hit a solid before the depth `best` (F, K) of the ground; updates `best`.
 
-    With `image` the rays are those that water on the ground reflects.
+    With `image` the rays are those reflected by the ground.
     """
     bands = [(band[2], band[1], band[2]) if image else band for band in bands]
     count, depths, eyes = best.shape[1], [], shot.eyes.T[..., None]
@@ -247,9 +247,9 @@ def _first_hits(shot: Shot, d: Tensor, best: Tensor, bands: list[Bands], image: 
 
 
 def _shadows(shot: Shot, points: Tensor, owner: Tensor, bands: list[Bands]) -> tuple[Tensor, Tensor]:
-    """Return which points (3, F, K) the sun reaches, and how much of the sky the ground there sees, both (F, K).
+    """Return direct visibility of the sun and the unoccluded share of the sky at points (3, F, K), both (F, K).
 
-    `owner` (F, K) is 1 + the number of the solid that a point lies on. A solid does not shade itself here: it is
+    `owner` (F, K) is 1 + the index of the solid that a point lies on. A solid does not shade itself here: it is
     convex, so its own shade is where its surface turns away from the sun.
     """
     frames = points.shape[1]
@@ -268,7 +268,7 @@ def _shadows(shot: Shot, points: Tensor, owner: Tensor, bands: list[Bands]) -> t
 
 
 def _shade_hits(shot: Shot, hits: Hits, d: Tensor, lit: Tensor) -> Tensor:
-    """Colour (3, N) the points where rays d (3, N) meet solids: matte, glossy (a clear coat) or metal (a mirror)."""
+    """Return the radiance (3, N) where rays d (3, N) hit solids: matte, glossy (a clear coat) or metal (a mirror)."""
     light, normal = shot.light, hits.normal
     if light.edition > 1:
         return shade_solids(shot.solids, light, shot.ground, hits.owner, hits.albedo, normal, d, lit)
@@ -289,7 +289,7 @@ def _shade_hits(shot: Shot, hits: Hits, d: Tensor, lit: Tensor) -> Tensor:
     cosine = dot(view, normal)
     mirror = view - 2 * cosine * normal
     graze = (1 + cosine).clamp(0, 1).pow(4)
-    above = (mirror[2] * 6 + 0.5).clamp(0, 1)  # a soft horizon: pictures in a mirror must not flicker
+    above = (mirror[2] * 6 + 0.5).clamp(0, 1)  # a soft horizon: reflections must not flicker
     around = bounce + above * (sky_gradient(light, mirror[2]) - bounce)
     gleam = dot(mirror, sun).clamp_min(0).pow(24) * lit * three(light.sunlight)
     coat = diffuse + (0.05 + 0.45 * graze) * around + 0.9 * gleam

@@ -1,7 +1,6 @@
-"""What a clip of the procedural world is about, drawn from (seed, split, index) alone.
+"""Scenes of the procedural world: attributes of a clip, drawn from (seed, split, index) alone.
 
-A `Scene` is words made exact: attributes, never coordinates. `stage.py` turns it into bodies and forces, `words.py`
-into captions.
+A `Scene` has attributes, no coordinates. `physics.py` simulates it, `words.py` writes its captions.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ CAMERAS = (
     "zoom in",
     "zoom out",
 )
-# Which shapes can do what. A ball that slides, or spins in place, looks like one that rolls or rests: left out.
+# The shapes of each event's subject. A ball that slides or spins looks like one that rolls or rests: left out.
 EVENTS: dict[str, tuple[str, ...]] = {
     "rest": SHAPES,
     "roll": ("ball", "cylinder", "capsule"),
@@ -90,7 +89,7 @@ HELD_OUT = frozenset(
 
 @dataclass(frozen=True)
 class Thing:
-    """One object. `extent` is half its size in metres; `relation` says where it stands as seen from the subject."""
+    """One object. `extent` is half its size in metres; `relation` is its place relative to the subject."""
 
     shape: str
     colour: str
@@ -102,7 +101,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """A clip in words: `things[0]` is the subject, which does `event`; the others rest where `relation` says.
+    """Attributes of a clip: `things[0]` is the subject of `event`; the others rest at their `relation` to it.
 
     In "collide" things[1] is what is hit; in "topple" things[1:] are the stack, all cubes, from the bottom up.
     `direction` is "left" or "right" as the camera sees it for events in TRAVELS, else None. `speed` is a factor.
@@ -131,12 +130,12 @@ class Scene:
 
 
 def event_seconds(edition: int, frames: int, fps: float) -> float:
-    """Return how long an event is given: two seconds; from edition 2 on the clip's duration where that is longer."""
+    """Return the duration of an event: two seconds, or from edition 2 on the clip's duration if that is longer."""
     return 2.0 if edition == 1 else max(2.0, (frames - 1) / fps)
 
 
 def attribute_pairs(scene: Scene) -> set[tuple[str, str]]:
-    """List the attribute pairs a scene shows: (colour, shape) of every thing, (colour, event) and (shape, event) of the
+    """Return the attribute pairs of a scene: (colour, shape) of every thing, (colour, event) and (shape, event) of the
     subject; from edition 2 on also (ground, time).
     """
     subject = scene.things[0]
@@ -152,12 +151,12 @@ def attribute_pairs(scene: Scene) -> set[tuple[str, str]]:
 
 
 def held_out_pairs(scene: Scene) -> set[tuple[str, str]]:
-    """List the attribute pairs of a scene that training never shows."""
+    """Return the attribute pairs of a scene that never occur in training."""
     return attribute_pairs(scene) & (HELD_OUT | scene.rules.held_out_settings)
 
 
 def clip_rng(seed: int, split: str, index: int, purpose: int = 0) -> np.random.Generator:
-    """Return the random numbers of one clip: the same on every machine, independent between clips and purposes."""
+    """Return the random generator of a clip: the same on every machine, independent between clips and purposes."""
     return np.random.default_rng([seed, SPLITS.index(split), index, purpose])
 
 
@@ -208,7 +207,7 @@ def _propose(rng: np.random.Generator, seed: int, split: str, index: int, second
         if subject and out_of_range == "size":
             size = "tiny" if event in rules.small_subject_events else choose(rules.range_sizes)
             extent = rules.range_sizes[size]
-        elif subject and event in rules.small_subject_events and size == "large":  # no room in the picture
+        elif subject and event in rules.small_subject_events and size == "large":  # no room in the frame
             size = choose(("small", "medium"))
             extent = rules.sizes[size]
         elif event == "topple":
@@ -240,7 +239,7 @@ def _propose(rng: np.random.Generator, seed: int, split: str, index: int, second
 
 
 def _sample_speed_class(rng: np.random.Generator, rules: Edition, event: str) -> str:
-    """Draw a speed class that the event can show; an edition of one class draws nothing."""
+    """Draw a speed class that suits the event; an edition of one class draws nothing."""
     if len(rules.speeds) == 1:
         return "normal"
     able = {"slow": rules.slow_events, "normal": None, "fast": rules.fast_events}

@@ -1,4 +1,4 @@
-"""A take: one performance of a scene, recorded in fine steps, and what happened in it."""
+"""A recorded simulation of a scene, and its physics events."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from .camera import Camera, CameraPlacement, camera_path
 from .scene import Scene
 from .solids import Solid
 
-CHECK_FRAMES = 17  # moments of a scene's own seconds at which a take is judged
-MIN_GAP = 0.08  # simulated seconds: a shorter gap between two bodies that touch is not a parting
+CHECK_FRAMES = 17  # frames over the scene's own seconds that the referee checks
+MIN_GAP = 0.08  # simulated seconds: a shorter gap between two contacts is ignored
 
 
 @dataclass(frozen=True)
 class Simulation:
-    """One performance: the solids (things first), and where they are in rows of `row_seconds` of the clip each.
+    """A recorded simulation: the solids (things first) and their poses in rows of `row_seconds` of the clip each.
 
-    places (R, B, 3), quats (R, B, 4) as w, x, y, z, and for each row the pairs of bodies that touch; -1 is the ground.
+    positions (R, B, 3), quats (R, B, 4) as w, x, y, z, and for each row the pairs of bodies in contact; -1 is the
+    ground.
     """
 
     solids: tuple[Solid, ...]
@@ -29,10 +30,10 @@ class Simulation:
     positions: np.ndarray
     quats: np.ndarray
     touching: list[frozenset[tuple[int, int]]]
-    visible: np.ndarray  # (CHECKED, things) fractions, over the scene's own seconds
+    visible: np.ndarray  # (CHECK_FRAMES, things) fractions, over the scene's own seconds
 
     def poses_at(self, seconds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Read places (F, B, 3) and rotation matrices (F, B, 3, 3) at the given moments (F) of the clip."""
+        """Return positions (F, B, 3) and rotation matrices (F, B, 3, 3) at times (F) of the clip, in seconds."""
         row = np.clip(np.asarray(seconds) / self.row_seconds, 0, len(self.positions) - 1.001)
         first = row.astype(int)
         part = (row - first)[:, None, None]
@@ -43,7 +44,7 @@ class Simulation:
 
 
 def rotation_matrices(quats: np.ndarray) -> np.ndarray:
-    """Turn quaternions (..., 4) of any length into rotation matrices (..., 3, 3)."""
+    """Convert quaternions (..., 4) of any length to rotation matrices (..., 3, 3)."""
     w, x, y, z = np.moveaxis(quats / np.linalg.norm(quats, axis=-1, keepdims=True), -1, 0)
     rows = (
         (1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)),
@@ -55,7 +56,7 @@ def rotation_matrices(quats: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class PhysicsEvent:
-    """Something that happens at a moment of the clip, between two bodies or to one."""
+    """An event at a time of the clip, between two bodies or of one."""
 
     name: str
     seconds: float
@@ -63,13 +64,13 @@ class PhysicsEvent:
 
 
 def check_frames(scene: Scene, simulation: Simulation) -> tuple[Camera, np.ndarray, np.ndarray]:
-    """Return camera, places and turns at the moments at which a take is judged."""
+    """Return camera, positions and rotations in the frames that the referee checks."""
     progress = np.linspace(0, 1, CHECK_FRAMES)
     return camera_path(scene.camera, simulation.placement, progress), *simulation.poses_at(progress * scene.seconds)
 
 
 def contacts(simulation: Simulation) -> list[tuple[int, int, int, int]]:
-    """List when two bodies touch, in order: first row, row after the last, and the two bodies; -1 is the ground."""
+    """Return the contacts in order of time: first row, row after the last, and the two bodies; -1 is the ground."""
     pause = max(1, round(MIN_GAP / simulation.time_scale / simulation.row_seconds))
     found, current = [], {}
     for row, pairs in enumerate([*simulation.touching, *[frozenset()] * (pause + 1)]):
@@ -82,7 +83,7 @@ def contacts(simulation: Simulation) -> list[tuple[int, int, int, int]]:
 
 
 def physics_events(simulation: Simulation) -> list[PhysicsEvent]:
-    """Return what happens in a take: "touch" and "leave" of any two bodies, and "turn" where a swing reverses."""
+    """Return the events of a simulation: "touch" and "leave" of two bodies, and "turn" where a swing reverses."""
     names = {-1: "ground"} | {n: solid.name for n, solid in enumerate(simulation.solids)}
     rows, found = len(simulation.touching), []
     for first, after, a, b in contacts(simulation):

@@ -1,4 +1,4 @@
-"""The four shapes as convex solids: how large they are, where a ray meets them, and what a camera sees of them.
+"""The four shapes as convex solids: sizes, ray intersections, and projections into the image.
 
 Lengths are metres. A solid's own axes have their origin in its centre; cylinders and capsules lie along their own z, as
 in MuJoCo. A ray is o + t d with d of any length. A camera's axes are the rows right, up and forward; its image plane
@@ -17,20 +17,20 @@ from torch import Tensor
 
 from .editions import EDITIONS, Edition
 
-NEAR = 1e-4  # metres: a surface does not meet the rays that start on it
-FAR = 1e4  # metres: nothing is met beyond
+NEAR = 1e-4  # metres: rays do not hit the surface that they start on
+FAR = 1e4  # metres: no hits beyond
 
 
 @dataclass(frozen=True)
 class Solid:
-    """One body: half sizes along its own axes, two tones (linear light), and the plane between them in its own axes."""
+    """A solid: half sizes along local axes, two albedos (linear light), and the plane between them."""
 
     name: str
     shape: str
     half: tuple[float, float, float]  # a capsule's last half size leaves out its round ends
-    albedo: tuple[float, float, float]
-    second_albedo: tuple[float, float, float]
-    seam: tuple[float, float, float, float]  # a point p is in the second tone where seam[:3] . p > seam[3]
+    albedo: tuple[float, ...]
+    second_albedo: tuple[float, ...]
+    seam: tuple[float, ...]  # a point p has the second albedo if seam[:3] . p > seam[3]
     material: str = "matte"
 
     @property
@@ -41,7 +41,7 @@ class Solid:
 
 
 def half_sizes(shape: str, extent: float, rules: Edition = EDITIONS[1]) -> tuple[float, float, float]:
-    """Turn half the extent of a thing into half sizes, chosen so that all shapes look about equally large."""
+    """Return the half sizes of a thing of the given extent, chosen so that all shapes look about equally large."""
     x, y, z = rules.proportions[shape]
     return x * extent, y * extent, z * extent
 
@@ -66,7 +66,7 @@ def _tube_span(o, d, radius: float) -> tuple[Tensor, Tensor]:
 
 
 def ray_interval(solid: Solid, o, d) -> tuple[Tensor, Tensor]:
-    """Return where rays, x, y and z in a solid's own axes, enter and leave it; they meet it where enter < leave."""
+    """Return where rays, x, y and z in local axes, enter and leave a solid; they hit it if enter < leave."""
     x, y, z = solid.half
     if solid.shape == "ball":
         return _ball_span(o, d, x)
@@ -86,7 +86,7 @@ def ray_interval(solid: Solid, o, d) -> tuple[Tensor, Tensor]:
 
 
 def surface(solid: Solid, p: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the outward normal (3, N) and the number of the face (N) at points (3, N) on a solid, in its own axes."""
+    """Return the outward normals (3, N) and face indices (N) at points (3, N) on a solid, in local axes."""
     x, y, z = solid.half
     face = torch.zeros(p.shape[1], dtype=torch.int32, device=p.device)
     if solid.shape == "ball":
@@ -106,22 +106,23 @@ def surface(solid: Solid, p: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def dot(a, b) -> Tensor:
-    """Multiply vectors whose x, y and z come first."""
+    """Return the dot product over the first dimension of x, y and z."""
     return torch.addcmul(torch.addcmul(a[0] * b[0], a[1], b[1]), a[2], b[2])
 
 
 def to_local(rotation: Tensor, v) -> tuple[Tensor, Tensor, Tensor]:
-    """Turn world vectors, x, y and z, into the own axes of bodies; `turn` has the 9 numbers of their matrices first."""
-    return tuple(dot((rotation[own], rotation[3 + own], rotation[6 + own]), v) for own in range(3))
+    """Rotate world vectors, x, y and z, into local axes; `rotation` has the 9 numbers of the matrices first."""
+    x, y, z = (dot((rotation[own], rotation[3 + own], rotation[6 + own]), v) for own in range(3))
+    return x, y, z
 
 
 def to_world(rotation: Tensor, v) -> Tensor:
-    """Turn vectors (3, N) in the own axes of bodies into world vectors; `turn` (9, N) has their matrices."""
+    """Rotate vectors (3, N) in local axes into world axes; `rotation` (9, N) has the matrices."""
     return torch.stack([dot(rotation[3 * world : 3 * world + 3], v) for world in range(3)])
 
 
 def intersect(solid: Solid, position: Tensor, rotation: Tensor, origin: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
-    """Meet rays from origin along d, (3, F, K) or (3, F, 1), with a solid at place (F, 3) turned by turn (F, 3, 3)."""
+    """Intersect rays from origin along d, (3, F, K) or (3, F, 1), with a solid of pose (F, 3) and (F, 3, 3)."""
     o = origin - position.T[..., None]
     if solid.shape == "ball":
         return ray_interval(solid, o, d)
@@ -130,7 +131,7 @@ def intersect(solid: Solid, position: Tensor, rotation: Tensor, origin: Tensor, 
 
 
 def hit_distance(enter: Tensor, leave: Tensor) -> Tensor:
-    """Return where rays enter a solid, or something beyond FAR where they miss it or it lies behind them."""
+    """Return the distance at which rays enter a solid, or one beyond FAR if they miss it or it is behind them."""
     return enter + ((enter - leave + 1e-6).clamp_min(0) + (NEAR - enter).clamp_min(0)) * 1e12  # faster than masks
 
 
@@ -145,7 +146,7 @@ def visible_fractions(
     edge: tuple[float, float] = (1.0, 1.0),
     grain: int = 16,
 ) -> tuple[Tensor, Tensor]:
-    """Measure what a camera sees of the first `things` solids: boxes (F, B, 4) and visible fractions (F, B).
+    """Project the first `things` solids: image boxes (F, B, 4) and visible fractions (F, B).
 
     A box is (left, bottom, right, top) in u and v, of the whole silhouette even where it leaves the frame. The fraction
     is the part of the silhouette that is inside a frame of half sizes `edge` and not behind another solid, counted on

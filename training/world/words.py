@@ -1,4 +1,4 @@
-"""Captions of a scene in English and Chinese: written by a grammar, and read back by the lexicon it speaks from."""
+"""Captions of a scene in English and Chinese: written by a grammar, and read back by the lexicon of its words."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ CAPTION_KINDS = ("label", "plain", "dense")
 GRAMMARS = {"en": grammar_en, "zh": grammar_zh}
 TABLES = {"en": words_en, "zh": words_zh}
 LANGUAGES = tuple(GRAMMARS)
-RESERVED = words_en.RESERVED  # English words that `caption` never says; the Chinese ones are words_zh.RESERVED
+RESERVED = words_en.RESERVED  # English words that `write_caption` never uses; the Chinese ones: words_zh.RESERVED
 MIRRORED_WORDS = OTHER_SIDE | {
     words_zh.SIDE_WORDS[side]: words_zh.SIDE_WORDS[other] for side, other in OTHER_SIDE.items()
 }
 LEXICONS = {language: table.build_lexicon() for language, table in TABLES.items()}
 
-# How often a plain caption says each of these; a still camera and an ordinary speed are seldom worth a word.
+# Probability that a plain caption names each of these.
 ATTRIBUTE_PROBABILITY = {"size": 0.5, "material": 0.4, "direction": 0.6, "camera": 0.6, "speed": 0.15}
-SETTING_PROBABILITY = 0.3  # how often a plain caption says something of ground, sky and time
+SETTING_PROBABILITY = 0.3  # probability that a plain caption names any of ground, sky and time
 STATIC_CAMERA_PROBABILITY = 0.12
 
-# From edition 2 on a plain caption says everything, but for one clause in DROPPED of the captions, so that a model
-# learns what each of them changes; that a ground is dry is worth a word in DRY of them.
+# From edition 2 on a plain caption names all attributes, except one with CLAUSE_DROP_PROBABILITY, so that a model
+# learns the effect of each. Dryness is named with DRY_PROBABILITY.
 CLAUSE_DROP_PROBABILITY = 0.1
 DRY_PROBABILITY = 0.25
 CLAUSES = ("size", "material", "direction", "speed", "camera", "ground", "wetness", "sky", "time")
@@ -58,17 +58,17 @@ SHORT_ATTRIBUTE_PROBABILITY |= {"speed": 0.3}
 
 
 def mirror_caption(text: str) -> str:
-    """Exchange left and right in a caption."""
+    """Exchange left and right in a caption, as a horizontal flip of the clip does."""
     return re.sub(r"\b(?:left|right)|[左右]", lambda side: MIRRORED_WORDS[side[0]], text)
 
 
 def write_caption(
     scene: Scene, kind: str, language: str = "en", *, moving: bool = True, rng: np.random.Generator
 ) -> str:
-    """Describe a scene by a "label", in a "plain" line as somebody types it, or "dense": all that is true of it.
+    """Write a caption: a "label", a "plain" line as a user types it, or a "dense" one that names every attribute.
 
-    From edition 2 on there is also "short", a plain line that says little; "plain" and "dense" say everything but for
-    one clause in DROPPED of the captions. `moving=False` describes a picture of any one moment. The same arguments and
+    From edition 2 on there is also "short", a plain line with few attributes; "plain" and "dense" name all,
+    except one with CLAUSE_DROP_PROBABILITY. `moving=False` describes a single frame. The same arguments and
     random state give the same words.
     Raises ValueError for an unknown kind or language.
     """
@@ -125,10 +125,10 @@ def write_prompt(
     mention: Iterable[str] = ("colour", "shape", "size", "event", "camera"),
     reserved: bool = False,
 ) -> str:
-    """Write a plain caption that says, of the subject and its surroundings, just the attributes in `mention`.
+    """Write a plain caption that names, of the subject and its surroundings, just the attributes in `mention`.
 
     The other things are named as in any plain caption. With `reserved`, RESERVED words are used
-    wherever there are some. Raises ValueError for an unknown attribute.
+    wherever there are any. Raises ValueError for an unknown attribute.
     """
     mention = set(mention)
     if unknown := mention - {
@@ -147,7 +147,7 @@ def write_prompt(
 
 
 def read_caption(text: str, language: str = "en") -> dict[str, set[str]]:
-    """Read a caption back: for every attribute that is spoken of, the canonical values it is given.
+    """Return the canonical values of every attribute that a caption names.
 
     Besides the keys of `attributes`: "relation", and those of `Lexicon.read_attributes`.
     """

@@ -1,8 +1,8 @@
-"""English words of every attribute, and the lexicon that reads them back; `grammar_en.py` joins them into captions.
+"""English phrases of every attribute, and the lexicon that reads them back; `grammar_en.py` joins them into captions.
 
-Marks in the phrases: `~verb` is inflected, `{way}` is where a direction may be said and `{heading}` where one
-must, `{side}` and `{other}` are the side moved to and the one come from, `{object}` is what the event happens to,
-and `{}` in a material is where the colour goes.
+Placeholders in the phrases: `~verb` is inflected, `{way}` takes an optional direction and `{heading}` a required one,
+`{side}` and `{other}` are the side moved to and the one come from, `{object}` is what the event happens to, and `{}` in
+a material is where the colour goes.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ WORDS: Table = {
     "sky": {"clear": ("clear",), "cloudy": ("cloudy",)},
     "time": {"morning": ("morning",), "noon": ("noon", "midday"), "sunset": ("sunset",), "night": ("night",)},
 }
-# Never said by `caption`: kept to find out what a model makes of words it has not been trained on.
+# Never used by `write_caption`: held out, to measure the response to words that training lacks.
 RESERVED: Table = {
     "colour": {
         "red": ("crimson", "scarlet"),
@@ -186,18 +186,18 @@ RESERVED: Table = {
     "sky": {"clear": ("cloudless",), "cloudy": ("overcast",)},
     "time": {"morning": ("dawn",), "sunset": ("dusk",), "night": ("midnight",)},
 }
-# A bare "left" or "right" must have nothing behind it: "rolls right behind a cube" says something else.
+# A bare "left" or "right" must be last: "rolls right behind a cube" says something else.
 DIRECTION_PHRASES = ("to the {side}", "{side}", "toward the {side}", "{side}ward", "from {other} to {side}")
 NUMBERS = {2: "two", 3: "three"}
 STACKS = ("stack", "tower")
-# Where a thing stands, said of the thing: {it} is "it" or "the ball".
+# Relation of a thing to the subject: {it} is "it" or "the ball".
 RELATION_TO_SUBJECT = {
     "behind": ("behind {it}",),
     "in front of": ("in front of {it}",),
     "left of": ("to the left of {it}", "on the left of {it}"),
     "right of": ("to the right of {it}", "on the right of {it}"),
 }
-# The same, said of the subject: where it stands from a thing that is behind it, and so on.
+# The inverse: relation of the subject to a thing that is behind it, and so on.
 SUBJECT_RELATION = {
     "behind": ("in front of",),
     "in front of": ("behind",),
@@ -216,7 +216,7 @@ DOUBLING_VERBS = ("spin", "skid", "sit", "hit", "drop", "hop", "run", "pan", "sw
 
 
 def inflect(template: str, form: str) -> str:
-    """Put every `~verb` in a form: it rolls ("finite"), is rolling ("progressive"), rolling ("participle"), roll it
+    """Inflect every `~verb`: it rolls ("finite"), is rolling ("progressive"), rolling ("participle"), roll it
     ("imperative").
     """
 
@@ -239,7 +239,7 @@ def inflect(template: str, form: str) -> str:
 
 
 def build_lexicon(tables: tuple[Table, ...] = (WORDS, RESERVED)) -> Lexicon:
-    """List every phrase the grammar can say from the tables with what it means."""
+    """Return the lexicon of every phrase that the grammar can write from the tables."""
     lexicon = Lexicon()
     for side, other in OTHER_SIDE.items():
         for way in DIRECTION_PHRASES:
@@ -281,18 +281,18 @@ def build_lexicon(tables: tuple[Table, ...] = (WORDS, RESERVED)) -> Lexicon:
 
 
 def add_event(lexicon: Lexicon, event: str, template: str) -> None:
-    """Add an event's phrase up to its object, in every form and with every way of saying the direction."""
+    """Add an event's phrase up to its object, in every verb form and with every phrase of direction."""
     for verb in ("~roll", "~slide") if event == "edge" else ("",):
         words = template.replace("~roll", verb) if verb else template
         words = words.split(" {object}")[0]
         for form in ("finite", "progressive", "participle", "imperative"):
-            spoken = inflect(words, form).removeprefix("is ").removeprefix("being ")
-            if not re.search("{side}|{other}|{heading}", spoken):
-                lexicon.add(spoken.replace(" {way}", ""), ("event", event))
-            if "{" in spoken:
+            phrased = inflect(words, form).removeprefix("is ").removeprefix("being ")
+            if not re.search("{side}|{other}|{heading}", phrased):
+                lexicon.add(phrased.replace(" {way}", ""), ("event", event))
+            if "{" in phrased:
                 for side, other in OTHER_SIDE.items():
                     for way in DIRECTION_PHRASES:
-                        filled = re.sub("{way}|{heading}", way, spoken).format(side=side, other=other)
+                        filled = re.sub("{way}|{heading}", way, phrased).format(side=side, other=other)
                         lexicon.add(filled, ("event", event), ("direction", side))
 
 

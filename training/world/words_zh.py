@@ -1,6 +1,6 @@
-"""Chinese words of every attribute, and the lexicon that reads them back; `grammar_zh.py` joins them into captions.
+"""Chinese phrases of every attribute, and the lexicon that reads them back; `grammar_zh.py` joins them into captions.
 
-Marks in the phrases: `{way}` is where a direction may be said and `{heading}` where one must, `{side}` and `{other}`
+Placeholders in the phrases: `{way}` takes an optional direction and `{heading}` a required one, `{side}` and `{other}`
 are the side moved to and the one come from, `{pace}` is where the speed goes if not in front, `{object}` is what the
 event happens to, `~` starts the part that names the event where that is not the first, and `{}` in a material is where
 colour and size go.
@@ -118,7 +118,7 @@ WORDS: Table = {
     "sky": {"clear": ("晴朗",), "cloudy": ("多云",)},
     "time": {"morning": ("早晨", "清晨"), "noon": ("正午", "中午"), "sunset": ("日落时分",), "night": ("夜晚", "夜里")},
 }
-# Never said by `caption`: kept to find out what a model makes of words it has not been trained on.
+# Never used by `write_caption`: held out, to measure the response to words that training lacks.
 RESERVED: Table = {
     "colour": {
         "red": ("绯红色", "朱红色"),
@@ -185,14 +185,14 @@ STATIC_SHOTS = ("固定镜头", "静止镜头")
 
 
 def fill_template(template: str, way: str, direction: str | None = None) -> str:
-    """Say the direction, or `way` = "" for none, where the template has room for it."""
+    """Fill the placeholders of direction; `way` = "" leaves an optional one out."""
     hand, other = (SIDE_WORDS[direction], SIDE_WORDS[OTHER_SIDE[direction]]) if direction else ("", "")
     text = re.sub("{way}|{heading}", way, template)
     return text.replace("{side}", hand).replace("{other}", other)
 
 
 def build_lexicon(tables: tuple[Table, ...] = (WORDS, RESERVED)) -> Lexicon:
-    """List every phrase the grammar can say from the tables with what it means."""
+    """Return the lexicon of every phrase that the grammar can write from the tables."""
     lexicon = Lexicon(per_character=True, fillers=("的",), objects=("体", "物体"))
     lexicon.add("没有其他物体")
     for side in OTHER_SIDE:
@@ -233,7 +233,7 @@ def build_lexicon(tables: tuple[Table, ...] = (WORDS, RESERVED)) -> Lexicon:
 
 
 def add_event(lexicon: Lexicon, event: str, template: str) -> None:
-    """Add the part of an event's phrase that names it, with every way of saying direction and speed in it."""
+    """Add the part of an event's phrase that names it, with every phrase of direction and speed."""
     pieces = template.split("{object}")
     words = next((piece for piece in pieces if "~" in piece), pieces[0]).split("~")[-1]
     ways = [
@@ -247,7 +247,7 @@ def add_event(lexicon: Lexicon, event: str, template: str) -> None:
         for pace, speed in paces if "{pace}" in words else paces[:1]:
             for way, direction in ways if any(mark in words for mark in DIRECTABLE) else ways[:1]:
                 if direction or not any(mark in words for mark in DIRECTED):
-                    spoken = fill_template(
+                    phrased = fill_template(
                         words.replace("滚", verb).replace("{pace}", pace), way, *(side for _, side in direction)
                     )
-                    lexicon.add(spoken, ("event", event), *speed, *direction)
+                    lexicon.add(phrased, ("event", event), *speed, *direction)
