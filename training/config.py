@@ -133,7 +133,7 @@ class UpsamplerRun(Run):
     context_length: int = 512  # most tokens of a prompt and a caption together
     width: int = 192  # width of the language model
     heads: int = 6  # attention heads
-    layers: int = 4  # blocks
+    layers: int = 4  # transformer blocks
     batch_size: int = 32  # pairs per step, over all processes
     object_count_power: int = 0  # draw a clip of n objects n to this power times as often as a clip of one
     tokenizer_pairs: int = 20_000  # pairs that the tokenizer is learned from
@@ -150,9 +150,7 @@ class DiTRun(Run):
 
     vae: Path = Path("runs/tiny/vae")  # folder of the VAE that encodes the clips
     text_encoder: Path = Path("runs/tiny/text")  # folder of the text encoder and its tokenizer
-    prompt_encoder_layers: int = (
-        0  # layers of a text encoder trained with the transformer; 0 keeps the one above frozen
-    )
+    prompt_encoder_layers: int = 0  # layers of a text encoder trained with the transformer; 0: the frozen one above
     prompt_encoder_width: int = 128  # width of that text encoder
     vocab_size: int = 2048  # tokens of its vocabulary, which is learned from the captions
     camera_ratio: float = 0.0  # fraction of the clips whose camera velocity is given; 0 builds no camera input
