@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 from starlette.testclient import TestClient
 
-from app.commands.serve import check_for
+from app.commands.serve import request_check
 from app.commands.studio import studio
 from app.queue.jobs import FAILED, Queue
-from app.queue.lease import Shift
-from app.queue.previews import PREVIEWS, path_of, viewer
-from app.queue.worker import work
+from app.queue.lease import Lease
+from app.queue.previews import PREVIEWS, preview_path, preview_writer
+from app.queue.worker import run_worker
 from app.server.service import Service, served_models
 from app.studio.votes import VOTES, add_line
 from dit.modes import MODES
@@ -32,7 +32,7 @@ class Visitor(TestClient):
 
     def __init__(self, folder, tiny_model):
         self.queue = Queue(folder)
-        offers, check = served_models(self.queue, [str(tiny_model)]), check_for("standard", "cpu", [str(tiny_model)])
+        offers, check = served_models(self.queue, [str(tiny_model)]), request_check("standard", "cpu", [str(tiny_model)])
         service = Service(self.queue, offers, check, max_open_jobs=MOST_JOBS)
         super().__init__(studio(service), base_url=HERE, raise_server_exceptions=False)
 
@@ -51,7 +51,7 @@ class Visitor(TestClient):
     def gets(self, **found):
         """Have clips made; returns the details of each."""
         cards = self.asks(**found)
-        work(self.queue, "cpu", until_empty=True)
+        run_worker(self.queue, "cpu", until_empty=True)
         return [self.details(card["id"]) for card in cards]
 
     def details(self, id):
@@ -89,7 +89,7 @@ def test_what_is_asked_for_waits_in_line_and_is_there_when_it_is_made(visitor):
     cards = visitor.asks(variations=3, seed=5)
     assert [(card["status"], card["ahead"], card["seed"]) for card in cards] == [("queued", n, 5 + n) for n in range(3)]
     assert visitor.shelf() == [card["id"] for card in reversed(cards)]  # in another tab, at any time
-    work(visitor.queue, "cpu", until_empty=True)
+    run_worker(visitor.queue, "cpu", until_empty=True)
     for card in visitor.get("/studio/clips").json()["cards"]:
         assert (card["status"], card["size"], card["seconds"], card["still"]) == ("completed", "64x64", 2.125, False)
         assert Image.open(io.BytesIO(visitor.get(card["poster"]).content)).size == (64, 64)
@@ -291,23 +291,23 @@ def test_those_who_wait_are_told_when_their_clips_will_be_there(visitor, monkeyp
     visitor.asks(variations=4, steps=300)
     look = lambda: [card["eta"] for card in visitor.get("/studio/clips").json()["cards"]][::-1]
     assert look() == [None] * 4  # nobody is at work
-    with Shift(visitor.queue, "cpu") as shift:
-        job = shift.claim()
+    with Lease(visitor.queue, "cpu") as lease:
+        job = lease.claim()
         waits = look()
         assert None not in waits and waits[1] > 0 and waits[1] < waits[2] < waits[3]
         assert waits[3] - waits[2] == pytest.approx(waits[2] - waits[1], abs=1)
-        shift.note(job, "dreaming", 0, 300)
+        lease.report(job, "sampling", 0, 300)
         time.sleep(0.3)  # longer than notes lie apart
-        shift.note(job, "dreaming", 3, 300)
+        lease.report(job, "sampling", 3, 300)
         assert 25 < look()[0] < 300  # at its own pace: 0.3 s for 3 steps
         visitor.queue.pause("lunch")
         assert look()[1:] == [None] * 3
 
 
 def test_where_a_clip_does_not_fit_the_nearest_that_does_is_named(visitor, monkeypatch):
-    monkeypatch.setattr("app.queue.estimate.room_on", lambda *_: 2**20 * 480)
+    monkeypatch.setattr("app.queue.estimate.available_memory", lambda *_: 2**20 * 480)
     crowded = TestClient(
-        studio(replace(visitor.app.state.service, check=check_for("standard", "cpu", []))), base_url=HERE
+        studio(replace(visitor.app.state.service, check=request_check("standard", "cpu", []))), base_url=HERE
     )
     told = crowded.post("/studio/estimate", json={"prompt": "a ball", "mode": "long", "seconds": 100000, "steps": 1})
     assert told.status_code == 400
@@ -319,10 +319,10 @@ def test_a_line_is_changed_by_its_owner_alone_and_others_keep_their_places(tmp_p
     owners = "abbaab"
     jobs = [queue.submit([Request(prompt="x")], owner=owner)[0].id for owner in owners]
     line = lambda: [job.id for job in sorted(queue.jobs(), key=lambda job: job.ahead)]
-    assert queue.move(jobs[4], 0, among="a").ahead == 0
+    assert queue.move(jobs[4], 0, owner="a").ahead == 0
     assert line() == [jobs[4], jobs[1], jobs[2], jobs[0], jobs[3], jobs[5]]
-    assert queue.move(jobs[4], 1, among="a").ahead == 3  # the first of one's own places from there on
-    assert queue.move(jobs[5], 99, among="b").ahead == 5
+    assert queue.move(jobs[4], 1, owner="a").ahead == 3  # the first of one's own places from there on
+    assert queue.move(jobs[5], 99, owner="b").ahead == 5
     assert [one for one in line() if one in (jobs[1], jobs[2], jobs[5])] == [jobs[1], jobs[2], jobs[5]]
     assert "".join(owners[jobs.index(one)] for one in line()) == owners
 
@@ -338,7 +338,7 @@ def test_clips_are_cancelled_tried_again_moved_and_removed(visitor):
         visitor.refused(f"/studio/clips/{b}/move", wrong)
     assert visitor.delete(f"/studio/clips/{b}").json() == {"id": b, "deleted": True}
     assert visitor.shelf() == [c, a]
-    work(visitor.queue, "cpu", until_empty=True)
+    run_worker(visitor.queue, "cpu", until_empty=True)
     visitor.details(c)
     assert visitor.delete(f"/studio/clips/{c}").json()["deleted"]
     assert not list(visitor.queue.folder.rglob(f"{c}*"))
@@ -348,7 +348,7 @@ def test_what_clips_are_made_from_stays_until_they_are(visitor):
     sent = visitor.sends(picture())["card"]["id"]
     (made,) = visitor.asks(image=sent)
     assert "must stay until they are" in visitor.refused(f"/studio/clips/{sent}", None, "DELETE")
-    work(visitor.queue, "cpu", until_empty=True)
+    run_worker(visitor.queue, "cpu", until_empty=True)
     assert visitor.details(made["id"])["parents"] == [sent]
     assert visitor.delete(f"/studio/clips/{sent}").json()["deleted"]
     told = visitor.details(made["id"])
@@ -362,7 +362,7 @@ def test_a_queue_of_ones_own_is_paused_and_the_reason_is_told(visitor):
     assert told["paused"] == "lunch" and told["cards"][0]["said"] == "the queue is paused: lunch"
     assert told["counts"] == {"queued": 1, "running": 0}
     visitor.post("/studio/resume")
-    work(visitor.queue, "cpu", until_empty=True)
+    run_worker(visitor.queue, "cpu", until_empty=True)
     assert visitor.details(card["id"])["status"] == "completed"
 
 
@@ -457,19 +457,19 @@ def test_a_prompt_is_written_out_by_the_shipped_upsampler_where_there_is_one(vis
 
 @pytest.mark.parametrize("together", [1, 3])
 def test_who_watches_sees_a_clip_move_while_it_is_dreamed_and_not_after(visitor, together, monkeypatch):
-    monkeypatch.setattr("app.queue.previews.SHARE", 1.0)
+    monkeypatch.setattr("app.queue.previews.TIME_SHARE", 1.0)
     monkeypatch.setattr("app.queue.previews.FIRST_SECONDS", 0.0)
     cards = visitor.asks(steps=40, variations=together)
-    seen, note = {card["id"]: {} for card in cards}, Shift.note
+    seen, report = {card["id"]: {} for card in cards}, Lease.report
 
-    def looking(shift, job, phase, step=0, steps=0):
+    def looking(lease, job, phase, step=0, steps=0):
         for card in visitor.get("/studio/clips").json()["cards"]:
             if card["preview"] and card["preview"] not in seen[card["id"]]:
                 seen[card["id"]][card["preview"]] = visitor.get(card["preview"]).content
-        return note(shift, job, phase, step, steps)
+        return report(lease, job, phase, step, steps)
 
-    monkeypatch.setattr(Shift, "note", looking)
-    work(visitor.queue, "cpu", until_empty=True, together=together)
+    monkeypatch.setattr(Lease, "report", looking)
+    run_worker(visitor.queue, "cpu", until_empty=True, pack_size=together)
     for id, previews in seen.items():
         assert len(set(previews.values())) >= 3
         with Image.open(io.BytesIO(list(previews.values())[-1])) as moving:
@@ -479,15 +479,15 @@ def test_who_watches_sees_a_clip_move_while_it_is_dreamed_and_not_after(visitor,
 
 
 def test_previews_are_for_those_who_watch_and_take_a_small_share_of_the_time(tmp_path):
-    assert viewer(tmp_path, ["a", "b"], 8.0) is None
+    assert preview_writer(tmp_path, ["a", "b"], 8.0) is None
     (tmp_path / PREVIEWS).mkdir()
-    watched, view = viewer(tmp_path, ["a", "b"], 8.0), torch.zeros(3, 9, 32, 32)
+    watched, view = preview_writer(tmp_path, ["a", "b"], 8.0), torch.zeros(3, 9, 32, 32)
     assert watched is not None
     while (elapsed := time.monotonic() - watched.begun) < 2:
         for number in (0, 1):
             watched(number, view)
     assert 0 < watched.spent < 0.4 * elapsed  # 3 %, and much room for a busy machine; nearly all, if nobody counted
-    one, two = (path_of(tmp_path, id).stat().st_mtime_ns for id in "ab")
+    one, two = (preview_path(tmp_path, id).stat().st_mtime_ns for id in "ab")
     assert one <= two  # all that are dreamed together are shown, or none
 
 
@@ -500,17 +500,17 @@ def test_a_disk_that_takes_no_preview_stops_no_clip(visitor):
 
 def test_a_preview_of_a_worker_that_died_is_removed_by_the_next(visitor):
     visitor.asks()
-    with Shift(visitor.queue, "cpu") as shift:
-        job = shift.claim()
-        path_of(visitor.queue.folder, job.id).write_bytes(b"half a dream")
-    assert not path_of(visitor.queue.folder, job.id).exists()
+    with Lease(visitor.queue, "cpu") as lease:
+        job = lease.claim()
+        preview_path(visitor.queue.folder, job.id).write_bytes(b"half a dream")
+    assert not preview_path(visitor.queue.folder, job.id).exists()
 
 
 def test_what_failed_says_why_in_one_sentence(visitor):
     source, _ = visitor.gets(variations=2)
     (gone,) = visitor.asks(mode="remix", clip=source["id"])
     visitor.queue.job(source["id"]).output.unlink()
-    work(visitor.queue, "cpu", until_empty=True)
+    run_worker(visitor.queue, "cpu", until_empty=True)
     card = visitor.details(gone["id"])
     assert (card["status"], visitor.queue.job(gone["id"]).state) == ("failed", FAILED)
     assert "\n" not in card["error"] and str(visitor.queue.folder) not in card["error"]

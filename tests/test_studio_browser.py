@@ -183,7 +183,7 @@ def test_only_what_the_model_was_trained_for_is_offered(visit):
             known = {f"{columns}x{rows}" for columns, rows, frames in formats if (frames == 1) == MODES[mode].still}
             assert set(page.eval_on_selector_all("#f-size input", values)) == known
             fixed = page.is_visible("#f-seconds")
-            assert fixed == (MODES[mode].timed and not MODES[mode].still and not MODES[mode].free)
+            assert fixed == (MODES[mode].timed and not MODES[mode].still and not MODES[mode].any_length)
         page.click(".mode[data-mode=text-to-video]")
         for size in sorted({f"{columns}x{rows}" for columns, rows, frames in formats if frames > 1}):
             page.check(f"#f-size input[value='{size}']", force=True)

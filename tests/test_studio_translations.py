@@ -4,12 +4,12 @@ import re
 
 import pytest
 
-from app.commands.studio import LOOK
+from app.commands.studio import FRONTEND
 from app.studio.translations import GAP, read_words
 from dit.modes import MODES
 from dit.request import CORNERS, SIDES
 
-SCRIPTS = sorted(LOOK.glob("*.js"))
+SCRIPTS = sorted(FRONTEND.glob("*.js"))
 MOST_LINES = 400
 DRAWN = "http://www.w3.org/2000/svg"  # a name, which nobody fetches
 
@@ -22,7 +22,7 @@ def test_every_name_that_the_scripts_say_has_words():
 
 
 def test_all_words_are_said_somewhere():
-    code = "\n".join(path.read_text(encoding="utf-8") for path in [*SCRIPTS, LOOK.parent / "form.py"])
+    code = "\n".join(path.read_text(encoding="utf-8") for path in [*SCRIPTS, FRONTEND.parent / "form.py"])
     chosen = set(re.findall(r"[`\"](\w+)\.(?:\w+)?\$\{", code)) | {"side", "watermark", "upsample"}  # by what follows
     for name in read_words()["en"]:
         group, _, word = name.partition(".")
@@ -53,7 +53,7 @@ def test_chinese_is_written_in_chinese():
         assert not latin or re.search(r"[\u4e00-\u9fff]", words) or name in ("top.language", "details.kilobytes"), name
 
 
-@pytest.mark.parametrize("path", [*SCRIPTS, *sorted(LOOK.glob("*.css"))], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [*SCRIPTS, *sorted(FRONTEND.glob("*.css"))], ids=lambda path: path.name)
 def test_what_the_page_is_made_of_is_short_and_reaches_nowhere(path):
     text = path.read_text(encoding="utf-8").replace(DRAWN, "")
     assert text.count("\n") <= MOST_LINES

@@ -12,9 +12,9 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from app.formats import IMAGE_SUFFIXES
-from app.queue.estimate import outline_of
+from app.queue.estimate import load_cost_model
 from app.queue.jobs import Job
-from app.registry import AUTO, upsampler_named
+from app.registry import AUTO, resolve_upsampler
 from app.server.parsing import request_fields, short_repr
 from app.server.service import Service
 from app.studio.forecast import Forecast
@@ -22,25 +22,26 @@ from app.studio.gallery import Shelf
 from app.studio.remake import again
 from captioning.text_encoder import shorten_to_limit
 from captioning.upsampler import Upsampler, load_upsampler
-from dit.pipeline import mode_of
+from dit.modes import mode_of
 from dit.request import INTEGER_LIMIT, Request, RequestError
 from dit.storyboard import MAX_STORYBOARD_BYTES, parse_storyboard
 
 VARIATIONS, MOST_VARIATIONS = "variations", 8
-BOARD = ("mode", "prompt", "negative_prompt", "size", "seconds", "steps", "guidance", "seed", "moments")  # in this order
+BOARD = ("mode", "prompt", "negative_prompt", "size", "seconds", "steps", "guidance", "seed", "moments")
 
 
 def submit(service: Service, found: dict[str, Any], owner: str) -> list[Job]:
     """Queue a clip, or as many `variations` of it as a client asks for, with the seed and those after it: all or none.
 
-    Raises what `Service.build_request` does, and Crowded where the owner would have too many in line.
+    Raises what `Service.build_request` does, and QueueFull where the owner would have too many in line.
     """
     request, many = _asked(service, found, owner)
     if request.seed + many > INTEGER_LIMIT:
         raise RequestError(f"seeds must lie below 2^63; got {request.seed} and {many - 1} after it")
     requests = [replace(request, seed=request.seed + more) for more in range(many)]
     still = mode_of(request).still
-    return service.queue.submit(requests, IMAGE_SUFFIXES[0] if still else ".mp4", owner=owner, most=service.max_open_jobs)
+    suffix = IMAGE_SUFFIXES[0] if still else ".mp4"
+    return service.queue.submit(requests, suffix, owner=owner, max_open=service.max_open_jobs)
 
 
 def _asked(service: Service, found: dict[str, Any], owner: str) -> tuple[Request, int]:
@@ -76,9 +77,9 @@ def estimate(service: Service, forecast: Forecast, found: dict[str, Any], owner:
     with plainly():
         each = forecast.estimate(request)
     seconds, size = many * each.seconds, many * each.file_bytes
-    since = f"as fast as {each.pace.clips} clips made here" if each.pace.clips else "a guess until one was made here"
+    since = f"as fast as {each.speed.clips} clips made here" if each.speed.clips else "a guess until one was made here"
     sentence = f"about {lasting(seconds)}, {since}; {size / 1000:,.0f} kB"
-    return {"seconds": round(seconds, 1), "bytes": size, "sentence": sentence, "learned": bool(each.pace.clips)}
+    return {"seconds": round(seconds, 1), "bytes": size, "sentence": sentence, "learned": bool(each.speed.clips)}
 
 
 def lasting(seconds: float) -> str:
@@ -99,10 +100,10 @@ def written_out(service: Service, prompt: Any, seed: Any, still: Any, model: Any
     request = Request.from_dict(fields | {"model": service.models[name].name})
     if not request.prompt.strip():
         raise RequestError("a prompt must say something; got none, so describe the clip in a sentence")
-    named = upsampler_named(AUTO)
+    named = resolve_upsampler(AUTO)
     service.check_request(request)
     text = writer(str(named)).upsample(request.prompt.strip(), request.seed, bool(still))
-    written = shorten_to_limit(outline_of(request.model).pipeline.tokenizer, text) or request.prompt.strip()
+    written = shorten_to_limit(load_cost_model(request.model).pipeline.tokenizer, text) or request.prompt.strip()
     service.check_request(replace(request, upsampled_prompt=written))
     return written
 

@@ -10,7 +10,7 @@ from heapq import heapify, heapreplace
 
 from app.formats import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from app.queue.estimate import Estimate, Estimator
-from app.queue.jobs import RUNNING, WAITING, Job, Queue
+from app.queue.jobs import RUNNING, SAMPLING, WAITING, Job, Queue
 from dit.modes import MODES
 from dit.request import Request
 
@@ -52,8 +52,8 @@ class Forecast:
 
     def _look_ahead(self) -> dict[str, float | None]:
         """Return in how many seconds each job of the line will be there, if all goes on as it does."""
-        running = self.queue.jobs((RUNNING,), most=MOST_FORETOLD)
-        line = sorted(self.queue.jobs(WAITING, most=MOST_FORETOLD, earliest=True), key=lambda job: job.ahead or 0)
+        running = self.queue.jobs((RUNNING,), limit=MOST_FORETOLD)
+        line = sorted(self.queue.jobs(WAITING, limit=MOST_FORETOLD, oldest_first=True), key=lambda job: job.ahead or 0)
         takes = {job.id: self.takes.get(job.id) or self._take(job.request) for job in (*running, *line)}
         self.takes = takes
         left = [self._left(job) for job in running]
@@ -75,9 +75,9 @@ class Forecast:
         """Return how many seconds a job that is being made still needs: by its own pace once it has one."""
         take = self.takes.get(job.id)
         if job.eta is not None:
-            show = take.cost.show / take.cost.flops * take.seconds if take and job.phase == "dreaming" else 0.0
+            show = take.cost.decode_flops / take.cost.flops * take.seconds if take and job.phase == SAMPLING else 0.0
             return job.eta + show
-        return max(0.0, take.seconds - (time.time() - (job.began or 0.0))) if take else None
+        return max(0.0, take.seconds - (time.time() - (job.started or 0.0))) if take else None
 
     def _take(self, request: Request) -> Estimate | None:
         with suppress(ValueError, OSError):  # what is the matter with it its worker will say
@@ -90,7 +90,7 @@ class Forecast:
             return
         self.learned, estimator = time.monotonic(), self.estimator
         self.takes = {}
-        for like, found in estimator.known.items():
+        for like, found in estimator.cache.items():
             suffix = IMAGE_SUFFIXES[0] if MODES[like.mode].still else VIDEO_SUFFIXES[0]
-            pace = estimator.history.pace(found.cost.request.model_hash, estimator.device, estimator.threads, suffix)
-            estimator.known[like] = replace(found, pace=pace)
+            speed = estimator.history.speed(found.cost.request.model_hash, estimator.device, estimator.threads, suffix)
+            estimator.cache[like] = replace(found, speed=speed)

@@ -17,7 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from app.queue.jobs import AHEAD, BUSY_SECONDS, DONE, Job, job_of
+from app.queue.jobs import AHEAD, BUSY_SECONDS, DONE, Job, job_from_row
 from app.server.parsing import short_repr
 from app.server.service import UPLOAD_ID, NotFound, Service
 from app.server.uploads import PARTIAL_PREFIX
@@ -144,7 +144,7 @@ class Shelf:
                 {"owner": owner, "before": moment[0], "any": not favourites, "words": words, "most": most},
             ).fetchall()
             for row in rows:
-                job = job_of(row)
+                job = job_from_row(row)
                 found.append((_moment(job.id), _item(job, row)))
         if kind in (None, UPLOADED):
             found += [
@@ -309,7 +309,7 @@ def _item(made: Job | Upload, row: sqlite3.Row) -> Item:
 def _known(row: sqlite3.Row | None) -> Known | None:
     if row is None or row["columns"] is None:
         return None
-    return Known(*(row[name] for name in READ), row["told"])
+    return Known(row["columns"], row["rows"], row["frames"], row["fps"], row["seconds"], row["told"])
 
 
 def _moment(id: str | None, created: float = 0.0) -> tuple[str, str]:

@@ -19,7 +19,7 @@ MOST_LETTERS = 4096  # of a token, in a form
 # Whoever comes by a link on another site has left a strict cookie behind; what this page fetches itself brings it.
 KNOWN = f'fetch("{AT}/votes").then((found) => found.ok && location.replace("{AT}/"))'
 HASH = base64.b64encode(hashlib.sha256(KNOWN.encode()).digest()).decode()
-# What is short_repr is from here, and nothing is sent elsewhere; no other site may frame it.
+# What is shown is from here, and nothing is sent elsewhere; no other site may frame it.
 OWN_ONLY = (
     f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{HASH}'; connect-src 'self'; "
     "form-action 'self'; frame-ancestors 'none'; base-uri 'none'"

@@ -11,6 +11,7 @@ from typing import Any
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # which gradio reads when it is imported
 
 import gradio as gr
+from gradio.themes import Base
 from gradio.themes.utils.fonts import LocalFont
 
 from app.studio.form import Form, add_form, place
@@ -78,9 +79,9 @@ def look() -> dict[str, Any]:
     return {"theme": theme(), "head": HEAD}
 
 
-def theme() -> gr.themes.Base:
+def theme() -> Base:
     """Return the colours and shapes of Gradio's own parts: those of look/base.css."""
-    return gr.themes.Base(
+    return Base(
         primary_hue="amber",
         neutral_hue="zinc",
         font=FONTS,

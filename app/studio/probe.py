@@ -6,6 +6,7 @@ Files may be strangers', so `glance` is to be called in a child process, by `vae
 from __future__ import annotations
 
 import io
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def _picture(path: Path) -> dict[str, Any]:
 
 
 def _film(path: Path) -> dict[str, Any]:
-    frames, end, first = 0, 0, None
+    frames, end, first = 0, Fraction(0), None
     with open_video(path) as container:
         stream = select_video_stream(container, path)
         for frames, (_, end, frame) in enumerate(decode_frames(container, stream), 1):  # noqa: B007

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from app.batch.rows import FILES
+from app.batch.rows import FILE_FIELDS
 from app.queue.jobs import UPLOADS
 from app.server.parsing import SERVER_FIELDS, UPSAMPLERS
 from app.server.service import UPLOAD_ID, NotFound
@@ -36,7 +36,7 @@ def again(request: Request, shelf: Shelf, owner: str) -> tuple[dict[str, Any], l
         return id
 
     fields = {name: value for name, value in found.items() if name not in SERVER_FIELDS}
-    for name in FILES:
+    for name in FILE_FIELDS:
         if name in fields:
             fields[name] = id_of(fields[name])
     if "keyframes" in fields:
@@ -66,7 +66,7 @@ def parents_of(request: Request) -> list[str]:
 
 
 def _files(request: Request) -> Iterator[str]:
-    yield from (path for name in FILES if (path := getattr(request, name)))
+    yield from (path for name in FILE_FIELDS if (path := getattr(request, name)))
     yield from (path for _, path in request.keyframes or ())
     yield from (path for one in request.moments or () for path in (one.image, one.clip) if path)
 

@@ -15,7 +15,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
 from app.queue.jobs import JobError
-from app.queue.previews import path_of
+from app.queue.previews import preview_path
 from app.server.api import NOSNIFF, OwnerDep, read_body
 from app.server.parsing import parse_json, short_repr
 from app.studio import actions as ask
@@ -109,9 +109,9 @@ def add_gallery(router: APIRouter, cards: Cards) -> None:
     def preview(id: str, owner: OwnerDep):
         job = cards.service.job(id, owner)
         try:
-            picture = path_of(queue.folder, job.id).read_bytes()
+            picture = preview_path(queue.folder, job.id).read_bytes()
         except FileNotFoundError:
-            return Response(status_code=204, headers=NOSNIFF | FRESH)  # the clip was finished meanwhile, which is no error
+            return Response(status_code=204, headers=NOSNIFF | FRESH)  # the clip was finished meanwhile
         return Response(picture, media_type="image/webp", headers=NOSNIFF | FOREVER)
 
 
@@ -139,7 +139,7 @@ def add_line(router: APIRouter, cards: Cards, alone: bool) -> None:
             raise RequestError(f"ahead must be how many are to come before it, from 0; got {short_repr(ahead)}")
 
         def moved() -> dict[str, Any]:
-            queue.move(service.job(id, owner).id, ahead, among=None if alone else owner)
+            queue.move(service.job(id, owner).id, ahead, owner=None if alone else owner)
             return card(id, owner)
 
         return await run_in_threadpool(moved)

@@ -8,7 +8,7 @@ from typing import Any
 
 from app.provenance.credentials import verify
 from app.queue.jobs import CANCELLED, DONE, FAILED, RUNNING, Job
-from app.queue.previews import preview_of
+from app.queue.previews import preview_version
 from app.server.service import Service
 from app.server.uploads import IMAGE_FORMATS
 from app.studio.actions import without_flags
@@ -49,7 +49,7 @@ class Cards:
     def _job(self, job: Job) -> dict[str, Any]:
         video = self.service.video(job)
         there = job.state == DONE
-        preview = preview_of(self.service.queue.folder, job.id) if job.state == RUNNING else None
+        preview = preview_version(self.service.queue.folder, job.id) if job.state == RUNNING else None
         at = f"/studio/clips/{job.id}"
         return {
             "kind": "job",
@@ -60,7 +60,7 @@ class Cards:
             "progress": video["progress"],
             "eta": self.forecast.eta(job),
             "ahead": job.ahead,
-            "cancelling": job.cancelling,
+            "cancelling": job.cancel_requested,
             "size": video["size"],
             "seconds": float(video["seconds"]) or None,
             "still": job.request.mode in MODES and MODES[job.request.mode].still,
@@ -102,8 +102,8 @@ class Cards:
         return self.card(item) | {
             "request": fields,
             "missing": missing,
-            "took": round(job.ended - job.began, 2) if job and job.ended and job.began else None,
-            "tries": job.tries if job else 0,
+            "took": round(job.finished - job.started, 2) if job and job.finished and job.started else None,
+            "tries": job.attempts if job else 0,
             "model": fields.get("model") or _name(request) if fields and request else None,
             "model_hash": request and request.model_hash,
             "made_with": request and request.made_with,
