@@ -123,52 +123,58 @@ def test_the_memory_of_decoding_is_that_of_its_tensors(widths, blocks, side):
 
 def test_what_does_not_fit_is_refused_with_the_nearest_that_does(tiny_model):
     estimator = Estimator()
-    ask = lambda **fields: Request(prompt="a red ball", model=str(tiny_model), **fields)
+    request_with = lambda **fields: Request(prompt="a red ball", model=str(tiny_model), **fields)
     short, small, still = (
         estimator.estimate(one).peak_bytes()
-        for one in (ask(seconds=1.1), ask(seconds=1.1, size=(48, 64)), ask(mode="text-to-image"))
+        for one in (
+            request_with(seconds=1.1),
+            request_with(seconds=1.1, size=(48, 64)),
+            request_with(mode="text-to-image"),
+        )
     )
-    whole = estimator.check_fits(ask()).peak_bytes()
+    whole = estimator.check_fits(request_with()).peak_bytes()
     assert still < small < short < whole
     for room, sentence in ((short, "--size 64x64 --seconds 1.125"), (small, "--size 48x64 --seconds 1.125")):
         estimator.available_bytes = room
         with pytest.raises(DoesNotFit, match=f"must fit in memory.*would take.*the nearest that fits is {sentence}"):
-            estimator.check_fits(ask(seed=3))
-    assert estimator.check_fits(ask(size=(48, 64), seconds=1.1))
+            estimator.check_fits(request_with(seed=3))
+    assert estimator.check_fits(request_with(size=(48, 64), seconds=1.1))
     estimator.available_bytes = 2**20
     with pytest.raises(DoesNotFit, match="no clip of this model fits"):
-        estimator.check_fits(ask())
+        estimator.check_fits(request_with())
 
 
 def test_a_very_long_clip_is_estimated_at_once_and_refused(cost_model, tiny_model):
-    ask = lambda seconds: Request(prompt="a red ball", mode="long", seconds=seconds, steps=1, model=str(tiny_model))
-    day, minutes = (cost_model.cost(ask(seconds)) for seconds in (86400.0, 480.0))
+    request_with = lambda seconds: Request(
+        prompt="a red ball", mode="long", seconds=seconds, steps=1, model=str(tiny_model)
+    )
+    day, minutes = (cost_model.cost(request_with(seconds)) for seconds in (86400.0, 480.0))
     assert day.flops == pytest.approx(180 * minutes.flops, rel=0.02) and day.frames == pytest.approx(
         8 * 86400, rel=0.01
     )
     estimator = Estimator()
-    estimator.available_bytes = estimator.estimate(ask(43200.0)).peak_bytes()
+    estimator.available_bytes = estimator.estimate(request_with(43200.0)).peak_bytes()
     with pytest.raises(DoesNotFit, match="the nearest that fits is --size 64x64 --seconds 43200"):
-        estimator.check_fits(ask(86400.0))
+        estimator.check_fits(request_with(86400.0))
 
 
-def test_what_was_made_here_says_how_fast_the_next_will_be(tiny_model, tmp_path, monkeypatch):
+def test_clips_made_here_calibrate_the_next_estimate(tiny_model, tmp_path, monkeypatch):
     monkeypatch.setenv("LONGTAKE_HOME", str(tmp_path / "home"))
-    ask = Request(prompt="a red ball", model=str(tiny_model))
-    before = Estimator(threads=torch.get_num_threads()).estimate(ask)
+    request = Request(prompt="a red ball", model=str(tiny_model))
+    before = Estimator(threads=torch.get_num_threads()).estimate(request)
     assert before.speed.clips == 0 and "a guess" in before.explain()
     queue = Queue(tmp_path / "queue")
-    jobs = queue.submit([ask.altered(seed=seed, steps=2) for seed in range(5)])
+    jobs = queue.submit([request.altered(seed=seed, steps=2) for seed in range(5)])
     run_worker(queue, until_empty=True, pack_size=2)
     took = [queue.job(job.id).finished - queue.job(job.id).started for job in jobs]
-    after = Estimator(threads=torch.get_num_threads()).estimate(ask.altered(steps=2))
+    after = Estimator(threads=torch.get_num_threads()).estimate(request.altered(steps=2))
     assert after.speed.clips == 5 and "measured on 5 clips made here" in after.explain()
     assert 0 < after.seconds < max(took) and after.speed.slow <= after.speed.flops_per_second <= after.speed.fast
     assert after.file_bytes == pytest.approx(jobs[0].output.stat().st_size, rel=0.5)
     assert 2**28 < after.speed.program_bytes < 2**32
     (tmp_path / "home" / "history.sqlite").write_text("damaged")
-    assert Estimator(threads=torch.get_num_threads()).estimate(ask).speed.clips == 0
-    History().record(after.cost, "cpu", 1.0, None, jobs[0].output, 1)  # which harms nobody
+    assert Estimator(threads=torch.get_num_threads()).estimate(request).speed.clips == 0
+    History().record(after.cost, "cpu", 1.0, None, jobs[0].output, 1)  # a damaged history is ignored
 
 
 def test_the_command_shows_its_arithmetic(tiny_model, capsys):

@@ -327,6 +327,7 @@ def test_a_clip_says_what_it_was_made_with_and_loading_warns_where_that_differs(
 
     pipeline = load_pipeline(Request(model=str(tiny_model)))
     plain = pipeline.resolve(Request(prompt="a ball"))
+    assert plain.made_with is not None
     assert plain.made_with.startswith(f"torch {torch.__version__}, ")
     assert plain.made_with.endswith(", float32, attention auto")
     pipeline.transformer.attention_backend = "one-by-one"

@@ -176,7 +176,7 @@ def test_a_loop_is_cut_where_the_change_is_smallest(pipeline):
     loop = torch.randn(4, 6, 8, 8, generator=torch.Generator().manual_seed(0))
     twice = pipeline.vae.linear_preview(loop.repeat(1, 2, 1, 1)[None])[0]  # latent frame t holds frames 4 t - 3 to 4 t
     changes = {t: (twice[:, 4 * t - 3] - twice[:, 4 * t - 4]).square().mean() for t in range(1, 7)}
-    smallest = min(changes, key=changes.get)
+    smallest = min(changes, key=changes.__getitem__)
     assert torch.equal(cut_loop(loop, pipeline.vae), loop.roll(-smallest, 1))
 
 
