@@ -1,4 +1,4 @@
-"""Framing: a subject is found by its hue, and whether the border cuts it is what the truth says."""
+"""The framing experiment: the subject is found by its hue, and its mask agrees with the true boxes."""
 
 from itertools import islice
 
@@ -14,21 +14,21 @@ from training.experiments.framing import (
     crop_left,
     cut_share,
     framing_scores,
+    has_hue,
     make_crops,
     subject_mask,
-    with_hue,
 )
 from training.world import make_clip
 from training.world.scene import sample_scene
 
 
-def alone():
+def single_object_scenes():
     scenes = (sample_scene(0, "train", index) for index in range(60))
-    return with_hue(scene for scene in scenes if len(scene.things) == 1)
+    return (scene for scene in scenes if len(scene.things) == 1 and has_hue(scene))
 
 
-@pytest.mark.parametrize("scene", list(islice(alone(), 4)), ids=lambda scene: scene.things[0].colour)
-def test_a_subject_is_where_its_hue_is(scene):
+@pytest.mark.parametrize("scene", list(islice(single_object_scenes(), 4)), ids=lambda scene: scene.things[0].colour)
+def test_the_subject_mask_agrees_with_the_true_box(scene):
     columns, rows, frames = WIDE
     clip = make_clip(0, "train", scene.index, rows=rows, columns=columns, frames=frames)
     found = subject_mask(uint8_to_float(clip.video), scene.things[0].colour)
@@ -40,7 +40,7 @@ def test_a_subject_is_where_its_hue_is(scene):
         assert abs(across[0] - left) < 3 and abs(across[-1] + 1 - right) < 3
 
 
-def test_a_subject_at_the_border_is_cut_and_one_that_is_nowhere_is_not_counted():
+def test_a_subject_at_the_border_is_cut_and_an_absent_one_is_not_seen():
     def clip(left):
         frame = torch.full((3, 48, 80), 0.0)
         frame[:, 20:30, left : left + 10] = torch.tensor([0.9, -0.8, -0.8])[:, None, None]
@@ -57,7 +57,7 @@ def test_a_subject_at_the_border_is_cut_and_one_that_is_nowhere_is_not_counted()
     assert cut_share(ground, "red") is None
 
 
-def test_crops_are_squares_of_the_clips_with_their_captions_and_scenes(tmp_path):
+def test_crops_are_squares_of_the_clips_with_the_same_captions_and_scenes(tmp_path):
     make_world(WorldRun(folder=tmp_path / "wide", formats=(WIDE,), clips=(2,), workers=1))
     make_crops(tmp_path / "wide", tmp_path / "square")
     wide, square = open_bucket(tmp_path / "wide", WIDE), open_bucket(tmp_path / "square", SQUARE)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from app.cli import main
-from tests.test_latents import Heard
+from tests.test_latents import TextEncoderCalls
 from tests.test_prepare import shot
 from training.config import DiTRun
 from training.examples import LatentSource, draw_examples
@@ -45,7 +45,7 @@ def prepare(mixed, folder, model):
     """Prepare all of it by one command; returns the code that it exits with."""
     formats = ["x".join(map(str, format)) for format in FORMATS]
     words = ["prepare", "all", str(mixed), str(folder), "--engine", "serial", "--vae", str(model / "vae")]
-    return main([*words, "--text", str(model), "--formats", *formats])
+    return main([*words, "--text-encoder", str(model), "--formats", *formats])
 
 
 @pytest.fixture(scope="module")
@@ -92,9 +92,9 @@ def test_a_model_trains_on_every_clip_of_it(prepared, tiny_model, tmp_path):
         sample_every=100,
         validation_clips=2,
     )
-    with Heard() as heard:
+    with TextEncoderCalls() as calls:
         report = train(run)
-    assert not heard and all(np.isfinite(loss) for loss in report.values())
+    assert not calls and all(np.isfinite(loss) for loss in report.values())
     assert (run.out / "model" / "transformer").is_dir()
     vae, rows = load_strictly(VideoVAE, run.vae), read_manifest(folder)
     seen = set()
