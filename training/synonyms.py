@@ -221,7 +221,8 @@ def draw_prompt(
     is named by one.
     """
     words = {name: values for name, values in SYNONYMS[language].items() if rng.random() < synonym_probability}
-    picker, grammar = WordPicker(rng, TABLES[language].WORDS, words, use_reserved=True), GRAMMARS[language]
+    table, grammar = TABLES[language], GRAMMARS[language]
+    picker = WordPicker(rng, table.WORDS | table.WETNESS, words, use_reserved=True)
     if attributes is None and rng.random() < LABEL_PROBABILITY:
         return grammar.label(scene, picker)
     if attributes is None:

@@ -162,4 +162,5 @@ def language_of(text: str) -> str:
 def _make_picker(language: str, rng: np.random.Generator, use_reserved: bool = False, **options) -> WordPicker:
     if language not in LANGUAGES:
         raise ValueError(f"language must be one of {', '.join(LANGUAGES)}; got {language!r}")
-    return WordPicker(rng, TABLES[language].WORDS, TABLES[language].RESERVED, use_reserved, **options)
+    table = TABLES[language]
+    return WordPicker(rng, table.WORDS | table.WETNESS, table.RESERVED, use_reserved, **options)
