@@ -11,10 +11,9 @@ import argparse
 import importlib
 import sys
 
-import tyro
-
 from training.config import Recipe, Run, WorldRun
 from training.cost import describe_cost
+from training.options import add_options, read_options
 from training.presets import PRESETS
 from training.recipe import PARTS
 
@@ -41,21 +40,23 @@ def parse_run(kind: str, words: list[str] | None = None) -> Run | WorldRun | Rec
 
     `--dry-run` prints the resolved config with its cost and exits.
     """
-    first = argparse.ArgumentParser(add_help=False)
-    first.add_argument("--preset", default=next(iter(PRESETS[kind])), choices=sorted(PRESETS[kind]))
-    first.add_argument("--dry-run", action="store_true")
-    chosen, fields = first.parse_known_args(words)
-    preset = PRESETS[kind][chosen.preset]()
-    command = "longtake world" if kind == "world" else f"longtake train {kind}"
-    run = tyro.cli(
-        type(preset),
-        default=preset,
-        args=fields,
-        prog=f"{command} --preset {chosen.preset}",
-        description=f"--preset NAME chooses the defaults ({', '.join(sorted(PRESETS[kind]))}).\n\n"
-        "The options below override them. --dry-run prints the run with its cost, and exits.",
+    presets = sorted(PRESETS[kind])
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument(
+        "--preset",
+        default=next(iter(PRESETS[kind])),
+        choices=presets,
+        metavar="NAME",
+        help=f"the run whose values are the defaults below: {', '.join(presets)} (default: %(default)s)",
     )
-    if chosen.dry_run:
+    first.add_argument("--dry-run", action="store_true", help="print the run with its cost, and exit")
+    preset = PRESETS[kind][first.parse_known_args(words)[0].preset]()
+    command = "longtake world" if kind == "world" else f"longtake train {kind}"
+    parser = argparse.ArgumentParser(command, usage="%(prog)s [OPTIONS]", parents=[first], allow_abbrev=False)
+    add_options(parser, preset)
+    args = parser.parse_args(words)
+    run = read_options(args, preset)
+    if args.dry_run:
         print(describe_cost(run))
         raise SystemExit(0)
     return run

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from app.commands.request_flags import UPSAMPLE_HELP
+from app.commands.request_flags import UPSAMPLE_HELP, add_flag
 from app.commands.training import load
 from app.registry import CAPTIONER, JUDGE, model_folder, resolve_upsampler
 
@@ -26,13 +26,24 @@ def add_measure(commands) -> None:
     )
     evaluate.add_argument("--prompts", type=int, default=200, help="prompts of each set (default 200)")
     evaluate.add_argument("--seed", type=int, default=0, help="of the prompts and the noise (default 0)")
-    evaluate.add_argument(
-        "--phrasing",
+    add_flag(
+        evaluate,
+        "phrasing",
+        "words",
         default="plain",
         help="the wording of prompts: plain (default), synonyms, reserved, chinese, label or dense",
     )
     evaluate.add_argument("--upsample", metavar="NAME", help=UPSAMPLE_HELP)
     evaluate.set_defaults(run=_evaluate)
+
+    sensitivity = commands.add_parser(
+        "sensitivity", help="measure how much each word matters to a model: the loss with wrong words minus right ones"
+    )
+    sensitivity.add_argument("model", nargs="?", help=MODEL_HELP)
+    sensitivity.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="held-out clips of the world")
+    sensitivity.add_argument("--clips", type=int, default=192, help="how many of them (default 192)")
+    sensitivity.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to this file")
+    sensitivity.set_defaults(run=_sensitivity)
 
     bench = commands.add_parser("bench", help="measure the cost of long clips, and how far they drift")
     bench.add_argument("what", choices=("long", "drift"))
@@ -52,6 +63,10 @@ def _evaluate(args: argparse.Namespace) -> None:
         captioner=CAPTIONER,
     )
     print(args.output)
+
+
+def _sensitivity(args: argparse.Namespace) -> None:
+    load("sensitivity")(model_folder(args.model), args.data, args.clips, args.json)
 
 
 def _bench(args: argparse.Namespace) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from app.commands.serve import add_server
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from app.server.service import Service
 
 FRONTEND = Path(__file__).parents[1] / "studio" / "frontend"  # scripts, styles and images of the page
-ABOUT = """Serve a web page to generate clips, watch their previews, keep, compare and make them again, on a queue that
-outlives the page and the server. Without tokens it is for this machine alone; with tokens each has its own gallery, and
-a browser asks for one once."""
+ABOUT = """Serve a web page to generate clips, watch their previews, compare them and make them again, on a queue that
+survives a restart of the page and the server. Without tokens it serves this machine alone; with tokens each token has
+its own gallery, and a browser asks for the token once."""
 
 
 def add_studio(commands) -> None:
     """Add the command that serves the studio."""
-    add_server(commands, "studio", "serve a web page to make, watch, keep and compare clips", ABOUT, studio, "/studio/")
+    add_server(commands, "studio", "serve a web page to generate, watch and compare clips", ABOUT, studio, "/studio/")
 
 
 def studio(service: Service, tokens: Sequence[str] = (), device: str = "cpu") -> FastAPI:
@@ -38,49 +38,48 @@ def _add_studio(app: FastAPI, service: Service, tokens: Sequence[str], device: s
 
     from app.queue.previews import PREVIEWS
     from app.studio.forecast import Forecast
-    from app.studio.gallery import Shelf
-    from app.studio.login import add_door
-    from app.studio.options import offered
-    from app.studio.routes import routes
-    from app.studio.views import Cards
+    from app.studio.gallery import Gallery
+    from app.studio.login import add_sign_in
+    from app.studio.options import studio_options
+    from app.studio.routes import studio_routes
+    from app.studio.views import StudioViews
 
     (service.queue.folder / PREVIEWS).mkdir(exist_ok=True)
-    cards = Cards(service, Shelf(service), Forecast(service.queue, device))
+    views = StudioViews(service, Gallery(service), Forecast(service.queue, device))
 
     @app.get("/", include_in_schema=False)
-    def page():
+    def redirect_to_studio():
         return RedirectResponse("/studio/")
 
     @app.get("/favicon.ico", include_in_schema=False)
-    def mark():
+    def favicon():
         return FileResponse(FRONTEND / "mark.svg", media_type="image/svg+xml")
 
-    add_door(app, tokens)
-    app.include_router(routes(cards, alone=not tokens))
-    add_page(app, offered(service, alone=not tokens))
+    add_sign_in(app, tokens)
+    app.include_router(studio_routes(views, single_user=not tokens))
+    add_page(app, studio_options(service, single_user=not tokens))
 
 
-def add_page(app: FastAPI, offer: dict) -> None:
-    """Mount the page, and what it is made of; of gradio's routes those alone that show it."""
+def add_page(app: FastAPI, options: dict[str, Any]) -> None:
+    """Mount the page and its static files; of gradio's routes only those that the page needs."""
     import gradio as gr
     from starlette.routing import Mount
 
-    from app.studio.assets import DOORS, FOLDERS, Front, Look
-    from app.studio.login import AT
-    from app.studio.page import look, page
+    from app.studio.assets import ALLOWED_FOLDERS, ALLOWED_ROUTES, STUDIO_PATH, FrontendFiles, GradioPageMiddleware
+    from app.studio.page import page_settings, studio_page
 
-    app.mount(f"{AT}/look", Look(directory=FRONTEND))
+    app.mount(f"{STUDIO_PATH}/frontend", FrontendFiles(directory=FRONTEND))
     gr.mount_gradio_app(
         app,
-        page(offer),
-        AT,
+        studio_page(options),
+        STUDIO_PATH,
         show_error=False,
         run_history=False,
         enable_monitoring=False,
         ssr_mode=False,
         footer_links=[],
-        **look(),
+        **page_settings(),
     )
     mounted = app.routes[-1]
     assert isinstance(mounted, Mount), "gradio mounts the page last"
-    mounted.app = Front(mounted.app, AT, DOORS, FOLDERS)
+    mounted.app = GradioPageMiddleware(mounted.app, STUDIO_PATH, ALLOWED_ROUTES, ALLOWED_FOLDERS)

@@ -12,21 +12,12 @@ from importlib import import_module
 
 from app.exit_codes import BAD_INPUT
 
-# Commands of `longtake world` and `longtake train`, whose flags are the fields of a run: module and function.
-TRAINERS = {
-    "world": ("training.dataset", "make_world"),
-    "vae": ("training.train_vae", "train"),
-    "text": ("training.train_text", "train"),
-    "captioner": ("training.train_captioner", "train"),
-    "upsampler": ("training.train_upsampler", "train"),
-    "dit": ("training.train_dit", "train"),
-    "judge": ("training.evaluation.judge", "train"),
-    "recipe": ("training.recipe", "train"),
-}
-# What other commands call.
+PARTS = ("vae", "text", "captioner", "upsampler", "dit", "judge", "recipe")  # of `longtake train`
+# What commands call, by the name they use: a module of `training` and its function.
 FUNCTIONS = {
-    "parse_run": ("training.command", "parse_run"),
+    "train": ("training.command", "main"),
     "evaluate": ("training.evaluation.evaluate", "evaluate"),
+    "sensitivity": ("training.evaluation.sensitivity", "report"),
     "bench_long": ("training.evaluation.bench", "bench_long"),
     "bench_drift": ("training.evaluation.bench", "bench_drift"),
     "prepare": ("training.prepare.command", "prepare"),
@@ -34,8 +25,8 @@ FUNCTIONS = {
 
 
 def load(name: str) -> Callable:
-    """Import and return a function of `training` by its name in one of the two tables."""
-    module, function = (TRAINERS | FUNCTIONS)[name]
+    """Import and return a function of `training` by its name in the table."""
+    module, function = FUNCTIONS[name]
     return getattr(import_module(module), function)
 
 
@@ -48,8 +39,7 @@ def add_training(commands) -> None:
         help="train a part (vae, text, captioner, upsampler, dit, judge), or all of them in order (recipe)",
         add_help=False,
     )
-    parts = [part for part in TRAINERS if part != "world"]
-    train.add_argument("part", choices=parts, nargs="?", help="then longtake train PART --help explains its presets")
+    train.add_argument("part", choices=PARTS, nargs="?", help="then longtake train PART --help explains its presets")
     train.set_defaults(run=_train, usage=train)
 
 
@@ -57,5 +47,4 @@ def _train(args: argparse.Namespace) -> None:
     if args.part is None:
         args.usage.print_help(sys.stdout if args.rest else sys.stderr)
         sys.exit(0 if args.rest else BAD_INPUT)
-    run = load("parse_run")(args.part, args.rest)
-    load(args.part)(run)
+    load("train")([args.part, *args.rest])

@@ -51,7 +51,7 @@ def _sign(args: argparse.Namespace) -> None:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from app.provenance.credentials import TRUSTED, VALID, verify
+    from app.provenance.verification import TRUSTED, VALID, verify
 
     failed = 0
     for file in args.files:
