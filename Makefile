@@ -1,4 +1,5 @@
 # make demo               a prompt becomes demo.mp4 and demo.png      (PROMPT="..." for another)
+# make quick              all tests but the slow ones, under 90 seconds
 # make test               the whole suite, on the CPU
 # make test-browser       the studio in a browser, which apt-get installs where there is none
 # make train-tiny         the whole recipe from nothing, under 15 minutes on a laptop
@@ -13,10 +14,13 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY := PASSIVE
 export GLIBC_TUNABLES := glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=8589934592
 
-.PHONY: demo test test-browser lint train-tiny clean
+.PHONY: demo quick test test-browser lint train-tiny clean
 
 demo: $(VENV)/installed
 	$(BIN)/longtake generate "$(PROMPT)" -o demo.mp4 --sheet demo.png
+
+quick: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m 'not slow'
 
 # Two processes of one thread do more than one of two; a file stays in one process, which makes what its tests share once.
 test: $(VENV)/installed

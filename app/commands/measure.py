@@ -1,4 +1,4 @@
-"""`longtake evaluate` and `longtake bench`: measure models. Heavy modules are imported when they run."""
+"""`longtake evaluate`, `sensitivity` and `bench`: measure models. Heavy modules are imported when they run."""
 
 from __future__ import annotations
 

@@ -4,12 +4,11 @@ No sampling and no judge. For each attribute of the world, a held-out clip's cap
 differs in that attribute alone, and the loss of the same noisy latents is compared. A difference of 0 means that the
 model does not read these words. Sigma 1 is among the noise levels: there only the text can tell what is to be drawn.
 
-python -m training.evaluation.sensitivity MODEL --data DATA
+longtake sensitivity MODEL --data DATA
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -19,9 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from captioning.text_encoder import encode_prompts
 from dit.flow import interpolate, velocity
 from dit.packing import Pack, Patch, pack, patchify
-from training.dataset import Bucket, open_bucket
+from dit.pipeline import Pipeline
+from training.dataset import Bucket, encode_latents, open_bucket
 from training.world.lexicon import OTHER_SIDE
 from training.world.scene import (
     CAMERAS,
@@ -200,10 +201,6 @@ def table(found: dict[str, dict[str, Difference]]) -> str:
 
 def measure(model: Path, data: Path, clips: int = 192) -> dict[str, dict[str, Difference]]:
     """Measure a model folder on the first square clips of a held-out dataset of the world."""
-    from captioning.text_encoder import encode_prompts
-    from dit.pipeline import Pipeline
-    from training.dataset import encode_latents
-
     pipeline = Pipeline.from_pretrained(model)
     columns, rows, frames = next(f for f in pipeline.settings.formats if f[2] > 1)
     bucket = open_bucket(data, (columns, rows, frames))
@@ -222,20 +219,10 @@ def measure(model: Path, data: Path, clips: int = 192) -> dict[str, dict[str, Di
     return sensitivity(losses, bucket, latents, pipeline.transformer.dit_config.patch, clips=clips)
 
 
-def main() -> None:
-    """Print the table, and the numbers as JSON to a file."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", type=Path, help="the model folder")
-    parser.add_argument("--data", type=Path, required=True, help="held-out dataset of the world")
-    parser.add_argument("--clips", type=int, default=192, help="clips to measure (default 192)")
-    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
-    given = parser.parse_args()
-    found = measure(given.model, given.data, given.clips)
+def report(model: Path, data: Path, clips: int = 192, file: Path | None = None) -> None:
+    """Print the table of a model folder, and write the numbers as JSON to `file`."""
+    found = measure(model, data, clips)
     print(table(found))
-    if given.json:
-        numbers = {name: {s: vars(d) for s, d in row.items()} for name, row in found.items()}
-        given.json.write_text(json.dumps(numbers, indent=1))
-
-
-if __name__ == "__main__":
-    main()
+    if file:
+        numbers = {name: {sigma: vars(one) for sigma, one in row.items()} for name, row in found.items()}
+        file.write_text(json.dumps(numbers, indent=1))
