@@ -123,7 +123,9 @@ def test_captions_that_confuse_two_objects_contradict_the_prompt():
             prompt, true, false = choice
             assert prompt == label and choice == draw_choice(scene, CLIP_CAPTION, label)
             assert all(match_attributes(read_prompt(label), read_prompt(true)).values()), true
-            assert all(not all(match_attributes(read_prompt(label), read_prompt(text)).values()) for text in false), false
+            assert all(not all(match_attributes(read_prompt(label), read_prompt(text)).values()) for text in false), (
+                false
+            )
             counts.append(len(false))
     assert (
         len(counts) > len(scenes) / 2
@@ -165,50 +167,51 @@ def test_the_preference_loss_is_lower_for_a_model_that_prefers_the_true_caption(
 # The measure
 
 
-@pytest.mark.parametrize("words", SETS)
-def test_true_captions_keep_all_that_prompts_say_and_those_of_other_scenes_do_not(words):
-    told = [told for _, told in prompt_cases(words, 100, 0)]
+@pytest.mark.parametrize("name", SETS)
+def test_true_captions_keep_what_prompts_state_and_captions_of_other_scenes_do_not(name):
+    stated = [attributes for _, attributes in prompt_cases(name, 100, 0)]
     scenes = [sample_scene(0, "test", FIRST_INDEX + n) for n in range(100)]
-    dense = [read_prompt(write_caption(scene, "dense", rng=np.random.default_rng(n))) for n, scene in enumerate(scenes)]
-    assert all(all(match_attributes(*pair).values()) for pair in zip(told, dense, strict=True))
-    mixed = [all(match_attributes(*pair).values()) for pair in zip(told, dense[1:] + dense[:1], strict=True)]
-    assert sum(mixed) <= 5
+    found = [read_prompt(write_caption(scene, "dense", rng=np.random.default_rng(n))) for n, scene in enumerate(scenes)]
+    assert all(all(match_attributes(*pair).values()) for pair in zip(stated, found, strict=True))
+    shifted = [all(match_attributes(*pair).values()) for pair in zip(stated, found[1:] + found[:1], strict=True)]
+    assert sum(shifted) <= 5
 
 
-def test_a_writer_who_swaps_a_colour_and_adds_things_is_found_out():
+def test_the_measure_finds_changed_colours_and_added_objects():
     @cache
-    def truth() -> dict[str, str]:
+    def true_captions() -> dict[str, str]:
         return {
-            text: write_caption(sample_scene(0, "test", FIRST_INDEX + n), "dense", rng=np.random.default_rng(n))
-            for words in SETS
-            for n, (text, _) in enumerate(prompt_cases(words, 8, 0))
+            prompt: write_caption(sample_scene(0, "test", FIRST_INDEX + n), "dense", rng=np.random.default_rng(n))
+            for name in SETS
+            for n, (prompt, _) in enumerate(prompt_cases(name, 8, 0))
         }
 
     class Faithful:
         name = "faithful"
 
-        def write(self, prompt, seed, still=False):
-            return truth()[prompt]
+        def upsample(self, prompt, seed, image=False):
+            return true_captions()[prompt]
 
-    class Painter(Faithful):
-        def write(self, prompt, seed, still=False):
-            return super().write(prompt, seed).replace("red", "blue")
+    class ChangesColours(Faithful):
+        def upsample(self, prompt, seed, image=False):
+            return super().upsample(prompt, seed).replace("red", "blue")
 
-    class Host(Faithful):
-        def write(self, prompt, seed, still=False):
-            return super().write(prompt, seed) + " A tiny pink pill and a tiny black pill are nearby."
+    class AddsObjects(Faithful):
+        def upsample(self, prompt, seed, image=False):
+            return super().upsample(prompt, seed) + " A tiny pink pill and a tiny black pill are nearby."
 
-    class Lazy(Faithful):
-        def write(self, prompt, seed, still=False):
+    class ChangesNothing(Faithful):
+        def upsample(self, prompt, seed, image=False):
             return prompt
 
-    whole, painted, hosted, lazy = (measure_survival(writer, 8) for writer in (Faithful(), Painter(), Host(), Lazy()))
-    for words in SETS:
-        assert whole[words]["survived"]["mean"] == 1 and whole[words]["as typed"] == 0
-        assert lazy[words]["survived"]["mean"] == 1 and lazy[words]["as typed"] == 1
-        assert whole[words]["survived of others"] == 1 and lazy[words]["survived of others"] is None
-        assert hosted[words]["attributes"]["count"] == 0
-    assert painted["plain"]["attributes"]["colour"] < 1 and painted["plain"]["attributes"]["event"] == 1
+    upsamplers = Faithful(), ChangesColours(), AddsObjects(), ChangesNothing()
+    faithful, recoloured, extended, unchanged = (measure_survival(upsampler, 8) for upsampler in upsamplers)
+    for name in SETS:
+        assert faithful[name]["survived"]["mean"] == 1 and faithful[name]["as typed"] == 0
+        assert unchanged[name]["survived"]["mean"] == 1 and unchanged[name]["as typed"] == 1
+        assert faithful[name]["survived of others"] == 1 and unchanged[name]["survived of others"] is None
+        assert extended[name]["attributes"]["count"] == 0
+    assert recoloured["plain"]["attributes"]["colour"] < 1 and recoloured["plain"]["attributes"]["event"] == 1
 
 
 # Training

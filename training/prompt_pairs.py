@@ -77,7 +77,8 @@ def draw_pair(seed: int, bucket: Bucket, clip: int, sample: int, captions: Seque
 
 def is_faithful(prompt: str, text: str, scene: Scene) -> bool:
     """Return whether a caption keeps all meanings of a prompt, and names no object that is not in the scene."""
-    return read_caption(text).get("thing", set()) <= true_values(scene)["thing"] and meanings_of(prompt) <= meanings_of(text)
+    objects = read_caption(text).get("thing", set())
+    return objects <= true_values(scene)["thing"] and meanings_of(prompt) <= meanings_of(text)
 
 
 def draw_choices(pairs: list[tuple[Scene, PromptPair]]) -> list[CaptionChoice]:

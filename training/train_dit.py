@@ -117,9 +117,8 @@ def train(run: DiTRun) -> dict:
         text = text_cache.encode([example.caption for example in examples])
         batch, target, mask = pack_noisy(examples, config, run, accelerator.device, dtype)
         weight = mask * loss_weights(examples, batch, run.saliency_weight)
-        total = accelerator.reduce(
-            mask.sum(), reduction="mean"
-        )  # so that the mean of the processes' losses is the step's
+        # The same divisor in every process, so that the mean of their losses is the loss of the step.
+        total = accelerator.reduce(mask.sum(), reduction="mean")
         if low_precision:
             low_precision.load_master()
         loss, camera = flow_matching_loss(model, batch, target, weight, text, total)
@@ -135,7 +134,9 @@ def train(run: DiTRun) -> dict:
         )
         if grad_norm is not None:
             ema.step(master.parameters())
-        loop.record(step, grad_norm, loss=loss, **({"camera_loss": camera} if run.camera_ratio else {}))
+        loop.record(
+            step, grad_norm, loss=loss, **({} if camera is None or not run.camera_ratio else {"camera_loss": camera})
+        )
         if step % run.validate_every == run.validate_every - 1:
             report = with_ema_weights(master, ema, lambda: validate(master, validation) | read_words())
             loop.log(step + 1, report)
@@ -260,7 +261,7 @@ def camera_term(cameras: Cameras, examples: list[TrainingExample]) -> Tensor:
     """Return the loss of the cameras read in captions; 0 where the run gives no cameras."""
     targets = [example.camera_target for example in examples if example.camera_target is not None]
     if not targets:
-        return 0 * sum(value.float().sum() for value in cameras)  # every weight takes part, as accelerate's DDP asks
+        return 0 * torch.stack([value.float().sum() for value in cameras]).sum()  # DDP needs every weight in the loss
     return camera_loss(cameras, torch.stack(targets).to(cameras[0].device))
 
 

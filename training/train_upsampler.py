@@ -121,7 +121,7 @@ def build_model(run: UpsamplerRun, bucket: Bucket) -> tuple[Any, UpsamplerModel]
         return trained.tokenizer, trained.model.train()
     pairs = [draw_pair(run.seed, bucket, clip, clip) for clip in range(min(len(bucket), run.tokenizer_pairs))]
     texts = (text for pair in pairs for text in (pair.prompt, pair.caption))
-    tokenizer = train_upsampler_tokenizer(texts, run.vocab_size, run.context_length)
+    tokenizer: Any = train_upsampler_tokenizer(texts, run.vocab_size, run.context_length)
     max_prompt_bytes = int(np.quantile([len(pair.prompt.encode()) for pair in pairs], 1 - OUTLIERS))
     torch.manual_seed(run.seed)
     model = UpsamplerModel(
