@@ -20,7 +20,8 @@ from app.provenance.certificate import (
     load_certificate,
     trust_anchors,
 )
-from app.provenance.credentials import TRUSTED, VALID, check_signing, sign, sign_in_process
+from app.provenance.credentials import check_signing, sign, sign_in_process
+from app.provenance.verification import TRUSTED, VALID
 from tests.test_provenance import (
     REQUEST,
     states_after_flips,

@@ -22,17 +22,9 @@ from app.commands.verify import add_verify
 from app.exit_codes import PARTIAL
 from app.provenance import credentials
 from app.provenance.certificate import ProvenanceError, load_certificate, trust_anchors
-from app.provenance.credentials import (
-    TAMPERED,
-    TRUSTED,
-    UNSIGNED,
-    Verdict,
-    credentials_path,
-    sign,
-    sign_in_process,
-    verify,
-    verify_in_process,
-)
+from app.provenance.credentials import sign, sign_in_process
+from app.provenance.manifest import GENERATED, MEDIA_TYPES, c2pa_context, credentials_path
+from app.provenance.verification import TAMPERED, TRUSTED, UNSIGNED, Verdict, verify, verify_in_process
 from dit.request import METADATA_KEY, Moment, Request
 from tests.test_read import smooth_clip
 from vae.video.pixels import MediaError
@@ -161,7 +153,7 @@ def test_a_changed_byte_that_c2pa_does_not_hash_is_detected(tmp_path, suffix):
     if suffix == ".png":
         begin = data.index(b"caBX")
         offsets["a checksum"] = begin + 4 + int.from_bytes(data[begin - 4 : begin], "big") + 1
-    media_type, context = credentials.MEDIA_TYPES[suffix], credentials._context(trust_anchors())
+    media_type, context = MEDIA_TYPES[suffix], c2pa_context(trust_anchors())
     for description, offset in offsets.items():
         changed = io.BytesIO(data[:offset] + bytes([data[offset] ^ 1]) + data[offset + 1 :])
         # C2PA's own validator does not see the change
@@ -324,7 +316,7 @@ def test_a_url_in_a_file_is_not_fetched(tmp_path):
 
     with HTTPServer(("127.0.0.1", 0), Listener) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        claim = {"actions": [{"action": "c2pa.created", "digitalSourceType": credentials.GENERATED}]}
+        claim = {"actions": [{"action": "c2pa.created", "digitalSourceType": GENERATED}]}
         builder = c2pa.Builder({"assertions": [{"label": "c2pa.actions.v2", "data": claim}]})
         builder.set_no_embed()
         builder.set_remote_url(f"http://127.0.0.1:{server.server_port}/elsewhere.c2pa")
@@ -375,5 +367,6 @@ def test_the_sign_command_signs_files_that_carry_their_request(tmp_path, capsys)
 
 def test_importing_the_commands_loads_no_heavy_library():
     heavy = {"c2pa", "cryptography", "torch", "av", "numpy"}
-    code = f"import sys, app.commands.verify, app.provenance.credentials; print(sorted({heavy} & sys.modules.keys()))"
+    modules = "app.commands.verify, app.provenance.credentials, app.provenance.verification"
+    code = f"import sys, {modules}; print(sorted({heavy} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"

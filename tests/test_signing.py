@@ -11,10 +11,12 @@ import torch
 from app.batch.names import hash_file
 from app.cli import main
 from app.provenance.certificate import load_certificate, trust_anchors
-from app.provenance.credentials import TRUSTED, UNSIGNED, credentials_path, sign_in_process
+from app.provenance.credentials import sign_in_process
+from app.provenance.manifest import credentials_path
 from app.provenance.signing import signed_output
-from app.render import request_in
-from dit.inputs import keep_latents, kept_latents
+from app.provenance.verification import TRUSTED, UNSIGNED
+from app.render import read_request
+from dit.inputs import load_latents, save_latents
 from tests.test_provenance import REQUEST, SUFFIXES, verdict_of, write_unsigned
 from vae.video.credentials import find_manifest_store, hash_of_contents
 from vae.video.read import read_image
@@ -81,7 +83,7 @@ def test_ingredients_are_recorded_along_a_chain_of_edits(longtake, tiny_model, t
     assert longtake("remix", "a green cube", "--clip", longer, "-o", green)[0] == 0
     found = [verdict_of(path) for path in (cube, spin, longer, green)]
     assert {one.state for one in found} == {TRUSTED} and all(one.by_model for one in found)
-    assert {(one.model, one.model_hash) for one in found} == {(str(tiny_model), request_in(cube).model_hash)}
+    assert {(one.model, one.model_hash) for one in found} == {(str(tiny_model), read_request(cube).model_hash)}
     names = [one.ingredients for one in found]
     assert names == [(), (("cube.png", "signed"),), (("spin.mp4", "signed"),), (("longer.webm", "signed"),)]
     assert longtake("again", longer, "-o", tmp_path / "again.webm")[0] == 0
@@ -96,7 +98,7 @@ def test_sheets_and_previews_are_signed_and_a_sheet_lists_its_clips(longtake, tm
     assert verdict_of(sheet).state == verdict_of(preview).state == TRUSTED
     assert verdict_of(sheet).ingredients == (("clip-01.mp4", "signed"), ("clip-02.mp4", "signed"))
     assert verdict_of(preview).ingredients == () and verdict_of(preview).by_model
-    model_hash = request_in(tmp_path / "clip-01.mp4").model_hash
+    model_hash = read_request(tmp_path / "clip-01.mp4").model_hash
     assert verdict_of(sheet).model_hash == verdict_of(preview).model_hash == model_hash
     assert min(read_image(sheet).shape[2:]) > 100
 
@@ -135,10 +137,10 @@ def test_a_derived_clip_still_finds_its_input_after_the_input_was_signed(longtak
     clip, longer, vae = tmp_path / "clip.mp4", tmp_path / "longer.mp4", Pipeline.from_pretrained(tiny_model).vae
     assert longtake("generate", "a ball", "--unsigned", "-o", clip)[0] == 0
     assert longtake("extend", "it rolls", "--clip", clip, "--seconds", 1, "-o", longer)[0] == 0
-    keep_latents(clip, torch.zeros(4, 5, 8, 8), vae)
+    save_latents(clip, torch.zeros(4, 5, 8, 8), vae)
     assert verdict_of(longer).ingredients == (("clip.mp4", UNSIGNED),)
     assert longtake("sign", clip)[0] == 0
-    assert kept_latents(clip, vae) is not None
+    assert load_latents(clip, vae) is not None
     assert longtake("again", longer, "-o", tmp_path / "again.mp4")[0] == 0
     assert verdict_of(tmp_path / "again.mp4").ingredients == (("clip.mp4", "signed"),)
     assert hash_of_contents(tmp_path / "again.mp4") == hash_of_contents(longer)

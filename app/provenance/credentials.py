@@ -1,4 +1,4 @@
-"""Content Credentials: sign the files that longtake writes, and verify any file: its signer, model and inputs.
+"""Sign files with Content Credentials: who made them, with which model, from which inputs.
 
 Source: C2PA specification 2.2, through c2pa-python. A file is encoded, then gets its metadata, and is signed last. MP4,
 GIF, PNG and WebP embed their credentials; WebM and Matroska cannot, so theirs are in a sidecar file, `NAME.webm.c2pa`.
@@ -11,7 +11,6 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +23,23 @@ from app.provenance.certificate import (
     trust_anchors,
 )
 from app.provenance.deterministic import derandomize, derandomize_file, manifest_label
-from app.provenance.integrity import has_credential_traces, is_unaltered, uncovered_hash
+from app.provenance.integrity import uncovered_hash
+from app.provenance.manifest import (
+    COMPOSITE,
+    EMBEDDED_TYPES,
+    GENERATED,
+    MEDIA_TYPES,
+    MISSING,
+    PROGRAM,
+    REQUEST_LABEL,
+    SIDECAR_TYPES,
+    UNCOVERED_LABEL,
+    UNKNOWN_TYPE,
+    c2pa_context,
+    c2pa_message,
+    credentials_path,
+)
+from app.provenance.verification import TAMPERED, verify_in_process
 from dit.modes import MODES
 from dit.request import Request
 from vae.files import atomic_write
@@ -32,65 +47,6 @@ from vae.video.credentials import hash_of_contents
 
 if TYPE_CHECKING:
     import c2pa
-
-TRUSTED, VALID, TAMPERED, UNSIGNED = STATES = ("trusted", "valid", "tampered", "unsigned")
-SIDECAR_TYPES = {".webm": "video/webm", ".mkv": "video/x-matroska"}  # media types by suffix
-EMBEDDED_TYPES = {".mp4": "video/mp4", ".gif": "image/gif", ".png": "image/png", ".webp": "image/webp"}
-MEDIA_TYPES = {**SIDECAR_TYPES, **EMBEDDED_TYPES, ".m4v": "video/mp4", ".mov": "video/quicktime", ".avi": "video/avi"}
-MEDIA_TYPES |= {".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".tif": "image/tiff", ".tiff": "image/tiff"}
-UNKNOWN_TYPE = "application/octet-stream"
-SIDECAR_SUFFIX = ".c2pa"  # added to the name of a file that cannot embed its credentials
-MATROSKA_MAGIC = b"\x1a\x45\xdf\xa3"  # RFC 8794: the first bytes of WebM and Matroska
-PROGRAM, REQUEST_LABEL, UNCOVERED_LABEL = "longtake", "longtake.request", "longtake.rest"  # the latter two: assertions
-GENERATED = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
-COMPOSITE = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
-
-MISSING = "gone"  # state of an ingredient that was replaced or removed before the clip was signed
-DAMAGED = "its credentials are damaged"
-
-# Nothing is fetched: a URL in an untrusted file must not be called.
-C2PA_SETTINGS = {
-    "verify": {"verify_trust": True, "ocsp_fetch": False, "remote_manifest_fetch": False},
-    "builder": {"thumbnail": {"enabled": False}},
-}
-UNTRUSTED_CODES = {"signingCredential.untrusted"}  # validation failures that do not mean tampering
-EXPIRED_CODES = {"signingCredential.expired", "claimSignature.outsideValidity"}
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """The result of verifying a file's credentials.
-
-    `state` is trusted (unchanged, signed under a trusted authority), valid (unchanged, signer unknown here), tampered
-    or unsigned; `why` explains it where needed. `signer` is the name in the certificate, `program` the software that
-    wrote the file, `by_model` whether an AI model generated it, `model` and `model_hash` which one. `ingredients` are
-    the input files with their states at signing: signed, tampered, unsigned or gone. A tampered file has only `state`
-    and `why`: its other claims cannot be believed.
-    """
-
-    state: str
-    why: str | None = None
-    signer: str | None = None
-    program: str | None = None
-    by_model: bool = False
-    model: str | None = None
-    model_hash: str | None = None
-    ingredients: tuple[tuple[str, str], ...] = ()
-
-    @property
-    def summary(self) -> str:
-        """One sentence for people with everything but the state."""
-        model = " ".join(filter(None, (self.model, self.model_hash)))
-        sources = ", ".join(f"{name} ({state})" for name, state in self.ingredients)
-        parts = (
-            self.why,
-            self.signer and f"signed by {self.signer}{', who is unknown here' if self.state == VALID else ''}",
-            self.program and f"made with {self.program}",
-            self.by_model and "made by an AI model",
-            model and f"model {model}",
-            sources and f"from {sources}",
-        )
-        return "; ".join(part for part in parts if part)
 
 
 def check_signing() -> None:
@@ -107,7 +63,7 @@ def check_signing() -> None:
     manifest = {"assertions": [{"label": "c2pa.actions.v2", "data": {"actions": [action]}}]}
     try:
         with (
-            _context(trust_anchors()) as context,
+            c2pa_context(trust_anchors()) as context,
             _signer(certificate) as signer,
             c2pa.Builder(manifest, context=context) as builder,
         ):
@@ -115,7 +71,7 @@ def check_signing() -> None:
     except c2pa.C2paError as error:
         rule = "a certificate must be one that C2PA accepts, for example EC P-256 with the usage emailProtection"
         raise ProvenanceError(
-            f"{rule}; got {os.environ.get(CERTIFICATE_VARIABLE) or home()}: {_message(error)}; use another"
+            f"{rule}; got {os.environ.get(CERTIFICATE_VARIABLE) or home()}: {c2pa_message(error)}; use another"
         ) from None
 
 
@@ -144,22 +100,6 @@ def sign(path: str | Path, request: Request, clips: Sequence[Path] | None = None
     return credentials_path(path)
 
 
-def verify(path: str | Path) -> Verdict:
-    """Verify the credentials of a file, in a sandboxed child process, since the file is untrusted.
-
-    Raises ProvenanceError for a file that is broken or of a type without credentials, MediaError for one that cannot be
-    read.
-    """
-    from vae.video.sandbox import run_sandboxed
-
-    return Verdict(**run_sandboxed(verify_in_process, path, trust_anchors()))
-
-
-def credentials_path(path: Path) -> Path:
-    """Return the file that holds the credentials of a file: itself, or its sidecar."""
-    return path.with_name(path.name + SIDECAR_SUFFIX) if path.suffix.lower() in SIDECAR_TYPES else path
-
-
 def sign_in_process(
     path: Path, request: Request, certificate: Certificate, anchors: str, clips: Sequence[Path] | None = None
 ) -> dict:
@@ -169,7 +109,7 @@ def sign_in_process(
     target, media_type = credentials_path(path), MEDIA_TYPES[path.suffix.lower()]
     try:
         with atomic_write(target) as temporary, ExitStack() as stack:
-            context = stack.enter_context(_context(anchors))
+            context = stack.enter_context(c2pa_context(anchors))
             signer = stack.enter_context(_signer(certificate))
             builder = stack.enter_context(_builder(path, request, clips, certificate, context, anchors))
             source = stack.enter_context(path.open("rb"))
@@ -182,18 +122,12 @@ def sign_in_process(
                 store = builder.sign(signer, media_type, source, stack.enter_context(open(os.devnull, "w+b")))
                 temporary.write_bytes(derandomize(store, certificate))
     except c2pa.C2paError as error:
-        raise ProvenanceError(f"{path} cannot be signed: {_message(error)}; it stays as it was") from None
+        raise ProvenanceError(f"{path} cannot be signed: {c2pa_message(error)}; it stays as it was") from None
     except OSError as error:
         from vae.video.pixels import DiskError
 
         raise DiskError(f"{path} cannot be signed: {error.strerror or error}; it stays as it was; make room") from error
     return {}
-
-
-def _context(anchors: str) -> c2pa.Context:
-    import c2pa
-
-    return c2pa.Context.from_dict(C2PA_SETTINGS | ({"trust": {"user_anchors": anchors}} if anchors else {}))
 
 
 def _signer(certificate: Certificate) -> c2pa.Signer:
@@ -308,106 +242,3 @@ def _add_ingredient(builder: c2pa.Builder, path: Path, id: str, context: c2pa.Co
         with suppress(c2pa.C2paError), path.open("rb") as file:
             return builder.add_ingredient(ingredient | {"format": media_type}, media_type, file)
     raise ProvenanceError(f"{path} cannot be recorded as an ingredient; copy it again, or make the clip without it")
-
-
-def verify_in_process(path: str | Path, anchors: str) -> dict:
-    """Do `verify` in this process; return the fields of the Verdict."""
-    import c2pa
-
-    from vae.video.read import check_readable
-
-    path = check_readable(path)
-    credentials = credentials_path(path)
-    if credentials != path and not credentials.is_file():
-        with path.open("rb") as file:
-            if file.read(len(MATROSKA_MAGIC)) != MATROSKA_MAGIC:
-                raise ProvenanceError(_unreadable(path, "it does not begin as WebM and Matroska do"))
-        return asdict(Verdict(UNSIGNED))
-    store = check_readable(credentials).read_bytes() if credentials != path else None
-    try:
-        with (
-            _context(anchors) as context,
-            path.open("rb") as file,
-            c2pa.Reader(MEDIA_TYPES.get(path.suffix.lower()), file, store, context=context) as reader,
-        ):
-            report = json.loads(reader.json())
-    except c2pa.C2paError as error:
-        if has_credential_traces(credentials):
-            return asdict(Verdict(TAMPERED, DAMAGED))
-        if isinstance(error, getattr(c2pa.C2paError, "ManifestNotFound")):  # noqa: B009
-            return asdict(Verdict(UNSIGNED))
-        if str(error).startswith("Remote: "):
-            url = str(error).split()[-1]
-            return asdict(Verdict(UNSIGNED, f"it names credentials at {url}, which were not fetched"))
-        if store is not None:
-            rule = f"{credentials} must hold the credentials of {path.name}"
-            raise ProvenanceError(f"{rule}; it holds none: {_message(error)}; fetch it again, or remove it") from None
-        raise ProvenanceError(_unreadable(path, _message(error))) from None
-    return asdict(_verdict(path, credentials, report))
-
-
-def _unreadable(path: Path, reason: str) -> str:
-    rule = f"{path} must be a video or image, such as mp4, webm, mkv, gif, png or webp"
-    return f"{rule}; it cannot be read as one: {reason}; choose another, or copy it again"
-
-
-def _message(error: Exception) -> str:
-    """Return the library's message without the error's type, with which it begins."""
-    return str(error).split(": ", 1)[-1].strip() or type(error).__name__
-
-
-def _verdict(path: Path, credentials: Path, report: dict) -> Verdict:
-    """Convert the validator's report into a Verdict."""
-    results, manifests = report.get("validation_results") or {}, report.get("manifests") or {}
-    active = manifests.get(report.get("active_manifest"))
-    if active is None:
-        return Verdict(TAMPERED, DAMAGED)
-    statuses = results.get("activeManifest") or {}
-    failures = list(statuses.get("failure") or ())
-    for delta in results.get("ingredientDeltas") or ():
-        failures += delta["validationDeltas"].get("failure") or ()
-    codes = {failure["code"] for failure in failures}
-    changes = [failure for failure in failures if failure["code"] not in UNTRUSTED_CODES | EXPIRED_CODES]
-    if changes:
-        return Verdict(TAMPERED, f"it is not what was signed ({changes[0].get('explanation') or changes[0]['code']})")
-    assertions = active.get("assertions") or ()
-    claims = {one["label"]: one["data"] for one in assertions if isinstance(one.get("data"), dict)}
-    own_labels = {label for label, manifest in manifests.items() if _program(manifest)[0] == PROGRAM}
-    if _program(active)[0] == PROGRAM:
-        if not is_unaltered(path, credentials, own_labels):
-            return Verdict(TAMPERED, "it is not what was signed (bytes in its credentials)")
-        uncovered = uncovered_hash(path)
-        if uncovered and uncovered != claims.get(UNCOVERED_LABEL, {}).get("sha256"):
-            return Verdict(TAMPERED, "it is not what was signed (bytes of its container, or its metadata sidecar)")
-    is_trusted = any(success["code"] == "signingCredential.trusted" for success in statuses.get("success") or ())
-    signature = active.get("signature_info") or {}
-    name, organization = signature.get("common_name"), signature.get("issuer")
-    actions = [one for label in claims if label.startswith("c2pa.actions") for one in claims[label].get("actions", ())]
-    model, model_hash = (claims.get(REQUEST_LABEL, {}).get(field) for field in ("model", "model_hash"))
-    return Verdict(
-        TRUSTED if is_trusted and not codes & EXPIRED_CODES else VALID,
-        "its certificate has expired" if codes & EXPIRED_CODES else None,
-        f"{name} ({organization})" if name and organization else name or organization,
-        " ".join(filter(None, _program(active))) or None,
-        any(action.get("digitalSourceType") in (GENERATED, COMPOSITE) for action in actions),
-        None if model is None else str(model),
-        None if model_hash is None else str(model_hash),
-        tuple((one.get("title") or "a file", _ingredient_state(one)) for one in active.get("ingredients") or ()),
-    )
-
-
-def _program(manifest: dict) -> tuple[str | None, str | None]:
-    """Return the name and version of the signing program; older manifests have them in one string."""
-    first = next(iter(manifest.get("claim_generator_info") or ()), {})
-    return first.get("name") or manifest.get("claim_generator"), first.get("version")
-
-
-def _ingredient_state(ingredient: dict) -> str:
-    """Return the state that an ingredient's credentials had when the clip was signed."""
-    if ingredient.get("description") in (TAMPERED, MISSING):
-        return ingredient["description"]
-    if not ingredient.get("active_manifest"):
-        return UNSIGNED
-    statuses = (ingredient.get("validation_results") or {}).get("activeManifest") or {}
-    codes = {failure["code"] for failure in statuses.get("failure") or ()}
-    return TAMPERED if codes - UNTRUSTED_CODES - EXPIRED_CODES else "signed"

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from app.provenance.certificate import ProvenanceError
-from app.provenance.credentials import SIDECAR_SUFFIX, SIDECAR_TYPES, check_signing, sign
+from app.provenance.credentials import check_signing, sign
+from app.provenance.manifest import SIDECAR_SUFFIX, SIDECAR_TYPES
 from dit.request import Request
 
 SIGN_VARIABLE, ON, OFF = "LONGTAKE_SIGN", "on", "off"  # an environment variable and its values

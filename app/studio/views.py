@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from app.provenance.credentials import verify
+from app.provenance.verification import verify
 from app.queue.jobs import CANCELLED, DONE, FAILED, RUNNING, Job
 from app.queue.previews import preview_version
 from app.server.service import Service
