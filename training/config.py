@@ -1,6 +1,6 @@
 """What a training run is: flat frozen dataclasses, one per trainer.
 
-`presets.py` holds functions that return them; the command line (`command.py`) overrides single fields. The comment on
+`presets/` holds functions that return them; the command line (`command.py`) overrides single fields. The comment on
 a field is its help text in `longtake train ... --help`.
 """
 

@@ -26,7 +26,7 @@ from training.config import DiTRun, WorldRun
 from training.dataset import make_world, open_bucket, uint8_to_float
 from training.evaluation.evaluate import SETS, prompt_of, scenes_of
 from training.evaluation.metrics import bootstrap_interval
-from training.presets import dit_ablation
+from training.presets.first import dit_ablation
 from training.train_dit import train
 from training.world.scene import COLOURS, Scene
 from vae.video.pixels import contact_sheet

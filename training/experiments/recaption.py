@@ -31,7 +31,7 @@ from training.evaluation.evaluate import JUDGED_ATTRIBUTES, SETS, PromptStyle, g
 from training.evaluation.judge import FORMAT, Judge, true_labels
 from training.evaluation.metrics import bootstrap_interval
 from training.examples import LatentSource
-from training.presets import dit_ablation
+from training.presets.first import dit_ablation
 from training.train_dit import train
 from training.world.scene import Scene
 from vae.files import atomic_write

@@ -1,0 +1,76 @@
+"""Presets of the model "second", on edition 2 of the world."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from training.config import DiTRun, VAERun, WorldRun
+
+SECOND = Path("runs/second")
+SQUARE_12, LARGE_12 = (64, 64, 33), (128, 128, 33)  # 2.75 seconds at 12 frames per second
+
+
+def world_second() -> WorldRun:
+    return WorldRun(folder=Path("data/second"), formats=(SQUARE_12,), clips=(6_500,), fps=12.0, edition=2)
+
+
+def world_second_test() -> WorldRun:
+    return replace(world_second(), folder=Path("data/second-test"), split="test", clips=(400,))
+
+
+def world_second_vae() -> WorldRun:
+    return replace(world_second(), folder=Path("data/second-vae"), formats=(SQUARE_12, LARGE_12), clips=(900, 160))
+
+
+def world_second_vae_test() -> WorldRun:
+    return replace(world_second_vae(), folder=Path("data/second-vae-test"), split="test", clips=(48, 16))
+
+
+def vae_second() -> VAERun:
+    """Continue the shipped VAE of `first`, which shows edition 2 of the world at 30.2 dB, on that edition."""
+    return VAERun(
+        data=Path("data/second-vae"),
+        held_out=Path("data/second-vae-test"),
+        out=SECOND / "vae",
+        init_from=Path("app/models/first/vae"),
+        formats=(SQUARE_12, LARGE_12),
+        steps=900,
+        lr=1.5e-3,
+        warmup_steps=20,
+        decay_steps=500,
+        adversarial_start=860,
+        validate_every=150,
+        checkpoint_minutes=5,
+    )
+
+
+def dit_second() -> DiTRun:
+    """From nothing, with a text encoder of its own, and times near pure noise, where ground and light are decided."""
+    return DiTRun(
+        data=Path("data/second"),
+        held_out=Path("data/second-test"),
+        out=SECOND / "dit",
+        vae=SECOND / "vae" / "vae",
+        prompt_encoder_layers=2,
+        prompt_encoder_width=192,
+        camera_ratio=0.5,
+        depth=5,
+        formats=(SQUARE_12, (64, 64, 1)),
+        batch_sizes=(32, 8),
+        fps=12.0,
+        horizontal_flip=True,
+        base_tokens=144,
+        high_noise_ratio=0.4,
+        pure_noise_ratio=0.1,
+        steps=40_000,
+        lr=4e-3,
+        warmup_steps=100,
+        decay_steps=8_000,
+        ema_decay=0.999,
+        precision="bf16-weights",
+        validate_every=500,
+        sample_every=1_000,
+        sensitivity_clips=72,
+        checkpoint_minutes=5,
+    )
