@@ -1,4 +1,4 @@
-"""Near-duplicates: copies of a clip are found however they were made, and what is another clip is none."""
+"""Near-duplicates: copies of a clip are found however they were made, and other clips are not."""
 
 import numpy as np
 import pytest
@@ -21,35 +21,35 @@ from vae.video.pixels import from_uint8
 from vae.video.write import write_video
 
 
-def scaled(clip, share):
-    return F.interpolate(clip.transpose(0, 1), scale_factor=share, mode="area").transpose(0, 1)
+def scaled(clip, factor):
+    return F.interpolate(clip.transpose(0, 1), scale_factor=factor, mode="area").transpose(0, 1)
 
 
 COPIES = {
-    "again.webm": lambda clip: clip,
+    "encoded again.webm": lambda clip: clip,
     "small.mp4": lambda clip: scaled(clip, 0.75),
     "bright.mp4": lambda clip: (clip * 1.1 + 0.06).clamp(-1, 1),
-    "begun later.mp4": lambda clip: clip[:, 8:],
-    "begun a little later.mp4": lambda clip: clip[:, 5:],
-    "ended early.mp4": lambda clip: clip[:, :-8],
+    "starts later.mp4": lambda clip: clip[:, 8:],
+    "starts a little later.mp4": lambda clip: clip[:, 5:],
+    "ends early.mp4": lambda clip: clip[:, :-8],
     "cropped.mp4": lambda clip: clip[:, :, 2:-2, 2:-2],  # 4 of 80 lines
 }
 
 
 @pytest.fixture(scope="module")
 def world_clips():
-    """Some clips of the world, of 4 seconds."""
+    """Clips of the world, 4 seconds each."""
     made = make_clips(range(12), split="test", workers=1, rows=80, columns=80, frames=33, fps=8)
     return [from_uint8(clip.video) for clip in made]
 
 
-def test_copies_are_found_and_no_other_clips(world_clips, tmp_path):
+def test_copies_are_found_and_other_clips_are_not(world_clips, tmp_path):
     (tmp_path / "raw").mkdir()
     for number, clip in enumerate(world_clips):
         write_video(tmp_path / "raw" / f"{number}.mp4", clip, 8)
     for number in (0, 1, 2):
-        for name, copied in COPIES.items():
-            write_video(tmp_path / "raw" / f"{number} {name}", copied(world_clips[number]), 8)
+        for name, make_copy in COPIES.items():
+            write_video(tmp_path / "raw" / f"{number} {name}", make_copy(world_clips[number]), 8)
     cut_clips(ClipsRun(str(tmp_path / "raw"), tmp_path / "done", detector="content", engine="serial"))
     filter_clips(FilterRun(tmp_path / "done", engine="serial"))
     rows = read_manifest(tmp_path / "done")
@@ -57,10 +57,10 @@ def test_copies_are_found_and_no_other_clips(world_clips, tmp_path):
     kept = [row.source for row in rows if not row.scores["duplicate"]]
     assert len(kept) == len(world_clips) == len({name.split(".")[0].split(" ")[0] for name in kept})
     trimmed = {row.source for row in rows if row.frames < 33}
-    assert len(trimmed) == 9 and not trimmed & set(kept)  # the longest stays
+    assert len(trimmed) == 9 and not trimmed & set(kept)  # the longest one is kept
 
 
-def test_a_clip_added_later_is_found_and_nothing_is_scored_again(world_clips, tmp_path):
+def test_a_copy_added_later_is_found_and_no_clip_is_scored_twice(world_clips, tmp_path):
     (tmp_path / "raw").mkdir()
     cut, run = ClipsRun(str(tmp_path / "raw"), tmp_path / "done", engine="serial"), FilterRun(tmp_path / "done")
     for number in (0, 1):
@@ -82,13 +82,13 @@ def hashes_of(clip):
     return np.stack([perceptual_hash(frame.mean(0).numpy()) for frame in clip.transpose(0, 1)])
 
 
-def test_a_picture_is_no_duplicate_of_the_film_that_it_is_of(world_clips):
-    film = hashes_of(world_clips[0])
-    assert find_duplicates({"film": film, "picture": film[3:4]}) == set()
-    assert find_duplicates({"one": film[3:4], "film": film, "other": film[3:4]}) == {"other"}
+def test_an_image_is_no_duplicate_of_the_video_that_it_is_from(world_clips):
+    video = hashes_of(world_clips[0])
+    assert find_duplicates({"video": video, "image": video[3:4]}) == set()
+    assert find_duplicates({"one": video[3:4], "video": video, "other": video[3:4]}) == {"other"}
 
 
-def test_hashes_of_random_clips_are_compared_with_few_others():
+def test_random_clips_are_no_candidates_and_copies_are():
     rng = np.random.default_rng(0)
     random = [rng.integers(0, 256, (17, HASH_BYTES), np.uint8) for _ in range(1000)]
     copies = [one[5:] for one in random[:10]]
@@ -96,20 +96,20 @@ def test_hashes_of_random_clips_are_compared_with_few_others():
     assert {(one, other) for one, other, _ in found} == {(number, 1000 + number) for number in range(10)}
 
 
-def test_similar_pictures_have_near_hashes_and_others_far_ones():
+def test_similar_images_have_near_hashes_and_different_ones_far_hashes():
     rng = np.random.default_rng(0)
-    pictures = [(rng.random((6, 8)) * 255).astype(np.uint8) for _ in range(8)]
-    large = [np.asarray(Image.fromarray(one).resize((160, 120), Image.Resampling.BICUBIC)) for one in pictures]
+    images = [(rng.random((6, 8)) * 255).astype(np.uint8) for _ in range(8)]
+    large = [np.asarray(Image.fromarray(one).resize((160, 120), Image.Resampling.BICUBIC)) for one in images]
     noisy = [np.clip(one + rng.normal(0, 6, one.shape), 0, 255).astype(np.uint8) for one in large]
     near = [hamming_distance(perceptual_hash(a), perceptual_hash(b)) for a, b in zip(large, noisy, strict=True)]
     far = [hamming_distance(perceptual_hash(a), perceptual_hash(b)) for n, a in enumerate(large) for b in large[:n]]
     assert max(near) <= MAX_DISTANCE < min(far), (max(near), min(far))
 
 
-def test_of_two_copies_the_sound_one_is_kept_though_it_is_shorter():
+def test_of_two_copies_the_one_that_passes_is_kept_even_if_it_is_shorter():
     rng = np.random.default_rng(0)
     whole = rng.integers(0, 256, (24, HASH_BYTES), dtype=np.uint8)
     hashes = {"a": whole, "b": whole[4:20], "c": rng.integers(0, 256, (24, HASH_BYTES), dtype=np.uint8)}
     assert find_duplicates(hashes) == {"b"} and find_duplicates(hashes, {"a"}) == {"a"}
-    assert find_duplicates(hashes, {"a", "b"}) == {"b"}  # neither is sound
+    assert find_duplicates(hashes, {"a", "b"}) == {"b"}  # neither passes
     assert find_duplicates({"b": whole, "a": whole}) == {"b"} == find_duplicates({"a": whole, "b": whole})

@@ -1,4 +1,4 @@
-"""Filters: each score says what it claims to, nothing is dropped unless asked for, and the report counts."""
+"""`longtake prepare filter`: scores measure what they claim, nothing is dropped unasked, reports count right."""
 
 import shutil
 
@@ -21,23 +21,23 @@ from training.prepare.latents import cached_vae, encode_latents
 from vae.video.write import write_image, write_video
 
 
-def titled(clip):
-    """A clip with two lines of white letters at its foot."""
+def with_text(clip):
+    """Write two lines of white letters at the bottom of a clip."""
     _, _, rows, columns = clip.shape
     page = Image.new("L", (columns, rows))
-    pen = ImageDraw.Draw(page)
-    for line, words in enumerate(("THE QUICK BROWN FOX", "JUMPS OVER THE DOG")):
-        pen.text((columns // 10, rows * 7 // 10 + 18 * line), words, fill=255, font=ImageFont.load_default(16))
+    draw = ImageDraw.Draw(page)
+    for line, text in enumerate(("THE QUICK BROWN FOX", "JUMPS OVER THE DOG")):
+        draw.text((columns // 10, rows * 7 // 10 + 18 * line), text, fill=255, font=ImageFont.load_default(16))
     letters = torch.from_numpy(np.asarray(page).astype(np.float32) / 255)
     return clip * (1 - letters) + letters
 
 
-def soft(clip, side=9):
-    pictures = F.pad(clip.transpose(0, 1), [side // 2] * 4, mode="replicate")
-    return F.avg_pool2d(pictures, side, stride=1).transpose(0, 1)
+def blurred(clip, side=9):
+    images = F.pad(clip.transpose(0, 1), [side // 2] * 4, mode="replicate")
+    return F.avg_pool2d(images, side, stride=1).transpose(0, 1)
 
 
-def boxed(clip, share=6):
+def letterboxed(clip, share=6):
     clip = clip.clone()
     rows = clip.shape[2]
     clip[:, :, : rows // share], clip[:, :, -(rows // share) :] = -1, -1
@@ -46,42 +46,42 @@ def boxed(clip, share=6):
 
 @pytest.fixture(scope="module")
 def scored(tmp_path_factory):
-    """The scores of clips that differ in one thing each, by their source."""
+    """The scores, the report and the folder of clips that differ in one property each."""
     raw, folder = (tmp_path_factory.mktemp(name) for name in ("raw", "done"))
     clip = shot(0.5, 16, 192, 256, speed=8)
     still = clip[:, :1].expand(-1, 16, -1, -1)
-    films = {
-        "plain": clip, "still": still, "soft": soft(clip), "dark": clip * 0.02 - 0.97, "boxed": boxed(clip),
-        "titled": titled(clip), "other": shot(2.5, 16, 192, 256, speed=3).flip(2),
+    videos = {
+        "plain": clip, "still": still, "blurred": blurred(clip), "dark": clip * 0.02 - 0.97,
+        "letterboxed": letterboxed(clip), "text": with_text(clip), "other": shot(2.5, 16, 192, 256, speed=3).flip(2),
     }  # fmt: skip
-    for name, film in films.items():
-        write_video(raw / f"{name}.mp4", film, 8)
-    write_video(raw / "again.webm", F.interpolate(clip.transpose(0, 1), scale_factor=0.75).transpose(0, 1), 8)
-    write_image(raw / "picture.png", clip[:, :1])
+    for name, video in videos.items():
+        write_video(raw / f"{name}.mp4", video, 8)
+    write_video(raw / "copy.webm", F.interpolate(clip.transpose(0, 1), scale_factor=0.75).transpose(0, 1), 8)
+    write_image(raw / "image.png", clip[:, :1])
     cut_clips(ClipsRun(str(raw), folder, engine="serial"))
     report = filter_clips(FilterRun(folder, engine="serial"))
     return {row.source.split(".")[0]: row.scores for row in read_manifest(folder)}, report, folder
 
 
-def test_each_score_tells_what_differs(scored):
+def test_each_score_measures_its_property(scored):
     by, _, _ = scored
-    others = lambda name: [value for key, value in by.items() if key not in (name, "picture")]
+    others = lambda name: [value for key, value in by.items() if key not in (name, "image")]
     assert by["still"]["motion"] < 0.001 < min(score["motion"] for score in others("still"))
-    assert by["soft"]["sharpness"] < 0.5 * by["plain"]["sharpness"]
+    assert by["blurred"]["sharpness"] < 0.5 * by["plain"]["sharpness"]
     assert by["dark"]["brightness"] < 0.05 < min(score["brightness"] for score in others("dark"))
-    assert by["boxed"]["letterbox"] == pytest.approx(1 / 3, abs=0.02)
-    assert max(by[name]["letterbox"] for name in ("plain", "still", "soft", "titled")) == 0
-    assert by["titled"]["text"] > 0.02 > max(score["text"] for score in others("titled"))
-    assert by["picture"]["motion"] == 0
+    assert by["letterboxed"]["letterbox"] == pytest.approx(1 / 3, abs=0.02)
+    assert max(by[name]["letterbox"] for name in ("plain", "still", "blurred", "text")) == 0
+    assert by["text"]["text"] > 0.02 > max(score["text"] for score in others("text"))
+    assert by["image"]["motion"] == 0
 
 
-def test_nothing_is_dropped_and_the_report_says_what_would_be(scored):
+def test_nothing_is_dropped_unasked_and_the_report_counts_what_would_be(scored):
     by, report, folder = scored
     assert len(read_manifest(folder)) == 9
-    for name, found in report.items():
-        values = np.array([scores[name] for source, scores in by.items() if (name, source) != ("motion", "picture")])
-        assert found["clips"] == len(values) == (8 if name == "motion" else 9)
-        assert found["least"] == values.min() and found["most"] == values.max()
+    for name, row in report.items():
+        values = np.array([scores[name] for source, scores in by.items() if (name, source) != ("motion", "image")])
+        assert row["clips"] == len(values) == (8 if name == "motion" else 9)
+        assert row["min"] == values.min() and row["max"] == values.max()
     assert report["letterbox"]["dropped"] == sum(scores["letterbox"] > 0.02 for scores in by.values())
     journal = folder / "journal" / "scores.jsonl"
     before = journal.read_bytes()
@@ -93,27 +93,27 @@ def dropped(folder):
     return {row.source.split(".")[0]: row.dropped for row in read_manifest(folder) if row.dropped}
 
 
-def test_clips_are_dropped_by_what_is_asked_for_and_at_what_value_and_no_more_when_it_is_not(scored, tmp_path):
+def test_drops_follow_the_named_thresholds_and_their_values_and_end_with_them(scored, tmp_path):
     by, _, folder = scored
     folder = shutil.copytree(folder, tmp_path / "done")
     scores = (folder / "journal" / "scores.jsonl").read_bytes()
     run = FilterRun(folder, engine="serial", drop=("motion",))
     filter_clips(run)
-    assert dropped(folder) == {"still": ["motion"]}  # and not the picture, which cannot move
-    noted = (folder / "journal" / "dropped.jsonl").read_bytes()
+    assert dropped(folder) == {"still": ["motion"]}  # and not the image, which cannot move
+    before = (folder / "journal" / "dropped.jsonl").read_bytes()
     filter_clips(run)
-    assert (folder / "journal" / "dropped.jsonl").read_bytes() == noted
-    most = max(score["sharpness"] for score in by.values())
-    report = filter_clips(FilterRun(folder, engine="serial", thresholds={"sharpness": most, "motion": 0.0}))
+    assert (folder / "journal" / "dropped.jsonl").read_bytes() == before
+    highest = max(score["sharpness"] for score in by.values())
+    report = filter_clips(FilterRun(folder, engine="serial", thresholds={"sharpness": highest, "motion": 0.0}))
     assert dropped(folder) == {}
-    assert report["sharpness"]["dropped"] == 8 and report["sharpness"]["threshold"] == f"< {most:g}"
+    assert report["sharpness"]["dropped"] == 8 and report["sharpness"]["threshold"] == f"< {highest:g}"
     filter_clips(FilterRun(folder, engine="serial", thresholds={"text": -1.0}, drop=("all",)))
-    assert set(dropped(folder)) == set(by) and dropped(folder)["boxed"][:2] == ["letterbox", "text"]
+    assert set(dropped(folder)) == set(by) and dropped(folder)["letterboxed"][:2] == ["letterbox", "text"]
     assert (folder / "journal" / "scores.jsonl").read_bytes() == scores
 
 
 @pytest.mark.parametrize(
-    ("words", "sentence"),
+    ("flags", "error"),
     [
         (["--threshold", "beauty=1"], "a threshold must be one of motion, sharpness"),
         (["--threshold", "motion=fast"], "a threshold must be NAME=VALUE, with a number; got 'motion=fast'"),
@@ -122,62 +122,65 @@ def test_clips_are_dropped_by_what_is_asked_for_and_at_what_value_and_no_more_wh
         (["--drop", "beauty"], "a threshold must be one of motion, sharpness"),
     ],
 )
-def test_a_wrong_threshold_is_refused_before_a_clip_is_looked_at(words, sentence, scored, capsys):
+def test_a_wrong_threshold_is_refused_before_any_clip_is_read(flags, error, scored, capsys):
     journal = scored[2] / "journal"
     before = sorted((path, path.stat().st_mtime_ns) for path in journal.iterdir())
     try:
-        assert main(["prepare", "filter", str(scored[2]), "--engine", "serial", *words]) == 2
-    except SystemExit as ended:  # by argparse
-        assert ended.code == 2
-    assert sentence in capsys.readouterr().err
+        assert main(["prepare", "filter", str(scored[2]), "--engine", "serial", *flags]) == 2
+    except SystemExit as stopped:  # by argparse
+        assert stopped.code == 2
+    assert error in capsys.readouterr().err
     assert sorted((path, path.stat().st_mtime_ns) for path in journal.iterdir()) == before
 
 
-def test_the_command_drops_and_says_how_many(scored, tmp_path, capsys):
+def test_the_command_drops_clips_and_prints_how_many(scored, tmp_path, capsys):
     folder = shutil.copytree(scored[2], tmp_path / "done")
-    words = ["prepare", "filter", str(folder), "--engine", "serial"]
+    command = ["prepare", "filter", str(folder), "--engine", "serial"]
     assert (
-        main([*words, "--threshold", "text=0.5", "--threshold", "motion=9", "--drop", "motion", "--drop", "text"]) == 0
+        main([*command, "--threshold", "text=0.5", "--threshold", "motion=9", "--drop", "motion", "--drop", "text"])
+        == 0
     )
     printed = capsys.readouterr().out
     assert "< 9: 8 of 8" in printed and "> 0.5: 0 of 9" in printed and "8 of 9 clips are dropped" in printed
-    assert main(words) == 0 and "0 of 9 clips are dropped" in capsys.readouterr().out
+    assert main(command) == 0 and "0 of 9 clips are dropped" in capsys.readouterr().out
 
 
-def test_what_is_dropped_is_neither_coded_nor_trained_on_and_comes_back(prepared):  # noqa: F811
-    stamp, format = cached_vae(prepared.vae).encoder_hash(), (64, 64, 17)
+def test_dropped_clips_are_neither_encoded_nor_trained_on_until_they_are_kept_again(prepared):  # noqa: F811
+    encoder_hash, format = cached_vae(prepared.vae).encoder_hash(), (64, 64, 17)
     (long,) = (row for row in read_manifest(prepared.folder) if row.source == "long.mp4")
     run = FilterRun(prepared.folder, engine="serial")
     filter_clips(FilterRun(prepared.folder, engine="serial", thresholds={"motion": 99.0}, drop=("motion",)))
-    found = encode_latents(prepared)
-    assert (found["clips"], found["too short"], found["samples"], found["failed"]) == (1, 0, 1, 0)
+    counts = encode_latents(prepared)
+    assert (counts["clips"], counts["too short"], counts["samples"], counts["failed"]) == (1, 0, 1, 0)
     with pytest.raises(DataError, match="has none"):
-        LatentDataset(prepared.folder, format, stamp, 8.0)
+        LatentDataset(prepared.folder, format, encoder_hash, 8.0)
     without = data_hash(prepared.folder, (format,))
     filter_clips(run)
-    assert encode_latents(prepared)["samples"] == 4 and len(LatentDataset(prepared.folder, format, stamp, 8.0)) == 2
+    assert (
+        encode_latents(prepared)["samples"] == 4 and len(LatentDataset(prepared.folder, format, encoder_hash, 8.0)) == 2
+    )
     assert data_hash(prepared.folder, (format,)) != without
     assert (prepared.folder / long.file).exists()
     filter_clips(FilterRun(prepared.folder, engine="serial", thresholds={"motion": 99.0}, drop=("motion",)))
-    with pytest.raises(DataError, match="has none"):  # though it is coded
-        LatentDataset(prepared.folder, format, stamp, 8.0)
+    with pytest.raises(DataError, match="has none"):  # though it is encoded
+        LatentDataset(prepared.folder, format, encoder_hash, 8.0)
     assert data_hash(prepared.folder, (format,)) == without
 
 
-def test_a_manifest_of_before_anything_could_be_dropped_is_read(scored, tmp_path):
+def test_an_older_manifest_without_drops_is_read(scored, tmp_path):
     rows = pq.read_table(scored[2] / "manifest.parquet").drop_columns("dropped")
     pq.write_table(rows, tmp_path / "manifest.parquet")
     assert read_manifest(tmp_path) == read_manifest(scored[2])
 
 
-def test_the_command_prepares_a_folder_and_exits_with_3_where_a_part_failed(tmp_path, capsys):
+def test_the_command_prepares_a_folder_and_exits_with_3_on_partial_failure(tmp_path, capsys):
     raw = tmp_path / "raw"
     raw.mkdir()
-    write_video(raw / "film.mp4", shot(0, 16), 8)
-    words = ["prepare", "clips", str(raw), str(tmp_path / "done"), "--engine", "serial"]
-    assert main(words) == 0 and "1 clips" in capsys.readouterr().out
+    write_video(raw / "video.mp4", shot(0, 16), 8)
+    command = ["prepare", "clips", str(raw), str(tmp_path / "done"), "--engine", "serial"]
+    assert main(command) == 0 and "1 clips" in capsys.readouterr().out
     (raw / "broken.mp4").write_bytes(b"nothing")
-    assert main(words) == 3 and "broken.mp4" in capsys.readouterr().err
+    assert main(command) == 3 and "broken.mp4" in capsys.readouterr().err
     (raw / "broken.mp4").unlink()
     write_video(raw / "long.mp4", shot(1, 40, 64, 64), 8)
     assert main(["prepare", "all", str(raw), str(tmp_path / "done"), "--engine", "serial"]) == 0
