@@ -1,4 +1,4 @@
-"""Text encoders: our tower, and transformers' encoders in its place."""
+"""Text encoders: the tower trained here, those of transformers, and the contrastive loss."""
 
 import pytest
 import torch
@@ -30,21 +30,21 @@ def tower(tokenizer):
     return TextTower(len(tokenizer), 64, 32, 2, 2, tokenizer.eos_token_id, tokenizer.pad_token_id).eval()
 
 
-def test_any_text_can_be_written_in_the_tokens(tokenizer):
+def test_any_text_survives_tokenization(tokenizer):
     for text in (*TEXTS, "zebra é 龍 🎈"):
         ids, (count,) = tokenize(tokenizer, [text])
         assert tokenizer.decode(ids[0, 1 : count - 1].tolist()).strip() == text
 
 
-def test_sentences_begin_with_capitals():
+def test_sentences_are_capitalized():
     assert capitalize_sentences(" a red ball. it is 3.5 cm wide! the end") == "A red ball. It is 3.5 cm wide! The end"
 
 
-def test_case_and_width_of_letters_do_not_matter(tokenizer):
+def test_case_and_fullwidth_letters_are_normalized(tokenizer):
     assert tokenizer("A Red ｂａｌｌ")["input_ids"] == tokenizer("a red ball")["input_ids"]
 
 
-def test_a_prompt_longer_than_the_limit_is_refused(tokenizer):
+def test_a_prompt_over_the_token_limit_is_refused_or_truncated(tokenizer):
     with pytest.raises(ValueError, match="a prompt must be at most 64 tokens for this text encoder; got 1"):
         tokenize(tokenizer, ["x" * 100])
     ids, counts = tokenize(tokenizer, ["x" * 100], truncate=True)
@@ -55,11 +55,11 @@ def test_the_tower_computes_what_open_clip_computes(tokenizer, tower):
     ids, counts = tokenize(tokenizer, TEXTS)
     padded = torch.nn.functional.pad(ids, (0, 64 - ids.shape[1]), value=tokenizer.pad_token_id)
     with torch.no_grad():
-        pooled, features = tower.tower(padded)
-        own_features, own_pooled = tower(ids)
-    assert torch.allclose(own_pooled, pooled, atol=1e-5)
+        pooled, embeddings = tower.tower(padded)
+        our_embeddings, our_pooled = tower(ids)
+    assert torch.allclose(our_pooled, pooled, atol=1e-5)
     for n, count in enumerate(counts):
-        assert torch.allclose(own_features[n, :count], features[n, :count], atol=1e-5)
+        assert torch.allclose(our_embeddings[n, :count], embeddings[n, :count], atol=1e-5)
 
 
 def test_a_prompt_is_encoded_the_same_alone_or_in_company(tokenizer, tower):
@@ -69,18 +69,19 @@ def test_a_prompt_is_encoded_the_same_alone_or_in_company(tokenizer, tower):
     assert torch.allclose(together.pooled[:1], alone.pooled, atol=1e-5)
 
 
-def test_the_empty_prompt_has_words(tokenizer, tower):
+def test_the_empty_prompt_has_tokens(tokenizer, tower):
     assert encode_prompts([""], tokenizer, tower).token_counts[0] >= 1
 
 
-def test_prompts_are_chosen_by_number(tokenizer, tower):
+def test_repeat_selects_prompts_by_index(tokenizer, tower):
     with torch.no_grad():
-        words = encode_prompts(TEXTS, tokenizer, tower)
-    chosen = words.repeat([2, 0, 2])
-    assert chosen.token_counts == (words.token_counts[2], words.token_counts[0], words.token_counts[2])
-    assert torch.equal(chosen.pooled, words.pooled[[2, 0, 2]])
+        embeddings = encode_prompts(TEXTS, tokenizer, tower)
+    chosen = embeddings.repeat([2, 0, 2])
+    assert chosen.token_counts == (embeddings.token_counts[2], embeddings.token_counts[0], embeddings.token_counts[2])
+    assert torch.equal(chosen.pooled, embeddings.pooled[[2, 0, 2]])
     assert torch.equal(
-        chosen.token_embeddings[: words.token_counts[2]], words.token_embeddings[-words.token_counts[2] :]
+        chosen.token_embeddings[: embeddings.token_counts[2]],
+        embeddings.token_embeddings[-embeddings.token_counts[2] :],
     )
 
 
@@ -106,22 +107,22 @@ ENCODERS = {
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-def test_an_encoder_of_transformers_takes_the_towers_place(name, tokenizer, tmp_path):
+def test_an_encoder_of_transformers_can_replace_the_tower(name, tokenizer, tmp_path):
     torch.manual_seed(0)
     ENCODERS[name]().save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     their_tokenizer, encoder = load_text_encoder(tmp_path)
     with torch.no_grad():
-        words = encode_prompts(TEXTS, their_tokenizer, encoder.eval())
+        embeddings = encode_prompts(TEXTS, their_tokenizer, encoder.eval())
         alone = encode_prompts(TEXTS[:1], their_tokenizer, encoder)
     assert (
-        words.token_embeddings.shape
-        == (sum(words.token_counts), 32)
-        == (sum(words.token_counts), embedding_dim(encoder))
+        embeddings.token_embeddings.shape
+        == (sum(embeddings.token_counts), 32)
+        == (sum(embeddings.token_counts), embedding_dim(encoder))
     )
-    assert words.pooled.shape == (3, 32)
-    assert torch.allclose(words.token_embeddings[: words.token_counts[0]], alone.token_embeddings, atol=1e-4)
-    assert not torch.allclose(words.pooled[0], words.pooled[1], atol=1e-3)
+    assert embeddings.pooled.shape == (3, 32)
+    assert torch.allclose(embeddings.token_embeddings[: embeddings.token_counts[0]], alone.token_embeddings, atol=1e-4)
+    assert not torch.allclose(embeddings.pooled[0], embeddings.pooled[1], atol=1e-3)
 
 
 def test_a_tower_is_loaded_from_a_model_folder(tokenizer, tower, tmp_path):
@@ -139,13 +140,13 @@ def test_what_is_no_text_encoder_is_refused(tmp_path):
         load_text_encoder(tmp_path)
 
 
-def test_contrast_is_least_where_each_clip_knows_its_text():
+def test_the_contrastive_loss_is_lowest_for_matching_pairs():
     vectors, scale = torch.eye(4), torch.tensor(3.0)
     right, wrong = contrastive_loss(vectors, vectors, scale), contrastive_loss(vectors, vectors.roll(1, 0), scale)
     assert right < 0.01 < 5 < wrong
 
 
-def test_a_video_tower_sees_order():
+def test_a_video_tower_is_sensitive_to_frame_order():
     torch.manual_seed(0)
     tower = VideoTower(width=64, heads=2, layers=1, output_width=8).eval()
     clip = torch.rand(1, 3, 9, 32, 32)

@@ -1,4 +1,4 @@
-"""Short prompts written out: by a writer taught in seconds, by language models here, and by ones elsewhere."""
+"""Prompt upsampling: by a toy model, by language models of transformers and behind endpoints, and in requests."""
 
 import copy
 import json
@@ -14,13 +14,14 @@ from app.cli import main
 from app.render import read_request
 from captioning.caption import Description
 from captioning.endpoint import CaptionAnswer
+from captioning.lexicon import match_attributes
 from captioning.text_encoder import shorten_to_limit, train_tokenizer
 from captioning.upsampler import (
     SUBFOLDERS,
     TrainedUpsampler,
     TransformersUpsampler,
     UpsamplerModel,
-    _paragraph,
+    _first_paragraph,
     load_upsampler,
     save_upsampler,
     sequence_ids,
@@ -31,7 +32,7 @@ from tests.test_captioner import Server
 from tests.toy import COLOURS, SHAPES, draw_true_and_false_pairs
 from training import prompt_pairs
 from training.dataset import open_bucket
-from training.evaluation.upsampler import read_prompt, verdicts
+from training.evaluation.upsampler import read_prompt
 from training.prompt_pairs import draw_near_miss
 from training.salience import meanings_of
 from training.train_upsampler import confidence_thresholds, token_weights
@@ -47,21 +48,21 @@ def folder(toy_upsampler, tmp_path_factory):
     return path
 
 
-def test_a_prompt_is_written_out_in_the_captions_dialect_and_keeps_what_it_says(toy_upsampler):
+def test_an_upsampled_prompt_is_a_caption_and_keeps_the_prompt(toy_upsampler):
     for colour in COLOURS:
         for shape in SHAPES:
-            written = toy_upsampler.upsample(f"{colour} {shape} falls", seed=1)
-            assert written.startswith(f"A {colour} {shape} falls at ") and ". The camera " in written
+            text = toy_upsampler.upsample(f"{colour} {shape} falls", seed=1)
+            assert text.startswith(f"A {colour} {shape} falls at ") and ". The camera " in text
 
 
-def test_the_same_seed_writes_the_same_text_and_others_write_others(toy_upsampler):
+def test_the_seed_determines_the_text(toy_upsampler):
     texts = [toy_upsampler.upsample("a red ball" if seed < 0 else "red ball", seed) for seed in range(8)]
     assert texts == [toy_upsampler.upsample("red ball", seed) for seed in range(8)]
     assert len(set(texts)) > 1 and all("red ball" in text for text in texts)
     assert toy_upsampler.upsample("red ball", 2**63 - 1)
 
 
-def test_random_numbers_of_others_go_on_as_if_nothing_had_been_written(toy_upsampler):
+def test_upsampling_leaves_the_global_random_state_unchanged(toy_upsampler):
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -69,35 +70,40 @@ def test_random_numbers_of_others_go_on_as_if_nothing_had_been_written(toy_upsam
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_a_caption_of_another_colour_does_not_explain_the_prompt(toy_upsampler):
+def test_a_caption_of_another_colour_makes_the_prompt_less_probable(toy_upsampler):
     right, wrong, other = (
         f"A {thing} spins at noon. The camera pans." for thing in ("red cube", "blue cube", "red ball")
     )
-    found = toy_upsampler.prompt_log_probs("red cube spins", [right, wrong, other])
-    assert found.sum(1).argmax() == 0
-    config, doubts = toy_upsampler.model.config, toy_upsampler.confidence("red cube spins", found)
-    assert doubts[0, 0] >= config.min_log_prob and (doubts[0, 1] >= config.min_gain > doubts[1:, 1]).all()
+    log_probs = toy_upsampler.prompt_log_probs("red cube spins", [right, wrong, other])
+    assert log_probs.sum(1).argmax() == 0
+    config, confidence = toy_upsampler.model.config, toy_upsampler.confidence("red cube spins", log_probs)
+    assert confidence[0, 0] >= config.min_log_prob
+    assert (confidence[0, 1] >= config.min_gain > confidence[1:, 1]).all()
 
 
-def test_a_prompt_is_as_probable_alone_as_beside_longer_captions(toy_upsampler):
+def test_log_probabilities_do_not_depend_on_padding(toy_upsampler):
     short, long = "A red cube rests at noon.", "A red cube rests at noon. The camera pans at night. The camera rests."
-    together, alone = toy_upsampler.prompt_log_probs("red cube", [short, long]), toy_upsampler.prompt_log_probs("red cube", [short])
+    together, alone = (
+        toy_upsampler.prompt_log_probs("red cube", [short, long]),
+        toy_upsampler.prompt_log_probs("red cube", [short]),
+    )
     assert torch.allclose(together[:1], alone, atol=1e-4)
 
 
-def test_true_captions_are_believed_and_others_not_by_a_writer_that_learned_and_by_a_fresh_one_neither(toy_upsampler):
+def test_a_trained_model_trusts_true_captions_only_and_a_fresh_one_none(toy_upsampler):
     torch.manual_seed(1)
     fresh = TrainedUpsampler(toy_upsampler.tokenizer, UpsamplerModel.from_config(toy_upsampler.model.config).eval())
     fresh.model.register_to_config(**confidence_thresholds(fresh, *draw_true_and_false_pairs(np.random.default_rng(2))))
 
-    def believed(writer: TrainedUpsampler, pairs) -> float:
-        config = writer.writer.config
-        doubts = torch.cat([writer.confidence(short, writer.prompt_log_probs(short, [text])) for short, text in pairs])
-        return float((doubts >= torch.tensor([config.min_log_prob, config.min_gain])).all(1).float().mean())
+    def trusted_share(upsampler: TrainedUpsampler, pairs) -> float:
+        config = upsampler.model.config
+        log_probs = ((prompt, upsampler.prompt_log_probs(prompt, [text])) for prompt, text in pairs)
+        confidence = torch.cat([upsampler.confidence(*pair) for pair in log_probs])
+        return float((confidence >= torch.tensor([config.min_log_prob, config.min_gain])).all(1).float().mean())
 
     true, false = draw_true_and_false_pairs(np.random.default_rng(3))
-    assert believed(toy_upsampler, true) > 0.9 and believed(toy_upsampler, false) < 0.05
-    assert believed(fresh, true) < 0.1 and believed(fresh, false) < 0.1
+    assert trusted_share(toy_upsampler, true) > 0.9 and trusted_share(toy_upsampler, false) < 0.05
+    assert trusted_share(fresh, true) < 0.1 and trusted_share(fresh, false) < 0.1
 
 
 @pytest.mark.parametrize(
@@ -113,7 +119,7 @@ def test_true_captions_are_believed_and_others_not_by_a_writer_that_learned_and_
         ("a red ball", "A blue cube.", ""),
     ],
 )
-def test_words_of_what_both_texts_say_count_for_more(toy_upsampler, short, told, expected):
+def test_tokens_of_shared_meanings_have_more_weight(toy_upsampler, short, told, expected):
     tokenizer = train_upsampler_tokenizer([told], 340, 128)
     weighed = token_weights(tokenizer, told, meanings_of(short) & meanings_of(told))
     ids = tokenizer(told, add_special_tokens=False)["input_ids"]
@@ -123,41 +129,46 @@ def test_words_of_what_both_texts_say_count_for_more(toy_upsampler, short, told,
 
 
 @pytest.mark.parametrize("drawn", [0.0, 1.0])
-def test_a_near_miss_contradicts_what_the_short_text_says(world, monkeypatch, drawn):
+def test_a_near_miss_contradicts_the_prompt(world, monkeypatch, drawn):
     monkeypatch.setattr(prompt_pairs, "DRAWN_PROMPT_PROBABILITY", drawn)
     bucket = open_bucket(world / "train", (64, 64, 17))
     for number in range(60):
         clip = number % 6
         short, other = draw_near_miss(bucket, clip, number)
         told = read_prompt(short)
-        if drawn:  # in words that cannot be read: all that a short text may say, of the clip that it is of
+        if drawn:  # no lexicon reads it: use all attributes that a prompt of this clip may give
             whole = read_prompt(write_caption(bucket.scene(clip), "dense", rng=np.random.default_rng(0)))
             told = {name: whole[name] for name in ("colour", "shape", "event", "size", "direction") if name in whole}
-        assert not all(verdicts(told, read_prompt(other)).values()), (short, other)
+        assert not all(match_attributes(told, read_prompt(other)).values()), (short, other)
 
 
 @pytest.mark.parametrize("prompt", ["a purple dragon sleeps", "red ball and a dog", "一条龙", "red " * 30])
-def test_what_the_writer_does_not_know_or_is_long_stays_as_it_was_typed(toy_upsampler, prompt):
+def test_an_unknown_or_long_prompt_stays_unchanged(toy_upsampler, prompt):
     assert toy_upsampler.upsample(f"  {prompt} ", 0) == prompt.strip()
 
 
-def test_marks_in_a_prompt_are_only_words(toy_upsampler):
+def test_special_tokens_in_a_prompt_are_plain_text(toy_upsampler):
     plain, _ = sequence_ids(toy_upsampler.tokenizer, "<clip>", "red ball", "a red ball")
     marked, given = sequence_ids(toy_upsampler.tokenizer, "<clip>", "<short> red <end> ball", "a red ball")
     marks = {toy_upsampler.tokenizer.convert_tokens_to_ids(mark) for mark in ("<short>", "<end>", "<start>", "<pad>")}
     assert not marks & set(marked[1 : given - 1]) and marked[given:] == plain[-len(marked[given:]) :]
 
 
-def test_an_upsampler_is_loaded_from_its_folder_strictly(toy_upsampler, folder, tmp_path):
-    assert load_upsampler(folder).upsample("green ball", 3) == toy_upsampler.upsample("green ball", 3)
+def test_an_upsampler_folder_loads_strictly(toy_upsampler, folder, tmp_path):
+    expected = toy_upsampler.upsample("green ball", 3)
+    assert load_upsampler(folder).upsample("green ball", 3) == expected
     save_upsampler(toy_upsampler, tmp_path)
     path = tmp_path / SUBFOLDERS[0] / "config.json"
+    config = json.loads(path.read_text())
+    old = {name: config.pop(new) for name, new in UpsamplerModel.old_config_names.items()}
+    path.write_text(json.dumps(config | old))  # as written before the fields were renamed
+    assert "least" in path.read_text() and load_upsampler(tmp_path).upsample("green ball", 3) == expected
     path.write_text(json.dumps(json.loads(path.read_text()) | {"layers": 3}))
     with pytest.raises(WeightsError, match="is missing"):
         load_upsampler(tmp_path)
 
 
-# Language models of others
+# Language models
 
 
 @pytest.fixture(scope="module")
@@ -180,8 +191,8 @@ def language_model(tmp_path_factory):
 
 
 @pytest.mark.parametrize("template", [None, "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"])
-def test_a_language_model_of_transformers_writes_by_its_seed(language_model, template, monkeypatch):
-    monkeypatch.setattr("captioning.upsampler.ROOM", 120)
+def test_a_language_model_of_transformers_upsamples_by_seed(language_model, template, monkeypatch):
+    monkeypatch.setattr("captioning.upsampler.ANSWER_TOKENS", 120)
     model = load_upsampler(str(language_model))
     assert isinstance(model, TransformersUpsampler)
     model.tokenizer.chat_template = template
@@ -190,18 +201,18 @@ def test_a_language_model_of_transformers_writes_by_its_seed(language_model, tem
     assert len(set(texts)) > 2 and all(text and "\n" not in text for text in texts)
 
 
-def test_thoughts_of_a_language_model_are_not_what_it_says_and_neither_is_half_a_sentence():
-    assert _paragraph("<think>\nred, or blue?</think>\n\nA red ball.\n\nAnything else?") == "A red ball."
-    assert _paragraph("<think>\nOkay, the user wants") == ""
+def test_thoughts_of_a_language_model_are_removed_from_its_answer():
+    assert _first_paragraph("<think>\nred, or blue?</think>\n\nA red ball.\n\nAnything else?") == "A red ball."
+    assert _first_paragraph("<think>\nOkay, the user wants") == ""
 
 
-def test_what_is_asked_of_a_model_elsewhere_is_all_that_it_may_answer():
-    for kind in (Description, CaptionAnswer):  # or OpenAI's own endpoint refuses the schema
+def test_answer_schemas_are_strict():
+    for kind in (Description, CaptionAnswer):  # OpenAI's endpoint refuses other schemas
         schema = kind.model_json_schema()
         assert schema["additionalProperties"] is False and sorted(schema["required"]) == sorted(schema["properties"])
 
 
-def test_only_whole_sentences_that_the_model_can_read_are_kept(toy_upsampler):
+def test_whole_sentences_are_dropped_until_the_text_fits_the_token_limit(toy_upsampler):
     tokenizer = copy.copy(toy_upsampler.tokenizer)
     text = "A red ball falls. It is 3.5 cm wide! Noon. And so on"
     assert shorten_to_limit(tokenizer, text) == text
@@ -216,7 +227,7 @@ def test_only_whole_sentences_that_the_model_can_read_are_kept(toy_upsampler):
     assert shorten_to_limit(tokenizer, text) == ""
 
 
-def test_what_is_no_upsampler_is_refused_in_a_sentence(tmp_path):
+def test_what_is_no_upsampler_is_refused_in_one_sentence(tmp_path):
     with pytest.raises(
         ValueError, match=r"an upsampler must be a folder with writer and tokenizer, .* got '/.*nobody'"
     ):
@@ -228,23 +239,23 @@ def test_what_is_no_upsampler_is_refused_in_a_sentence(tmp_path):
 GOOD = {"caption": "A red ball bounces on sand at noon."}
 
 
-def test_a_model_elsewhere_is_told_what_to_do_and_shown_how():
+def test_an_endpoint_gets_instructions_and_examples():
     with Server("no JSON", json.dumps(GOOD)) as server:
-        upsampler = load_upsampler(f"{server.url}#pen")
-        assert upsampler.name == f"{server.url}#pen" and upsampler.upsample("a red ball", 7) == GOOD["caption"]
-    first, second = server.asked
-    assert first["model"] == "pen" and first["seed"] == 7
+        upsampler = load_upsampler(f"{server.url}#scribe")
+        assert upsampler.name == f"{server.url}#scribe" and upsampler.upsample("a red ball", 7) == GOOD["caption"]
+    first, second = server.requests
+    assert first["model"] == "scribe" and first["seed"] == 7
     assert "Keep everything that was asked for" in first["messages"][0]["content"]
     assert first["messages"][-1]["content"] == "Request: a red ball" and len(first["messages"]) > 5
     assert "does not fit the schema" in second["messages"][-1]["content"]
 
 
-# What happens to a request
+# Upsampling in requests
 
 
 @pytest.fixture
 def longtake(tiny_model, tmp_path, monkeypatch, capsys):
-    """Run a command with the tiny model; return its exit code and what it said."""
+    """Return a function that runs a command with the tiny model and returns its exit code and stderr."""
     monkeypatch.chdir(tmp_path)
 
     def run(*words):
@@ -258,19 +269,20 @@ def longtake(tiny_model, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
-        ("never JSON", "pen at 127.0.0.1 answered 2 times with something else than asked for: answer: Invalid JSON"),
+        (
+            "never JSON",
+            "scribe at 127.0.0.1 answered 2 times with something else than asked for: answer: Invalid JSON",
+        ),
         (json.dumps({"caption": ""}), "answered 2 times with something else than asked for: caption: "),
-        (401, "pen at 127.0.0.1 refused with status 401"),
-        ("slow", "pen at 127.0.0.1 gave no answer in 0.5 seconds"),
-        ("gone", "pen at 127.0.0.1 cannot be reached: "),
+        (401, "scribe at 127.0.0.1 refused with status 401"),
+        ("slow", "scribe at 127.0.0.1 gave no answer in 0.5 seconds"),
+        ("gone", "scribe at 127.0.0.1 cannot be reached: "),
     ],
 )
-def test_an_endpoint_that_is_wrong_slow_or_gone_is_told_of_in_a_sentence(
-    longtake, tmp_path, monkeypatch, answer, reason
-):
-    monkeypatch.setattr("captioning.upsampler.Asked.__init__.__defaults__", (0.5, 2))
+def test_a_failing_endpoint_exits_with_one_sentence(longtake, tmp_path, monkeypatch, answer, reason):
+    monkeypatch.setattr("captioning.upsampler.EndpointUpsampler.__init__.__defaults__", (0.5, 2))
     with Server(answer) as server:
-        name = f"{server.url}#pen"
+        name = f"{server.url}#scribe"
         if answer != "gone":
             code, err = longtake("generate", "a red ball", "--upsample", name, "-o", "c.mp4")
     if answer == "gone":
@@ -285,22 +297,22 @@ def test_an_endpoint_that_is_wrong_slow_or_gone_is_told_of_in_a_sentence(
         ("auto", "upsample auto needs the shipped upsampler"),
         ("./nobody/is/here", "an upsampler must be a folder with writer and tokenizer"),
         ("http://localhost:1/v1", "an endpoint must be given with its model"),
-        ("http://#pen", "an endpoint must be an address"),
+        ("http://#scribe", "an endpoint must be an address"),
     ],
 )
-def test_a_name_that_is_no_upsamplers_is_bad_input(longtake, tmp_path, monkeypatch, name, reason):
+def test_a_bad_upsampler_name_exits_with_2(longtake, tmp_path, monkeypatch, name, reason):
     monkeypatch.setattr("app.registry.UPSAMPLER", tmp_path / "none")
     code, err = longtake("generate", "a red ball", "--upsample", name, "-o", "c.mp4")
     assert code == 2 and reason in err.splitlines()[-1] and not list(tmp_path.iterdir())
 
 
-def test_both_texts_travel_in_the_file_and_again_reads_them(longtake, folder, tmp_path):
+def test_both_prompts_are_stored_in_the_file_and_again_uses_them(longtake, folder, tmp_path):
     code, err = longtake("generate", "red ball", "--seed", 1, "--upsample", folder, "-o", "c.mp4")
     made = read_request(tmp_path / "c.mp4")
     assert code == 0 and made.prompt == "red ball" and made.upsample == str(folder) and made.upsampled_prompt
     assert made.upsampled_prompt.startswith("A red ball") and f"'red ball' is read as {made.upsampled_prompt!r}" in err
     (hidden := folder.with_name("hidden")).mkdir()
-    (folder / SUBFOLDERS[0]).rename(hidden / SUBFOLDERS[0])  # what is stored is not written anew
+    (folder / SUBFOLDERS[0]).rename(hidden / SUBFOLDERS[0])  # a stored text needs no upsampler
     assert longtake("again", "c.mp4", "-o", "d.mp4")[0] == 0
     (hidden / SUBFOLDERS[0]).rename(folder / SUBFOLDERS[0])
     assert (tmp_path / "d.mp4").read_bytes() == (tmp_path / "c.mp4").read_bytes()
@@ -313,10 +325,10 @@ def test_both_texts_travel_in_the_file_and_again_reads_them(longtake, folder, tm
     assert read_request(tmp_path / "f.mp4").upsampled_prompt.startswith("A blue cube")
 
 
-def test_what_was_written_can_be_edited_and_undone(longtake, folder, tmp_path):
+def test_an_upsampled_prompt_can_be_edited_and_removed(longtake, folder, tmp_path):
     longtake("generate", "red ball", "--upsample", folder, "-o", "c.mp4")
     longtake("again", "c.mp4", "--upsampled-prompt", "a red ball by hand", "-o", "d.mp4")
-    longtake("again", "d.mp4", "--seed", 9, "-o", "e.mp4")  # no upsampler wrote it, so no seed changes it
+    longtake("again", "d.mp4", "--seed", 9, "-o", "e.mp4")  # an edited text does not change with the seed
     for name in ("d.mp4", "e.mp4"):
         edited = read_request(tmp_path / name)
         assert (edited.prompt, edited.upsample, edited.upsampled_prompt) == ("red ball", None, "a red ball by hand")
@@ -328,7 +340,7 @@ def test_what_was_written_can_be_edited_and_undone(longtake, folder, tmp_path):
         assert (tmp_path / "f.mp4").read_bytes() == (tmp_path / "plain.mp4").read_bytes()
 
 
-def test_the_model_reads_what_was_written(tiny_model):
+def test_the_model_is_conditioned_on_the_upsampled_prompt(tiny_model):
     from dit.pipeline import Pipeline
     from dit.request import RequestError
 
@@ -340,7 +352,7 @@ def test_the_model_reads_what_was_written(tiny_model):
         make(prompt="red", upsample="auto")
 
 
-def test_a_request_without_an_upsampler_is_stored_as_it_always_was():
+def test_a_request_without_upsampling_is_stored_as_before():
     assert "upsample" not in (old := Request(prompt="red").to_json()) and "upsampled_prompt" not in old
     assert Request.from_json(old) == Request(prompt="red") == Request.from_dict({"prompt": "red", "upsample": "none"})
 
@@ -350,7 +362,7 @@ def test_help_imports_no_upsampler():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
 
 
-def test_prompts_are_evaluated_in_other_words_and_written_out(folder, tiny_model):
+def test_evaluation_prompts_are_rephrased_and_upsampled(folder, tiny_model):
     from dit.pipeline import Pipeline
     from training.evaluation.evaluate import PHRASINGS, PromptStyle, prompt_of
 
@@ -359,6 +371,8 @@ def test_prompts_are_evaluated_in_other_words_and_written_out(folder, tiny_model
     assert not prompt_of(scene, "chinese").isascii()
     pipeline = Pipeline.from_pretrained(tiny_model)
     for request in PromptStyle("label", load_upsampler(folder)).requests([scene], pipeline):
-        assert request.prompt == prompt_of(scene, "label") and request.upsampled_prompt and request.upsample == str(folder)
+        assert (
+            request.prompt == prompt_of(scene, "label") and request.upsampled_prompt and request.upsample == str(folder)
+        )
     (plain,) = PromptStyle().requests([scene], pipeline)
     assert plain == Request(prompt=prompt_of(scene), size=(64, 64), seconds=17 / 8)

@@ -1,14 +1,14 @@
-"""A vision-language model that runs here: a real one of the Qwen family, as small as can be, is asked and heard."""
+"""Vision-language captioners of transformers, with a tiny model of the Qwen family."""
 
 import json
 import shutil
 
 import pytest
 import torch
-from captioning.caption import PARTS, CaptionError, VideoCaption
 from einops import repeat
 from safetensors.torch import load_file, save_file
 
+from captioning.caption import PARTS, CaptionError, VideoCaption
 from captioning.captioner import load_captioner
 from captioning.vision_language import VisionLanguageCaptioner, question_turn, text_part
 
@@ -45,22 +45,22 @@ def eye(tmp_path_factory):
         Qwen2VLVideoProcessor,
     )
 
-    letters = Tokenizer(models.BPE())
-    letters.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    letters.decoder = decoders.ByteLevel()
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
     texts = [question_turn(ground("red"))["content"][-1]["text"], *(json.dumps(description(hue)) for hue in HUES)] * 3
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
         vocab_size=900, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
     )
-    letters.train_from_iterator(texts, trainer)
-    words = PreTrainedTokenizerFast(tokenizer_object=letters, eos_token="<|im_end|>", pad_token="<|end|>")
-    pixels = Qwen2VLImageProcessor(min_pixels=28 * 28, max_pixels=28 * 28)
-    processor = Qwen2_5_VLProcessor(pixels, words, Qwen2VLVideoProcessor(), chat_template=TEMPLATE)
-    ids = dict(zip(SPECIAL, words.convert_tokens_to_ids(SPECIAL), strict=True))
+    bpe.train_from_iterator(texts, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|end|>")
+    image_processor = Qwen2VLImageProcessor(min_pixels=28 * 28, max_pixels=28 * 28)
+    processor = Qwen2_5_VLProcessor(image_processor, tokenizer, Qwen2VLVideoProcessor(), chat_template=TEMPLATE)
+    ids = dict(zip(SPECIAL, tokenizer.convert_tokens_to_ids(SPECIAL), strict=True))
     config = Qwen2_5_VLConfig(
         text_config={
-            "vocab_size": len(words),
+            "vocab_size": len(tokenizer),
             "hidden_size": 64,
             "intermediate_size": 128,
             "num_hidden_layers": 2,
@@ -92,20 +92,20 @@ def eye(tmp_path_factory):
 
 
 def teach(captioner: VisionLanguageCaptioner) -> None:
-    """Train a model until it answers the question about each ground as it should."""
-    said = {"add_generation_prompt": False, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
-    lessons = []
+    """Train a model until it captions each ground correctly."""
+    options = {"add_generation_prompt": False, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    examples = []
     for hue in HUES:
         question = question_turn(ground(hue))
         answer = {"role": "assistant", "content": [text_part(json.dumps(description(hue)))]}
-        lesson = captioner.processor.apply_chat_template([question, answer], **said)
-        asked = captioner.processor.apply_chat_template([question], **said | {"add_generation_prompt": True})
-        labels = lesson["input_ids"].clone()
-        labels[:, : asked["input_ids"].shape[1]] = -100  # which the loss leaves out
-        lessons.append((lesson, labels))
+        example = captioner.processor.apply_chat_template([question, answer], **options)
+        prompt = captioner.processor.apply_chat_template([question], **options | {"add_generation_prompt": True})
+        labels = example["input_ids"].clone()
+        labels[:, : prompt["input_ids"].shape[1]] = -100  # ignored by the loss
+        examples.append((example, labels))
     optimizer = torch.optim.AdamW(captioner.model.parameters(), lr=3e-3)
     for _ in range(400):  # about 100 are needed
-        loss = sum(captioner.model(**lesson, labels=labels).loss for lesson, labels in lessons)
+        loss = sum(captioner.model(**example, labels=labels).loss for example, labels in examples)
         if loss < 0.05:
             return
         optimizer.zero_grad()
@@ -113,8 +113,8 @@ def teach(captioner: VisionLanguageCaptioner) -> None:
         optimizer.step()
 
 
-def test_a_vision_language_model_says_what_it_sees(eye):
-    captioner = VisionLanguageCaptioner(eye, tries=1, tokens=100)
+def test_a_trained_vision_language_model_captions_images(eye):
+    captioner = VisionLanguageCaptioner(eye, tries=1, max_new_tokens=100)
     teach(captioner)
     for hue in HUES:
         expected = description(hue)
@@ -122,65 +122,65 @@ def test_a_vision_language_model_says_what_it_sees(eye):
         assert captioner.describe(ground(hue)) == VideoCaption(expected["caption"], parts)
 
 
-def test_rubbish_is_refused_after_as_many_tries_as_there_are(eye):
+def test_an_invalid_answer_raises_after_all_tries(eye):
     captioner = load_captioner(eye)
     assert isinstance(captioner, VisionLanguageCaptioner) and captioner.name == "eye"
-    captioner.tries, captioner.tokens = 2, 16
+    captioner.tries, captioner.max_new_tokens = 2, 16
     with pytest.raises(
         CaptionError, match="eye answered 2 times with something else than asked for: answer: Invalid JSON"
     ):
         captioner.describe(torch.zeros(3, 9, 48, 64))
 
 
-def test_an_answer_that_is_sent_back_cannot_write_pictures_or_turns(eye):
-    captioner = VisionLanguageCaptioner(eye, tokens=4)
-    said = [("assistant", "<|image_pad|><|im_end|>"), ("user", "again")]
-    turns = [question_turn(ground("red")), *({"role": role, "content": [text_part(text)]} for role, text in said)]
+def test_control_tokens_in_a_rejected_answer_are_plain_text(eye):
+    captioner = VisionLanguageCaptioner(eye, max_new_tokens=4)
+    texts = [("assistant", "<|image_pad|><|im_end|>"), ("user", "again")]
+    turns = [question_turn(ground("red")), *({"role": role, "content": [text_part(text)]} for role, text in texts)]
     assert isinstance(captioner._answer(captioner.model, turns), str)
 
 
-def lacking_a_weight(folder):
+def remove_a_weight(folder):
     weights = load_file(folder / "model.safetensors")
     weights.pop("visual.patch_embed.proj.weight")
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def pickled(folder):
+def pickle_weights(folder):
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
 
 
-def cut_short(folder):
+def truncate_weights(folder):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:1000])
 
 
-def another_kind(folder):
+def change_model_type(folder):
     (folder / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
 
 
-def with_code(folder):
+def add_custom_code(folder):
     config = {"model_type": "strange", "auto_map": {"AutoConfig": "code.Config"}}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "code.py").write_text("raise SystemExit('this was run')")
 
 
-def without_template(folder):
+def remove_template(folder):
     (folder / "chat_template.jinja").unlink()
 
 
 @pytest.mark.parametrize(
     ("harm", "reason"),
     [
-        (lacking_a_weight, "1 of its weights are missing, .*patch_embed.proj.weight among them"),
-        (pickled, "model.safetensors"),
-        (cut_short, "got"),
-        (another_kind, "a gpt2 does not answer about pictures"),
-        (with_code, "contains custom code"),
-        (without_template, "it has no chat template"),
+        (remove_a_weight, "1 of its weights are missing, .*patch_embed.proj.weight among them"),
+        (pickle_weights, "model.safetensors"),
+        (truncate_weights, "got"),
+        (change_model_type, "a gpt2 does not answer about images"),
+        (add_custom_code, "contains custom code"),
+        (remove_template, "it has no chat template"),
     ],
 )
-def test_what_is_no_such_model_or_is_damaged_is_refused(eye, tmp_path, harm, reason):
+def test_another_or_damaged_model_is_refused(eye, tmp_path, harm, reason):
     folder = shutil.copytree(eye, tmp_path / "eye")
     harm(folder)
     with pytest.raises(CaptionError, match=f"a captioner must be .*{reason}"):
