@@ -1,4 +1,4 @@
-"""The judge and the evaluation, on fresh weights: the machinery, not the figures."""
+"""The judge and the evaluation with untrained weights: what they compute, not how good it is."""
 
 import json
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from captioning.coca import CoCaCaptioner, VideoCoCa
 from captioning.text_encoder import train_tokenizer
@@ -18,12 +19,13 @@ from training.evaluation.evaluate import (
     prompt_of,
     scenes_of,
 )
-from training.evaluation.judge import ATTRIBUTES, REPORT, THINGS, Judge, degrade, judge_loss, targets_of, true_labels
+from training.evaluation.judge import ATTRIBUTES, OBJECTS, REPORT, Judge, degrade, judge_loss, targets_of, true_labels
 from training.evaluation.metrics import bootstrap_interval
 from training.world import sample_scene
 from training.world.scene import HELD_OUT, attribute_pairs
 from training.world.words import read_caption
 from vae.model import VideoVAE
+from vae.weights import CONFIG, WEIGHTS, load_strictly, original_name
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +33,8 @@ def judge_folder(tmp_path_factory):
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("judge")
     Judge(12).save_pretrained(folder)
-    right = dict.fromkeys(ATTRIBUTES, 1.0) | {"motion": 0.5}
-    (folder / REPORT).write_text(json.dumps({"one object": right, "all": right}))
+    accuracy = dict.fromkeys(ATTRIBUTES, 1.0) | {"motion": 0.5}
+    (folder / REPORT).write_text(json.dumps({"one object": accuracy, "all": accuracy}))
     return folder
 
 
@@ -46,67 +48,65 @@ def captioner_folder(tmp_path_factory):
     return folder
 
 
-def first_scenes(chosen, count=40):
-    scenes = scenes_of(chosen, seed=0)
+def first_scenes(prompt_set, count=40):
+    scenes = scenes_of(prompt_set, seed=0)
     return [next(scenes) for _ in range(count)]
 
 
-@pytest.mark.parametrize("chosen", SETS, ids=lambda chosen: chosen.name)
-def test_a_prompt_says_all_that_is_judged_and_nothing_else_of_it(chosen):
-    for scene in first_scenes(chosen):
-        truth, found = true_labels(scene), read_caption(prompt_of(scene))
-        assert found["event"] == {truth["motion"]} and found["camera"] == {truth["camera"]}
-        assert (
-            truth["colour"] in found["colour"] and truth["shape"] in found["shape"] and truth["size"] in found["size"]
-        )
+@pytest.mark.parametrize("prompt_set", SETS, ids=lambda prompt_set: prompt_set.name)
+def test_a_prompt_states_all_judged_attributes_and_no_other_values(prompt_set):
+    for scene in first_scenes(prompt_set):
+        labels, found = true_labels(scene), read_caption(prompt_of(scene))
+        assert found["event"] == {labels["motion"]} and found["camera"] == {labels["camera"]}
+        assert all(labels[name] in found[name] for name in ("colour", "shape", "size"))
         if len(scene.things) == 1:
             assert all(len(found[name]) == 1 for name in ("colour", "shape", "size"))
 
 
-def test_the_sets_are_what_their_names_say():
-    one, never, several = (first_scenes(chosen) for chosen in SETS)
-    assert all(len(scene.things) == 1 for scene in one + never) and all(len(scene.things) > 1 for scene in several)
-    assert all(attribute_pairs(scene) & HELD_OUT for scene in never)
+def test_the_scenes_of_each_set_fit_its_name():
+    one, held_out, several = (first_scenes(prompt_set) for prompt_set in SETS)
+    assert all(len(scene.things) == 1 for scene in one + held_out) and all(len(scene.things) > 1 for scene in several)
+    assert all(attribute_pairs(scene) & HELD_OUT for scene in held_out)
     assert not any(attribute_pairs(scene) & HELD_OUT for scene in one + several)
 
 
-@pytest.mark.parametrize("heard", [False, True])
+@pytest.mark.parametrize("aligned", [False, True])
 def test_evaluation_reports_every_row_attribute_and_interval(
-    tiny_model, judge_folder, tmp_path, capsys, captioner_folder, heard
+    tiny_model, judge_folder, tmp_path, capsys, captioner_folder, aligned
 ):
-    folder = captioner_folder if heard else None
+    folder = captioner_folder if aligned else None
     report = evaluate(tiny_model, judge_folder, tmp_path / "out", prompts=3, sets=SETS[:1], captioner=folder)
-    said = capsys.readouterr().err
-    assert "the judge reads motion right in 50.0% of true renders" in said and "colour right" not in said
+    printed = capsys.readouterr().err
+    assert "the judge reads motion right in 50.0% of true renders" in printed and "colour right" not in printed
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == json.loads(json.dumps(report))
     rows = report["sets"]["one object"]
     assert set(rows) == {"model", "true renders", "renders through the VAE", "shuffled prompts", "untrained"}
     for row in rows.values():
-        assert set(row) == {*ATTRIBUTES, "all", *(("match", "found") if heard else ())}
+        assert set(row) == {*ATTRIBUTES, "all", *(("clip_score", "r_precision") if aligned else ())}
         for name, value in row.items():
-            least = -1 if name == "match" else 0
-            assert least <= value["low"] <= value["mean"] <= value["high"] <= 1 and value["prompts"] == 3
+            lowest = -1 if name == "clip_score" else 0
+            assert lowest <= value["low"] <= value["mean"] <= value["high"] <= 1 and value["prompts"] == 3
     with Image.open(tmp_path / "out" / "report.png") as page:
         assert page.width > 400 and page.height > 300
         assert len(page.convert("RGB").getcolors(2**20)) > 100  # text, bars and clips, not an empty page
 
 
-def test_a_perfect_reading_scores_one_and_a_wrong_one_spoils_only_its_attribute():
-    truths = [true_labels(scene) for scene in first_scenes(SETS[0], 10)]
-    assert all(value["mean"] == 1 for value in attribute_accuracy(truths, truths).values())
-    wrong = [truth | {"colour": "plaid"} for truth in truths[:5]] + truths[5:]
-    found = attribute_accuracy(wrong, truths)
+def test_right_predictions_score_one_and_a_wrong_one_costs_only_its_attribute():
+    labels = [true_labels(scene) for scene in first_scenes(SETS[0], 10)]
+    assert all(value["mean"] == 1 for value in attribute_accuracy(labels, labels).values())
+    wrong = [label | {"colour": "plaid"} for label in labels[:5]] + labels[5:]
+    found = attribute_accuracy(wrong, labels)
     assert found["colour"]["mean"] == found["all"]["mean"] == 0.5
     assert all(found[name]["mean"] == 1 for name in JUDGED_ATTRIBUTES if name != "colour")
 
 
-def test_a_clip_is_found_by_its_prompt_where_no_other_fits_it_better():
+def test_r_precision_counts_clips_that_match_no_other_prompt_better():
     found = alignment_scores(torch.tensor([[0.9, 0.2, 0.1], [0.3, 0.5, 0.6]]))
-    assert found["match"]["mean"] == pytest.approx(0.7) and found["found"]["mean"] == 0.5
-    assert found["found"]["prompts"] == 2
+    assert found["clip_score"]["mean"] == pytest.approx(0.7) and found["r_precision"]["mean"] == 0.5
+    assert found["r_precision"]["prompts"] == 2
 
 
-def test_a_bootstrap_interval_has_the_width_of_the_normal_one():
+def test_a_bootstrap_interval_is_as_wide_as_the_normal_one():
     values = np.random.default_rng(0).random(400) < 0.8
     mean, low, high = bootstrap_interval(values)
     error = np.sqrt(mean * (1 - mean) / len(values))
@@ -114,7 +114,7 @@ def test_a_bootstrap_interval_has_the_width_of_the_normal_one():
     assert (high - low) == pytest.approx(2 * 1.96 * error, rel=0.15)
 
 
-def test_the_judge_reads_every_attribute_of_every_clip():
+def test_the_judge_predicts_every_attribute_of_every_clip():
     torch.manual_seed(0)
     found = Judge(12).eval().predict(torch.rand(2, 3, 17, 64, 64) * 2 - 1)
     assert found.keys() == ATTRIBUTES.keys()
@@ -122,7 +122,7 @@ def test_the_judge_reads_every_attribute_of_every_clip():
         assert len(values) == 2 and set(values) <= set(ATTRIBUTES[name])
 
 
-def test_a_judge_reads_a_clip_and_its_mirror_image_alike_but_for_the_side():
+def test_predictions_for_a_mirrored_clip_differ_only_in_the_side():
     torch.manual_seed(0)
     judge, clips = Judge(12).eval(), torch.rand(12, 3, 17, 64, 64) * 2 - 1
     plain, mirrored = judge.predict(clips), judge.predict(clips.flip(-1))
@@ -131,7 +131,7 @@ def test_a_judge_reads_a_clip_and_its_mirror_image_alike_but_for_the_side():
     assert all(plain[name] == mirrored[name] for name in ATTRIBUTES if name != "camera")
 
 
-def test_in_a_mirror_only_the_side_is_another():
+def test_mirrored_targets_differ_only_in_the_side():
     scenes = [sample_scene(0, "train", index) for index in range(40)]
     plain, mirrored = targets_of(scenes), targets_of(scenes, [True] * 40)
     names = ATTRIBUTES["camera"]
@@ -141,14 +141,24 @@ def test_in_a_mirror_only_the_side_is_another():
     assert targets_of(scenes, [False] * 40)["camera"].equal(plain["camera"])
 
 
-def test_the_targets_of_a_scene_are_its_truth():
+def test_the_targets_of_a_scene_are_its_true_labels():
     scenes = [sample_scene(0, "train", index) for index in range(20)]
     targets = targets_of(scenes)
     for n, scene in enumerate(scenes):
         for name, values in ATTRIBUTES.items():
             assert values[targets[name][n]] == true_labels(scene)[name]
-        assert targets["things"][n].sum() == len({(thing.colour, thing.shape) for thing in scene.things})
-    assert targets["things"].shape == (20, len(THINGS))
+        assert targets["objects"][n].sum() == len({(thing.colour, thing.shape) for thing in scene.things})
+    assert targets["objects"].shape == (20, len(OBJECTS))
+
+
+def test_a_judge_folder_with_the_weight_names_of_version_0_1_loads(judge_folder, tmp_path):
+    judge = load_strictly(Judge, judge_folder)
+    old = {original_name(name, Judge.old_weight_names): value for name, value in judge.state_dict().items()}
+    assert {"enter.mix.weight", "enter.norm.bias", "stages.6.mix.bias", "gather.weight", "answers.6.bias"} <= old.keys()
+    (tmp_path / CONFIG).write_bytes((judge_folder / CONFIG).read_bytes())
+    save_file(old, tmp_path / WEIGHTS, {"format": "pt"})
+    loaded = load_strictly(Judge, tmp_path).state_dict()
+    assert all(torch.equal(value, loaded[name]) for name, value in judge.state_dict().items())
 
 
 def test_a_judge_learns_to_tell_two_clips_apart():
@@ -166,18 +176,18 @@ def test_a_judge_learns_to_tell_two_clips_apart():
     assert losses[-1] < 0.6 * losses[0]
 
 
-def test_a_spoilt_clip_is_still_nearly_itself():
+def test_a_degraded_clip_stays_close_to_the_original():
     clip = torch.linspace(-1, 1, 64).expand(3, 17, 64, 64).clone()
     changes = [(degrade(clip, np.random.default_rng(n)) - clip).square().mean().sqrt() for n in range(40)]
     assert max(changes) < 0.1 and sum(change == 0 for change in changes) > 10
 
 
-def test_a_share_of_what_the_judge_learns_from_has_been_through_a_vae():
+def test_a_share_of_the_training_clips_is_reconstructed_by_a_vae():
     vae = (
         VideoVAE(channels=4, widths=(8, 16), encoder_blocks=(1, 1), decoder_blocks=(1, 1)).eval().requires_grad_(False)
     )
     clip = torch.rand(3, 17, 64, 64) * 2 - 1
-    coded = vae.decode(vae.encode(clip[None]))[0]
-    seen = [degrade(clip, np.random.default_rng(n), vae, 0.2) for n in range(60)]
-    assert 4 < sum(torch.equal(one, coded) for one in seen) < 24
-    assert not any(torch.equal(degrade(clip, np.random.default_rng(n), vae, 0.0), coded) for n in range(60))
+    reconstructed = vae.decode(vae.encode(clip[None]))[0]
+    degraded = [degrade(clip, np.random.default_rng(n), vae, 0.2) for n in range(60)]
+    assert 4 < sum(torch.equal(one, reconstructed) for one in degraded) < 24
+    assert not any(torch.equal(degrade(clip, np.random.default_rng(n), vae, 0.0), reconstructed) for n in range(60))

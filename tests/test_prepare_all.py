@@ -1,4 +1,4 @@
-"""From a folder of mixed videos to a model, in one command and a few steps of training."""
+"""`longtake prepare all`: from a folder of mixed files to a model, by one command and a few training steps."""
 
 import tarfile
 
@@ -22,7 +22,7 @@ FORMATS = ((64, 64, 9), (64, 64, 1))
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory):
-    """A folder of what people have: films of four kinds, one of two shots, a picture, a tar, and a broken film."""
+    """A folder of mixed files: videos of four formats, one of two shots, an image, a tar, and a broken video."""
     raw = tmp_path_factory.mktemp("mixed")
     (raw / "holidays").mkdir()
     write_video(raw / "two.mp4", torch.cat([shot(0, 12, 64, 64), shot(2.2, 20, 64, 64)], 1), 8)
@@ -30,22 +30,22 @@ def mixed(tmp_path_factory):
     write_video(raw / "holidays" / "high.mkv", shot(2, 36, 80, 64), 24)
     write_video(raw / "odd.gif", shot(3, 20, 51, 65), 10)
     write_image(raw / "still.png", shot(4, 1, 70, 90))
-    with tarfile.open(raw / "films.tar", "w") as tar:
+    with tarfile.open(raw / "videos.tar", "w") as tar:
         for number in (0, 1):
             path = raw.with_name(f"{raw.name}-{number}.mp4")
             write_video(path, shot(5 + number, 10, 64, 64), 8)
             tar.add(path, f"{number}.mp4")
     (raw / "broken.mp4").write_bytes((raw / "two.mp4").read_bytes()[:-2000])
-    for name, words in {"two": "a disc before two grounds", "holidays/high": "a disc in a high film"}.items():
-        (raw / f"{name}.txt").write_text(words)
+    for name, caption in {"two": "a disc on two backgrounds", "holidays/high": "a disc in a high video"}.items():
+        (raw / f"{name}.txt").write_text(caption)
     return raw
 
 
 def prepare(mixed, folder, model):
-    """Prepare all of it by one command; returns the code that it exits with."""
+    """Prepare a folder by one command; return its exit code."""
     formats = ["x".join(map(str, format)) for format in FORMATS]
-    words = ["prepare", "all", str(mixed), str(folder), "--engine", "serial", "--vae", str(model / "vae")]
-    return main([*words, "--text-encoder", str(model), "--formats", *formats])
+    command = ["prepare", "all", str(mixed), str(folder), "--engine", "serial", "--vae", str(model / "vae")]
+    return main([*command, "--text-encoder", str(model), "--formats", *formats])
 
 
 @pytest.fixture(scope="module")
@@ -55,26 +55,24 @@ def prepared(mixed, tiny_model, tmp_path_factory):
     return folder, prepare(mixed, folder, tiny_model)
 
 
-def test_one_command_prepares_all_but_what_is_broken_and_again_completes_it(prepared, mixed, tiny_model, capsys):
+def test_one_command_prepares_everything_intact_and_a_second_run_completes_it(prepared, mixed, tiny_model, capsys):
     folder, code = prepared
     assert code == 3
     sources = [row.source for row in read_manifest(folder)]
-    whole = ["films.tar/0.mp4", "films.tar/1.mp4", "holidays/high.mkv", "holidays/wide.webm", "odd.gif", "still.png"]
-    assert sorted(sources) == sorted([*whole, "two.mp4", "two.mp4"])
+    intact = ["videos.tar/0.mp4", "videos.tar/1.mp4", "holidays/high.mkv", "holidays/wide.webm", "odd.gif", "still.png"]
+    assert sorted(sources) == sorted([*intact, "two.mp4", "two.mp4"])
     assert all(row.latents and row.scores["sharpness"] > 0 for row in read_manifest(folder))
     assert prepare(mixed, folder, tiny_model) == 3
-    said = capsys.readouterr()
-    assert (
-        "8 sources, 7 done before, 8 clips, 0 shots too short, 1 failed" in said.out
-        and "8 clips, 8 done before" in said.out
-    )
-    assert said.err.strip().splitlines()[-1].startswith("longtake: broken.mp4: ")
+    printed = capsys.readouterr()
+    assert "8 sources, 7 done before, 8 clips, 0 shots too short, 1 failed" in printed.out
+    assert "8 clips, 8 done before" in printed.out
+    assert printed.err.strip().splitlines()[-1].startswith("longtake: broken.mp4: ")
     (mixed / "broken.mp4").write_bytes((mixed / "two.mp4").read_bytes())
     assert prepare(mixed, folder, tiny_model) == 0
     assert len(read_manifest(folder)) == 8
 
 
-def test_a_model_trains_on_every_clip_of_it(prepared, tiny_model, tmp_path):
+def test_a_model_trains_on_every_clip_of_the_prepared_folder(prepared, tiny_model, tmp_path):
     folder, _ = prepared
     run = DiTRun(
         data=folder,
@@ -98,21 +96,21 @@ def test_a_model_trains_on_every_clip_of_it(prepared, tiny_model, tmp_path):
     assert (run.out / "model" / "transformer").is_dir()
     vae, rows = load_strictly(VideoVAE, run.vae), read_manifest(folder)
     seen = set()
-    for format, count in zip(run.formats, run.clips, strict=True):
+    for format, count in zip(run.formats, run.batch_sizes, strict=True):
         source = LatentSource.open(run, folder, format, vae, vae.encoder_hash())
-        fitting = [row for row in rows for sample in row.latents if sample.format == format]
+        fitting = [row for row in rows for entry in row.latents if entry.format == format]
         examples = [
-            one for step in range(run.steps) for one in draw_examples(run, source, (1, 2, 2), count, step, Alone)
+            one for step in range(run.steps) for one in draw_examples(run, source, (1, 2, 2), count, step, OnlyProcess)
         ]
         for one in examples:
             same = (n for n in range(len(fitting)) if np.array_equal(source.latents[n], one.latents.numpy()))
             row = fitting[next(same)]
-            assert one.caption in ["", *(said.text for said in row.captions)]
+            assert one.caption in ["", *(caption.text for caption in row.captions)]
             seen.add(row.clip)
     assert seen == {row.clip for row in rows}
 
 
-class Alone:
+class OnlyProcess:
     """The only process of a run."""
 
     process_index, num_processes = 0, 1
