@@ -23,7 +23,8 @@ class LowPrecisionCopy:
     @torch.no_grad()
     def load_master(self) -> None:
         """Copy the master weights into the model, after each step of the optimizer."""
-        torch._foreach_copy_([own.data for _, own in self.pairs], [master.data for master, _ in self.pairs])
+        for master, own in self.pairs:
+            own.copy_(master)
 
     @torch.no_grad()
     def take_gradients(self) -> None:

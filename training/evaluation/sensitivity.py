@@ -85,7 +85,9 @@ def _wetness(scene: Scene, rng: np.random.Generator) -> Scene | None:
 
 
 def _relation(scene: Scene, rng: np.random.Generator) -> Scene | None:
-    opposite = dict(zip(RELATIONS, (RELATIONS[1], RELATIONS[0], RELATIONS[3], RELATIONS[2]), strict=True))
+    opposite: dict[str, str] = dict(
+        zip(RELATIONS, (RELATIONS[1], RELATIONS[0], RELATIONS[3], RELATIONS[2]), strict=True)
+    )
     things = tuple(replace(thing, relation=opposite.get(thing.relation or "")) for thing in scene.things)
     return replace(scene, things=things) if any(thing.relation for thing in scene.things) else None
 
@@ -153,7 +155,7 @@ def sensitivity(
             for name, captions in false.items():
                 changed = [i for i in batch if captions[i] not in (None, true[i])]
                 if changed:
-                    after = losses(packed, target, [captions[i] if i in changed else true[i] for i in batch])
+                    after = losses(packed, target, [captions[i] or true[i] for i in batch])
                     differences[name] += [float(after[i - start] - before[i - start]) for i in changed]
         for name, values in differences.items():
             if values:
