@@ -126,8 +126,8 @@ def test_bad_flags_are_refused_before_anything_is_made(batch, capsys):
 def test_a_row_that_does_not_fit_in_memory_is_refused_and_the_others_are_made(batch, capsys, monkeypatch):
     from app.queue import estimate
 
-    most = estimate.Estimator().estimate(Request(mode="text-to-image", prompt="a", model=batch.model)).peak_bytes()
-    monkeypatch.setattr(estimate, "available_memory", lambda device, reusable=(): most + 2**18)
+    limit = estimate.Estimator().estimate(Request(mode="text-to-image", prompt="a", model=batch.model)).peak_bytes()
+    monkeypatch.setattr(estimate, "available_memory", lambda device, reusable=(): limit + 2**18)
     rows = '{"prompt": "a red ball"}\n{"prompt": "a ball", "mode": "text-to-video"}\n'
     assert batch(rows, "--workers", "0", "--json", suffix=".jsonl") == 3
     found = {line["row"]: line for line in map(json.loads, capsys.readouterr().out.splitlines())}

@@ -38,7 +38,7 @@ def test_broken_invariants_are_detected():
 
 
 @pytest.mark.parametrize(
-    ("fields", "sentence"),
+    ("fields", "message"),
     [
         ({"prompt": "\ud800"}, r"prompt must be text in UTF-8; got half a letter in '\ud800'"),
         ({"guidance": float("nan")}, "guidance must be a finite number; got nan"),
@@ -54,10 +54,10 @@ def test_broken_invariants_are_detected():
         ({"a\nb": 1}, "a request has the fields"),
     ],
 )
-def test_values_that_json_cannot_hold_are_refused_in_one_line(fields, sentence):
+def test_values_that_json_cannot_hold_are_refused_in_one_line(fields, message):
     with pytest.raises(RequestError) as raised:
         Request.from_dict(fields)
-    assert sentence in str(raised.value)
+    assert message in str(raised.value)
     check_message(str(raised.value))
 
 
@@ -71,7 +71,7 @@ def test_json_that_is_too_deep_or_has_a_constant_is_refused(text):
 
 
 @pytest.mark.parametrize(
-    ("text", "sentence"),
+    ("text", "message"),
     [
         (f"a0: &a0 [lol]\n{BILLION_LAUGHS}\nmoments: [*a11]", "it has an alias"),
         (f"a0: &a0 {{at: 0}}\n{BILLION_MERGES}\nmoments: [*a11]", "it has an alias"),
@@ -83,13 +83,13 @@ def test_json_that_is_too_deep_or_has_a_constant_is_refused(text):
         ("moments: [{at: 0, prompt: x}]\n#" + "x" * MAX_STORYBOARD_BYTES, "more than 262,144 bytes"),
     ],
 )
-def test_a_hostile_storyboard_is_refused_at_once(tmp_path, text, sentence):
+def test_a_hostile_storyboard_is_refused_at_once(tmp_path, text, message):
     path = tmp_path / "board.yaml"
     path.write_text(text)
-    with pytest.raises(RequestError, match=sentence) as raised:
+    with pytest.raises(RequestError, match=message) as raised:
         read_storyboard(str(path))
     check_message(str(raised.value))
-    if "bytes" not in sentence:
+    if "bytes" not in message:
         with pytest.raises(RequestError):
             (row,) = read_rows(path)
             raise RequestError(row.error or "")

@@ -27,14 +27,14 @@ def test_a_clip_is_written_and_named(generate, tmp_path):
 
 def test_a_clip_is_extended_edited_and_made_again_with_its_files(generate, longtake, tiny_model, tmp_path):
     generate("a red ball", "-o", tmp_path / "clip.mkv")
-    for name, words in (
+    for name, flags in (
         ("extend", ["the ball goes on", "--seconds", 1]),
         ("edit", ["a blue cube", "--strength", 0.5]),
         ("loop", ["a cube spins"]),
     ):
-        given = [] if name == "loop" else ["--clip", tmp_path / "clip.mkv"]
+        source = [] if name == "loop" else ["--clip", tmp_path / "clip.mkv"]
         output = tmp_path / f"{name}.mp4"
-        code, out, err = longtake(name, *words, *given, "--model", tiny_model, "--steps", 2, "-o", output)
+        code, out, err = longtake(name, *flags, *source, "--model", tiny_model, "--steps", 2, "-o", output)
         assert code == 0 and out.strip() == str(output), err
         assert longtake("again", output, "-o", tmp_path / "again.mp4")[0] == 0
         assert (tmp_path / "again.mp4").read_bytes() == output.read_bytes()

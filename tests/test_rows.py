@@ -49,7 +49,7 @@ def test_a_line_that_is_not_utf_8_does_not_stop_the_others(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "line, sentence",
+    "line, message",
     [
         ('{"prompt": "a ball"', "must be a JSON object on one line"),
         ('["a ball"]', "got a list"),
@@ -64,10 +64,10 @@ def test_a_line_that_is_not_utf_8_does_not_stop_the_others(tmp_path):
         ('{"storyboard": ["a", "b"]}', "storyboard must be a file's name"),
     ],
 )
-def test_a_bad_row_has_a_message_and_does_not_stop_the_others(tmp_path, line, sentence):
+def test_a_bad_row_has_a_message_and_does_not_stop_the_others(tmp_path, line, message):
     one, two, three = read(tmp_path, "jobs.jsonl", f'{{"prompt": "a ball"}}\n{line}\n\n{{"prompt": "a cube"}}')
     assert (one.number, two.number, three.number) == (1, 2, 4)
-    assert sentence in two.error and "\n" not in two.error
+    assert message in two.error and "\n" not in two.error
     items = expand_rows([one, two, three])
     assert [bool(item.error) for item in items] == [False, True, False] and items[1].error == two.error
 
@@ -132,7 +132,7 @@ def test_tables_are_read_as_editors_write_them(tmp_path, name, text):
 
 
 @pytest.mark.parametrize(
-    "row, sentence",
+    "row, message",
     [
         ("a ball,one", "seed must be a number; got 'one'"),
         ("a ball,1.5", "seed must be a whole number; got 1.5"),
@@ -143,13 +143,13 @@ def test_tables_are_read_as_editors_write_them(tmp_path, name, text):
         ("a ball,[1", "seed must be JSON where it is a list"),
     ],
 )
-def test_a_bad_record_does_not_stop_the_others(tmp_path, row, sentence):
+def test_a_bad_record_does_not_stop_the_others(tmp_path, row, message):
     one, two, three = read(tmp_path, "jobs.csv", f"prompt,seed\na cube,1\n{row}\na cube,2\n")
-    assert one.fields and three.fields["seed"] == 2 and sentence in two.error and two.number == 3
+    assert one.fields and three.fields["seed"] == 2 and message in two.error and two.number == 3
 
 
 @pytest.mark.parametrize(
-    "name, text, sentence",
+    "name, text, message",
     [
         ("jobs.csv", "prompt,seeds\na,1", "got 'seeds': perhaps seed was meant"),
         ("jobs.csv", "prompt,prompt\na,b", "two named prompt"),
@@ -163,8 +163,8 @@ def test_a_bad_record_does_not_stop_the_others(tmp_path, row, sentence):
         ("jobs.parquet", "PAR1", "cannot"),
     ],
 )
-def test_an_error_of_the_whole_file_is_refused_in_one_line(tmp_path, name, text, sentence):
-    with pytest.raises(RequestError, match=re.escape(sentence)) as refused:
+def test_an_error_of_the_whole_file_is_refused_in_one_line(tmp_path, name, text, message):
+    with pytest.raises(RequestError, match=re.escape(message)) as refused:
         read(tmp_path, name, text)
     assert "\n" not in str(refused.value)
 

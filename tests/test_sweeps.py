@@ -84,7 +84,7 @@ def test_shared_settings_fill_in_what_a_row_leaves_out():
 
 
 @pytest.mark.parametrize(
-    "row, sentence",
+    "row, message",
     [
         ({"seed": []}, "a list of seed must have a member"),
         ({"seed": [[1, 2]]}, "seed must be int"),
@@ -102,9 +102,9 @@ def test_shared_settings_fill_in_what_a_row_leaves_out():
         ({"promt": "x"}, "perhaps prompt was meant"),
     ],
 )
-def test_an_invalid_request_does_not_stop_the_others(row, sentence):
+def test_an_invalid_request_does_not_stop_the_others(row, message):
     one, two, three = expand_rows(rows_of({"prompt": "a"}, row, {"prompt": "b"}))
-    assert one.request and three.request and not two.request and sentence in two.error
+    assert one.request and three.request and not two.request and message in two.error
     assert (two.row, two.part, two.name) == (2, 1, "")
 
 

@@ -35,8 +35,8 @@ def add_options(parser: argparse.ArgumentParser, default: Any) -> None:
 def read_options(args: argparse.Namespace, default: T) -> T:
     """Return `default` with the fields whose options were given; raises ValueError for a tuple of a wrong length."""
     kinds = get_type_hints(type(default))
-    given = {name: _convert(name, kinds[name], value) for name, value in vars(args).items() if name in kinds}
-    return replace(default, **given)  # type: ignore[type-var]
+    changes = {name: _convert(name, kinds[name], value) for name, value in vars(args).items() if name in kinds}
+    return replace(default, **changes)  # type: ignore[type-var]
 
 
 def field_comments(kind: type) -> dict[str, str]:

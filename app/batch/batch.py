@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from app.queue.jobs import Job
 
 MANIFEST = "manifest.jsonl"
-POLL_SECONDS = 0.1  # between two looks at the queue
+POLL_SECONDS = 0.1  # between two polls of the queue
 PACK_SIZE = 4  # clips of similar cost that are made as one pack
 
 

@@ -252,16 +252,16 @@ def _parse_fields(found: Any, folder: Path) -> dict[str, Any]:
         raise RequestError(f"a row must be a prompt or an object of fields; got a {type(found).__name__}")
     found = with_current_names(found)
     check_field_names(found)
-    given = {name: _resolve_paths(folder, name, value) for name, value in found.items() if value is not None}
-    if STORYBOARD in given:
-        given = _read_storyboard(given.pop(STORYBOARD), folder) | given
+    values = {name: _resolve_paths(folder, name, value) for name, value in found.items() if value is not None}
+    if STORYBOARD in values:
+        values = _read_storyboard(values.pop(STORYBOARD), folder) | values
     try:
-        json.dumps(given, ensure_ascii=False, allow_nan=False, default=str).encode()
+        json.dumps(values, ensure_ascii=False, allow_nan=False, default=str).encode()
     except UnicodeEncodeError as error:
         raise RequestError("a row must be text in UTF-8; this one has other bytes, so save it as UTF-8") from error
     except (TypeError, ValueError) as error:
         raise RequestError(f"a row must hold text, finite numbers and lists of them; {error}") from error
-    return given
+    return values
 
 
 def _read_storyboard(name: Any, folder: Path) -> dict[str, Any]:

@@ -112,7 +112,7 @@ def make_sandbox(folder: Path) -> None:
     shades.save(folder / EXAMPLES / "moving.webp", save_all=True, append_images=[shades.rotate(90)])
     clip = torch.rand(3, 5, 24, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     for suffix in (".mp4", ".webm", ".mkv", ".gif"):
-        write_video(folder / EXAMPLES / f"film{suffix}", [clip], 12, metadata={"longtake": '{"prompt": "a red ball"}'})
+        write_video(folder / EXAMPLES / f"video{suffix}", [clip], 12, metadata={"longtake": '{"prompt": "a red ball"}'})
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, int]]:

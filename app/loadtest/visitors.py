@@ -40,7 +40,7 @@ class VisitorLog:
     """What one visitor measured.
 
     `served` and `wrong`: it got a clip, and it was another's. `reloads_queued` and `reloads_running` count reloads of
-    the page by the state of the clip, `strangers` the cards of other visitors that it was shown.
+    the page by the state of the clip, `strangers` the clips of other visitors that it was shown.
     """
 
     number: int
@@ -59,8 +59,8 @@ class VisitorLog:
 
     def count_reload(self, status: str) -> None:
         """Count a reload of the page."""
-        self.while_waiting += status == "queued"
-        self.while_made += status == "in_progress"
+        self.reloads_queued += status == "queued"
+        self.reloads_running += status == "in_progress"
 
     def check(self, path: Path) -> None:
         """Check whether a file is the clip that was requested."""
@@ -99,7 +99,7 @@ class HttpVisitor:
         """Request a clip, reload once while it waits and once while it is made, and download it."""
         log, client = self.log, self.open_page()
         body = {"prompt": log.prompt, "seed": log.number, "steps": self.steps}
-        id = self.call(client, "POST", "/studio/ask", json=body).json()["cards"][0]["id"]
+        id = self.call(client, "POST", "/studio/generate", json=body).json()["cards"][0]["id"]
         deadline, tag, card = time.monotonic() + TIMEOUT_SECONDS, "", {"status": "queued"}
         while card["status"] in ("queued", "in_progress"):
             assert time.monotonic() < deadline, "a clip must be completed in time"
@@ -158,7 +158,7 @@ async def visit_in_browser(log: VisitorLog, browser: Any, address: str, download
         await page.press("input[name=token]", "Enter")
         await page.wait_for_selector("html[data-ready]")
         await page.fill("#f-prompt textarea", log.prompt)
-        await page.click("#b-make")
+        await page.click("#b-generate")
         tile = await page.wait_for_selector("article.tile")
         id, status = await tile.get_attribute("data-id"), "queued"
         while status in ("queued", "in_progress"):
