@@ -216,7 +216,7 @@ def make_world(run: WorldRun) -> None:
                 )
                 if camera is not None:
                     camera[made] = clip.truth.camera
-                lines.write(json.dumps(_write_captions(clip.scene), ensure_ascii=False) + "\n")
+                lines.write(json.dumps(write_captions(clip.scene), ensure_ascii=False) + "\n")
                 made += 1
                 if made % FLUSH_EVERY == 0 or made == clips:
                     pixels.flush()
@@ -329,7 +329,8 @@ def _count_made(folder: Path, wanted: dict) -> int:
     return made
 
 
-def _write_captions(scene: Scene) -> dict[str, list[str]]:
+def write_captions(scene: Scene) -> dict[str, list[str]]:
+    """Write the captions of a clip, "moving" of the video and "still" of any frame: a function of the scene alone."""
     rng = clip_rng(scene.seed, scene.split, scene.index, purpose=1)
     video, image = (CAPTIONS[of_image][scene.edition - 1] for of_image in (False, True))
     return {

@@ -205,7 +205,8 @@ def _propose(rng: np.random.Generator, seed: int, split: str, index: int, second
         size = choose(rules.sizes)
         extent = rules.sizes[size]
         if subject and out_of_range == "size":
-            size = "tiny" if event in rules.small_subject_events else choose(rules.range_sizes)
+            cramped = rules.small_subject_events and event in ("swing", *rules.small_subject_events)
+            size = "tiny" if cramped else choose(rules.range_sizes)
             extent = rules.range_sizes[size]
         elif subject and event in rules.small_subject_events and size == "large":  # no room in the frame
             size = choose(("small", "medium"))
