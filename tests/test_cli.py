@@ -86,6 +86,30 @@ def test_a_mode_has_the_flags_of_the_fields_that_it_reads_and_no_others(longtake
     assert offered == set(mode.reads) and ("--seconds" in out) == (mode.timed and not mode.still)
 
 
+FORMER_FLAGS = {
+    "pack_size": ("render jobs.txt -o clips --together 3", 3),
+    "max_clips": ("render jobs.txt -o clips --most 9", 9),
+    "limit": ("jobs folder --most 9", 9),
+    "max_jobs": ("serve --most-jobs 9", 9),
+    "max_seconds": ("studio --most-seconds 9", 9.0),
+    "phrasing": ("evaluate --words label", "label"),
+}
+
+
+@pytest.mark.parametrize("name", FORMER_FLAGS)
+def test_flags_of_version_0_1_are_read_and_not_shown(name, capsys):
+    command, value = FORMER_FLAGS[name]
+    words = command.split()
+    assert getattr(make_parser().parse_args(words), name) == value
+    flag, _ = words[-2:]
+    now = [f"--{name.replace('_', '-')}" if word == flag else word for word in words]
+    assert getattr(make_parser().parse_args(now), name) == value
+    assert getattr(make_parser().parse_args(words[:-2]), name) != value
+    with pytest.raises(SystemExit):
+        make_parser().parse_args([words[0], "--help"])
+    assert flag not in capsys.readouterr().out.split()
+
+
 def test_every_function_behind_the_door_to_training_exists():
     assert all(callable(load(name)) for name in FUNCTIONS)
     assert {"world", *PARTS} == TRAINERS.keys()
