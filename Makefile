@@ -28,7 +28,7 @@ test: $(VENV)/installed
 
 test-browser: $(VENV)/installed
 	command -v chromium || apt-get install --yes chromium
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_studio_browser.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_studio_browser.py tests/test_studio_browser_page.py
 
 lint: $(VENV)/installed
 	$(BIN)/ruff format --check .

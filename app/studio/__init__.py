@@ -1,1 +1,1 @@
-"""The studio: a page for people on the durable queue, its gallery, votes and routes."""
+"""The web page on the queue: its form, gallery, votes and HTTP routes."""

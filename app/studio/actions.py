@@ -1,4 +1,4 @@
-"""What the page asks for: variations of a clip, an estimate, a prompt written out, a storyboard's text."""
+"""What the page requests: variations of a clip, an estimate, an upsampled prompt, a storyboard as YAML."""
 
 from __future__ import annotations
 
@@ -18,80 +18,83 @@ from app.registry import AUTO, resolve_upsampler
 from app.server.parsing import request_fields, short_repr
 from app.server.service import Service
 from app.studio.forecast import Forecast
-from app.studio.gallery import Shelf
-from app.studio.remake import again
+from app.studio.gallery import Gallery
+from app.studio.remake import fields_to_remake
 from captioning.text_encoder import shorten_to_limit
 from captioning.upsampler import Upsampler, load_upsampler
 from dit.modes import mode_of
 from dit.request import INTEGER_LIMIT, Request, RequestError
 from dit.storyboard import MAX_STORYBOARD_BYTES, parse_storyboard
 
-VARIATIONS, MOST_VARIATIONS = "variations", 8
-BOARD = ("mode", "prompt", "negative_prompt", "size", "seconds", "steps", "guidance", "seed", "moments")
+VARIATIONS, MAX_VARIATIONS = "variations", 8
+STORYBOARD_FIELDS = ("mode", "prompt", "negative_prompt", "size", "seconds", "steps", "guidance", "seed", "moments")
 
 
-def submit(service: Service, found: dict[str, Any], owner: str) -> list[Job]:
-    """Queue a clip, or as many `variations` of it as a client asks for, with the seed and those after it: all or none.
+def submit(service: Service, fields: dict[str, Any], owner: str) -> list[Job]:
+    """Queue a clip, or as many `variations` of it as the fields say, with consecutive seeds: all or none.
 
-    Raises what `Service.build_request` does, and QueueFull where the owner would have too many in line.
+    Raises what `Service.build_request` raises, and QueueFull where the owner would have too many unfinished jobs.
     """
-    request, many = _asked(service, found, owner)
-    if request.seed + many > INTEGER_LIMIT:
-        raise RequestError(f"seeds must lie below 2^63; got {request.seed} and {many - 1} after it")
-    requests = [replace(request, seed=request.seed + more) for more in range(many)]
-    still = mode_of(request).still
-    suffix = IMAGE_SUFFIXES[0] if still else ".mp4"
+    request, variations = _build_request(service, fields, owner)
+    if request.seed + variations > INTEGER_LIMIT:
+        raise RequestError(f"seeds must lie below 2^63; got {request.seed} and {variations - 1} after it")
+    requests = [replace(request, seed=request.seed + number) for number in range(variations)]
+    suffix = IMAGE_SUFFIXES[0] if mode_of(request).still else ".mp4"
     return service.queue.submit(requests, suffix, owner=owner, max_open=service.max_open_jobs)
 
 
-def _asked(service: Service, found: dict[str, Any], owner: str) -> tuple[Request, int]:
-    many = _many(found.get(VARIATIONS, 1))
-    with plainly():
-        return service.build_request({name: value for name, value in found.items() if name != VARIATIONS}, owner), many
+def _build_request(service: Service, fields: dict[str, Any], owner: str) -> tuple[Request, int]:
+    variations = _parse_variations(fields.get(VARIATIONS, 1))
+    with flags_removed():
+        request = service.build_request({name: value for name, value in fields.items() if name != VARIATIONS}, owner)
+    return request, variations
 
 
 @contextmanager
-def plainly() -> Iterator[None]:
-    """Say what is refused without the flags of the command line, which a page does not have."""
+def flags_removed() -> Iterator[None]:
+    """Remove the dashes of command line flags from the messages of RequestErrors, since a page has no flags."""
     try:
         yield
     except RequestError as error:
         raise RequestError(without_flags(str(error))) from error
 
 
-def without_flags(sentence: str) -> str:
-    """Name fields as a page does: --seconds is seconds."""
-    return re.sub(r"(?<![\w-])--(?=[a-z])", "", sentence)
+def without_flags(message: str) -> str:
+    """Write fields as the page does: --seconds becomes seconds."""
+    return re.sub(r"(?<![\w-])--(?=[a-z])", "", message)
 
 
-def _many(told: Any) -> int:
-    many = int(told) if isinstance(told, str) and told.isascii() and told.isdecimal() and len(told) < 5 else told
-    if isinstance(many, bool) or not isinstance(many, int) or not 1 <= many <= MOST_VARIATIONS:
-        raise RequestError(f"variations must be a whole number from 1 to {MOST_VARIATIONS}; got {short_repr(told)}")
-    return many
+def _parse_variations(value: Any) -> int:
+    count = int(value) if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 5 else value
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MAX_VARIATIONS:
+        raise RequestError(f"variations must be a whole number from 1 to {MAX_VARIATIONS}; got {short_repr(value)}")
+    return count
 
 
-def estimate(service: Service, forecast: Forecast, found: dict[str, Any], owner: str) -> dict[str, Any]:
-    """Say how long what a client would ask for takes and how large its files will be; raises what `submit` does."""
-    request, many = _asked(service, found, owner)
-    with plainly():
-        each = forecast.estimate(request)
-    seconds, size = many * each.seconds, many * each.file_bytes
-    since = f"as fast as {each.speed.clips} clips made here" if each.speed.clips else "a guess until one was made here"
-    sentence = f"about {lasting(seconds)}, {since}; {size / 1000:,.0f} kB"
-    return {"seconds": round(seconds, 1), "bytes": size, "sentence": sentence, "learned": bool(each.speed.clips)}
+def estimate(service: Service, forecast: Forecast, fields: dict[str, Any], owner: str) -> dict[str, Any]:
+    """Estimate the duration and the file sizes of what `submit` would queue; raises what `submit` raises."""
+    request, variations = _build_request(service, fields, owner)
+    with flags_removed():
+        found = forecast.estimate(request)
+    seconds, size = variations * found.seconds, variations * found.file_bytes
+    clips = found.speed.clips
+    basis = f"measured on {clips} clips made here" if clips else "a guess until a clip was made here"
+    sentence = f"about {format_seconds(seconds)}, {basis}; {size / 1000:,.0f} kB"
+    return {"seconds": round(seconds, 1), "bytes": size, "sentence": sentence, "measured": bool(clips)}
 
 
-def lasting(seconds: float) -> str:
-    """Say how long something lasts."""
+def format_seconds(seconds: float) -> str:
+    """Write a duration in seconds, minutes or hours."""
     if seconds < 90:
         return f"{seconds:.0f} s" if seconds >= 1 else "a second"
     return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
-def written_out(service: Service, prompt: Any, seed: Any, still: Any, model: Any = None) -> str:
-    """Write a prompt out by the shipped upsampler, in as many sentences as the model can read; what was typed and what
-    is written are held to the policy. Raises RequestError where none is shipped, or for no prompt.
+def upsample_prompt(service: Service, prompt: Any, seed: Any, still: Any, model: Any = None) -> str:
+    """Upsample a prompt with the shipped upsampler, to at most the token limit of the model's text encoder.
+
+    The prompt and the upsampled prompt are both checked by the policy. Raises RequestError for an empty prompt, and
+    where no upsampler is shipped.
     """
     fields = request_fields({"prompt": prompt, "seed": seed} | ({"model": model} if model else {}))
     name = fields.pop("model", next(iter(service.models)))
@@ -100,23 +103,24 @@ def written_out(service: Service, prompt: Any, seed: Any, still: Any, model: Any
     request = Request.from_dict(fields | {"model": service.models[name].name})
     if not request.prompt.strip():
         raise RequestError("a prompt must say something; got none, so describe the clip in a sentence")
-    named = resolve_upsampler(AUTO)
+    folder = resolve_upsampler(AUTO)
     service.check_request(request)
-    text = writer(str(named)).upsample(request.prompt.strip(), request.seed, bool(still))
-    written = shorten_to_limit(load_cost_model(request.model).pipeline.tokenizer, text) or request.prompt.strip()
-    service.check_request(replace(request, upsampled_prompt=written))
-    return written
+    text = cached_upsampler(str(folder)).upsample(request.prompt.strip(), request.seed, bool(still))
+    upsampled = shorten_to_limit(load_cost_model(request.model).pipeline.tokenizer, text) or request.prompt.strip()
+    service.check_request(replace(request, upsampled_prompt=upsampled))
+    return upsampled
 
 
 @cache
-def writer(folder: str) -> Upsampler:
-    """Load an upsampler once, and keep it."""
+def cached_upsampler(folder: str) -> Upsampler:
+    """Load an upsampler once."""
     return load_upsampler(folder)
 
 
-def board_in(text: Any, shelf: Shelf, owner: str) -> tuple[dict[str, Any], list[str]]:
-    """Return the fields of a storyboard's text, and a sentence for each thing that is not there: files go by ids of
-    the owner's. Raises RequestError for what is no storyboard.
+def storyboard_from_yaml(text: Any, gallery: Gallery, owner: str) -> tuple[dict[str, Any], list[str]]:
+    """Return the fields of a storyboard in YAML or JSON, and a sentence for each input file not found.
+
+    Input files are named by ids of the owner's clips and uploads. Raises RequestError for an invalid storyboard.
     """
     if not isinstance(text, str):
         raise RequestError(f"a storyboard must be text, YAML or JSON; got a {type(text).__name__}")
@@ -124,19 +128,19 @@ def board_in(text: Any, shelf: Shelf, owner: str) -> tuple[dict[str, Any], list[
         raise RequestError(f"a storyboard must have at most {MAX_STORYBOARD_BYTES:,} bytes; got more; shorten it")
     fields = request_fields({"mode": "storyboard"} | parse_storyboard(text))
     fields.pop("model", None)
-    return again(Request.from_dict(fields), shelf, owner)
+    return fields_to_remake(Request.from_dict(fields), gallery, owner)
 
 
-def board_text(found: Any) -> str:
-    """Write a storyboard's fields as YAML; raises RequestError for what is none."""
-    if not isinstance(found, dict):
-        raise RequestError(f"a storyboard must be an object of fields; got a {type(found).__name__}")
-    request = Request.from_dict(request_fields(found))
+def storyboard_to_yaml(fields: Any) -> str:
+    """Write the fields of a storyboard as YAML; raises RequestError for other fields."""
+    if not isinstance(fields, dict):
+        raise RequestError(f"a storyboard must be an object of fields; got a {type(fields).__name__}")
+    request = Request.from_dict(request_fields(fields))
     if not request.moments:
-        raise RequestError("a storyboard must have moments, each with at and prompt; got none, so tell one")
-    fields = {name: getattr(request, name) for name in BOARD if name not in ("size", "moments")}
+        raise RequestError("a storyboard must have moments, each with at and prompt; got none, so add one")
+    values = {name: getattr(request, name) for name in STORYBOARD_FIELDS if name not in ("size", "moments")}
     if request.size:
-        fields["size"] = "{}x{}".format(*request.size)
-    moments = [{name: value for name, value in vars(one).items() if value is not None} for one in request.moments]
-    told = {name: fields[name] for name in BOARD if fields.get(name) not in (None, "")} | {"moments": moments}
-    return yaml.safe_dump(told, allow_unicode=True, sort_keys=False, width=100)
+        values["size"] = "{}x{}".format(*request.size)
+    moments = [{name: value for name, value in vars(moment).items() if value is not None} for moment in request.moments]
+    board = {name: values[name] for name in STORYBOARD_FIELDS if values.get(name) not in (None, "")}
+    return yaml.safe_dump(board | {"moments": moments}, allow_unicode=True, sort_keys=False, width=100)

@@ -1,4 +1,4 @@
-"""When clips will be there: what each will take, by `app.queue.estimate`, and who waits for whom."""
+"""Predict when the jobs of a queue will be done, from the estimates of `app.queue.estimate` and the queue's order."""
 
 from __future__ import annotations
 
@@ -14,83 +14,90 @@ from app.queue.jobs import RUNNING, SAMPLING, WAITING, Job, Queue
 from dit.modes import MODES
 from dit.request import Request
 
-FRESH_SECONDS = 1.0  # for which what was foretold of a line is told to all who ask
-LEARN_SECONDS = 60.0  # after which the pace is taken anew from what was made since
-MOST_FORETOLD = 500  # jobs of a line
+CACHE_SECONDS = 1.0  # for which a prediction of the queue is reused
+SPEED_SECONDS = 60.0  # after which the measured speed is read again
+MAX_JOBS = 500  # jobs of a queue that are predicted
 
 
 class Forecast:
-    """Foretells a queue's line. One thread at a time looks ahead; others are told what was foretold last."""
+    """Predict the waiting times of a queue; one thread at a time computes them, the others get the last result."""
 
     def __init__(self, queue: Queue, device: str = "cpu"):
         self.queue, self.estimator, self.lock = queue, Estimator(device), threading.Lock()
-        self.learned, self.looked = time.monotonic(), 0.0
-        self.line: dict[str, float | None] = {}  # of each job in it, seconds until it is there
-        self.takes: dict[str, Estimate | None] = {}
+        self.speed_read_at, self.predicted_at = time.monotonic(), 0.0
+        self.remaining: dict[str, float | None] = {}  # seconds until each waiting job is done
+        self.estimates: dict[str, Estimate | None] = {}
 
     def estimate(self, request: Request) -> Estimate:
-        """Return what a request will take; raises RequestError for what does not fit, and what `Estimator` does."""
+        """Estimate the duration and file size of a request.
+
+        Raises RequestError where it does not fit into memory, and what `Estimator` raises.
+        """
         with self.lock:
-            self._learn()
+            self._refresh_speed()
             return self.estimator.check_fits(request)
 
     def eta(self, job: Job) -> float | None:
-        """Return in how many whole seconds a job will be there; None where nobody knows."""
+        """Return in how many whole seconds a job will be done; None where that is unknown."""
         if job.state not in (*WAITING, RUNNING):
             return None
-        if time.monotonic() - self.looked > FRESH_SECONDS and self.lock.acquire(blocking=False):
+        if time.monotonic() - self.predicted_at > CACHE_SECONDS and self.lock.acquire(blocking=False):
             try:
-                self._learn()
-                self.line = self._look_ahead()
-                self.looked = time.monotonic()
+                self._refresh_speed()
+                self.remaining = self._predict_queue()
+                self.predicted_at = time.monotonic()
             finally:
                 self.lock.release()
-        found = self.line.get(job.id)
-        if job.state == RUNNING:
-            found = self._left(job)
-        return None if found is None else float(round(found))
+        seconds = self._remaining_seconds(job) if job.state == RUNNING else self.remaining.get(job.id)
+        return None if seconds is None else float(round(seconds))
 
-    def _look_ahead(self) -> dict[str, float | None]:
-        """Return in how many seconds each job of the line will be there, if all goes on as it does."""
-        running = self.queue.jobs((RUNNING,), limit=MOST_FORETOLD)
-        line = sorted(self.queue.jobs(WAITING, limit=MOST_FORETOLD, oldest_first=True), key=lambda job: job.ahead or 0)
-        takes = {job.id: self.takes.get(job.id) or self._take(job.request) for job in (*running, *line)}
-        self.takes = takes
-        left = [self._left(job) for job in running]
-        workers = max(len(self.queue.workers()), len(left))
-        if not workers or self.queue.paused or None in left:
+    def _predict_queue(self) -> dict[str, float | None]:
+        """Return in how many seconds each waiting job will be done, each given to the first free worker."""
+        running = self.queue.jobs((RUNNING,), limit=MAX_JOBS)
+        waiting = sorted(self.queue.jobs(WAITING, limit=MAX_JOBS, oldest_first=True), key=lambda job: job.ahead or 0)
+        estimates = {
+            job.id: self.estimates.get(job.id) or self._try_estimate(job.request) for job in (*running, *waiting)
+        }
+        self.estimates = estimates
+        busy = [self._remaining_seconds(job) for job in running]
+        workers = max(len(self.queue.workers()), len(busy))
+        if not workers or self.queue.paused or None in busy:
             return {}
-        free = [*(one or 0.0 for one in left), *[0.0] * (workers - len(left))]
-        heapify(free)
-        found: dict[str, float | None] = {}
-        for job in line:
-            take = takes[job.id]
-            if take is None:
+        free_in = [*(seconds or 0.0 for seconds in busy), *[0.0] * (workers - len(busy))]
+        heapify(free_in)
+        remaining: dict[str, float | None] = {}
+        for job in waiting:
+            estimate = estimates[job.id]
+            if estimate is None:
                 break
-            found[job.id] = free[0] + take.seconds
-            heapreplace(free, free[0] + take.seconds)
-        return found
+            remaining[job.id] = free_in[0] + estimate.seconds
+            heapreplace(free_in, free_in[0] + estimate.seconds)
+        return remaining
 
-    def _left(self, job: Job) -> float | None:
-        """Return how many seconds a job that is being made still needs: by its own pace once it has one."""
-        take = self.takes.get(job.id)
+    def _remaining_seconds(self, job: Job) -> float | None:
+        """Return how many seconds a running job still needs, by its own speed once that is measured."""
+        estimate = self.estimates.get(job.id)
         if job.eta is not None:
-            show = take.cost.decode_flops / take.cost.flops * take.seconds if take and job.phase == SAMPLING else 0.0
-            return job.eta + show
-        return max(0.0, take.seconds - (time.time() - (job.started or 0.0))) if take else None
+            decode = 0.0
+            if estimate and job.phase == SAMPLING:
+                decode = estimate.cost.decode_flops / estimate.cost.flops * estimate.seconds
+            return job.eta + decode
+        return max(0.0, estimate.seconds - (time.time() - (job.started or 0.0))) if estimate else None
 
-    def _take(self, request: Request) -> Estimate | None:
-        with suppress(ValueError, OSError):  # what is the matter with it its worker will say
+    def _try_estimate(self, request: Request) -> Estimate | None:
+        with suppress(ValueError, OSError):  # the worker will report what is wrong with the request
             return self.estimator.estimate(request)
         return None
 
-    def _learn(self) -> None:
-        """Take the pace anew from what this machine has made."""
-        if time.monotonic() - self.learned < LEARN_SECONDS:
+    def _refresh_speed(self) -> None:
+        """Read the measured speed of this machine again, at most every SPEED_SECONDS."""
+        if time.monotonic() - self.speed_read_at < SPEED_SECONDS:
             return
-        self.learned, estimator = time.monotonic(), self.estimator
-        self.takes = {}
-        for like, found in estimator.cache.items():
-            suffix = IMAGE_SUFFIXES[0] if MODES[like.mode].still else VIDEO_SUFFIXES[0]
-            speed = estimator.history.speed(found.cost.request.model_hash, estimator.device, estimator.threads, suffix)
-            estimator.cache[like] = replace(found, speed=speed)
+        self.speed_read_at, estimator = time.monotonic(), self.estimator
+        self.estimates = {}
+        for request, estimate in estimator.cache.items():
+            suffix = IMAGE_SUFFIXES[0] if MODES[request.mode].still else VIDEO_SUFFIXES[0]
+            speed = estimator.history.speed(
+                estimate.cost.request.model_hash, estimator.device, estimator.threads, suffix
+            )
+            estimator.cache[request] = replace(estimate, speed=speed)

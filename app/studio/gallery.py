@@ -1,8 +1,8 @@
-"""The shelf: what an owner made and sent, in one row, newest first, with favourites, notes and a search.
+"""The gallery: an owner's clips and uploads in one list, newest first, with favourites, notes and a search.
 
-Jobs are the queue's and uploads are files; `shelf.sqlite` beside them keeps what people add (a star, a note) and what
-was once read of a file: how long and large it is, the request that it carries, its credentials. What was read is read
-again where the file has changed since.
+Jobs are rows of the queue and uploads are files. `shelf.sqlite` in the queue's folder stores what users add (favourite,
+note) and caches what was probed in a file: its size and duration, the request in its metadata, its credentials. A file
+that has changed since is probed again.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from app.queue.jobs import AHEAD, BUSY_SECONDS, DONE, Job, job_from_row
 from app.server.parsing import short_repr
 from app.server.service import UPLOAD_ID, NotFound, Service
 from app.server.uploads import PARTIAL_PREFIX
-from app.studio.probe import MEMORY, SECONDS, glance
+from app.studio.probe import MEMORY_BYTES, TIMEOUT_SECONDS, probe_file
 from dit.request import RENAMED, Request, RequestError
 from vae.files import atomic_write
 from vae.video.credentials import hash_of_contents
 from vae.video.pixels import MediaError
 from vae.video.sandbox import run_sandboxed
 
-POSTERS = "posters"  # the folder, in a queue's, of first frames
-LONGEST_NOTE = 2000  # letters
-MOST_SEARCHED = 12  # words of a search
-EVERY = 10**9  # more clips than anybody has
-JOBS, UPLOADED = KINDS = ("job", "upload")
+POSTERS = "posters"  # a subfolder of the queue's folder, with the first frames
+MAX_NOTE_CHARS = 2000
+MAX_SEARCH_WORDS = 12
+NO_LIMIT = 10**9  # more clips than any owner has
+JOB, UPLOAD = KINDS = ("job", "upload")
 
 TABLES = """
 CREATE TABLE IF NOT EXISTS marks (
@@ -45,13 +45,12 @@ CREATE TABLE IF NOT EXISTS known (
 );
 CREATE TABLE IF NOT EXISTS contents (id TEXT PRIMARY KEY, stamp INTEGER NOT NULL, hash TEXT NOT NULL);
 """
-OWN = "favourite", "note"  # columns of marks
-READ = ("columns", "rows", "frames", "fps", "seconds")  # columns of known that say what a file is
+MEDIA_COLUMNS = ("columns", "rows", "frames", "fps", "seconds")  # columns of known that describe the media
 
 
 @dataclass(frozen=True)
 class Upload:
-    """A file that an owner sent, and when, in seconds since 1970."""
+    """A file that an owner sent; `created` is in seconds since 1970."""
 
     id: str
     path: Path
@@ -59,114 +58,113 @@ class Upload:
 
 
 @dataclass(frozen=True)
-class Known:
-    """What was read of a file: its size, frames and seconds (None of a picture), and the request that it carries."""
+class MediaInfo:
+    """What was probed in a file: its size, frames, fps and seconds (None for an image), and its request as JSON."""
 
     columns: int
     rows: int
     frames: int
     fps: float | None
     seconds: float | None
-    told: str | None = None
+    request_json: str | None = None
 
     @property
     def request(self) -> Request | None:
-        """The request that the file carries; None where there is none that can be read."""
-        return _request_in(self.told) if self.told else None
+        """The request in the file's metadata; None where there is no valid one."""
+        return _parse_request(self.request_json) if self.request_json else None
 
 
 @dataclass(frozen=True)
-class Item:
-    """A job or an upload on the shelf, with its marks and what is known of its file."""
+class GalleryItem:
+    """A job or an upload, with the owner's favourite mark and note, and what was probed in its file."""
 
-    made: Job | Upload
+    source: Job | Upload
     favourite: bool = False
     note: str = ""
-    known: Known | None = None
+    info: MediaInfo | None = None
 
 
 @lru_cache(maxsize=4096)
-def _request_in(told: str) -> Request | None:
+def _parse_request(text: str) -> Request | None:
     try:
-        return Request.from_json(told)
+        return Request.from_json(text)
     except RequestError:
         return None
 
 
-class Shelf:
-    """All that owners made and sent at one service, each owner's apart."""
+class Gallery:
+    """All clips and uploads of a service; each method sees those of one owner."""
 
     def __init__(self, service: Service):
         self.service, self.folder, self.local = service, service.queue.folder, threading.local()
         self.posters = self.folder / POSTERS
         self.posters.mkdir(exist_ok=True)
-        self.rows.executescript(TABLES)
+        self.connection.executescript(TABLES)
 
     @property
-    def rows(self) -> sqlite3.Connection:
-        """This thread's connection; the queue's tables can be read there as well, and not be written."""
-        if not hasattr(self.local, "rows"):
-            rows = sqlite3.connect(
+    def connection(self) -> sqlite3.Connection:
+        """This thread's connection; the queue's tables are attached read-only."""
+        if not hasattr(self.local, "connection"):
+            connection = sqlite3.connect(
                 (self.folder / "shelf.sqlite").as_uri(), timeout=BUSY_SECONDS, isolation_level=None, uri=True
             )
-            rows.row_factory = sqlite3.Row
-            rows.execute("PRAGMA journal_mode = WAL")
-            rows.execute("ATTACH ? AS line", ((self.folder / "jobs.sqlite").as_uri() + "?mode=ro",))
-            rows.create_function("holds", 3, _holds, deterministic=True)
-            self.local.rows = rows
-        return self.local.rows
+            connection.row_factory = sqlite3.Row
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("ATTACH ? AS line", ((self.folder / "jobs.sqlite").as_uri() + "?mode=ro",))
+            connection.create_function("has_words", 3, _has_words, deterministic=True)
+            self.local.connection = connection
+        return self.local.connection
 
-    def items(
+    def list_items(
         self,
         owner: str,
         search: str = "",
         favourites: bool = False,
         kind: str | None = None,
         after: str | None = None,
-        most: int = 50,
-    ) -> list[Item]:
-        """List an owner's jobs and uploads, the newest first, at most `most` of those behind the one named `after`;
-        those that have all words of a search in what they say, or in their note, mode or id.
+        limit: int = 50,
+    ) -> list[GalleryItem]:
+        """List an owner's jobs and uploads, newest first: at most `limit`, from those older than the id `after`.
 
-        Raises NotFound for an `after` that is none of the owner's uploads.
+        A search keeps the items that contain all its words in their prompts, note, mode or id. Raises NotFound where
+        `after` is an upload that the owner does not have.
         """
-        words = json.dumps(search.casefold().split()[:MOST_SEARCHED])
-        moment = _moment(after, self.upload(after, owner).created if after and UPLOAD_ID.fullmatch(after) else 0.0)
-        found: list[tuple[tuple[str, str], Item]] = []
-        if kind in (None, JOBS):
-            rows = self.rows.execute(
+        words = json.dumps(search.casefold().split()[:MAX_SEARCH_WORDS])
+        before = _sort_key(after, self.upload(after, owner).created if after and UPLOAD_ID.fullmatch(after) else 0.0)
+        found: list[tuple[tuple[str, str], GalleryItem]] = []
+        if kind in (None, JOB):
+            rows = self.connection.execute(
                 f"SELECT jobs.*, {AHEAD}, favourite, note, known.* FROM jobs "
                 "LEFT JOIN marks ON marks.owner = jobs.owner AND marks.id = jobs.id "
                 "LEFT JOIN known ON known.id = jobs.id "
-                "WHERE jobs.owner = :owner AND jobs.id < :before AND (:any OR favourite = 1) "
-                "AND (:words = '[]' OR holds(:words, coalesce(told, request), jobs.id || ' ' || coalesce(note, ''))) "
-                "ORDER BY jobs.id DESC LIMIT :most",
-                {"owner": owner, "before": moment[0], "any": not favourites, "words": words, "most": most},
+                "WHERE jobs.owner = :owner AND jobs.id < :before AND (:any OR favourite = 1) AND (:words = '[]' "
+                "OR has_words(:words, coalesce(told, request), jobs.id || ' ' || coalesce(note, ''))) "
+                "ORDER BY jobs.id DESC LIMIT :limit",
+                {"owner": owner, "before": before[0], "any": not favourites, "words": words, "limit": limit},
             ).fetchall()
             for row in rows:
                 job = job_from_row(row)
-                found.append((_moment(job.id), _item(job, row)))
-        if kind in (None, UPLOADED):
-            found += [
-                (at, item)
-                for item in self._uploaded(owner)
-                if (at := _moment(item.made.id, item.made.created)) < moment  # type: ignore[union-attr]
-                and (item.favourite or not favourites)
-                and (words == "[]" or _holds(words, item.known and item.known.told, f"{item.made.id} {item.note}"))
-            ]
+                found.append((_sort_key(job.id), _item_from_row(job, row)))
+        if kind in (None, UPLOAD):
+            for upload, item in self._uploaded_items(owner):
+                key, text = _sort_key(upload.id, upload.created), item.info and item.info.request_json
+                if key >= before or (favourites and not item.favourite):
+                    continue
+                if words == "[]" or _has_words(words, text, f"{upload.id} {item.note}"):
+                    found.append((key, item))
         found.sort(key=lambda one: one[0], reverse=True)
-        return [item for _, item in found[:most]]
+        return [item for _, item in found[:limit]]
 
-    def item(self, id: str, owner: str) -> Item:
-        """Return one of an owner's jobs or uploads; raises NotFound for any other."""
-        made = self.upload(id, owner) if UPLOAD_ID.fullmatch(id) else self.service.job(id, owner)
-        marks = self.rows.execute("SELECT * FROM marks WHERE owner = ? AND id = ?", (owner, made.id)).fetchone()
-        known = self.rows.execute("SELECT * FROM known WHERE id = ?", (made.id,)).fetchone()
-        item = Item(made, known=_known(known))
+    def item(self, id: str, owner: str) -> GalleryItem:
+        """Return one of an owner's jobs or uploads; raises NotFound for any other id."""
+        source = self.upload(id, owner) if UPLOAD_ID.fullmatch(id) else self.service.job(id, owner)
+        execute = self.connection.execute
+        marks = execute("SELECT * FROM marks WHERE owner = ? AND id = ?", (owner, source.id)).fetchone()
+        item = GalleryItem(source, info=self._cached_info(source.id))
         return replace(item, favourite=bool(marks["favourite"]), note=marks["note"]) if marks else item
 
     def upload(self, id: str, owner: str) -> Upload:
-        """Return an owner's upload; raises NotFound for any other."""
+        """Return an owner's upload; raises NotFound for any other id."""
         path = self.service.upload_path(id, owner)
         return Upload(id, path, path.stat().st_mtime)
 
@@ -184,158 +182,155 @@ class Shelf:
                 found.append(Upload(id, folder / entry.name, entry.stat().st_mtime))
         return found
 
-    def _uploaded(self, owner: str) -> list[Item]:
-        uploads = {one.id: one for one in self.uploads(owner)}
-        rows = self.rows.execute(
+    def _uploaded_items(self, owner: str) -> list[tuple[Upload, GalleryItem]]:
+        uploads = {upload.id: upload for upload in self.uploads(owner)}
+        rows = self.connection.execute(
             "SELECT ids.value AS upload, favourite, note, known.* FROM json_each(?) AS ids "
             "LEFT JOIN marks ON marks.owner = ? AND marks.id = ids.value LEFT JOIN known ON known.id = ids.value",
             (json.dumps(list(uploads)), owner),
         )
-        return [_item(uploads[row["upload"]], row) for row in rows]
+        return [(uploads[row["upload"]], _item_from_row(uploads[row["upload"]], row)) for row in rows]
 
-    def mark(self, id: str, owner: str, favourite: bool | None = None, note: str | None = None) -> Item:
-        """Star one of an owner's clips, or note something of it; None leaves what is there. Raises RequestError for a
-        long note.
-        """
-        made = self.item(id, owner).made
-        if note is not None and len(note) > LONGEST_NOTE:
-            raise RequestError(f"a note must have at most {LONGEST_NOTE} letters; got {len(note)}; say less")
-        self.rows.execute(
+    def mark(self, id: str, owner: str, favourite: bool | None = None, note: str | None = None) -> GalleryItem:
+        """Set the favourite mark or note of an owner's item; None leaves it. Raises RequestError for a long note."""
+        source = self.item(id, owner).source
+        if note is not None and len(note) > MAX_NOTE_CHARS:
+            raise RequestError(f"a note must have at most {MAX_NOTE_CHARS} characters; got {len(note)}; shorten it")
+        self.connection.execute(
             "INSERT INTO marks (owner, id, favourite, note) VALUES (:owner, :id, coalesce(:star, 0), coalesce(:note, '"
             "')) ON CONFLICT (owner, id) DO UPDATE SET favourite = coalesce(:star, favourite), "
             "note = coalesce(:note, note)",
-            {"owner": owner, "id": made.id, "star": favourite, "note": note},
+            {"owner": owner, "id": source.id, "star": favourite, "note": note},
         )
-        return self.item(made.id, owner)
+        return self.item(source.id, owner)
 
-    def drop(self, id: str, owner: str) -> bool:
-        """Remove one of an owner's clips, or stop it where it is being made; says whether it is gone.
+    def remove(self, id: str, owner: str) -> bool:
+        """Remove one of an owner's items and return True; cancel it and return False where it is being generated.
 
-        Raises RequestError for what a clip that waits or is being made is made from.
+        Raises RequestError for an input of a job that is not finished.
         """
-        made = self.item(id, owner).made
-        name = made.path.name if isinstance(made, Upload) else made.output.name
-        if users := self.rows.execute(
+        source = self.item(id, owner).source
+        name = source.path.name if isinstance(source, Upload) else source.output.name
+        if users := self.connection.execute(
             "SELECT count(*) FROM jobs WHERE owner = ? AND state IN ('queued', 'interrupted', 'running') AND id <> ? "
             "AND instr(request, ?)",
-            (owner, made.id, f"/{name}"),
+            (owner, source.id, f"/{name}"),
         ).fetchone()[0]:
-            raise RequestError(f"a file that clips are made from must stay until they are; {users} wait for this one")
-        if isinstance(made, Upload):
-            made.path.unlink(missing_ok=True)
-        elif not self.service.delete(made.id, owner):
+            raise RequestError(f"an input must stay until the clips that use it are done; {users} are not; cancel them")
+        if isinstance(source, Upload):
+            source.path.unlink(missing_ok=True)
+        elif not self.service.delete(source.id, owner):
             return False
-        self.rows.execute("DELETE FROM marks WHERE owner = ? AND id = ?", (owner, made.id))
-        if not isinstance(made, Upload):  # an upload may be another's as well
+        self.connection.execute("DELETE FROM marks WHERE owner = ? AND id = ?", (owner, source.id))
+        if not isinstance(source, Upload):  # another owner may have the same upload
             for table in ("known", "contents"):
-                self.rows.execute(f"DELETE FROM {table} WHERE id = ?", (made.id,))
-            self.poster_of(made.id).unlink(missing_ok=True)
+                self.connection.execute(f"DELETE FROM {table} WHERE id = ?", (source.id,))
+            self.poster_path(source.id).unlink(missing_ok=True)
         return True
 
-    def file_of(self, item: Item) -> Path:
-        """Return where the file of a finished clip or an upload lies; raises RequestError for a clip without one."""
-        made = item.made
-        if isinstance(made, Upload):
-            return made.path
-        if made.state != DONE:
-            raise RequestError(f"a clip must be completed for that; {made.id} is {made.state}")
-        if not made.output.is_file():
-            raise NotFound(f"a clip must have its file; that of {made.id} was removed by hand; make it again")
-        return made.output
+    def file_path(self, item: GalleryItem) -> Path:
+        """Return the file of an upload or a completed clip; raises RequestError for a clip that is not completed."""
+        source = item.source
+        if isinstance(source, Upload):
+            return source.path
+        if source.state != DONE:
+            raise RequestError(f"a clip must be completed for that; {source.id} is {source.state}")
+        if not source.output.is_file():
+            raise NotFound(f"a clip must have its file; that of {source.id} was removed by hand; make it again")
+        return source.output
 
-    def poster_of(self, id: str) -> Path:
-        """Return where the first frame of a clip is kept, once it was looked at."""
+    def poster_path(self, id: str) -> Path:
+        """Return the path of an item's poster; it exists once the item was probed."""
         return self.posters / f"{id}.webp"
 
-    def learn(self, item: Item) -> Item:
-        """Return an item with what its file says, its poster kept; the file is read, in a child, where it was not yet
-        or has changed.
+    def probe(self, item: GalleryItem) -> GalleryItem:
+        """Return an item with its media info, and write its poster.
 
-        Raises RequestError and NotFound as `file_of`, MediaError for what cannot be read.
+        The file is read, in a child process, only where it was not probed yet or has changed. Raises RequestError and
+        NotFound as `file_path` does, MediaError for an unreadable file.
         """
-        path, id = self.file_of(item), item.made.id
+        path, id = self.file_path(item), item.source.id
         stamp = path.stat().st_mtime_ns
-        row = self.rows.execute("SELECT * FROM known WHERE id = ?", (id,)).fetchone()
-        if row is None or row["stamp"] != stamp or not self.poster_of(id).is_file():
+        row = self.connection.execute("SELECT stamp FROM known WHERE id = ?", (id,)).fetchone()
+        if row is None or row["stamp"] != stamp or not self.poster_path(id).is_file():
             try:
-                found = run_sandboxed(glance, path, memory=MEMORY, seconds=SECONDS)
+                found = run_sandboxed(probe_file, path, memory=MEMORY_BYTES, seconds=TIMEOUT_SECONDS)
             except MediaError as error:
                 raise MediaError(self.service.hide_paths(str(error))) from None
-            _write_whole(self.poster_of(id), found["poster"])
-            told = found["request"] if found["request"] and _request_in(found["request"]) else None
-            values = {name: found[name] for name in READ} | {"id": id, "stamp": stamp, "told": told}
-            self.rows.execute(
+            with atomic_write(self.poster_path(id), durable=False) as temporary:
+                temporary.write_bytes(found["poster"])
+            text = found["request"] if found["request"] and _parse_request(found["request"]) else None
+            self.connection.execute(
                 'INSERT OR REPLACE INTO known (id, stamp, columns, "rows", frames, fps, seconds, told) '
-                "VALUES (:id, :stamp, :columns, :rows, :frames, :fps, :seconds, :told)",
-                values,
+                "VALUES (:id, :stamp, :columns, :rows, :frames, :fps, :seconds, :request)",
+                {name: found[name] for name in MEDIA_COLUMNS} | {"id": id, "stamp": stamp, "request": text},
             )
-            row = self.rows.execute("SELECT * FROM known WHERE id = ?", (id,)).fetchone()
-        return replace(item, known=_known(row))
+        return replace(item, info=self._cached_info(id))
 
-    def remembered(self, item: Item, name: str) -> Any:
-        """Return what was noted of a file under a column's name, or None; the item was learned."""
-        return self.rows.execute(f"SELECT {name} FROM known WHERE id = ?", (item.made.id,)).fetchone()[0]
+    def _cached_info(self, id: str) -> MediaInfo | None:
+        return _info_from_row(self.connection.execute("SELECT * FROM known WHERE id = ?", (id,)).fetchone())
 
-    def remember(self, item: Item, **values: str) -> None:
-        """Note more of a file that was learned."""
-        for name, value in values.items():
-            self.rows.execute(f"UPDATE known SET {name} = ? WHERE id = ?", (value, item.made.id))
+    def cached(self, item: GalleryItem, column: str) -> Any:
+        """Return a cached value of a file that was probed, or None."""
+        return self.connection.execute(f"SELECT {column} FROM known WHERE id = ?", (item.source.id,)).fetchone()[0]
 
-    def contents_of(self, item: Item) -> str:
-        """Return the SHA-256 of a file's contents, credentials aside; raises what `file_of` does, OSError where it
-        cannot be read.
+    def cache(self, item: GalleryItem, **values: str) -> None:
+        """Cache values of a file that was probed, by the names of columns."""
+        for column, value in values.items():
+            self.connection.execute(f"UPDATE known SET {column} = ? WHERE id = ?", (value, item.source.id))
+
+    def content_hash(self, item: GalleryItem) -> str:
+        """Return the SHA-256 of a file's contents without its credentials.
+
+        Raises what `file_path` raises, and OSError for an unreadable file.
         """
-        path = self.file_of(item)
-        key = (item.made.id, path.stat().st_mtime_ns)
-        row = self.rows.execute("SELECT hash FROM contents WHERE id = ? AND stamp = ?", key).fetchone()
-        if row is None:
-            row = {"hash": hash_of_contents(path)}
-            self.rows.execute("INSERT OR REPLACE INTO contents VALUES (?, ?, ?)", (*key, row["hash"]))
-        return row["hash"]
+        path = self.file_path(item)
+        key = (item.source.id, path.stat().st_mtime_ns)
+        row = self.connection.execute("SELECT hash FROM contents WHERE id = ? AND stamp = ?", key).fetchone()
+        if row is not None:
+            return row["hash"]
+        content_hash = hash_of_contents(path)
+        self.connection.execute("INSERT OR REPLACE INTO contents VALUES (?, ?, ?)", (*key, content_hash))
+        return content_hash
 
-    def named(self, contents: str, owner: str) -> str | None:
-        """Return the id of an owner's clip or upload that has such contents; None where there is none."""
-        for item in [*self._uploaded(owner), *self.items(owner, kind=JOBS, most=EVERY)]:
-            with suppress(ValueError, OSError):  # what is not finished, or cannot be read, is not what is sought
-                if self.contents_of(item) == contents:
-                    return item.made.id
+    def find_by_hash(self, content_hash: str, owner: str) -> str | None:
+        """Return the id of an owner's clip or upload with these contents, or None."""
+        uploads = [item for _, item in self._uploaded_items(owner)]
+        for item in [*uploads, *self.list_items(owner, kind=JOB, limit=NO_LIMIT)]:
+            with suppress(ValueError, OSError):  # clips that are not done, and unreadable files
+                if self.content_hash(item) == content_hash:
+                    return item.source.id
         return None
 
 
-def _item(made: Job | Upload, row: sqlite3.Row) -> Item:
-    return Item(made, bool(row["favourite"]), row["note"] or "", _known(row))
+def _item_from_row(source: Job | Upload, row: sqlite3.Row) -> GalleryItem:
+    return GalleryItem(source, bool(row["favourite"]), row["note"] or "", _info_from_row(row))
 
 
-def _known(row: sqlite3.Row | None) -> Known | None:
+def _info_from_row(row: sqlite3.Row | None) -> MediaInfo | None:
     if row is None or row["columns"] is None:
         return None
-    return Known(row["columns"], row["rows"], row["frames"], row["fps"], row["seconds"], row["told"])
+    return MediaInfo(row["columns"], row["rows"], row["frames"], row["fps"], row["seconds"], row["told"])
 
 
-def _moment(id: str | None, created: float = 0.0) -> tuple[str, str]:
-    """Return what clips are ordered by: when they were asked for, in hexadecimal nanoseconds, and their names."""
+def _sort_key(id: str | None, created: float = 0.0) -> tuple[str, str]:
+    """Return the creation time in hexadecimal nanoseconds, with which a job's id begins, and an upload's id."""
     if id is None:
-        return ("g", "")  # behind every digit
+        return ("g", "")  # sorts after every hexadecimal digit
     return (id, "") if not id.startswith("file-") else (f"{int(created * 1e9):016x}", id)
 
 
-def _holds(words: str, told: str | None, more: str) -> bool:
-    """Say whether a request in JSON, or what else is known of a clip, holds all words of a list in JSON."""
-    found = {RENAMED.get(name, name): value for name, value in json.loads(told).items()} if told else {}
-    moments = [one.get("prompt") for one in found.get("moments") or ()]
-    texts = [found.get("prompt"), found.get("upsampled_prompt"), found.get("mode"), *moments, more]
+def _has_words(words: str, request_json: str | None, more: str) -> bool:
+    """Return whether a request or `more` contains all words; `words` is a JSON list."""
+    fields = {RENAMED.get(name, name): value for name, value in json.loads(request_json or "{}").items()}
+    prompts = [moment.get("prompt") for moment in fields.get("moments") or ()]
+    texts = [fields.get("prompt"), fields.get("upsampled_prompt"), fields.get("mode"), *prompts, more]
     text = " ".join(filter(None, texts)).casefold()
     return all(word in text for word in json.loads(words))
 
 
-def _write_whole(path: Path, content: bytes) -> None:
-    """Write a file that appears when it is whole."""
-    with atomic_write(path, durable=False) as temporary:
-        temporary.write_bytes(content)
-
-
 def check_kind(kind: str | None) -> str | None:
-    """Return a kind of clips to list; raises RequestError for what is none."""
+    """Return the kind of items to list; raises RequestError for an unknown one."""
     if kind and kind not in KINDS:
         raise RequestError(f"kind must be {' or '.join(KINDS)}; got {short_repr(kind)}")
     return kind or None

@@ -1,4 +1,4 @@
-"""The door of the studio: a page that takes a token once and keeps it in a cookie that no script can read."""
+"""The sign-in page of the studio: it takes a token once and stores it in a cookie that scripts cannot read."""
 
 from __future__ import annotations
 
@@ -11,21 +11,25 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 
 from app.server.auth import COOKIE, owner_id
+from app.studio.assets import STUDIO_PATH
 
-AT = "/studio"
-SIGN_IN, SIGN_OUT = f"{AT}/sign-in", f"{AT}/sign-out"
-LASTS_SECONDS = 90 * 24 * 3600  # in which a browser that comes again need not be told the token
-MOST_LETTERS = 4096  # of a token, in a form
-# Whoever comes by a link on another site has left a strict cookie behind; what this page fetches itself brings it.
-KNOWN = f'fetch("{AT}/votes").then((found) => found.ok && location.replace("{AT}/"))'
-HASH = base64.b64encode(hashlib.sha256(KNOWN.encode()).digest()).decode()
-# What is shown is from here, and nothing is sent elsewhere; no other site may frame it.
-OWN_ONLY = (
-    f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{HASH}'; connect-src 'self'; "
+SIGN_IN, SIGN_OUT = f"{STUDIO_PATH}/sign-in", f"{STUDIO_PATH}/sign-out"
+COOKIE_SECONDS = 90 * 24 * 3600  # until a browser must send the token again
+MAX_TOKEN_CHARS = 4096
+# A strict cookie is not sent with a link from another site; it is sent with this fetch, which skips the form then.
+REDIRECT_SCRIPT = f'fetch("{STUDIO_PATH}/votes").then((found) => found.ok && location.replace("{STUDIO_PATH}/"))'
+SCRIPT_HASH = base64.b64encode(hashlib.sha256(REDIRECT_SCRIPT.encode()).digest()).decode()
+# The page loads from and sends to this server alone, and no other site may show it in a frame.
+SIGN_IN_POLICY = (
+    f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{SCRIPT_HASH}'; connect-src 'self'; "
     "form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
 )
-CLOSED = {"Content-Security-Policy": OWN_ONLY, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "same-origin"}
-UNSTORED = CLOSED | {"Cache-Control": "no-store"}
+HEADERS = {
+    "Content-Security-Policy": SIGN_IN_POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
 
 PAGE = """<!doctype html>
 <html lang="en">
@@ -51,54 +55,54 @@ button {{ background: var(--accent); color: var(--ground); border: 0; font-weigh
 <body>
 <form method="post" action="{action}">
 <h1>Longtake</h1>
-{told}
+{alert}
 <label>Token · 令牌
-<input type="password" name="token" autocomplete="current-password" required autofocus maxlength="{most}">
+<input type="password" name="token" autocomplete="current-password" required autofocus maxlength="{max_chars}">
 </label>
 <button>Sign in · 登录</button>
-<p>It is known to whoever runs this server, and is asked for once. 令牌请向服务器的管理者索取，只需输入一次。</p>
+<p>Ask whoever runs this server for the token. It is needed only once. 令牌请向服务器的管理者索取，只需输入一次。</p>
 </form>
-<script>{known}</script>
+<script>{script}</script>
 </body>
 </html>
 """
-WRONG = "That token is not known here. 此令牌无效。"
+WRONG_TOKEN = "That token is not known here. 此令牌无效。"
 
 
-def add_door(app: FastAPI, tokens: Sequence[str]) -> None:
-    """Add the page where people sign in, and the way out."""
+def add_sign_in(app: FastAPI, tokens: Sequence[str]) -> None:
+    """Add the sign-in page and the route that signs out; without tokens both redirect to the studio."""
     owners = {owner_id(token) for token in tokens}
 
     @app.get(SIGN_IN, include_in_schema=False)
-    def sign_in():
-        return page() if owners else RedirectResponse(f"{AT}/", 303)
+    def show_sign_in():
+        return sign_in_page() if owners else RedirectResponse(f"{STUDIO_PATH}/", 303)
 
     @app.post(SIGN_IN, include_in_schema=False)
-    async def signed_in(request: Request):
+    async def sign_in(request: Request):
         async with request.form(max_files=0, max_fields=1) as form:
             token = form.get("token")
         token = token.strip() if isinstance(token, str) else ""
-        if owners and (len(token) > MOST_LETTERS or owner_id(token) not in owners):
-            return page(WRONG, 401)
-        answer = RedirectResponse(f"{AT}/", 303, headers=UNSTORED)
+        if owners and (len(token) > MAX_TOKEN_CHARS or owner_id(token) not in owners):
+            return sign_in_page(WRONG_TOKEN, 401)
+        response = RedirectResponse(f"{STUDIO_PATH}/", 303, headers=HEADERS)
         if owners:
-            keep(answer, token, request)
-        return answer
+            set_token_cookie(response, token, request)
+        return response
 
     @app.post(SIGN_OUT, include_in_schema=False)
-    def signed_out(request: Request):
-        answer = RedirectResponse(SIGN_IN, 303, headers=UNSTORED | {"Clear-Site-Data": '"cache"'})
-        keep(answer, "", request)
-        return answer
+    def sign_out(request: Request):
+        response = RedirectResponse(SIGN_IN, 303, headers=HEADERS | {"Clear-Site-Data": '"cache"'})
+        set_token_cookie(response, "", request)
+        return response
 
 
-def keep(answer: Response, token: str, request: Request) -> None:
-    """Have a browser keep a token, or, where it is empty, forget it."""
+def set_token_cookie(response: Response, token: str, request: Request) -> None:
+    """Set the cookie with the token, or delete it where the token is empty; over HTTPS it is sent over HTTPS alone."""
     secure = request.url.scheme == "https" or request.headers.get("x-forwarded-proto") == "https"
-    answer.set_cookie(
+    response.set_cookie(
         COOKIE,
         token,
-        max_age=LASTS_SECONDS if token else 0,
+        max_age=COOKIE_SECONDS if token else 0,
         path="/",
         secure=secure,
         httponly=True,
@@ -106,9 +110,8 @@ def keep(answer: Response, token: str, request: Request) -> None:
     )
 
 
-def page(told: str = "", status: int = 200) -> HTMLResponse:
-    """Return the page where people sign in, with what went wrong, if anything."""
-    words = f'<p role="alert">{escape(told)}</p>' if told else ""
-    return HTMLResponse(
-        PAGE.format(action=SIGN_IN, told=words, most=MOST_LETTERS, known=KNOWN), status, headers=UNSTORED
-    )
+def sign_in_page(message: str = "", status: int = 200) -> HTMLResponse:
+    """Return the sign-in page, with an error message where there is one."""
+    alert = f'<p role="alert">{escape(message)}</p>' if message else ""
+    html = PAGE.format(action=SIGN_IN, alert=alert, max_chars=MAX_TOKEN_CHARS, script=REDIRECT_SCRIPT)
+    return HTMLResponse(html, status, headers=HEADERS)

@@ -1,4 +1,4 @@
-"""What the page may offer: sizes and durations that models were trained for, modes, and short cuts to good words."""
+"""The options of the page: the sizes and durations that models were trained for, modes, and presets."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from typing import Any
 
 from app.registry import AUTO, UPSAMPLER
 from app.server.service import ServedModel, Service
-from app.studio.actions import MOST_VARIATIONS
-from app.studio.gallery import LONGEST_NOTE
+from app.studio.actions import MAX_VARIATIONS
+from app.studio.gallery import MAX_NOTE_CHARS
 from captioning.upsampler import SUBFOLDERS as UPSAMPLER_FILES
 from dit.modes import MODES
 from dit.request import CORNERS, NO_UPSAMPLER, RENAMED, SAMPLERS, SIDES
 
 DEFAULTS = ("steps", "guidance", "frame_guidance", "guidance_rescale", "sampler", "fps", "seconds")
 
-# Words as captions of the world that models are trained on have them, to be added to a prompt.
-WORDS = {
+# Phrases in the style of the training captions, to be added to a prompt.
+PROMPT_PRESETS = {
     "camera": {
         "still": "the camera holds still",
         "orbit": "the camera orbits to the left",
@@ -31,51 +31,55 @@ WORDS = {
     },
     "ground": {"grass": "on the grass", "sand": "on sand", "wood": "on a wooden floor", "concrete": "on concrete"},
 }
-PACES = {"draft": 1 / 3, "fine": 2.0}  # of a model's own number of steps
+STEP_PRESETS = {"draft": 1 / 3, "fine": 2.0}  # factors of the model's default steps
 
 
-def offered(service: Service, alone: bool) -> dict[str, Any]:
-    """Return what GET /studio/offer tells; `alone` where there are no tokens."""
-    models = [_model(name, model) for name, model in service.models.items()]
-    modes = ("summary", "reads", "needs", "still", "timed", "any_length", "strength")
+def studio_options(service: Service, single_user: bool) -> dict[str, Any]:
+    """Return the body of GET /studio/options; `single_user` where there are no tokens."""
+    models = [_describe_model(name, model) for name, model in service.models.items()]
+    mode_fields = ("summary", "reads", "needs", "still", "timed", "any_length", "strength")
     shipped = (UPSAMPLER / UPSAMPLER_FILES[0]).is_dir()
     return {
         "models": models,
-        "modes": [{"name": name} | {part: getattr(mode, part) for part in modes} for name, mode in MODES.items()],
+        "modes": [
+            {"name": name} | {field: getattr(mode, field) for field in mode_fields} for name, mode in MODES.items()
+        ],
         "samplers": list(SAMPLERS),
         "renamed": RENAMED,
         "upsamplers": [NO_UPSAMPLER, AUTO] if shipped else [NO_UPSAMPLER],
         "corners": list(CORNERS),
         "sides": list(SIDES),
-        "alone": alone,
+        "single_user": single_user,
         "presets": _presets(models[0]["defaults"]["steps"]),
-        "limits": {"variations": MOST_VARIATIONS, "note": LONGEST_NOTE, "bytes": service.upload_limits.bytes},
+        "limits": {"variations": MAX_VARIATIONS, "note": MAX_NOTE_CHARS, "bytes": service.upload_limits.bytes},
     }
 
 
-def _model(name: str, model: ServedModel) -> dict[str, Any]:
+def _describe_model(name: str, model: ServedModel) -> dict[str, Any]:
     settings = model.settings
     sizes: dict[str, dict[str, Any]] = {}
     for columns, rows, frames in settings.formats:
-        told = f"{columns}x{rows}"
-        size = sizes.setdefault(told, {"size": told, "stills": False, "clips": False, "seconds": []})
+        size_name = f"{columns}x{rows}"
+        size = sizes.setdefault(size_name, {"size": size_name, "stills": False, "clips": False, "seconds": []})
         if frames == 1:
             size["stills"] = True
         else:
             size["clips"] = True
             size["seconds"] = sorted({*size["seconds"], frames / settings.fps})
-    defaults = {part: getattr(settings, part) for part in DEFAULTS}
+    defaults = {field: getattr(settings, field) for field in DEFAULTS}
     defaults |= {"size": "{}x{}".format(*settings.size), "guidance_interval": list(settings.guidance_interval)}
     return {"name": name, "sizes": list(sizes.values()), "defaults": defaults}
 
 
 def _presets(steps: int) -> list[dict[str, Any]]:
-    """Return short cuts: some fill fields, some add words to the prompt."""
-    paces = [
-        {"group": "pace", "name": name, "fields": {"steps": max(1, round(share * steps))}}
-        for name, share in PACES.items()
+    """Return the presets: some set fields, some add a phrase to the prompt."""
+    step_presets = [
+        {"group": "quality", "name": name, "fields": {"steps": max(1, round(factor * steps))}}
+        for name, factor in STEP_PRESETS.items()
     ]
-    words = [
-        {"group": group, "name": name, "words": said} for group, some in WORDS.items() for name, said in some.items()
+    prompt_presets = [
+        {"group": group, "name": name, "phrase": phrase}
+        for group, phrases in PROMPT_PRESETS.items()
+        for name, phrase in phrases.items()
     ]
-    return paces + words
+    return step_presets + prompt_presets

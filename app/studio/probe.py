@@ -1,6 +1,6 @@
-"""One look at a clip or a picture: its first frame as a poster, how long and large it is, and the request it carries.
+"""Probe a clip or an image: its first frame as a poster, its size and duration, and the request in its metadata.
 
-Files may be strangers', so `glance` is to be called in a child process, by `vae.video.sandbox.run_sandboxed`.
+The files may come from strangers: call `probe_file` in a child process, by `vae.video.sandbox.run_sandboxed`.
 """
 
 from __future__ import annotations
@@ -25,42 +25,42 @@ from vae.video.read import (
     select_video_stream,
 )
 
-POSTER_SIDE = 320  # the most pixels of a poster's longer side
-POSTER_QUALITY = 82  # of WebP, where no blocks are to be seen at 64 x 64 yet
-MEMORY, SECONDS = 4 * 2**30, 60.0  # for the child
-PICTURES = {".png": "PNG", ".jpg": "JPEG", ".webp": "WEBP"}
+POSTER_SIDE = 320  # pixels, at most, of a poster's longer side
+POSTER_QUALITY = 82  # of WebP: the lowest without visible blocks at 64 x 64
+MEMORY_BYTES, TIMEOUT_SECONDS = 4 * 2**30, 60.0  # limits of the child process
+IMAGE_TYPES = {".png": "PNG", ".jpg": "JPEG", ".webp": "WEBP"}
 
 
-def glance(path: Path) -> dict[str, Any]:
-    """Return `poster` (bytes of a WebP), `columns`, `rows`, `frames`, `fps` and `seconds` (None of a picture), and
-    `request`, the text that longtake left in the file, if any.
+def probe_file(path: Path) -> dict[str, Any]:
+    """Read what the gallery shows of a file.
 
-    Raises MediaError for what cannot be read.
+    Returns `poster` (the bytes of a WebP), `columns`, `rows`, `frames`, `fps` and `seconds` (None for an image), and
+    `request`: the JSON of the request in the file's metadata, or None. Raises MediaError for an unreadable file.
     """
     try:
-        found = _picture(path) if path.suffix in PICTURES else _film(path)
+        found = _probe_image(path) if path.suffix in IMAGE_TYPES else _probe_video(path)
     except (MediaError, MemoryError):
         raise
-    except Exception as error:  # readers raise nearly anything on a broken file
-        what = (str(error).splitlines() or [type(error).__name__])[0]
-        raise MediaError(f"{path} cannot be read: {what}; make it again") from None
+    except Exception as error:  # decoders raise nearly any exception for a broken file
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise MediaError(f"{path} cannot be read: {reason}; make it again") from None
     try:
         return found | {"request": read_metadata(path).get(METADATA_KEY)}
-    except MediaError:  # pictures that are no PNG have no words of ours
+    except MediaError:  # of images, only PNG files have metadata of ours
         return found | {"request": None}
 
 
-def _picture(path: Path) -> dict[str, Any]:
-    with Image.open(check_readable(path), formats=[PICTURES[path.suffix]]) as image:
+def _probe_image(path: Path) -> dict[str, Any]:
+    with Image.open(check_readable(path), formats=[IMAGE_TYPES[path.suffix]]) as image:
         image.load()
         image = ImageOps.exif_transpose(image)
         size = {"columns": image.width, "rows": image.height}
         image = image.convert("RGBA")
         image.thumbnail((POSTER_SIDE, POSTER_SIDE))
-        return size | {"poster": _webp(image), "frames": 1, "fps": None, "seconds": None}
+        return size | {"poster": _encode_webp(image), "frames": 1, "fps": None, "seconds": None}
 
 
-def _film(path: Path) -> dict[str, Any]:
+def _probe_video(path: Path) -> dict[str, Any]:
     frames, end, first = 0, Fraction(0), None
     with open_video(path) as container:
         stream = select_video_stream(container, path)
@@ -70,17 +70,18 @@ def _film(path: Path) -> dict[str, Any]:
         if first is None:
             raise MediaError(f"{path} holds no frame that can be decoded; export it again")
         fps = frame_rate(container, stream, frames, end)
-    image = Image.fromarray(_bytes(first))
+    image = Image.fromarray(_to_array(first))
     size = {"columns": image.width, "rows": image.height}
     image.thumbnail((POSTER_SIDE, POSTER_SIDE))
-    return size | {"poster": _webp(image), "frames": frames, "fps": float(fps), "seconds": float(end)}
+    return size | {"poster": _encode_webp(image), "frames": frames, "fps": float(fps), "seconds": float(end)}
 
 
-def _bytes(picture: Tensor):
-    return to_uint8(from_uint8(picture) if picture.dtype.itemsize == 1 else picture).permute(1, 2, 0).numpy()
+def _to_array(image: Tensor):
+    """Return a (3, Y, X) image as a uint8 array (Y, X, 3)."""
+    return to_uint8(from_uint8(image) if image.dtype.itemsize == 1 else image).permute(1, 2, 0).numpy()
 
 
-def _webp(image: Image.Image) -> bytes:
+def _encode_webp(image: Image.Image) -> bytes:
     poster = io.BytesIO()
     image.save(poster, "WEBP", quality=POSTER_QUALITY)
     return poster.getvalue()

@@ -1,4 +1,4 @@
-"""The studio's routes: JSON for its page. Who asks was told by the gate, and sees and moves what is theirs alone."""
+"""The JSON routes of the studio's page. `app.server.auth` finds the owner; each route sees the owner's items alone."""
 
 from __future__ import annotations
 
@@ -18,109 +18,109 @@ from app.queue.jobs import JobError
 from app.queue.previews import preview_path
 from app.server.api import NOSNIFF, OwnerDep, read_body
 from app.server.parsing import parse_json, short_repr
-from app.studio import actions as ask
-from app.studio.gallery import Item, check_kind
-from app.studio.options import offered
-from app.studio.remake import again
-from app.studio.views import Cards
-from app.studio.votes import Ballots
-from dit.request import Request as Clip
+from app.studio import actions
+from app.studio.gallery import GalleryItem, check_kind
+from app.studio.options import studio_options
+from app.studio.remake import fields_to_remake
+from app.studio.views import StudioViews
+from app.studio.votes import Votes
 from dit.request import RequestError
 
-READERS = CapacityLimiter(4)  # files that are read at a time; who waits for that keeps no thread
-WRITER = CapacityLimiter(1)  # prompts that are written out at a time
-MOST_LISTED = 100
-FOREVER = {"Cache-Control": "private, max-age=31536000, immutable", "Vary": "Cookie, Authorization"}
-FRESH = {"Cache-Control": "private, no-cache", "Vary": "Cookie, Authorization"}
-MARKS = {"favourite": bool, "note": str}  # what may be said of a clip
-PAUSED = "paused in the studio"
+PROBE_LIMITER = CapacityLimiter(4)  # files that are probed at a time; a waiting request blocks no thread
+UPSAMPLE_LIMITER = CapacityLimiter(1)  # prompts that are upsampled at a time
+MAX_LIMIT = 100  # items of a response
+CACHE_FOREVER = {"Cache-Control": "private, max-age=31536000, immutable", "Vary": "Cookie, Authorization"}
+REVALIDATE = {"Cache-Control": "private, no-cache", "Vary": "Cookie, Authorization"}
+MARKS = {"favourite": bool, "note": str}  # fields that a client may set
+PAUSE_REASON = "paused in the studio"
 
 
-def routes(cards: Cards, alone: bool) -> APIRouter:
-    """Return all routes of a studio; `alone` where there are no tokens, and one person has it to themselves."""
+def studio_routes(views: StudioViews, single_user: bool) -> APIRouter:
+    """Return all routes of a studio; `single_user` where there are no tokens."""
     router = APIRouter(prefix="/studio", include_in_schema=False)
-    add_gallery(router, cards)
-    add_line(router, cards, alone)
-    add_asking(router, cards, alone)
-    add_reading(router, cards)
-    add_votes(router, Ballots(cards.shelf))
+    add_gallery_routes(router, views)
+    add_queue_routes(router, views, single_user)
+    add_generation_routes(router, views, single_user)
+    add_upload_routes(router, views)
+    add_vote_routes(router, Votes(views.gallery))
     return router
 
 
-async def read(work: Callable[..., Any], *args: Any) -> Any:
-    """Do what reads a file in a child, a few at a time."""
-    return await to_thread.run_sync(work, *args, limiter=READERS)
+async def run_probing(function: Callable[..., Any], *args: Any) -> Any:
+    """Call a function that may probe a file in a child process, in a thread, a few at a time."""
+    return await to_thread.run_sync(function, *args, limiter=PROBE_LIMITER)
 
 
-def add_gallery(router: APIRouter, cards: Cards) -> None:
+def add_gallery_routes(router: APIRouter, views: StudioViews) -> None:
     """Add the gallery, and the details, poster and preview of a clip."""
-    shelf, queue = cards.shelf, cards.service.queue
+    gallery, queue = views.gallery, views.service.queue
 
     @router.get("/clips")
-    def listed(
+    def list_clips(
         request: Request,
         owner: OwnerDep,
         search: Annotated[str, Query(max_length=200)] = "",
         favourites: bool = False,
         kind: str | None = None,
         after: str | None = None,
-        limit: Annotated[int, Query(ge=1, le=MOST_LISTED)] = 50,
+        limit: Annotated[int, Query(ge=1, le=MAX_LIMIT)] = 50,
     ):
-        items = shelf.items(owner, search, favourites, check_kind(kind), after, limit + 1)
+        items = gallery.list_items(owner, search, favourites, check_kind(kind), after, limit + 1)
         counts, pause = queue.counts(), queue.paused
-        found = {
-            "cards": [cards.card(item) for item in items[:limit]],
+        content = {
+            "cards": [views.card(item) for item in items[:limit]],
             "more": len(items) > limit,
-            "paused": cards.service.hide_paths(pause.reason) if pause else None,
+            "paused": views.service.hide_paths(pause.reason) if pause else None,
             "counts": {"queued": counts["queued"] + counts["interrupted"], "running": counts["running"]},
         }
-        body = json.dumps(found, ensure_ascii=False, separators=(",", ":")).encode()
+        body = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
         tag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
         if request.headers.get("if-none-match") == tag:
-            return Response(status_code=304, headers=FRESH | {"ETag": tag})
-        return Response(body, media_type="application/json", headers=FRESH | {"ETag": tag})
+            return Response(status_code=304, headers=REVALIDATE | {"ETag": tag})
+        return Response(body, media_type="application/json", headers=REVALIDATE | {"ETag": tag})
 
     @router.get("/clips/{id}")
     async def details(id: str, owner: OwnerDep):
-        return await read(cards.details, id, owner)
+        return await run_probing(views.details, id, owner)
 
     @router.patch("/clips/{id}")
     async def mark(id: str, request: Request, owner: OwnerDep):
-        found = parse_json(await request.body())
-        for name, value in found.items():
+        marks = parse_json(await request.body())
+        for name, value in marks.items():
             if name not in MARKS or type(value) is not MARKS[name]:
-                rule = "of a clip one may say favourite, true or false, and note, a text"
+                rule = "a clip's fields to set are favourite, true or false, and note, a text"
                 raise RequestError(f"{rule}; got {short_repr(name)}: {short_repr(value)}")
-        return await run_in_threadpool(lambda: cards.card(shelf.mark(id, owner, **found)))
+        return await run_in_threadpool(lambda: views.card(gallery.mark(id, owner, **marks)))
 
     @router.delete("/clips/{id}")
     def remove(id: str, owner: OwnerDep):
-        return {"id": id, "deleted": shelf.drop(id, owner)}
+        return {"id": id, "deleted": gallery.remove(id, owner)}
 
-    def poster_of(id: str, owner: str) -> Path:
-        shelf.learn(shelf.item(id, owner))
-        return shelf.poster_of(id)
+    def probed_poster(id: str, owner: str) -> Path:
+        gallery.probe(gallery.item(id, owner))
+        return gallery.poster_path(id)
 
     @router.get("/clips/{id}/poster")
     async def poster(id: str, owner: OwnerDep):
-        return FileResponse(await read(poster_of, id, owner), media_type="image/webp", headers=NOSNIFF | FOREVER)
+        path = await run_probing(probed_poster, id, owner)
+        return FileResponse(path, media_type="image/webp", headers=NOSNIFF | CACHE_FOREVER)
 
     @router.get("/clips/{id}/preview")
     def preview(id: str, owner: OwnerDep):
-        job = cards.service.job(id, owner)
+        job = views.service.job(id, owner)
         try:
-            picture = preview_path(queue.folder, job.id).read_bytes()
+            image = preview_path(queue.folder, job.id).read_bytes()
         except FileNotFoundError:
-            return Response(status_code=204, headers=NOSNIFF | FRESH)  # the clip was finished meanwhile
-        return Response(picture, media_type="image/webp", headers=NOSNIFF | FOREVER)
+            return Response(status_code=204, headers=NOSNIFF | REVALIDATE)  # the clip was finished meanwhile
+        return Response(image, media_type="image/webp", headers=NOSNIFF | CACHE_FOREVER)
 
 
-def add_line(router: APIRouter, cards: Cards, alone: bool) -> None:
-    """Add what is done with clips that wait or are being made."""
-    service, queue = cards.service, cards.service.queue
+def add_queue_routes(router: APIRouter, views: StudioViews, single_user: bool) -> None:
+    """Add the routes that cancel, retry and reorder jobs, and pause the queue."""
+    service, queue = views.service, views.service.queue
 
     def card(id: str, owner: str) -> dict[str, Any]:
-        return cards.card(cards.shelf.item(id, owner))
+        return views.card(views.gallery.item(id, owner))
 
     @router.post("/clips/{id}/cancel")
     def cancel(id: str, owner: OwnerDep):
@@ -136,107 +136,106 @@ def add_line(router: APIRouter, cards: Cards, alone: bool) -> None:
     async def move(id: str, request: Request, owner: OwnerDep):
         ahead = parse_json(await request.body()).get("ahead")
         if type(ahead) is not int or not 0 <= ahead < 2**31:
-            raise RequestError(f"ahead must be how many are to come before it, from 0; got {short_repr(ahead)}")
+            raise RequestError(f"ahead must be the number of jobs before it, from 0; got {short_repr(ahead)}")
 
-        def moved() -> dict[str, Any]:
-            queue.move(service.job(id, owner).id, ahead, owner=None if alone else owner)
+        def move_job() -> dict[str, Any]:
+            queue.move(service.job(id, owner).id, ahead, owner=None if single_user else owner)
             return card(id, owner)
 
-        return await run_in_threadpool(moved)
+        return await run_in_threadpool(move_job)
 
-    def check_alone() -> None:
-        if not alone:
-            raise JobError(
-                "a queue that several share is paused by whoever runs it: longtake jobs FOLDER --pause REASON"
-            )
+    def check_single_user() -> None:
+        if not single_user:
+            raise JobError("a shared queue is paused on the server, with longtake jobs FOLDER --pause REASON")
 
     @router.post("/pause")
     async def pause(request: Request, owner: OwnerDep):
         body = await request.body()
         reason = parse_json(body).get("reason") if body.strip() else None
         if not isinstance(reason, str | None) or len(reason or "") > 200:
-            raise RequestError(f"reason must be a text of at most 200 letters; got {short_repr(reason)}")
-        check_alone()
-        await run_in_threadpool(queue.pause, (reason or "").strip() or PAUSED)
-        return {"paused": (reason or "").strip() or PAUSED}
+            raise RequestError(f"reason must be a text of at most 200 characters; got {short_repr(reason)}")
+        check_single_user()
+        await run_in_threadpool(queue.pause, (reason or "").strip() or PAUSE_REASON)
+        return {"paused": (reason or "").strip() or PAUSE_REASON}
 
     @router.post("/resume")
     def resume(owner: OwnerDep):
-        check_alone()
+        check_single_user()
         queue.resume()
         return {"paused": None}
 
 
-def add_asking(router: APIRouter, cards: Cards, alone: bool) -> None:
-    """Add what there is to ask for, what that would take, and the asking."""
-    service, shelf = cards.service, cards.shelf
+def add_generation_routes(router: APIRouter, views: StudioViews, single_user: bool) -> None:
+    """Add the options of the form, estimates, upsampling, storyboards, and the route that queues clips."""
+    service, gallery = views.service, views.gallery
 
-    @router.get("/offer")
-    def offer(owner: OwnerDep):
-        return offered(service, alone)
+    @router.get("/options")
+    def options(owner: OwnerDep):
+        return studio_options(service, single_user)
 
-    @router.post("/ask")
-    async def submit(request: Request, owner: OwnerDep):
-        found = await read_body(request, service, owner)
+    @router.post("/generate")
+    async def generate(request: Request, owner: OwnerDep):
+        fields = await read_body(request, service, owner)
 
-        def queued() -> list[dict[str, Any]]:
-            return [cards.card(Item(job)) for job in ask.submit(service, found, owner)]
+        def submit() -> list[dict[str, Any]]:
+            return [views.card(GalleryItem(job)) for job in actions.submit(service, fields, owner)]
 
-        return {"cards": await run_in_threadpool(queued)}
+        return {"cards": await run_in_threadpool(submit)}
 
     @router.post("/estimate")
     async def estimate(request: Request, owner: OwnerDep):
-        found = await read_body(request, service, owner)
-        return await read(ask.estimate, service, cards.forecast, found, owner)
+        fields = await read_body(request, service, owner)
+        return await run_probing(actions.estimate, service, views.forecast, fields, owner)
 
     @router.post("/upsample")
     async def upsample(request: Request, owner: OwnerDep):
-        found = parse_json(await request.body())
-        given = (found.get("prompt"), found.get("seed", 0), found.get("still", False), found.get("model"))
-        written = await to_thread.run_sync(ask.written_out, service, *given, limiter=WRITER)
-        return {"upsampled_prompt": written}
+        body = parse_json(await request.body())
+        args = (body.get("prompt"), body.get("seed", 0), body.get("still", False), body.get("model"))
+        upsampled = await to_thread.run_sync(actions.upsample_prompt, service, *args, limiter=UPSAMPLE_LIMITER)
+        return {"upsampled_prompt": upsampled}
 
     @router.post("/storyboard")
-    async def board(request: Request, owner: OwnerDep):
+    async def storyboard(request: Request, owner: OwnerDep):
         text = parse_json(await request.body()).get("text")
-        fields, missing = await run_in_threadpool(ask.board_in, text, shelf, owner)
+        fields, missing = await run_in_threadpool(actions.storyboard_from_yaml, text, gallery, owner)
         return {"request": fields, "missing": missing}
 
     @router.post("/storyboard/text")
-    async def board_text(request: Request, owner: OwnerDep):
-        return {"text": ask.board_text(parse_json(await request.body()).get("request"))}
+    async def storyboard_text(request: Request, owner: OwnerDep):
+        return {"text": actions.storyboard_to_yaml(parse_json(await request.body()).get("request"))}
 
 
-def add_reading(router: APIRouter, cards: Cards) -> None:
-    """Add the place where files are dropped."""
-    service, shelf = cards.service, cards.shelf
+def add_upload_routes(router: APIRouter, views: StudioViews) -> None:
+    """Add the route that stores an upload and returns the request in its metadata."""
+    service, gallery = views.service, views.gallery
 
-    def told(id: str, owner: str) -> dict[str, Any]:
-        item = shelf.learn(shelf.item(id, owner))
-        assert item.known, "it was learned"
-        request: Clip | None = item.known.request
-        fields, missing = again(request, shelf, owner) if request else (None, ["the file carries no request"])
-        return {"card": cards.card(item), "request": fields, "missing": missing}
+    def describe_upload(id: str, owner: str) -> dict[str, Any]:
+        item = gallery.probe(gallery.item(id, owner))
+        assert item.info, "probe sets it"
+        fields, missing = None, ["the file carries no request"]
+        if item.info.request:
+            fields, missing = fields_to_remake(item.info.request, gallery, owner)
+        return {"card": views.card(item), "request": fields, "missing": missing}
 
     @router.post("/read")
-    async def dropped(request: Request, owner: OwnerDep):
-        async with request.form(max_files=1, max_fields=10) as sent:
-            file = sent.get("file")
+    async def store_upload(request: Request, owner: OwnerDep):
+        async with request.form(max_files=1, max_fields=10) as form:
+            file = form.get("file")
             if not isinstance(file, UploadFile):
                 raise RequestError("a form must have the file in its part named file; got none")
-            id = await read(service.store_upload, file.file, owner)
-        return await read(told, id, owner)
+            id = await run_probing(service.store_upload, file.file, owner)
+        return await run_probing(describe_upload, id, owner)
 
 
-def add_votes(router: APIRouter, ballots: Ballots) -> None:
-    """Add the votes."""
+def add_vote_routes(router: APIRouter, votes: Votes) -> None:
+    """Add the routes that list and store votes."""
 
     @router.get("/votes")
-    def votes(owner: OwnerDep):
-        return ballots.of(owner)
+    def list_votes(owner: OwnerDep):
+        return votes.of_owner(owner)
 
     @router.post("/votes")
-    async def vote(request: Request, owner: OwnerDep):
-        found = parse_json(await request.body())
-        await read(ballots.vote, found, owner)
-        return await run_in_threadpool(ballots.of, owner)
+    async def add_vote(request: Request, owner: OwnerDep):
+        fields = parse_json(await request.body())
+        await run_probing(votes.add, fields, owner)
+        return await run_in_threadpool(votes.of_owner, owner)

@@ -1,4 +1,4 @@
-"""The words of the studio's page, in every language that it speaks."""
+"""Read the texts of the studio's page in every language of its interface."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ import tomllib
 from functools import cache
 from pathlib import Path
 
-WORDS = Path(__file__).with_name("translations.toml")
-LANGUAGES = ("en", "zh")  # in the order in which a line of the file has them
-GAP = re.compile(r"\{(\w+)\}")  # where a value goes into a sentence
+TRANSLATIONS = Path(__file__).with_name("translations.toml")
+LANGUAGES = ("en", "zh")  # in the order of the texts in a line of the file
+PLACEHOLDER = re.compile(r"\{(\w+)\}")  # replaced by a value
 
 
 @cache
-def read_words(path: Path = WORDS) -> dict[str, dict[str, str]]:
-    """Read the words of each language by their names, such as compose.make.
+def read_translations(path: Path = TRANSLATIONS) -> dict[str, dict[str, str]]:
+    """Read the texts as {language: {key: text}}; a key is a group and a name, such as compose.title.
 
-    Raises ValueError for a name that a language has no words for, or words with other gaps than those of the first.
+    Raises ValueError for a key without a text in each language, and where the placeholders of the languages differ.
     """
-    found: dict[str, dict[str, str]] = {language: {} for language in LANGUAGES}
+    translations: dict[str, dict[str, str]] = {language: {} for language in LANGUAGES}
     for group, lines in tomllib.loads(path.read_text(encoding="utf-8")).items():
-        for name, told in lines.items():
-            if len(told) != len(LANGUAGES) or not all(told):
-                raise ValueError(f"{group}.{name} must be told in {' and '.join(LANGUAGES)}; got {told!r}")
-            if any(sorted(GAP.findall(words)) != sorted(GAP.findall(told[0])) for words in told):
-                raise ValueError(f"{group}.{name} must have the same gaps in every language; got {told!r}")
-            for language, words in zip(LANGUAGES, told, strict=True):
-                found[language][f"{group}.{name}"] = words
-    return found
+        for name, texts in lines.items():
+            if len(texts) != len(LANGUAGES) or not all(texts):
+                raise ValueError(f"{group}.{name} must have a text in {' and '.join(LANGUAGES)}; got {texts!r}")
+            if any(sorted(PLACEHOLDER.findall(text)) != sorted(PLACEHOLDER.findall(texts[0])) for text in texts):
+                raise ValueError(f"{group}.{name} must have the same placeholders in every language; got {texts!r}")
+            for language, text in zip(LANGUAGES, texts, strict=True):
+                translations[language][f"{group}.{name}"] = text
+    return translations

@@ -1,47 +1,47 @@
 // What can be made of a clip: its modes, made again, sent to a slot. Looking at a clip is none of these.
 
 import { make } from "./dom.js";
-import { blank, change, draft, drafted, sizeFor } from "./draft.js";
-import { set } from "./form.js";
+import { defaultDraft, updateDraft, draft, draftFromRequest, sizeFor } from "./draft.js";
+import { setFields } from "./form.js";
 import { get, send } from "./net.js";
-import { openMenu, say, trying } from "./sheet.js";
-import { middle } from "./span.js";
+import { openMenu, notify, attempt } from "./sheet.js";
+import { middleHalf } from "./range.js";
 import { modeOf, studio } from "./studio.js";
-import { t } from "./words.js";
+import { t } from "./i18n.js";
 
 /** Open the menu of what can be made of a finished clip or picture. */
 export function openActions(at, card) {
-  const modes = studio.offer.modes.filter(({ reads }) =>
+  const modes = studio.options.modes.filter(({ reads }) =>
     ["clip", "image", "keyframes"].some((name) => reads.includes(name)),
   );
-  const made = ({ reads }) => reads.includes("clip") !== card.still;
-  const line = ({ name }) => [name, t(`modes.${name}`), () => begin(name, card)];
+  const takesCard = ({ reads }) => reads.includes("clip") !== card.still;
+  const line = ({ name }) => [name, t(`modes.${name}`), () => startMode(name, card)];
   const boards = modeOf("storyboard").name === "storyboard" ? [line(modeOf("storyboard"))] : [];
-  const first = [...modes.filter(made), ...(card.still ? boards : [])].map(line);
+  const first = [...modes.filter(takesCard), ...(card.still ? boards : [])].map(line);
   const frames = card.still
     ? []
-    : [[null, t("actions.of_frame")], ...modes.filter((mode) => !made(mode)).map(line), ...boards];
+    : [[null, t("actions.of_frame")], ...modes.filter((mode) => !takesCard(mode)).map(line), ...boards];
   openMenu(at, [[null, t(card.still ? "actions.of_picture" : "actions.of_clip")], ...first, ...frames]);
 }
 
 /** Begin a mode with a clip or picture in its slot; what was in the form can be had back. */
-export async function begin(mode, card) {
+export async function startMode(mode, card) {
   const wanted = modeOf(mode).reads;
-  const inSlot = wanted.includes("clip") || (mode === "storyboard" && !card.still) ? card : await stillOf(card);
+  const inSlot = wanted.includes("clip") || (mode === "storyboard" && !card.still) ? card : await imageOf(card);
   if (!inSlot) return;
-  changing(t("actions.begun", { mode: t(`modes.${mode}`) }), () => {
-    const values = { mode, ...emptied(), ...slotted(mode, inSlot) };
+  changeWithUndo(t("actions.begun", { mode: t(`modes.${mode}`) }), () => {
+    const values = { mode, ...clearedInputs(), ...inputFields(mode, inSlot) };
     if (card.prompt && !draft.prompt.trim()) values.prompt = card.prompt;
     values.size = sizeFor(mode, card.size);
-    change(values);
+    updateDraft(values);
   });
 }
 
-const emptied = () => ({ clip: null, other: null, image: null, mask: null, window: null, box: null });
+const clearedInputs = () => ({ clip: null, other: null, image: null, mask: null, window: null, box: null });
 
-function slotted(mode, card) {
+function inputFields(mode, card) {
   const { reads } = modeOf(mode);
-  if (reads.includes("clip")) return { clip: card.id, window: card.seconds ? middle(card.seconds) : null };
+  if (reads.includes("clip")) return { clip: card.id, window: card.seconds ? middleHalf(card.seconds) : null };
   if (reads.includes("image")) return { image: card.id };
   if (reads.includes("keyframes"))
     return {
@@ -63,11 +63,11 @@ function nextMoment(list) {
 }
 
 /** Change the form in a way that one click undoes. */
-export function changing(sentence, act) {
+export function changeWithUndo(sentence, act) {
   const before = structuredClone(draft);
   act();
-  set({});
-  say(sentence, { act: () => changing(t("actions.undone"), () => change(before)), label: t("actions.undo") });
+  setFields({});
+  notify(sentence, { act: () => changeWithUndo(t("actions.undone"), () => updateDraft(before)), label: t("actions.undo") });
   const stage = document.getElementById("stage");
   if (innerWidth >= 900) scrollTo({ top: 0, behavior: "smooth" });
   else (stage.hidden ? document.getElementById("compose") : stage).scrollIntoView({ behavior: "smooth" });
@@ -75,31 +75,31 @@ export function changing(sentence, act) {
 
 /** Fill the form with what a clip was made of, from its own file; `fresh` leaves the seed to chance. */
 export async function makeAgain(card) {
-  const found = card.request ? card : await trying(() => get(`/studio/clips/${encodeURIComponent(card.id)}`));
+  const found = card.request ? card : await attempt(() => get(`/studio/clips/${encodeURIComponent(card.id)}`));
   if (!found) return;
-  if (!found.request) return say(found.missing || t("details.no_request"), { wrong: true });
-  changing(t("actions.again"), () => change({ ...blank(found.request.model), ...drafted(found.request) }));
+  if (!found.request) return notify(found.missing || t("details.no_request"), { wrong: true });
+  changeWithUndo(t("actions.again"), () => updateDraft({ ...defaultDraft(found.request.model), ...draftFromRequest(found.request) }));
 }
 
 /** Return a card of a picture: the card's own, or the last frame of its clip, which is sent as a picture. */
-async function stillOf(card) {
+async function imageOf(card) {
   if (card.still) return card;
-  const sent = await trying(async () => send(await frameOf(card.content), "frame.png"));
+  const sent = await attempt(async () => send(await frameOf(card.content), "frame.png"));
   return sent?.card ?? null;
 }
 
 /** Return a frame of a clip as a PNG, by default its last. */
 async function frameOf(address, at = Infinity) {
-  const film = make("video", { muted: true, playsInline: true, preload: "auto", src: address });
+  const video = make("video", { muted: true, playsInline: true, preload: "auto", src: address });
   await new Promise((ready, fail) => {
-    film.onloadeddata = ready;
-    film.onerror = () => fail(new Error("a clip cannot be played"));
+    video.onloadeddata = ready;
+    video.onerror = () => fail(new Error("a clip cannot be played"));
   });
   await new Promise((ready) => {
-    film.onseeked = ready;
-    film.currentTime = Math.max(0, Math.min(at, film.duration - 0.02));
+    video.onseeked = ready;
+    video.currentTime = Math.max(0, Math.min(at, video.duration - 0.02));
   });
-  const canvas = make("canvas", { width: film.videoWidth, height: film.videoHeight });
-  canvas.getContext("2d").drawImage(film, 0, 0);
+  const canvas = make("canvas", { width: video.videoWidth, height: video.videoHeight });
+  canvas.getContext("2d").drawImage(video, 0, 0);
   return new Promise((done) => canvas.toBlob(done, "image/png"));
 }

@@ -1,30 +1,30 @@
 // Two clips side by side, in step, and a vote between them.
 
-import { ballot } from "./ballot.js";
-import { button, make, put } from "./dom.js";
+import { voteForm } from "./vote.js";
+import { button, make, setChildren } from "./dom.js";
 import { get } from "./net.js";
-import { darken, screen } from "./screen.js";
-import { openSheet, trying } from "./sheet.js";
-import { clipSeconds, has, t } from "./words.js";
+import { releaseMedia, mediaElement } from "./media.js";
+import { openSheet, attempt } from "./sheet.js";
+import { formatSeconds, hasText, t } from "./i18n.js";
 
-const PACES = [1, 0.5, 0.25];
-const APART_SECONDS = 0.06; // half a frame at 8 frames a second
+const SPEEDS = [1, 0.5, 0.25];
+const DRIFT_SECONDS = 0.06; // half a frame at 8 frames a second
 
 /** Compare two clips that are named by their ids; `next` is what to do when a vote has been cast. */
 export async function openCompare(left, right, next = null) {
-  const found = await trying(() =>
+  const found = await attempt(() =>
     Promise.all([left, right].map((id) => get(`/studio/clips/${encodeURIComponent(id)}`))),
   );
   if (!found) return;
   let ticking = 0;
-  const closed = () => (cancelAnimationFrame(ticking), darken(sheet.body));
+  const closed = () => (cancelAnimationFrame(ticking), releaseMedia(sheet.body));
   const sheet = openSheet(t(next ? "vote.title" : "compare.title"), { kind: "wide compare", closed });
-  const films = found.map((card) => screen(card, { eager: true }));
+  const videos = found.map((card) => mediaElement(card, { eager: true }));
   const side = (card, number) =>
     make(
       "figure",
       {},
-      make("div", { class: "cinema" }, films[number]),
+      make("div", { class: "cinema" }, videos[number]),
       make(
         "figcaption",
         {},
@@ -33,9 +33,9 @@ export async function openCompare(left, right, next = null) {
       ),
     );
   const pair = make("div", { class: "pair" }, found.map(side));
-  const playing = films.filter((film) => film.tagName === "VIDEO");
-  const vote = sameWords(...found) ? ballot(found, () => (next ? (sheet.close(), next()) : null)) : null;
-  put(
+  const playing = videos.filter((video) => video.tagName === "VIDEO");
+  const vote = samePrompt(...found) ? voteForm(found, () => (next ? (sheet.close(), next()) : null)) : null;
+  setChildren(
     sheet.body,
     next ? make("p", { class: "asked" }, found[0].prompt) : null,
     pair,
@@ -44,59 +44,59 @@ export async function openCompare(left, right, next = null) {
     next ? null : differences(found),
   );
   const tick = () => {
-    inStep(playing);
+    synchronize(playing);
     ticking = requestAnimationFrame(tick);
   };
   if (playing.length === 2) tick();
 }
 
 /** Say whether two clips were asked for in the same words, so that one may be better than the other. */
-function sameWords(one, other) {
+function samePrompt(one, other) {
   return one.kind === "job" && other.kind === "job" && one.mode === other.mode && one.prompt === other.prompt;
 }
 
-/** Keep two films in step: the shorter one follows the longer, and both begin again when that has ended. */
-function inStep(films) {
-  for (const film of films) film.loop = false;
-  if (films[0].dataset.held) return;
-  const [lead, other] = [...films].sort((one, two) => (two.duration || 0) - (one.duration || 0));
-  const over = (film) => film.ended || film.duration - film.currentTime < 0.02;
-  const early = over(other) && lead.currentTime < other.duration - APART_SECONDS;
+/** Keep two videos in step: the shorter one follows the longer, and both begin again when that has ended. */
+function synchronize(videos) {
+  for (const video of videos) video.loop = false;
+  if (videos[0].dataset.paused) return;
+  const [lead, other] = [...videos].sort((one, two) => (two.duration || 0) - (one.duration || 0));
+  const over = (video) => video.ended || video.duration - video.currentTime < 0.02;
+  const early = over(other) && lead.currentTime < other.duration - DRIFT_SECONDS;
   if (over(lead)) {
-    for (const film of films) film.currentTime = 0;
-    for (const film of films) film.play().catch(() => {});
-  } else if (early || (!over(other) && Math.abs(lead.currentTime - other.currentTime) > APART_SECONDS)) {
+    for (const video of videos) video.currentTime = 0;
+    for (const video of videos) video.play().catch(() => {});
+  } else if (early || (!over(other) && Math.abs(lead.currentTime - other.currentTime) > DRIFT_SECONDS)) {
     other.currentTime = lead.currentTime;
     other.play().catch(() => {});
   }
 }
 
-function transport(films) {
-  const [first] = films;
-  const all = (act) => films.forEach(act);
-  const hold = (held) => {
-    held ? (first.dataset.held = "yes") : delete first.dataset.held;
-    all((film) => (held ? film.pause() : film.play().catch(() => {})));
-    put(play, ...button(held ? "play" : "pause", "", () => {}).childNodes);
-    play.setAttribute("aria-label", t(held ? "compare.play" : "compare.pause"));
+function transport(videos) {
+  const [first] = videos;
+  const all = (act) => videos.forEach(act);
+  const setPaused = (paused) => {
+    paused ? (first.dataset.paused = "yes") : delete first.dataset.paused;
+    all((video) => (paused ? video.pause() : video.play().catch(() => {})));
+    setChildren(play, ...button(paused ? "play" : "pause", "", () => {}).childNodes);
+    play.setAttribute("aria-label", t(paused ? "compare.play" : "compare.pause"));
   };
-  const play = button("pause", t("compare.pause"), () => hold(!first.dataset.held), { id: "play" });
+  const play = button("pause", t("compare.pause"), () => setPaused(!first.dataset.paused), { id: "play" });
   const seek = (seconds) => (
-    hold(true),
-    all((film) => (film.currentTime = Math.max(0, Math.min(seconds, film.duration || seconds))))
+    setPaused(true),
+    all((video) => (video.currentTime = Math.max(0, Math.min(seconds, video.duration || seconds))))
   );
   const line = make("input", { type: "range", min: 0, max: 1000, value: 0, "aria-label": t("compare.moment") });
   const clock = make("span", { class: "clock" });
-  const longest = () => Math.max(...films.map((film) => film.duration || 0), 0.1);
+  const longest = () => Math.max(...videos.map((video) => video.duration || 0), 0.1);
   line.addEventListener("input", () => seek((line.value / 1000) * longest()));
   first.addEventListener("timeupdate", () => {
-    const now = Math.max(...films.map((film) => film.currentTime));
-    if (!first.dataset.held) line.value = Math.round((1000 * now) / longest());
-    clock.textContent = clipSeconds(now);
+    const now = Math.max(...videos.map((video) => video.currentTime));
+    if (!first.dataset.paused) line.value = Math.round((1000 * now) / longest());
+    clock.textContent = formatSeconds(now);
   });
   const frame = button("step", t("compare.frame"), () => seek(first.currentTime + 0.125));
-  let pace = 0;
-  const slow = make(
+  let speed = 0;
+  const speedButton = make(
     "button",
     {
       type: "button",
@@ -104,15 +104,15 @@ function transport(films) {
       "aria-label": t("compare.pace"),
       on: {
         click: () => {
-          pace = (pace + 1) % PACES.length;
-          all((film) => (film.playbackRate = PACES[pace]));
-          slow.textContent = `${PACES[pace]}×`;
+          speed = (speed + 1) % SPEEDS.length;
+          all((video) => (video.playbackRate = SPEEDS[speed]));
+          speedButton.textContent = `${SPEEDS[speed]}×`;
         },
       },
     },
     "1×",
   );
-  return make("div", { class: "transport" }, play, frame, line, clock, slow);
+  return make("div", { class: "transport" }, play, frame, line, clock, speedButton);
 }
 
 /** Say in what the requests of two clips differ. */
@@ -121,7 +121,7 @@ function differences([one, two]) {
   const names = [...new Set([...Object.keys(left), ...Object.keys(right)])].filter(
     (name) => JSON.stringify(left[name]) !== JSON.stringify(right[name]),
   );
-  const told = (value) =>
+  const format = (value) =>
     value === undefined || value === null ? "–" : typeof value === "object" ? JSON.stringify(value) : String(value);
   const row = (name) =>
     make(
@@ -130,10 +130,10 @@ function differences([one, two]) {
       make(
         "th",
         { scope: "row" },
-        has(`details.${name}`) ? t(`details.${name}`) : has(`form.${name}`) ? t(`form.${name}`) : name,
+        hasText(`details.${name}`) ? t(`details.${name}`) : hasText(`form.${name}`) ? t(`form.${name}`) : name,
       ),
-      make("td", {}, told(left[name])),
-      make("td", {}, told(right[name])),
+      make("td", {}, format(left[name])),
+      make("td", {}, format(right[name])),
     );
   if (!names.length) return make("p", { class: "hint" }, t("compare.same"));
   return make(

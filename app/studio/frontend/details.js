@@ -1,30 +1,30 @@
 // Everything about one clip. Looking changes nothing in the form; only what is pressed there does.
 
 import { makeAgain, openActions } from "./actions.js";
-import { button, icon, later, make, put } from "./dom.js";
-import { dice } from "./draft.js";
-import { set } from "./form.js";
+import { button, icon, debounce, make, setChildren } from "./dom.js";
+import { randomSeed } from "./draft.js";
+import { setFields } from "./form.js";
 import { get, patch, post, remove } from "./net.js";
-import { darken, screen, thumbnail } from "./screen.js";
-import { openSheet, refuse, trying } from "./sheet.js";
+import { releaseMedia, mediaElement, thumbnail } from "./media.js";
+import { openSheet, showError, attempt } from "./sheet.js";
 import { shownCards, pick } from "./gallery.js";
-import { tell, when } from "./studio.js";
-import { facts, RUNNING, state } from "./tile.js";
-import { clipSeconds, duration, has, moment, t } from "./words.js";
+import { emit, listen } from "./studio.js";
+import { summary, RUNNING, statusText } from "./tile.js";
+import { formatSeconds, formatDuration, hasText, formatDate, t } from "./i18n.js";
 
 let open = null;
 
 /** Open the details of a clip; arrows go to its neighbours in the gallery. */
 export async function openDetails(id) {
-  if (open) return turnTo(id);
+  if (open) return showDetails(id);
   const sheet = openSheet(t("details.title"), {
     kind: "wide details",
-    closed: () => ((open = null), darken(sheet.body)),
+    closed: () => ((open = null), releaseMedia(sheet.body)),
   });
-  const [stage, told] = [make("div", { class: "stage" }), make("div", { class: "told" })];
-  put(sheet.body, stage, told);
-  open = { ...sheet, stage, told, id, card: null };
-  put(
+  const [stage, facts] = [make("div", { class: "stage" }), make("div", { class: "facts-column" })];
+  setChildren(sheet.body, stage, facts);
+  open = { ...sheet, stage, facts, id, card: null };
+  setChildren(
     sheet.tools,
     button("left", t("details.newer"), () => step(-1)),
     button("right", t("details.older"), () => step(1)),
@@ -34,24 +34,24 @@ export async function openDetails(id) {
     const way = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
     if (way) step(way);
   });
-  await turnTo(id);
+  await showDetails(id);
 }
 
-when("seen", (found) => {
+listen("seen", (found) => {
   const card = open && found.cards.find(({ id }) => id === open.id);
   if (!card || !open.card) return;
-  if (card.status !== open.card.status) turnTo(card.id);
-  else if (open.phase) open.phase.textContent = state(card);
+  if (card.status !== open.card.status) showDetails(card.id);
+  else if (open.phase) open.phase.textContent = statusText(card);
 });
 
 function step(way) {
   const cards = shownCards();
   const next = cards[cards.findIndex(({ id }) => id === open.id) + way];
-  if (next) turnTo(next.id);
+  if (next) showDetails(next.id);
 }
 
 /** Show a clip: at once what the gallery knows of it, and the rest when its file has been read. */
-async function turnTo(id) {
+async function showDetails(id) {
   open.id = id;
   const known = shownCards().find((card) => card.id === id);
   if (known) show(known, false);
@@ -59,7 +59,7 @@ async function turnTo(id) {
   try {
     card = await get(`/studio/clips/${encodeURIComponent(id)}`);
   } catch (error) {
-    if (open?.id === id) (open.close(), refuse(error));
+    if (open?.id === id) (open.close(), showError(error));
     return;
   }
   if (open?.id === id) show(card, true); // not gone on, nor closed
@@ -68,37 +68,37 @@ async function turnTo(id) {
 function show(card, whole) {
   const before = open.card;
   open.card = card;
-  open.name.textContent = card.mode && has(`modes.${card.mode}`) ? t(`modes.${card.mode}`) : t("gallery.upload");
+  open.name.textContent = card.mode && hasText(`modes.${card.mode}`) ? t(`modes.${card.mode}`) : t("gallery.upload");
   if (before?.id !== card.id || before.status !== card.status || before.content !== card.content) {
-    darken(open.stage);
-    put(open.stage, view(card));
+    releaseMedia(open.stage);
+    setChildren(open.stage, view(card));
   }
-  const rest = whole ? [doing(card), noteOf(card), table(card), credentials(card), parents(card)] : [table(card)];
-  put(open.told, words(card), rest);
+  const rest = whole ? [actionBar(card), noteField(card), table(card), credentials(card), parents(card)] : [table(card)];
+  setChildren(open.facts, words(card), rest);
 }
 
 function view(card) {
   if (card.status !== "completed") {
-    open.phase = make("p", { class: "phase" }, state(card));
+    open.phase = make("p", { class: "phase" }, statusText(card));
     return make("div", { class: "pending" }, open.phase, card.error ? make("p", { class: "why" }, card.error) : null);
   }
   open.phase = null;
-  const film = screen(card, { eager: true });
-  if (!card.still) film.controls = true;
-  const frame = make("div", { class: "cinema" }, film);
+  const video = mediaElement(card, { eager: true });
+  if (!card.still) video.controls = true;
+  const frame = make("div", { class: "cinema" }, video);
   const sharp = (event) => event.currentTarget.setAttribute("aria-pressed", String(frame.classList.toggle("pixels")));
   const pixels = make(
     "button",
     { type: "button", class: "chip", "aria-pressed": "false", on: { click: sharp } },
     t("details.pixels"),
   );
-  return [frame, make("div", { class: "under" }, pixels, make("span", { class: "facts" }, facts(card)))];
+  return [frame, make("div", { class: "under" }, pixels, make("span", { class: "facts" }, summary(card)))];
 }
 
 function words(card) {
   const part = (name, text) =>
     text ? make("div", { class: "quote" }, make("h3", {}, t(`details.${name}`)), make("p", {}, text)) : null;
-  const moments = card.request?.moments?.map((one) => `${clipSeconds(one.at)}: ${one.prompt}`).join("\n");
+  const moments = card.request?.moments?.map((one) => `${formatSeconds(one.at)}: ${one.prompt}`).join("\n");
   return make(
     "div",
     { class: "words" },
@@ -108,17 +108,17 @@ function words(card) {
   );
 }
 
-function doing(card) {
+function actionBar(card) {
   const done = card.status === "completed";
   const line = make("div", { class: "doing" });
   const path = `/studio/clips/${encodeURIComponent(card.id)}`;
-  const away = (act) => () => (open.close(), act());
+  const closing = (act) => () => (open.close(), act());
   if (card.request)
     line.append(
       button(
         "again",
         t("actions.make_again"),
-        away(() => makeAgain(card)),
+        closing(() => makeAgain(card)),
         { words: t("actions.make_again"), kind: "accent" },
       ),
     );
@@ -127,7 +127,7 @@ function doing(card) {
       button(
         "dice",
         t("actions.another"),
-        away(() => another(card)),
+        closing(() => anotherSeed(card)),
         { words: t("actions.another") },
       ),
     );
@@ -144,7 +144,7 @@ function doing(card) {
       button(
         "compare",
         t("gallery.pick"),
-        away(() => pick(card)),
+        closing(() => pick(card)),
         { words: t("gallery.pick") },
       ),
     );
@@ -160,8 +160,8 @@ function doing(card) {
       "star",
       t("gallery.favourite"),
       async () => {
-        const found = await trying(() => patch(path, { favourite: star.getAttribute("aria-pressed") !== "true" }));
-        if (found) (star.setAttribute("aria-pressed", String(found.favourite)), tell("clips"));
+        const found = await attempt(() => patch(path, { favourite: star.getAttribute("aria-pressed") !== "true" }));
+        if (found) (star.setAttribute("aria-pressed", String(found.favourite)), emit("clips"));
       },
       { kind: "star", "aria-pressed": String(Boolean(card.favourite)) },
     );
@@ -169,7 +169,7 @@ function doing(card) {
   }
   if (RUNNING.includes(card.status))
     line.append(
-      button("stop", t("gallery.cancel"), () => trying(() => post(`${path}/cancel`)).then(() => tell("clips")), {
+      button("stop", t("gallery.cancel"), () => attempt(() => post(`${path}/cancel`)).then(() => emit("clips")), {
         words: t("gallery.cancel"),
       }),
     );
@@ -179,26 +179,26 @@ function doing(card) {
 
 /** A button that removes a clip when it is pressed twice. */
 function removal(path) {
-  const knob = button("trash", t("gallery.delete"), async () => {
-    if (knob.dataset.sure) {
-      const gone = await trying(() => remove(path));
-      if (gone) (open?.close(), tell("clips"));
+  const removeButton = button("trash", t("gallery.delete"), async () => {
+    if (removeButton.dataset.sure) {
+      const gone = await attempt(() => remove(path));
+      if (gone) (open?.close(), emit("clips"));
       return;
     }
-    knob.dataset.sure = "yes";
-    knob.append(make("span", {}, t("details.sure")));
-    setTimeout(() => (delete knob.dataset.sure, knob.querySelector("span")?.remove()), 3000);
+    removeButton.dataset.sure = "yes";
+    removeButton.append(make("span", {}, t("details.sure")));
+    setTimeout(() => (delete removeButton.dataset.sure, removeButton.querySelector("span")?.remove()), 3000);
   });
-  return knob;
+  return removeButton;
 }
 
 /** Put the request into the form with another seed. */
-async function another(card) {
+async function anotherSeed(card) {
   await makeAgain(card);
-  set({ lock: false, seed: dice() });
+  setFields({ lock: false, seed: randomSeed() });
 }
 
-function noteOf(card) {
+function noteField(card) {
   const field = make("textarea", {
     rows: 2,
     maxlength: 2000,
@@ -207,36 +207,36 @@ function noteOf(card) {
     value: card.note || "",
   });
   const saved = make("span", { class: "saved", role: "status" });
-  const save = later(600, async () => {
+  const save = debounce(600, async () => {
     const note = field.value;
-    const found = await trying(() => patch(`/studio/clips/${encodeURIComponent(card.id)}`, { note }));
-    if (found) ((saved.textContent = t("details.saved")), tell("clips"));
+    const found = await attempt(() => patch(`/studio/clips/${encodeURIComponent(card.id)}`, { note }));
+    if (found) ((saved.textContent = t("details.saved")), emit("clips"));
   });
   field.addEventListener("input", () => ((saved.textContent = ""), save()));
   return make("label", { class: "note" }, make("h3", {}, t("details.note"), saved), field);
 }
 
 function table(card) {
-  const asked = card.request ?? {};
+  const request = card.request ?? {};
   const rows = {
-    status: card.status === "completed" ? null : state(card),
-    mode: asked.mode && has(`modes.${asked.mode}`) ? t(`modes.${asked.mode}`) : asked.mode,
+    status: card.status === "completed" ? null : statusText(card),
+    mode: request.mode && hasText(`modes.${request.mode}`) ? t(`modes.${request.mode}`) : request.mode,
     size: card.size?.replace("x", "×"),
-    duration: card.still ? null : (card.duration ?? card.seconds) && clipSeconds(card.duration ?? card.seconds),
+    duration: card.still ? null : (card.duration ?? card.seconds) && formatSeconds(card.duration ?? card.seconds),
     frames: card.frames && (card.fps ? t("details.frames_at", { frames: card.frames, fps: card.fps }) : card.frames),
-    seed: asked.seed,
-    steps: asked.steps,
-    guidance: asked.guidance,
-    sampler: asked.sampler,
-    strength: asked.strength,
-    side: asked.side && t(`side.${asked.side}`),
-    window: asked.window && t("details.from_to", { from: asked.window[0], to: asked.window[1] }),
+    seed: request.seed,
+    steps: request.steps,
+    guidance: request.guidance,
+    sampler: request.sampler,
+    strength: request.strength,
+    side: request.side && t(`side.${request.side}`),
+    window: request.window && t("details.from_to", { from: request.window[0], to: request.window[1] }),
     model: card.model,
     weights: card.model_hash?.slice(0, 12),
     made_with: card.made_with,
-    took: card.took && duration(card.took),
+    took: card.run_seconds && formatDuration(card.run_seconds),
     bytes: card.bytes && t("details.kilobytes", { kilobytes: Math.ceil(card.bytes / 1024) }),
-    created: card.created_at && moment(card.created_at),
+    created: card.created_at && formatDate(card.created_at),
     id: card.id,
   };
   const shown = Object.entries(rows).filter(([, value]) => value !== null && value !== undefined && value !== "");
@@ -267,7 +267,7 @@ function parents(card) {
   const one = (id) =>
     make(
       "button",
-      { type: "button", class: "parent", "aria-label": t("details.parent"), on: { click: () => turnTo(id) } },
+      { type: "button", class: "parent", "aria-label": t("details.parent"), on: { click: () => showDetails(id) } },
       thumbnail(id),
     );
   return make("div", { class: "parents" }, make("h3", {}, t("details.made_from")), card.parents.map(one));

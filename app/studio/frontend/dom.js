@@ -4,13 +4,13 @@ const SVG = "http://www.w3.org/2000/svg";
 
 /** Make an element: `traits` are attributes, `on` its listeners, `data` its data-*; children are elements or text. */
 export function make(tag, traits = {}, ...children) {
-  return dressed(document.createElement(tag), traits, children);
+  return applyTraits(document.createElement(tag), traits, children);
 }
 
-function dressed(element, traits, children) {
+function applyTraits(element, traits, children) {
   for (const [name, value] of Object.entries(traits)) {
     if (value === null || value === undefined || value === false) continue;
-    if (name === "on") for (const [event, heard] of Object.entries(value)) element.addEventListener(event, heard);
+    if (name === "on") for (const [event, handler] of Object.entries(value)) element.addEventListener(event, handler);
     else if (name === "data") Object.assign(element.dataset, value);
     else if (name in PROPERTIES) element[name] = value;
     else element.setAttribute(name, value === true ? "" : value);
@@ -35,7 +35,7 @@ const PROPERTIES = {
 /** Draw an icon of 24 by 24: its lines, which are ours. */
 export function icon(name) {
   const path = document.createElementNS(SVG, "path");
-  path.setAttribute("d", LINES[name]);
+  path.setAttribute("d", PATHS[name]);
   const svg = document.createElementNS(SVG, "svg");
   for (const [key, value] of [
     ["viewBox", "0 0 24 24"],
@@ -65,13 +65,13 @@ export function button(name, label, press, { words = "", kind = "", ...traits } 
 }
 
 /** Return the element of an id once it is on the page. */
-export async function present(id) {
+export async function whenPresent(id) {
   while (!document.getElementById(id)) await new Promise(requestAnimationFrame);
   return document.getElementById(id);
 }
 
 /** Put other children into an element. */
-export function put(element, ...children) {
+export function setChildren(element, ...children) {
   element.replaceChildren(
     ...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false),
   );
@@ -79,7 +79,7 @@ export function put(element, ...children) {
 }
 
 /** Call something once, a while after the last time that it was wanted. */
-export function later(milliseconds, act) {
+export function debounce(milliseconds, act) {
   let timer = 0;
   return (...values) => {
     clearTimeout(timer);
@@ -87,7 +87,7 @@ export function later(milliseconds, act) {
   };
 }
 
-const LINES = {
+const PATHS = {
   "text-to-video": "M4 6h16M4 11h10M4 16h6M15 13l6 3.5-6 3.5z",
   "text-to-image": "M4 5h16v14H4zM4 16l5-5 4 4 3-3 4 4M15 9h.01",
   loop: "M7 8c-6 0-6 8 0 8 4 0 6-8 10-8 6 0 6 8 0 8-4 0-6-8-10-8z",

@@ -1,10 +1,10 @@
 // What is being asked for: remembered at every change, and turned into the fields of a request.
 
-import { keep, kept } from "./memory.js";
-import { modeOf, modelOf, studio, tell } from "./studio.js";
+import { store, load } from "./storage.js";
+import { modeOf, modelOf, studio, emit } from "./studio.js";
 
 // Fields with a control of Gradio's are named in studio.fields; these have places of their own.
-const OWN = {
+const NO_CONTROL = {
   mode: "text-to-video",
   image: null,
   clip: null,
@@ -17,52 +17,52 @@ const OWN = {
   upsampledFrom: null,
   more: {},
 };
-const PLAIN = ["steps", "guidance", "frame_guidance", "guidance_rescale", "sampler"];
+const PLAIN_FIELDS = ["steps", "guidance", "frame_guidance", "guidance_rescale", "sampler"];
 const LENGTHS = { storyboard: 4, long: 10 }; // seconds, of modes that must be told
-const MOST_SEED = 2 ** 31;
+const MAX_SEED = 2 ** 31;
 
 export const draft = {};
 
 /** Return the form as a model leaves it. */
-export function blank(name) {
+export function defaultDraft(name) {
   const { name: model, defaults } = modelOf(name);
   const { size, seconds, steps, guidance, frame_guidance, guidance_rescale, sampler } = defaults;
   const [low, high] = defaults.guidance_interval;
-  const [upsample, side] = [studio.offer.upsamplers[0], studio.offer.sides[0]];
-  const words = { prompt: "", negative_prompt: "", upsample, upsampled_prompt: "" };
+  const [upsample, side] = [studio.options.upsamplers[0], studio.options.sides[0]];
+  const promptText = { prompt: "", negative_prompt: "", upsample, upsampled_prompt: "" };
   const shape = { model, size, seconds, length: null, side, strength: 0.6, watermark: "" };
-  const chance = { seed: 0, lock: false, variations: 1 };
-  const pace = { steps, guidance, frame_guidance, low, high, guidance_rescale, sampler };
-  return { ...structuredClone(OWN), ...words, ...shape, ...chance, ...pace };
+  const seeding = { seed: 0, lock: false, variations: 1 };
+  const sampling = { steps, guidance, frame_guidance, low, high, guidance_rescale, sampler };
+  return { ...structuredClone(NO_CONTROL), ...promptText, ...shape, ...seeding, ...sampling };
 }
 
 /** Give fields that this browser kept before they were renamed their present names. */
-export function renamed(fields) {
-  return Object.fromEntries(Object.entries(fields).map(([name, value]) => [studio.offer.renamed[name] ?? name, value]));
+export function renameFields(fields) {
+  return Object.fromEntries(Object.entries(fields).map(([name, value]) => [studio.options.renamed[name] ?? name, value]));
 }
 
 /** Take up the draft of the last visit. */
-export function recall() {
-  Object.assign(draft, blank(), renamed(kept("draft", {})));
-  if (!studio.offer.modes.some((mode) => mode.name === draft.mode)) draft.mode = OWN.mode;
-  within();
+export function restoreDraft() {
+  Object.assign(draft, defaultDraft(), renameFields(load("draft", {})));
+  if (!studio.options.modes.some((mode) => mode.name === draft.mode)) draft.mode = NO_CONTROL.mode;
+  clampToModel();
 }
 
 /** Change the draft; what the model was not trained for becomes the nearest that it was. */
-export function change(values) {
+export function updateDraft(values) {
   const before = draft.mode;
   Object.assign(draft, values);
   if (draft.mode !== before && !("length" in values)) draft.length = LENGTHS[draft.mode] ?? null;
   if (draft.mode !== before && !("strength" in values) && modeOf(draft.mode).strength)
     draft.strength = modeOf(draft.mode).strength;
-  within();
-  keep("draft", draft);
-  if (draft.mode !== before) tell("mode");
-  tell("draft");
+  clampToModel();
+  store("draft", draft);
+  if (draft.mode !== before) emit("mode");
+  emit("draft");
 }
 
 /** Bring size and duration within what the model was trained for. */
-function within() {
+function clampToModel() {
   const model = modelOf(draft.model);
   draft.model = model.name;
   const sizes = sizesFor(draft.mode, model.name);
@@ -93,13 +93,13 @@ export function durationsFor(size, model) {
 }
 
 /** Return the body that asks for the draft. */
-export function body() {
+export function requestBody() {
   const mode = modeOf(draft.mode);
   const { defaults } = modelOf(draft.model);
   const found = {
     ...draft.more,
     mode: draft.mode,
-    prompt: words(),
+    prompt: promptText(),
     model: draft.model,
     size: draft.size,
     seed: Number(draft.seed) || 0,
@@ -108,12 +108,12 @@ export function body() {
   if (draft.watermark) found.watermark = draft.watermark;
   if (mode.timed && !mode.still && !mode.any_length) found.seconds = Number(draft.seconds);
   if (mode.timed && mode.any_length && Number(draft.length) > 0) found.seconds = Number(draft.length);
-  for (const name of PLAIN) if (draft[name] !== null && draft[name] !== defaults[name]) found[name] = draft[name];
+  for (const name of PLAIN_FIELDS) if (draft[name] !== null && draft[name] !== defaults[name]) found[name] = draft[name];
   const [low, high] = defaults.guidance_interval;
   if (Number(draft.low) !== low || Number(draft.high) !== high)
     found.guidance_interval = [Number(draft.low), Number(draft.high)];
   if (isUpsampled()) found.upsampled_prompt = draft.upsampled_prompt.trim();
-  if (draft.upsample !== "none" && !isTold()) found.upsample = draft.upsample;
+  if (draft.upsample !== "none" && !usesMoments()) found.upsample = draft.upsample;
   for (const name of mode.reads) {
     const value = read(name);
     if (value !== null && value !== undefined && value !== "") found[name] = value;
@@ -122,19 +122,19 @@ export function body() {
 }
 
 /** Return what is typed; moments have words of their own. */
-function words() {
-  return isTold() ? "" : draft.prompt.trim();
+function promptText() {
+  return usesMoments() ? "" : draft.prompt.trim();
 }
 
 /** Say whether the cards of a timeline say what is to be seen, and not the prompt. */
-export function isTold() {
+export function usesMoments() {
   const mode = modeOf(draft.mode);
   return mode.needs.includes("moments") || (mode.reads.includes("moments") && draft.moments.length > 0);
 }
 
 /** Say whether the model reads what is written out, by hand or of this very prompt. */
 export function isUpsampled() {
-  if (!draft.upsampled_prompt.trim() || isTold()) return false;
+  if (!draft.upsampled_prompt.trim() || usesMoments()) return false;
   return draft.upsampledFrom === null || draft.upsampledFrom === draft.prompt.trim();
 }
 
@@ -153,22 +153,22 @@ function read(name) {
 }
 
 /** Return the first thing that the mode still needs, by its name, or null. */
-export function missing() {
+export function missingInput() {
   const mode = modeOf(draft.mode);
-  const asked = body();
-  const need = mode.needs.find((name) => !asked[name] || asked[name].length === 0);
+  const fields = requestBody();
+  const need = mode.needs.find((name) => !fields[name] || fields[name].length === 0);
   if (need) return need;
   if (mode.name === "inpaint" && !draft.mask) return "mask";
-  if (mode.name === "keyframes" && !asked.keyframes?.length) return "keyframes";
-  return asked.prompt || asked.moments ? null : "prompt";
+  if (mode.name === "keyframes" && !fields.keyframes?.length) return "keyframes";
+  return fields.prompt || fields.moments ? null : "prompt";
 }
 
 /** Return the draft that asks for what a request asked for. */
-export function drafted(request) {
-  const found = blank(request.model);
+export function draftFromRequest(request) {
+  const found = defaultDraft(request.model);
   const { defaults } = modelOf(request.model);
   const {
-    mode = OWN.mode,
+    mode = NO_CONTROL.mode,
     size,
     seconds,
     guidance_interval,
@@ -186,7 +186,7 @@ export function drafted(request) {
     if (name in found && name !== "model") found[name] = value;
     else if (name !== "model" && value !== defaults[name]) found.more[name] = value;
   }
-  found.mode = studio.offer.modes.some((one) => one.name === mode) ? mode : OWN.mode;
+  found.mode = studio.options.modes.some((one) => one.name === mode) ? mode : NO_CONTROL.mode;
   if (size) found.size = Array.isArray(size) ? size.join("x") : size;
   if (seconds) Object.assign(found, modeOf(mode).any_length ? { length: seconds } : { seconds });
   if (guidance_interval) [found.low, found.high] = guidance_interval;
@@ -198,7 +198,7 @@ export function drafted(request) {
       image: one.image ?? null,
       clip: one.clip ?? null,
     }));
-  if (upsample && studio.offer.upsamplers.includes(upsample)) found.upsample = upsample;
+  if (upsample && studio.options.upsamplers.includes(upsample)) found.upsample = upsample;
   if (upsampled_prompt)
     Object.assign(found, {
       upsampled_prompt,
@@ -208,6 +208,6 @@ export function drafted(request) {
 }
 
 /** Return a seed that nobody chose. */
-export function dice() {
-  return Math.floor(Math.random() * MOST_SEED);
+export function randomSeed() {
+  return Math.floor(Math.random() * MAX_SEED);
 }

@@ -2,26 +2,26 @@
 
 import { openCompare } from "./compare.js";
 import { openDetails } from "./details.js";
-import { button, icon, later, make, put } from "./dom.js";
-import { greet } from "./greeting.js";
+import { button, icon, debounce, make, setChildren } from "./dom.js";
+import { showWelcome } from "./welcome.js";
 import { get, getChanged } from "./net.js";
-import { darken } from "./screen.js";
-import { trying } from "./sheet.js";
+import { releaseMedia } from "./media.js";
+import { attempt } from "./sheet.js";
 import { isMask } from "./slots.js";
-import { tell, when } from "./studio.js";
+import { emit, listen } from "./studio.js";
 import { makeTile, RUNNING, updateTile } from "./tile.js";
-import { t } from "./words.js";
+import { t } from "./i18n.js";
 
 const PAGE = 48; // cards of a look
-const SOON_MS = 900;
-const LATER_MS = 4000; // between two looks, while something is being made and while nothing is
+const BUSY_POLL_MS = 900;
+const IDLE_POLL_MS = 4000; // between two looks, while something is being made and while nothing is
 
 const tiles = new Map();
-const sought = { search: "", favourites: "", kind: "" };
+const filters = { search: "", favourites: "", kind: "" };
 let newest = []; // cards of the first page
 let older = []; // cards of those that were asked for since
 let more = false;
-let looked = false;
+let loaded = false;
 let etag = null;
 let timer = 0;
 let picked = [];
@@ -36,38 +36,38 @@ export function openGallery(place) {
   };
   parts.more = make("button", { type: "button", class: "knob", id: "older", hidden: true, on: { click: fetchOlder } });
   const head = make("div", { id: "gallery-head" });
-  put(place, head, parts.none, parts.grid, parts.more);
+  setChildren(place, head, parts.none, parts.grid, parts.more);
   document.body.append(parts.tray);
   const draw = () => {
-    put(head, searching());
+    setChildren(head, searchBar());
     parts.more.textContent = t("gallery.older");
-    lay();
+    layOut();
   };
-  when("language", draw);
-  when("clips", () => look(true));
-  document.addEventListener("visibilitychange", () => !document.hidden && look());
+  listen("language", draw);
+  listen("clips", () => poll(true));
+  document.addEventListener("visibilitychange", () => !document.hidden && poll());
   draw();
-  look(true);
+  poll(true);
 }
 
-function searching() {
-  const seek = later(250, () => look(true, true));
+function searchBar() {
+  const search = debounce(250, () => poll(true, true));
   const field = make("input", {
     type: "search",
     id: "search",
     placeholder: t("gallery.search"),
     "aria-label": t("gallery.search"),
-    value: sought.search,
+    value: filters.search,
   });
-  field.addEventListener("input", () => ((sought.search = field.value), seek()));
+  field.addEventListener("input", () => ((filters.search = field.value), search()));
   const box = make("label", { class: "search" }, icon("search"), field);
   const kinds = ["", "job", "upload"].map((kind) =>
-    chip(t(`gallery.kind_${kind || "all"}`), sought.kind === kind, () => (sought.kind = kind)),
+    chip(t(`gallery.kind_${kind || "all"}`), filters.kind === kind, () => (filters.kind = kind)),
   );
   const stars = chip(
     t("gallery.favourites"),
-    Boolean(sought.favourites),
-    (on) => (sought.favourites = on ? "true" : ""),
+    Boolean(filters.favourites),
+    (on) => (filters.favourites = on ? "true" : ""),
     "star",
   );
   return [box, make("div", { class: "chips", role: "group", "aria-label": t("gallery.filter") }, kinds, stars)];
@@ -76,8 +76,8 @@ function searching() {
 function chip(words, on, act, name = "") {
   const press = (event) => {
     act(event.currentTarget.getAttribute("aria-pressed") !== "true");
-    put(document.getElementById("gallery-head"), searching());
-    look(true, true);
+    setChildren(document.getElementById("gallery-head"), searchBar());
+    poll(true, true);
   };
   return make(
     "button",
@@ -88,46 +88,46 @@ function chip(words, on, act, name = "") {
 }
 
 /** Look what there is; `now` even if nothing has changed, `other` for another search. */
-async function look(now = false, other = false) {
+async function poll(now = false, other = false) {
   clearTimeout(timer);
   if (document.hidden) return;
   if (now) etag = null;
   if (other) older = [];
-  const asked = query();
-  let answer = null;
+  const url = query();
+  let response = null;
   try {
-    answer = await getChanged(asked, etag);
-    tell("reached", true);
+    response = await getChanged(url, etag);
+    emit("reached", true);
   } catch (error) {
-    tell("reached", error);
+    emit("reached", error);
   }
-  if (asked === query() && answer) take(answer);
+  if (url === query() && response) applyResponse(response);
   clearTimeout(timer);
-  timer = setTimeout(look, newest.some((card) => RUNNING.includes(card.status)) ? SOON_MS : LATER_MS);
+  timer = setTimeout(poll, newest.some((card) => RUNNING.includes(card.status)) ? BUSY_POLL_MS : IDLE_POLL_MS);
 }
 
 const query = (after = "") =>
-  `/studio/clips?${new URLSearchParams(Object.entries({ ...sought, after, limit: PAGE }).filter(([, value]) => value))}`;
+  `/studio/clips?${new URLSearchParams(Object.entries({ ...filters, after, limit: PAGE }).filter(([, value]) => value))}`;
 
-function take({ found, etag: tag }) {
+function applyResponse({ found, etag: tag }) {
   etag = tag;
-  looked = true;
+  loaded = true;
   const ids = new Set(found.cards.map(({ id }) => id));
   const pushed = newest.filter(({ id }) => !ids.has(id)); // by newer ones, off the first page
   if (older.length) older = [...pushed, ...older].filter(({ id }) => !ids.has(id));
   newest = found.cards;
   if (!older.length) more = found.more;
-  tell("seen", found);
-  lay();
+  emit("seen", found);
+  layOut();
 }
 
 async function fetchOlder() {
   const last = [...newest, ...older].at(-1);
-  const found = last && (await trying(() => get(query(last.id))));
+  const found = last && (await attempt(() => get(query(last.id))));
   if (!found) return;
   older.push(...found.cards);
   more = found.more;
-  lay();
+  layOut();
 }
 
 /** Return the cards that are shown, the newest first. */
@@ -136,30 +136,30 @@ export function shownCards() {
 }
 
 /** Lay the tiles out, each that stays in its place. */
-function lay() {
+function layOut() {
   const cards = shownCards();
   const wanted = new Set(cards.map(({ id }) => id));
   for (const [id, tile] of tiles) {
     if (wanted.has(id)) continue;
-    darken(tile.element);
+    releaseMedia(tile.element);
     tile.element.remove();
     tiles.delete(id);
   }
   cards.forEach((card, place) => {
     if (tiles.has(card.id)) updateTile(tiles.get(card.id), card);
-    else tiles.set(card.id, makeTile(card, deeds));
+    else tiles.set(card.id, makeTile(card, tileActions));
     const { element } = tiles.get(card.id);
     if (parts.grid.children[place] !== element) parts.grid.insertBefore(element, parts.grid.children[place] ?? null);
   });
   parts.more.hidden = !more;
-  const searched = sought.search || sought.kind || sought.favourites;
-  if (cards.length) put(parts.none);
-  else if (searched) put(parts.none, make("p", { class: "nothing" }, t("gallery.nothing")));
-  else if (looked) greet(parts.none);
+  const searched = filters.search || filters.kind || filters.favourites;
+  if (cards.length) setChildren(parts.none);
+  else if (searched) setChildren(parts.none, make("p", { class: "nothing" }, t("gallery.nothing")));
+  else if (loaded) showWelcome(parts.none);
   drawTray();
 }
 
-const deeds = {
+const tileActions = {
   open: (card) => openDetails(card.id),
   pick,
   isPicked: (id) => picked.includes(id),
@@ -168,15 +168,15 @@ const deeds = {
       [newest, older] = [newest, older].map((list) =>
         list.map((one) => (one.id === card.id ? { ...one, ...card } : one)),
       );
-    lay();
-    look(true);
+    layOut();
+    poll(true);
   },
 };
 
 /** Pick a clip for a comparison, or leave it; two are enough. */
 export function pick(card) {
   picked = picked.includes(card.id) ? picked.filter((id) => id !== card.id) : [...picked, card.id].slice(-2);
-  lay();
+  layOut();
 }
 
 function drawTray() {
@@ -188,7 +188,7 @@ function drawTray() {
     kind: "accent",
     disabled: there.length < 2,
   });
-  const clear = button("close", t("compare.clear"), () => ((picked = []), lay()));
+  const clear = button("close", t("compare.clear"), () => ((picked = []), layOut()));
   const shown = there.map((card) => make("img", { class: "thumb", src: card.poster, alt: card.prompt }));
-  put(parts.tray, shown, there.length < 2 ? make("span", {}, t("compare.another")) : null, compare, clear);
+  setChildren(parts.tray, shown, there.length < 2 ? make("span", {}, t("compare.another")) : null, compare, clear);
 }

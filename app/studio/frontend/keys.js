@@ -1,18 +1,18 @@
 // The keyboard: Ctrl+Enter makes, / searches, ? explains; Esc closes what is open, as browsers do.
 
-import { make, put } from "./dom.js";
-import { roll } from "./form.js";
+import { make, setChildren } from "./dom.js";
+import { randomizeSeed } from "./form.js";
 import { openSheet } from "./sheet.js";
-import { t } from "./words.js";
+import { t } from "./i18n.js";
 
 const KEYS = { make: "Ctrl + Enter", search: "/", prompt: "P", dice: "D", details: "← →", close: "Esc", help: "?" };
 
 /** Listen to the keyboard; `making` asks for the clip. */
-export function openKeys(making) {
+export function openKeys(submit) {
   addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !document.querySelector("dialog[open]")) {
       event.preventDefault();
-      making();
+      submit();
       return;
     }
     if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
@@ -28,7 +28,7 @@ export function openKeys(making) {
 const ACTS = {
   "/": () => document.getElementById("search")?.focus(),
   p: () => document.querySelector("#f-prompt textarea")?.focus(),
-  d: () => roll(true),
+  d: () => randomizeSeed(true),
   "?": () => openHelp(),
 };
 
@@ -41,7 +41,7 @@ function clear(field) {
 /** Show which keys there are. */
 export function openHelp() {
   const sheet = openSheet(t("keys.title"), { kind: "narrow" });
-  put(
+  setChildren(
     sheet.body,
     make(
       "dl",

@@ -1,20 +1,20 @@
 // A mask that is painted over a clip: white where it is to be made anew. It is sent as a picture when the hand rests.
 
-import { button, later, make, put } from "./dom.js";
-import { change, draft } from "./draft.js";
+import { button, debounce, make, setChildren } from "./dom.js";
+import { updateDraft, draft } from "./draft.js";
 import { get } from "./net.js";
 import { sendMask } from "./slots.js";
-import { trying } from "./sheet.js";
-import { screen } from "./screen.js";
-import { t } from "./words.js";
+import { attempt } from "./sheet.js";
+import { mediaElement } from "./media.js";
+import { t } from "./i18n.js";
 
 const SCALE = 8; // points of the canvas a pixel, so that strokes are smooth
 const INK = "#ffb454";
 
 /** Make the painter of a mask over a clip. */
-export function painter(id) {
+export function maskPainter(id) {
   const place = make("div", { class: "tool painter" });
-  trying(async () => {
+  attempt(async () => {
     const card = await get(`/studio/clips/${encodeURIComponent(id)}`);
     const [columns, rows] = (card.size ?? "64x64").split("x").map(Number);
     draw(place, card, columns, rows);
@@ -30,17 +30,17 @@ function draw(place, card, columns, rows) {
     "aria-label": t("mask.canvas"),
     tabindex: 0,
   });
-  const ink = canvas.getContext("2d", { willReadFrequently: true });
+  const context = canvas.getContext("2d", { willReadFrequently: true });
   const state = { tool: "brush", size: 0.16, from: null, before: null };
-  ink.lineCap = ink.lineJoin = "round";
-  const told = make("p", { class: "hint", role: "status" });
-  const settle = later(400, async () => {
+  context.lineCap = context.lineJoin = "round";
+  const caption = make("p", { class: "hint", role: "status" });
+  const save = debounce(400, async () => {
     const mask = maskOf(canvas, columns, rows);
-    if (!mask.some) return (change({ mask: null }), (told.textContent = t("mask.empty")));
+    if (!mask.some) return (updateDraft({ mask: null }), (caption.textContent = t("mask.empty")));
     const sent = await sendMask(await mask.blob());
     if (sent)
-      (change({ mask: sent }),
-        (told.textContent = t("mask.share", { percent: Math.max(1, Math.round(100 * mask.share)) })));
+      (updateDraft({ mask: sent }),
+        (caption.textContent = t("mask.share", { percent: Math.max(1, Math.round(100 * mask.share)) })));
   });
   const at = (event) => {
     const { left, top, width, height } = canvas.getBoundingClientRect();
@@ -49,12 +49,12 @@ function draw(place, card, columns, rows) {
   canvas.addEventListener("pointerdown", (event) => {
     canvas.setPointerCapture(event.pointerId);
     state.from = at(event);
-    state.before = ink.getImageData(0, 0, canvas.width, canvas.height);
-    stroke(state, ink, state.from);
+    state.before = context.getImageData(0, 0, canvas.width, canvas.height);
+    stroke(state, context, state.from);
   });
-  canvas.addEventListener("pointermove", (event) => state.from && stroke(state, ink, at(event)));
+  canvas.addEventListener("pointermove", (event) => state.from && stroke(state, context, at(event)));
   for (const end of ["pointerup", "pointercancel"])
-    canvas.addEventListener(end, () => state.from && ((state.from = null), settle()));
+    canvas.addEventListener(end, () => state.from && ((state.from = null), save()));
   const tools = ["brush", "box", "rubber"].map((name) =>
     button(name, t(`mask.${name}`), () => turn(name), {
       "aria-pressed": String(name === state.tool),
@@ -74,21 +74,21 @@ function draw(place, card, columns, rows) {
     "aria-label": t("mask.size"),
     on: { input: () => (state.size = Number(size.value)) },
   });
-  const clear = button("trash", t("mask.clear"), () => (ink.clearRect(0, 0, canvas.width, canvas.height), settle()));
-  const invert = button("remix", t("mask.invert"), () => (inverted(ink, canvas), settle()));
-  const frame = make("div", { class: "cinema stacked" }, screen(card, { eager: true }), canvas);
+  const clear = button("trash", t("mask.clear"), () => (context.clearRect(0, 0, canvas.width, canvas.height), save()));
+  const invert = button("remix", t("mask.invert"), () => (inverted(context, canvas), save()));
+  const frame = make("div", { class: "cinema stacked" }, mediaElement(card, { eager: true }), canvas);
   frame.style.setProperty("--shape", `${columns} / ${rows}`);
-  told.textContent = t(draft.mask ? "mask.kept" : "mask.empty");
-  if (draft.mask) recallMask(ink, canvas, draft.mask);
-  put(place, frame, make("div", { class: "tools" }, tools, size, invert, clear), told);
+  caption.textContent = t(draft.mask ? "mask.kept" : "mask.empty");
+  if (draft.mask) recallMask(context, canvas, draft.mask);
+  setChildren(place, frame, make("div", { class: "tools" }, tools, size, invert, clear), caption);
 }
 
-function stroke(state, ink, [x, y]) {
-  const { width, height } = ink.canvas;
+function stroke(state, context, [x, y]) {
+  const { width, height } = context.canvas;
   if (state.tool === "box") {
-    ink.putImageData(state.before, 0, 0);
-    ink.fillStyle = INK;
-    ink.fillRect(
+    context.putImageData(state.before, 0, 0);
+    context.fillStyle = INK;
+    context.fillRect(
       Math.min(x, state.from[0]),
       Math.min(y, state.from[1]),
       Math.abs(x - state.from[0]),
@@ -96,32 +96,32 @@ function stroke(state, ink, [x, y]) {
     );
     return;
   }
-  ink.globalCompositeOperation = state.tool === "rubber" ? "destination-out" : "source-over";
-  ink.strokeStyle = INK;
-  ink.lineWidth = state.size * Math.min(width, height);
-  ink.beginPath();
-  ink.moveTo(...state.from);
-  ink.lineTo(x + 0.01, y);
-  ink.stroke();
-  ink.globalCompositeOperation = "source-over";
+  context.globalCompositeOperation = state.tool === "rubber" ? "destination-out" : "source-over";
+  context.strokeStyle = INK;
+  context.lineWidth = state.size * Math.min(width, height);
+  context.beginPath();
+  context.moveTo(...state.from);
+  context.lineTo(x + 0.01, y);
+  context.stroke();
+  context.globalCompositeOperation = "source-over";
   state.from = [x, y];
 }
 
-function inverted(ink, { width, height }) {
-  const seen = ink.getImageData(0, 0, width, height);
-  ink.fillStyle = INK;
-  ink.fillRect(0, 0, width, height);
-  const full = ink.getImageData(0, 0, width, height);
+function inverted(context, { width, height }) {
+  const seen = context.getImageData(0, 0, width, height);
+  context.fillStyle = INK;
+  context.fillRect(0, 0, width, height);
+  const full = context.getImageData(0, 0, width, height);
   for (let place = 3; place < seen.data.length; place += 4) full.data[place] = 255 - seen.data[place];
-  ink.putImageData(full, 0, 0);
+  context.putImageData(full, 0, 0);
 }
 
 /** Return the mask at the clip's own size: how much of it is white, and the picture. */
 function maskOf(canvas, columns, rows) {
   const small = make("canvas", { width: columns, height: rows });
-  const ink = small.getContext("2d", { willReadFrequently: true });
-  ink.drawImage(canvas, 0, 0, columns, rows);
-  const seen = ink.getImageData(0, 0, columns, rows);
+  const context = small.getContext("2d", { willReadFrequently: true });
+  context.drawImage(canvas, 0, 0, columns, rows);
+  const seen = context.getImageData(0, 0, columns, rows);
   let white = 0;
   for (let place = 0; place < seen.data.length; place += 4) {
     const on = seen.data[place + 3] > 127;
@@ -129,7 +129,7 @@ function maskOf(canvas, columns, rows) {
     seen.data.fill(on ? 255 : 0, place, place + 3);
     seen.data[place + 3] = 255;
   }
-  ink.putImageData(seen, 0, 0);
+  context.putImageData(seen, 0, 0);
   return {
     some: white > 0,
     share: white / (columns * rows),
@@ -138,17 +138,17 @@ function maskOf(canvas, columns, rows) {
 }
 
 /** Paint again what was painted before the page was loaded. */
-function recallMask(ink, canvas, id) {
+function recallMask(context, canvas, id) {
   const image = new Image();
   image.onload = () => {
-    ink.imageSmoothingEnabled = false;
-    ink.drawImage(image, 0, 0, canvas.width, canvas.height);
-    const seen = ink.getImageData(0, 0, canvas.width, canvas.height);
+    context.imageSmoothingEnabled = false;
+    context.drawImage(image, 0, 0, canvas.width, canvas.height);
+    const seen = context.getImageData(0, 0, canvas.width, canvas.height);
     for (let place = 0; place < seen.data.length; place += 4) {
       seen.data[place + 3] = seen.data[place];
       seen.data.set([255, 180, 84], place);
     }
-    ink.putImageData(seen, 0, 0);
+    context.putImageData(seen, 0, 0);
   };
   image.src = `/v1/files/${encodeURIComponent(id)}/content`;
 }

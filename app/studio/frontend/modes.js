@@ -1,10 +1,10 @@
 // Every mode a click away: a strip of them, and menus of what can be made of a clip or a picture.
 
-import { icon, make, put } from "./dom.js";
-import { change, draft } from "./draft.js";
-import { show } from "./form.js";
-import { studio, when } from "./studio.js";
-import { t } from "./words.js";
+import { icon, make, setChildren } from "./dom.js";
+import { updateDraft, draft } from "./draft.js";
+import { updateForm } from "./form.js";
+import { studio, listen } from "./studio.js";
+import { t } from "./i18n.js";
 
 const GROUPS = {
   words: (mode) => !mode.reads.some((name) => ["image", "keyframes", "clip"].includes(name)),
@@ -15,12 +15,12 @@ const GROUPS = {
 /** Show the strip in its place. */
 export function openModes(place) {
   const strip = make("div", { id: "mode-strip", role: "radiogroup", on: { keydown: walk } });
-  put(place, strip);
+  setChildren(place, strip);
   const draw = () => {
     strip.setAttribute("aria-label", t("modes.all"));
-    put(
+    setChildren(
       strip,
-      Object.entries(GROUPS).map(([group, within]) => section(group, studio.offer.modes.filter(within))),
+      Object.entries(GROUPS).map(([group, within]) => section(group, studio.options.modes.filter(within))),
     );
   };
   const turn = () => {
@@ -31,8 +31,8 @@ export function openModes(place) {
       if (on) reveal(strip, one);
     }
   };
-  when("language", () => (draw(), turn()));
-  when("mode", turn);
+  listen("language", () => (draw(), turn()));
+  listen("mode", turn);
   draw();
   turn();
 }
@@ -47,7 +47,7 @@ function section(group, modes) {
         role: "radio",
         data: { mode: name },
         title: t(`lines.${name}`),
-        on: { click: () => choose(name) },
+        on: { click: () => chooseMode(name) },
       },
       icon(name),
       make("span", {}, t(`modes.${name}`)),
@@ -72,12 +72,12 @@ function walk(event) {
   event.preventDefault();
   const all = [...event.currentTarget.querySelectorAll("[role=radio]")];
   const next = all.at((all.findIndex((one) => one.dataset.mode === draft.mode) + way) % all.length);
-  choose(next.dataset.mode);
+  chooseMode(next.dataset.mode);
   next.focus();
 }
 
 /** Choose a mode; the rest of the draft stays. */
-export function choose(mode) {
-  change({ mode });
-  show();
+export function chooseMode(mode) {
+  updateDraft({ mode });
+  updateForm();
 }

@@ -1,15 +1,15 @@
 // Presets: the studio's own, which add words or set the pace, and those that somebody kept.
 
-import { changing } from "./actions.js";
-import { button, make, put } from "./dom.js";
-import { change, draft, renamed } from "./draft.js";
-import { keep, kept } from "./memory.js";
-import { openMenu, openSheet, say } from "./sheet.js";
-import { studio, when } from "./studio.js";
-import { has, t } from "./words.js";
+import { changeWithUndo } from "./actions.js";
+import { button, make, setChildren } from "./dom.js";
+import { updateDraft, draft, renameFields } from "./draft.js";
+import { store, load } from "./storage.js";
+import { openMenu, openSheet, notify } from "./sheet.js";
+import { studio, listen } from "./studio.js";
+import { hasText, t } from "./i18n.js";
 
-const KEPT = ["model", "size", "seconds", "length", "variations", "strength", "side", "upsample", "watermark"];
-KEPT.push("steps", "guidance", "frame_guidance", "low", "high", "guidance_rescale", "sampler");
+const STORED_FIELDS = ["model", "size", "seconds", "length", "variations", "strength", "side", "upsample", "watermark"];
+STORED_FIELDS.push("steps", "guidance", "frame_guidance", "low", "high", "guidance_rescale", "sampler");
 
 /** Show the way to the presets in its place. */
 export function openPresets(place) {
@@ -21,25 +21,25 @@ export function openPresets(place) {
       "aria-haspopup": "menu",
     });
     const clear = button("trash", t("compose.clear"), empty, { kind: "small" });
-    put(place, title, list, clear);
+    setChildren(place, title, list, clear);
   };
-  when("language", draw);
+  listen("language", draw);
   draw();
 }
 
 function menu(at) {
-  const groups = Map.groupBy ? Map.groupBy(studio.offer.presets, (one) => one.group) : grouped(studio.offer.presets);
+  const groups = Map.groupBy ? Map.groupBy(studio.options.presets, (one) => one.group) : grouped(studio.options.presets);
   const lines = [...groups].flatMap(([group, some]) => [
-    [null, named(`presets.${group}`, group)],
-    ...some.map((one) => [one.words ? "add" : "step", named(`presets.${one.name}`, one.name), () => use(one)]),
+    [null, labelFor(`presets.${group}`, group)],
+    ...some.map((one) => [one.phrase ? "add" : "step", labelFor(`presets.${one.name}`, one.name), () => applyBuiltIn(one)]),
   ]);
-  const own = kept("presets", []);
-  const mine = own.length ? [[null, t("presets.own")], ...own.map((one) => ["star", one.name, () => take(one)])] : [];
-  const forget = own.length ? [["trash", t("presets.forget"), () => forgetting(at)]] : [];
-  openMenu(at, [...mine, [null, t("presets.keep_head")], ["tick", t("presets.keep"), keeping], ...forget, ...lines]);
+  const stored = load("presets", []);
+  const storedLines = stored.length ? [[null, t("presets.own")], ...stored.map((one) => ["star", one.name, () => applyStored(one)])] : [];
+  const eraseLine = stored.length ? [["trash", t("presets.forget"), () => openErase(at)]] : [];
+  openMenu(at, [...storedLines, [null, t("presets.keep_head")], ["tick", t("presets.keep"), openSave], ...eraseLine, ...lines]);
 }
 
-const named = (name, otherwise) => (has(name) ? t(name) : otherwise);
+const labelFor = (name, otherwise) => (hasText(name) ? t(name) : otherwise);
 
 function grouped(presets) {
   const groups = new Map();
@@ -48,23 +48,23 @@ function grouped(presets) {
 }
 
 /** Use one of the studio's: words go behind the prompt, or away again, fields into the form. */
-function use({ words, fields, name }) {
-  if (fields) return changing(t("presets.used", { name: named(`presets.${name}`, name) }), () => change(fields));
+function applyBuiltIn({ phrase, fields, name }) {
+  if (fields) return changeWithUndo(t("presets.used", { name: labelFor(`presets.${name}`, name) }), () => updateDraft(fields));
   const prompt = draft.prompt.trim().replace(/[.,;，。]+$/, "");
-  const taken = prompt.includes(words)
+  const changed = prompt.includes(phrase)
     ? prompt
-        .replace(words, "")
+        .replace(phrase, "")
         .replace(/[\s,]+$/, "")
         .replace(/\s*,\s*,/, ",")
-    : [prompt, words].filter(Boolean).join(", ");
-  changing(t("presets.used", { name: named(`presets.${name}`, name) }), () => change({ prompt: taken }));
+    : [prompt, phrase].filter(Boolean).join(", ");
+  changeWithUndo(t("presets.used", { name: labelFor(`presets.${name}`, name) }), () => updateDraft({ prompt: changed }));
 }
 
-function take({ name, fields }) {
-  changing(t("presets.used", { name }), () => change(renamed(fields)));
+function applyStored({ name, fields }) {
+  changeWithUndo(t("presets.used", { name }), () => updateDraft(renameFields(fields)));
 }
 
-function keeping() {
+function openSave() {
   const sheet = openSheet(t("presets.keep"), { kind: "narrow" });
   const field = make("input", {
     type: "text",
@@ -77,12 +77,12 @@ function keeping() {
     event.preventDefault();
     const name = field.value.trim();
     if (!name) return;
-    const fields = Object.fromEntries(KEPT.map((key) => [key, draft[key]]));
-    keep("presets", [...kept("presets", []).filter((one) => one.name !== name), { name, fields }]);
+    const fields = Object.fromEntries(STORED_FIELDS.map((key) => [key, draft[key]]));
+    store("presets", [...load("presets", []).filter((one) => one.name !== name), { name, fields }]);
     sheet.close();
-    say(t("presets.kept", { name }));
+    notify(t("presets.kept", { name }));
   };
-  put(
+  setChildren(
     sheet.body,
     make(
       "form",
@@ -95,24 +95,24 @@ function keeping() {
   field.focus();
 }
 
-function forgetting(at) {
-  const lines = kept("presets", []).map((one) => [
+function openErase(at) {
+  const lines = load("presets", []).map((one) => [
     "trash",
     one.name,
     () => {
-      keep(
+      store(
         "presets",
-        kept("presets", []).filter(({ name }) => name !== one.name),
+        load("presets", []).filter(({ name }) => name !== one.name),
       );
-      say(t("presets.forgotten", { name: one.name }));
+      notify(t("presets.forgotten", { name: one.name }));
     },
   ]);
   openMenu(at, [[null, t("presets.forget")], ...lines]);
 }
 
 function empty() {
-  changing(t("compose.cleared"), () =>
-    change({
+  changeWithUndo(t("compose.cleared"), () =>
+    updateDraft({
       prompt: "",
       negative_prompt: "",
       upsampled_prompt: "",

@@ -1,7 +1,7 @@
 // Sheets that lie over the page, and words that pass by. The browser's own dialog keeps the focus and closes at Esc.
 
-import { button, make, put } from "./dom.js";
-import { t } from "./words.js";
+import { button, make, setChildren } from "./dom.js";
+import { t } from "./i18n.js";
 
 /** Open a sheet with a title; returns it, its body, and how to close it. `closed` is told when it is gone. */
 export function openSheet(title, { kind = "", closed = () => {} } = {}) {
@@ -24,38 +24,38 @@ export function openSheet(title, { kind = "", closed = () => {} } = {}) {
 }
 
 /** Say something for a while, with something to do about it where `act` is given. */
-export function say(sentence, { act = null, label = "", wrong = false } = {}) {
+export function notify(sentence, { act = null, label = "", wrong = false } = {}) {
   const seconds = wrong ? 12 : act ? 10 : 4;
   const note = make(
     "div",
     { class: `toast ${wrong ? "wrong" : ""}`, role: wrong ? "alert" : "status" },
     make("p", {}, sentence),
   );
-  const gone = () => note.remove();
+  const dismiss = () => note.remove();
   if (act) {
-    const press = () => (gone(), act());
+    const press = () => (dismiss(), act());
     note.append(make("button", { type: "button", class: "knob accent", on: { click: press } }, label));
   }
-  note.append(button("close", t("sheet.close"), gone));
+  note.append(button("close", t("sheet.close"), dismiss));
   const layer = toasts();
   layer.append(note);
   while (layer.children.length > 3) layer.firstChild.remove();
-  setTimeout(gone, seconds * 1000);
+  setTimeout(dismiss, seconds * 1000);
 }
 
 /** Say why something was refused. */
-export function refuse(error) {
+export function showError(error) {
   if (error.name === "AbortError") return;
   if (error.status === undefined) console.error(error);
-  say(error.status === undefined ? t("net.broken") : error.message, { wrong: true });
+  notify(error.status === undefined ? t("net.broken") : error.message, { wrong: true });
 }
 
 /** Do something that the server may refuse, and say so where it does; returns what came of it, or null. */
-export async function trying(act) {
+export async function attempt(act) {
   try {
     return await act();
   } catch (error) {
-    refuse(error);
+    showError(error);
     return null;
   }
 }
@@ -77,7 +77,7 @@ export function openMenu(at, lines) {
     const press = () => (menu.hidePopover(), act());
     return button(name, words, press, { words, kind: "menu-line", role: "menuitem" });
   };
-  put(menu, lines.map(line));
+  setChildren(menu, lines.map(line));
   menu.addEventListener("toggle", (event) => event.newState === "closed" && menu.remove());
   menu.addEventListener("keydown", walk);
   (at.closest("dialog") ?? document.body).append(menu);

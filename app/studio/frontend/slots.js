@@ -1,21 +1,21 @@
 // What a mode begins with: slots for clips and pictures, and what is marked on them.
 
-import { button, icon, make, put } from "./dom.js";
-import { change, draft, sizeFor } from "./draft.js";
-import { set } from "./form.js";
+import { button, icon, make, setChildren } from "./dom.js";
+import { updateDraft, draft, sizeFor } from "./draft.js";
+import { setFields } from "./form.js";
 import { get, patch, send } from "./net.js";
-import { painter } from "./mask.js";
-import { placer } from "./place.js";
-import { screen, thumbnail } from "./screen.js";
-import { openSheet, say, trying } from "./sheet.js";
-import { middle, span } from "./span.js";
-import { modeOf, tell, when } from "./studio.js";
-import { t } from "./words.js";
+import { maskPainter } from "./mask.js";
+import { boxPicker } from "./outpaint.js";
+import { mediaElement, thumbnail } from "./media.js";
+import { openSheet, notify, attempt } from "./sheet.js";
+import { middleHalf, rangePicker } from "./range.js";
+import { modeOf, emit, listen } from "./studio.js";
+import { t } from "./i18n.js";
 
 const SLOTS = ["image", "clip", "other"];
-const STILLS = "image/png,image/jpeg,image/webp";
-const MASK = "mask"; // the note of one
-const FILMS = "video/mp4,video/webm,video/x-matroska,image/gif";
+const IMAGE_TYPES = "image/png,image/jpeg,image/webp";
+const MASK_NOTE = "mask"; // the note of one
+const VIDEO_TYPES = "video/mp4,video/webm,video/x-matroska,image/gif";
 
 /** Show the slots of the mode in their place. */
 export function openSlots(place) {
@@ -27,27 +27,27 @@ export function openSlots(place) {
     shown = now;
     const slots = SLOTS.filter((slot) => reads.includes(slot));
     const tools = [];
-    if (draft.clip && reads.includes("window")) tools.push(span(draft.clip));
-    if (draft.clip && reads.includes("mask")) tools.push(painter(draft.clip));
-    if (draft.clip && name === "outpaint") tools.push(placer(draft.clip));
-    put(
+    if (draft.clip && reads.includes("window")) tools.push(rangePicker(draft.clip));
+    if (draft.clip && reads.includes("mask")) tools.push(maskPainter(draft.clip));
+    if (draft.clip && name === "outpaint") tools.push(boxPicker(draft.clip));
+    setChildren(
       place,
       make("p", { class: "line" }, t(`lines.${name}`)),
       slots.length ? make("div", { class: "slots" }, slots.map(slotOf)) : null,
       tools,
     );
   };
-  when("draft mode language", draw);
+  listen("draft mode language", draw);
   draw();
 }
 
 const fits = (still) => (card) => card.still === still;
 
 function slotOf(name) {
-  const marks = ({ seconds }) => ({ mask: null, box: null, window: seconds ? middle(seconds) : null });
+  const clearedTools = ({ seconds }) => ({ mask: null, box: null, window: seconds ? middleHalf(seconds) : null });
   const take = (card) =>
-    set({ [name]: card.id, ...(name === "clip" ? { ...marks(card), size: sizeFor(draft.mode, card.size) } : {}) });
-  const clear = () => change({ [name]: null });
+    setFields({ [name]: card.id, ...(name === "clip" ? { ...clearedTools(card), size: sizeFor(draft.mode, card.size) } : {}) });
+  const clear = () => updateDraft({ [name]: null });
   return slot({ label: t(`slots.${name}`), id: draft[name], still: name === "image", take, clear });
 }
 
@@ -56,7 +56,7 @@ export function slot({ label, id, still, take, clear }) {
   const fill = async (card) => {
     if (!card) return;
     if (still !== null && card.still !== still)
-      return say(t(still ? "slots.picture_wanted" : "slots.clip_wanted"), { wrong: true });
+      return notify(t(still ? "slots.picture_wanted" : "slots.clip_wanted"), { wrong: true });
     take(card);
   };
   const choose = () => openChoice(label, still, fill);
@@ -66,8 +66,8 @@ export function slot({ label, id, still, take, clear }) {
     "aria-label": t("slots.choose", { slot: label }),
     on: { click: choose },
   });
-  if (id) put(view, thumbnail(id, label));
-  else put(view, icon("add"), make("span", {}, label));
+  if (id) setChildren(view, thumbnail(id, label));
+  else setChildren(view, icon("add"), make("span", {}, label));
   const box = make(
     "div",
     { class: `slot ${id ? "full" : ""}` },
@@ -84,8 +84,8 @@ export function slot({ label, id, still, take, clear }) {
     event.preventDefault();
     event.stopPropagation();
     box.classList.remove("over");
-    tell("dropped");
-    fill(await trying(() => cardIn(event.dataTransfer)));
+    emit("dropped");
+    fill(await attempt(() => cardIn(event.dataTransfer)));
   });
   return box;
 }
@@ -97,7 +97,7 @@ async function cardIn(data) {
   const [file] = data.files;
   if (!file) return null;
   const { card } = await send(file);
-  tell("clips");
+  emit("clips");
   return card;
 }
 
@@ -107,22 +107,22 @@ function openChoice(label, still, take) {
   const chosen = (card) => (sheet.close(), take(card));
   const file = make("input", {
     type: "file",
-    accept: still ? STILLS : still === null ? `${STILLS},${FILMS}` : FILMS,
+    accept: still ? IMAGE_TYPES : still === null ? `${IMAGE_TYPES},${VIDEO_TYPES}` : VIDEO_TYPES,
     hidden: true,
   });
   file.addEventListener("change", async () => {
     if (!file.files[0]) return;
-    const found = await trying(() => send(file.files[0]));
-    if (found) (tell("clips"), chosen(found.card));
+    const found = await attempt(() => send(file.files[0]));
+    if (found) (emit("clips"), chosen(found.card));
   });
   const grid = make("div", { class: "choices" });
-  put(
+  setChildren(
     sheet.body,
     button("upload", t("slots.upload"), () => file.click(), { words: t("slots.upload"), kind: "accent" }),
     file,
     grid,
   );
-  trying(async () => {
+  attempt(async () => {
     const { cards } = await get("/studio/clips?limit=100");
     const ready = cards.filter(
       (card) => card.status === "completed" && !isMask(card) && (still === null || fits(still)(card)),
@@ -136,21 +136,21 @@ function openChoice(label, still, take) {
           "aria-label": card.prompt || t("gallery.sent"),
           on: { click: () => chosen(card) },
         },
-        screen(card),
+        mediaElement(card),
         make("span", {}, card.prompt || t("gallery.sent")),
       );
-    put(grid, ready.length ? ready.map(one) : make("p", { class: "nothing" }, t("slots.none")));
+    setChildren(grid, ready.length ? ready.map(one) : make("p", { class: "nothing" }, t("slots.none")));
   });
 }
 
 /** Send a mask; a note keeps it out of the gallery. */
 export async function sendMask(blob) {
-  const found = await trying(() => send(blob, "mask.png"));
+  const found = await attempt(() => send(blob, "mask.png"));
   if (!found) return null;
   const { id } = found.card;
-  await trying(() => patch(`/studio/clips/${encodeURIComponent(id)}`, { note: MASK }));
+  await attempt(() => patch(`/studio/clips/${encodeURIComponent(id)}`, { note: MASK_NOTE }));
   return id;
 }
 
 /** Say whether a file is a mask that was painted here. */
-export const isMask = ({ kind, note }) => kind === "upload" && note === MASK;
+export const isMask = ({ kind, note }) => kind === "upload" && note === MASK_NOTE;

@@ -1,18 +1,18 @@
 // A clip in the gallery: waiting, being made, finished or failed. It is drawn anew only where its state changes.
 
 import { makeAgain, openActions } from "./actions.js";
-import { button, icon, make, put } from "./dom.js";
+import { button, icon, make, setChildren } from "./dom.js";
 import { patch, post, remove } from "./net.js";
-import { screen, darken, develop } from "./screen.js";
-import { trying } from "./sheet.js";
-import { clipSeconds, duration, has, t } from "./words.js";
+import { mediaElement, releaseMedia, swapImage } from "./media.js";
+import { attempt } from "./sheet.js";
+import { formatSeconds, formatDuration, hasText, t } from "./i18n.js";
 
 export const RUNNING = ["queued", "in_progress"];
 
-/** Make the tile of a card; `deeds` are what the gallery does: open, pick, changed, gone, isPicked. */
-export function makeTile(card, deeds) {
+/** Make the tile of a card; `actions` are callbacks of the gallery: open, pick, changed, isPicked. */
+export function makeTile(card, actions) {
   const element = make("article", { class: "tile", data: { id: card.id } });
-  const tile = { element, card, look: "", parts: {}, deeds };
+  const tile = { element, card, look: "", parts: {}, actions };
   updateTile(tile, card);
   return tile;
 }
@@ -20,7 +20,7 @@ export function makeTile(card, deeds) {
 /** Show what a card says now. */
 export function updateTile(tile, card) {
   tile.card = card;
-  const look = JSON.stringify([
+  const drawn = JSON.stringify([
     card.status,
     card.content,
     card.poster,
@@ -28,20 +28,20 @@ export function updateTile(tile, card) {
     card.size,
     document.documentElement.lang,
   ]);
-  if (look !== tile.look) {
-    tile.look = look;
+  if (drawn !== tile.look) {
+    tile.look = drawn;
     draw(tile);
   }
-  follow(tile);
+  updateProgress(tile);
 }
 
 function draw(tile) {
-  const { element, card, deeds } = tile;
-  darken(element);
+  const { element, card, actions } = tile;
+  releaseMedia(element);
   element.dataset.status = card.status;
   const parts = (tile.parts = {});
-  const done = card.status === "completed";
-  const open = () => deeds.open(tile.card);
+  const percentDone = card.status === "completed";
+  const open = () => actions.open(tile.card);
   const title = card.prompt || t("gallery.sent");
   const view = make("button", {
     type: "button",
@@ -49,21 +49,21 @@ function draw(tile) {
     "aria-label": t("gallery.open", { title }),
     on: { click: open },
   });
-  put(view, done ? screen(card) : waiting(tile));
-  element.draggable = done;
+  setChildren(view, percentDone ? mediaElement(card) : placeholder(tile));
+  element.draggable = percentDone;
   element.ondragstart = (event) => event.dataTransfer.setData("application/x-longtake", card.id);
   const words = make("p", { class: "says", title }, title);
-  put(
+  setChildren(
     element,
-    make("div", { class: "frame" }, view, corner(tile)),
+    make("div", { class: "frame" }, view, overlay(tile)),
     words,
-    make("div", { class: "facts" }, (parts.facts = make("span", {}, facts(card))), knobs(tile)),
+    make("div", { class: "facts" }, (parts.facts = make("span", {}, summary(card))), buttons(tile)),
   );
 }
 
-function waiting(tile) {
+function placeholder(tile) {
   const { parts, card } = tile;
-  parts.preview = make("img", { class: "film preview", alt: "", hidden: true });
+  parts.preview = make("img", { class: "video preview", alt: "", hidden: true });
   parts.phase = make("span", { class: "phase" });
   parts.eta = make("span", { class: "eta" });
   parts.bar = make("span", { class: "bar" }, (parts.done = make("span", {})));
@@ -75,18 +75,18 @@ function waiting(tile) {
   ];
 }
 
-function corner(tile) {
-  const { card, parts, deeds } = tile;
+function overlay(tile) {
+  const { card, parts, actions } = tile;
   if (card.status !== "completed") return null;
   parts.star = button("star", t("gallery.favourite"), () => star(tile), { kind: "star" });
-  parts.pick = button("compare", t("gallery.pick"), () => deeds.pick(tile.card), { kind: "pick" });
+  parts.pick = button("compare", t("gallery.pick"), () => actions.pick(tile.card), { kind: "pick" });
   return make("div", { class: "corner" }, parts.pick, parts.star);
 }
 
-function knobs(tile) {
-  const { card, deeds, parts } = tile;
+function buttons(tile) {
+  const { card, actions, parts } = tile;
   const path = `/studio/clips/${encodeURIComponent(card.id)}`;
-  const act = (deed) => async () => deeds.changed(await trying(deed));
+  const act = (request) => async () => actions.changed(await attempt(request));
   const line = make("span", { class: "knobs" });
   if (card.status === "completed") {
     const more = button("more", t("actions.menu"), () => openActions(more, tile.card), { "aria-haspopup": "menu" });
@@ -105,56 +105,56 @@ function knobs(tile) {
 }
 
 async function star(tile) {
-  const { card, deeds } = tile;
-  const found = await trying(() =>
+  const { card, actions } = tile;
+  const found = await attempt(() =>
     patch(`/studio/clips/${encodeURIComponent(card.id)}`, { favourite: !card.favourite }),
   );
-  if (found) deeds.changed(found);
+  if (found) actions.changed(found);
 }
 
 /** Bring what moves up to date: phase, step, time left, preview, star. */
-function follow(tile) {
+function updateProgress(tile) {
   const { card, parts } = tile;
   if (parts.star) parts.star.setAttribute("aria-pressed", String(Boolean(card.favourite)));
-  if (parts.pick) parts.pick.setAttribute("aria-pressed", String(tile.deeds.isPicked(card.id)));
+  if (parts.pick) parts.pick.setAttribute("aria-pressed", String(tile.actions.isPicked(card.id)));
   if (!parts.phase) return;
-  parts.phase.textContent = state(card);
+  parts.phase.textContent = statusText(card);
   parts.eta.textContent =
     card.status === "failed"
       ? card.error || ""
       : RUNNING.includes(card.status) && card.eta !== null
-        ? t("gallery.left", { time: duration(card.eta) })
-        : card.said || "";
-  parts.done.style.width = `${done(card)}%`;
+        ? t("gallery.left", { time: formatDuration(card.eta) })
+        : card.message || "";
+  parts.done.style.width = `${percentDone(card)}%`;
   if (parts.stop) parts.stop.disabled = card.cancelling;
   if (parts.first) parts.first.hidden = card.status !== "queued" || !card.ahead;
-  if (card.preview) develop(parts.preview, card.preview);
+  if (card.preview) swapImage(parts.preview, card.preview);
 }
 
-function done(card) {
+function percentDone(card) {
   if (card.status !== "in_progress") return 0;
   return card.progress ?? (card.steps ? (100 * card.step) / card.steps : 2);
 }
 
 /** Say where a clip stands, in a few words. */
-export function state(card) {
+export function statusText(card) {
   if (card.cancelling) return t("state.cancelling");
   if (card.status === "queued") return card.ahead ? t("state.ahead", { ahead: card.ahead }) : t("state.next");
   if (card.status !== "in_progress") return t(`state.${card.status}`);
   const name = `phase.${(card.phase || "").replaceAll(" ", "_")}`;
-  const phase = has(name) ? t(name) : card.phase || t("state.in_progress");
+  const phase = hasText(name) ? t(name) : card.phase || t("state.in_progress");
   return card.steps ? t("state.step", { phase, step: card.step, steps: card.steps }) : phase;
 }
 
 /** Say what a clip is, in a few words. */
-export function facts(card) {
+export function summary(card) {
   const mode =
-    card.mode && has(`modes.${card.mode}`)
+    card.mode && hasText(`modes.${card.mode}`)
       ? t(`modes.${card.mode}`)
       : card.kind === "upload"
         ? t("gallery.upload")
         : card.mode;
-  return [mode, card.still || !card.seconds ? null : clipSeconds(card.seconds), card.size?.replace("x", "×")]
+  return [mode, card.still || !card.seconds ? null : formatSeconds(card.seconds), card.size?.replace("x", "×")]
     .filter(Boolean)
     .join(" · ");
 }

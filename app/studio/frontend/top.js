@@ -1,23 +1,23 @@
 // The line at the top: the name, how the queue stands, a vote, the language, light and dark.
 
-import { openVote } from "./ballot.js";
-import { button, make, put } from "./dom.js";
-import { bring } from "./drop.js";
+import { openVote } from "./vote.js";
+import { button, make, setChildren } from "./dom.js";
+import { uploadFiles } from "./drop.js";
 import { shownCards } from "./gallery.js";
 import { openHelp } from "./keys.js";
-import { forget, keep, kept } from "./memory.js";
+import { erase, store, load } from "./storage.js";
 import { post } from "./net.js";
-import { trying } from "./sheet.js";
-import { studio, tell, when } from "./studio.js";
-import { choose, spoken, t } from "./words.js";
+import { attempt } from "./sheet.js";
+import { studio, emit, listen } from "./studio.js";
+import { setLanguage, currentLanguage, t } from "./i18n.js";
 
-const HERE = "paused in the studio"; // the server's reason when this page paused it
-let seen = { counts: { queued: 0, running: 0 }, paused: null };
-let gone = null;
+const PAUSE_REASON = "paused in the studio"; // the server's reason when this page paused it
+let latest = { counts: { queued: 0, running: 0 }, paused: null };
+let unreachable = null;
 
-/** Dress the page in dark or light, as it was last time; dark at first, as rooms are in which films are cut. */
-export function dress() {
-  const dark = kept("light", "dark") !== "light";
+/** Dress the page in dark or light, as it was last time; dark at first, as rooms are in which videos are cut. */
+export function applyTheme() {
+  const dark = load("light", "dark") !== "light";
   document.body.classList.toggle("dark", dark);
   document.documentElement.dataset.light = dark ? "dark" : "light";
 }
@@ -31,7 +31,7 @@ export function openTop(place) {
       type: "file",
       multiple: true,
       hidden: true,
-      on: { change: () => bring([...file.files]).then(() => (file.value = "")) },
+      on: { change: () => uploadFiles([...file.files]).then(() => (file.value = "")) },
     });
     const vote = button("vote", t("vote.open"), () => openVote(shownCards()), { words: t("vote.open") });
     const add = button("upload", t("top.add"), () => file.click(), { words: t("top.add") });
@@ -43,31 +43,31 @@ export function openTop(place) {
         id: "language",
         "aria-label": t("top.language"),
         title: t("top.language"),
-        on: { click: turn },
+        on: { click: switchLanguage },
       },
-      spoken() === "zh" ? "EN" : "中",
+      currentLanguage() === "zh" ? "EN" : "中",
     );
     const light = button(
       dark ? "sun" : "moon",
       t(dark ? "top.light" : "top.dark"),
-      () => (keep("light", dark ? "light" : "dark"), dress(), draw()),
+      () => (store("light", dark ? "light" : "dark"), applyTheme(), draw()),
       { id: "light" },
     );
-    const leave = studio.offer.alone
+    const signOut = studio.options.single_user
       ? null
       : make(
           "form",
-          { method: "post", action: "/studio/sign-out", on: { submit: leaving } },
+          { method: "post", action: "/studio/sign-out", on: { submit: clearStorage } },
           button("leave", t("top.leave"), () => {}, { type: "submit" }),
         );
     const name = make(
       "div",
       { id: "name" },
-      make("img", { src: "/studio/look/mark.svg", alt: "", width: 28, height: 28 }),
+      make("img", { src: "/studio/frontend/mark.svg", alt: "", width: 28, height: 28 }),
       make("strong", {}, "Longtake"),
       make("span", {}, t("top.studio")),
     );
-    put(
+    setChildren(
       place,
       name,
       state,
@@ -80,51 +80,51 @@ export function openTop(place) {
         button("keys", t("keys.title"), openHelp),
         language,
         light,
-        leave,
+        signOut,
       ),
     );
-    follow();
+    updateState();
   };
-  const follow = () =>
-    put(
+  const updateState = () =>
+    setChildren(
       state,
-      make("span", { class: `dot ${gone ? "gone" : seen.paused ? "paused" : seen.counts.running ? "running" : ""}` }),
-      make("span", {}, stands()),
-      pausing(),
+      make("span", { class: `dot ${unreachable ? "gone" : latest.paused ? "paused" : latest.counts.running ? "running" : ""}` }),
+      make("span", {}, queueText()),
+      pauseButton(),
     );
-  when("language", draw);
-  when("seen", (found) => ((seen = found), follow()));
-  when("reached", (answer) => {
+  listen("language", draw);
+  listen("seen", (found) => ((latest = found), updateState()));
+  listen("reached", (answer) => {
     const now = answer === true ? null : answer;
-    if (Boolean(now) !== Boolean(gone)) ((gone = now), follow());
+    if (Boolean(now) !== Boolean(unreachable)) ((unreachable = now), updateState());
   });
   draw();
 }
 
-function stands() {
-  if (gone) return gone.message;
-  if (seen.paused) return seen.paused === HERE ? t("top.paused_here") : t("top.paused", { reason: seen.paused });
-  const { queued, running } = seen.counts;
+function queueText() {
+  if (unreachable) return unreachable.message;
+  if (latest.paused) return latest.paused === PAUSE_REASON ? t("top.paused_here") : t("top.paused", { reason: latest.paused });
+  const { queued, running } = latest.counts;
   return queued || running ? t("top.queue", { running, queued }) : t("top.idle");
 }
 
-function pausing() {
-  if (!studio.offer.alone || gone || (!seen.paused && !seen.counts.queued && !seen.counts.running)) return null;
-  const act = seen.paused ? "resume" : "pause";
+function pauseButton() {
+  if (!studio.options.single_user || unreachable || (!latest.paused && !latest.counts.queued && !latest.counts.running)) return null;
+  const act = latest.paused ? "resume" : "pause";
   return button(
-    seen.paused ? "play" : "pause",
+    latest.paused ? "play" : "pause",
     t(`top.${act}`),
-    () => trying(() => post(`/studio/${act}`)).then(() => tell("clips")),
+    () => attempt(() => post(`/studio/${act}`)).then(() => emit("clips")),
     { kind: "small" },
   );
 }
 
-function turn() {
-  choose(spoken() === "zh" ? "en" : "zh");
-  tell("language");
+function switchLanguage() {
+  setLanguage(currentLanguage() === "zh" ? "en" : "zh");
+  emit("language");
 }
 
 /** Leave nothing behind that the next one to sign in here could read. */
-function leaving() {
-  for (const name of ["draft", "voted", "presets"]) forget(name);
+function clearStorage() {
+  for (const name of ["draft", "voted", "presets"]) erase(name);
 }

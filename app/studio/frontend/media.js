@@ -1,35 +1,35 @@
 // Screens: clips that loop without a sound while they can be seen, and pictures.
 
 import { make } from "./dom.js";
-import { t } from "./words.js";
+import { t } from "./i18n.js";
 
-const calm = matchMedia("(prefers-reduced-motion: reduce)");
+const reducedMotion = matchMedia("(prefers-reduced-motion: reduce)");
 
-const watch = new IntersectionObserver(
+const observer = new IntersectionObserver(
   (entries) => {
     for (const { target, isIntersecting } of entries) isIntersecting ? start(target) : target.pause();
   },
   { rootMargin: "80px" },
 );
 
-function start(film) {
-  if (!film.src) film.src = film.dataset.source;
-  if (!calm.matches) film.play().catch(() => {}); // a browser that saves power may not want to
+function start(video) {
+  if (!video.src) video.src = video.dataset.source;
+  if (!reducedMotion.matches) video.play().catch(() => {}); // a browser that saves power may not want to
 }
 
 /** Make the screen of a finished clip or picture; it plays while it is in view, or, where motion is unwanted, under the pointer. */
-export function screen(card, { eager = false } = {}) {
+export function mediaElement(card, { eager = false } = {}) {
   const label = card.prompt || t("gallery.sent");
   if (card.still)
     return make("img", {
-      class: "film",
+      class: "video",
       src: card.content,
       alt: label,
       loading: eager ? "eager" : "lazy",
       draggable: "false",
     });
-  const film = make("video", {
-    class: "film",
+  const video = make("video", {
+    class: "video",
     poster: card.poster,
     preload: "none",
     muted: true,
@@ -38,22 +38,22 @@ export function screen(card, { eager = false } = {}) {
     "aria-label": label,
     data: { source: card.content },
   });
-  if (calm.matches) {
-    film.addEventListener("pointerenter", () => (start(film), film.play().catch(() => {})));
-    film.addEventListener("pointerleave", () => film.pause());
+  if (reducedMotion.matches) {
+    video.addEventListener("pointerenter", () => (start(video), video.play().catch(() => {})));
+    video.addEventListener("pointerleave", () => video.pause());
   }
-  if (eager) start(film);
-  else watch.observe(film);
-  return film;
+  if (eager) start(video);
+  else observer.observe(video);
+  return video;
 }
 
 /** Forget a screen that left the page. */
-export function darken(element) {
-  for (const film of element.querySelectorAll("video")) {
-    watch.unobserve(film);
-    film.pause();
-    film.removeAttribute("src");
-    film.load();
+export function releaseMedia(element) {
+  for (const video of element.querySelectorAll("video")) {
+    observer.unobserve(video);
+    video.pause();
+    video.removeAttribute("src");
+    video.load();
   }
 }
 
@@ -68,7 +68,7 @@ export function thumbnail(id, label = "") {
 }
 
 /** Show another picture without a blink: only once it is there. */
-export function develop(image, address) {
+export function swapImage(image, address) {
   if (image.dataset.address === address) return;
   image.dataset.address = address;
   const next = new Image();

@@ -1,30 +1,30 @@
 // What this browser remembers between visits. Where it may not, the page works and forgets.
 
-const OURS = "longtake.";
+const PREFIX = "longtake.";
 
 /** Return what was kept under a name, or else `missing`. */
-export function kept(name, missing) {
+export function load(name, fallback) {
   try {
-    const text = localStorage.getItem(OURS + name);
-    return text === null ? missing : JSON.parse(text);
+    const text = localStorage.getItem(PREFIX + name);
+    return text === null ? fallback : JSON.parse(text);
   } catch {
-    return missing;
+    return fallback;
   }
 }
 
 /** Keep something under a name. */
-export function keep(name, value) {
+export function store(name, value) {
   try {
-    localStorage.setItem(OURS + name, JSON.stringify(value));
+    localStorage.setItem(PREFIX + name, JSON.stringify(value));
   } catch {
     // a private window, or a full one
   }
 }
 
 /** Forget what was kept under a name. */
-export function forget(name) {
+export function erase(name) {
   try {
-    localStorage.removeItem(OURS + name);
+    localStorage.removeItem(PREFIX + name);
   } catch {
     // nothing was kept
   }

@@ -1,21 +1,21 @@
 // The timeline: a storyboard's moments as cards on one clip, words that change in a long clip, or pictures at their seconds.
 
-import { changing } from "./actions.js";
-import { button, make, put } from "./dom.js";
-import { body, change, draft, drafted } from "./draft.js";
-import { set } from "./form.js";
+import { changeWithUndo } from "./actions.js";
+import { button, make, setChildren } from "./dom.js";
+import { requestBody, updateDraft, draft, draftFromRequest } from "./draft.js";
+import { setFields } from "./form.js";
 import { post } from "./net.js";
-import { say, trying } from "./sheet.js";
+import { notify, attempt } from "./sheet.js";
 import { slot } from "./slots.js";
-import { modeOf, when } from "./studio.js";
-import { t } from "./words.js";
+import { modeOf, listen } from "./studio.js";
+import { t } from "./i18n.js";
 
 const STEP = 0.5; // seconds: a time step of the model's latents
-const APART = 2; // seconds between a card and the next one that is added
-const LONGEST_TAIL = 2;
+const CARD_SECONDS = 2; // seconds between a card and the next one that is added
+const TAIL_SECONDS = 2;
 
 /** Show the timeline in its place, where the mode has one. */
-export function openBoard(place) {
+export function openTimeline(place) {
   let shown = "";
   const draw = () => {
     const kind = kindOf(draft.mode);
@@ -27,11 +27,11 @@ export function openBoard(place) {
       list.map((one) => [one.at, one.image, one.clip, one.picture]),
       end(),
     ]);
-    if (now === shown) return reword(place);
+    if (now === shown) return updatePrompts(place);
     shown = now;
     place.hidden = !kind;
     if (kind)
-      put(
+      setChildren(
         place,
         head(kind),
         ruler(kind),
@@ -39,27 +39,27 @@ export function openBoard(place) {
           "div",
           { class: "cards" },
           list.map((one, number) => cardOf(kind, one, number)),
-          adding(kind),
+          addButton(kind),
         ),
       );
-    else put(place);
+    else setChildren(place);
   };
   const started = () => {
     if (draft.mode === "storyboard" && !draft.moments.length) {
-      change({
-        moments: [0, APART].map((at, number) => ({ at, prompt: number ? "" : draft.prompt, image: null, clip: null })),
-        length: draft.length ?? 2 * APART,
+      updateDraft({
+        moments: [0, CARD_SECONDS].map((at, number) => ({ at, prompt: number ? "" : draft.prompt, image: null, clip: null })),
+        length: draft.length ?? 2 * CARD_SECONDS,
       });
     }
     draw();
   };
-  when("mode", started);
-  when("draft language", draw);
+  listen("mode", started);
+  listen("draft language", draw);
   started();
 }
 
 /** Show words that changed elsewhere, but not over what is being typed. */
-function reword(place) {
+function updatePrompts(place) {
   place.querySelectorAll(".card textarea").forEach((field, number) => {
     if (field !== document.activeElement) field.value = draft.moments[number].prompt;
   });
@@ -70,7 +70,7 @@ const kindOf = (mode) => ["moments", "keyframes"].find((name) => modeOf(mode).re
 /** Return when the clip ends, in seconds. */
 function end() {
   const last = Math.max(0, ...[...draft.moments, ...draft.keyframes].map((one) => Number(one.at) || 0));
-  return Math.max(Number(draft.length) || 0, Number(draft.length) ? 0 : last + LONGEST_TAIL);
+  return Math.max(Number(draft.length) || 0, Number(draft.length) ? 0 : last + TAIL_SECONDS);
 }
 
 function head(kind) {
@@ -97,10 +97,10 @@ function ruler(kind) {
   for (let at = 0; at <= whole; at += whole > 20 ? 5 : 1) line.append(mark(at, whole));
   draft[kind].forEach((one, number) => {
     const next = draft[kind][number + 1]?.at ?? whole;
-    const stretch = make("span", { class: "stretch", data: { tone: String(number % 4) } });
-    stretch.style.left = `${(100 * one.at) / whole}%`;
-    stretch.style.width = `${Math.max(0, (100 * (next - one.at)) / whole)}%`;
-    line.append(stretch);
+    const segment = make("span", { class: "stretch", data: { tone: String(number % 4) } });
+    segment.style.left = `${(100 * one.at) / whole}%`;
+    segment.style.width = `${Math.max(0, (100 * (next - one.at)) / whole)}%`;
+    line.append(segment);
     if (number || kind === "keyframes") line.append(handleOf(kind, number, one, whole, line));
   });
   return line;
@@ -150,7 +150,7 @@ function move(kind, number, wanted) {
 }
 
 function edit(kind, number, values) {
-  change({ [kind]: draft[kind].map((one, place) => (place === number ? { ...one, ...values } : one)) });
+  updateDraft({ [kind]: draft[kind].map((one, place) => (place === number ? { ...one, ...values } : one)) });
 }
 
 function cardOf(kind, one, number) {
@@ -189,12 +189,12 @@ function cardOf(kind, one, number) {
     "article",
     { class: "card", data: { tone: String(number % 4) } },
     top,
-    shownIn(kind, one, number),
-    kind === "keyframes" ? null : wordsOf(one, number),
+    cardSlot(kind, one, number),
+    kind === "keyframes" ? null : promptField(one, number),
   );
 }
 
-function wordsOf(one, number) {
+function promptField(one, number) {
   const field = make("textarea", {
     rows: 3,
     placeholder: t("board.words"),
@@ -205,7 +205,7 @@ function wordsOf(one, number) {
   return field;
 }
 
-function shownIn(kind, one, number) {
+function cardSlot(kind, one, number) {
   if (draft.mode === "long") return null;
   if (kind === "keyframes")
     return slot({
@@ -226,12 +226,12 @@ function shownIn(kind, one, number) {
   });
 }
 
-function adding(kind) {
+function addButton(kind) {
   const add = () => {
     const list = draft[kind];
-    const at = list.length ? list.at(-1).at + APART : 0;
-    const length = Number(draft.length) && at >= Number(draft.length) ? { length: at + APART } : {};
-    set({
+    const at = list.length ? list.at(-1).at + CARD_SECONDS : 0;
+    const length = Number(draft.length) && at >= Number(draft.length) ? { length: at + CARD_SECONDS } : {};
+    setFields({
       [kind]: [...list, kind === "keyframes" ? { at, picture: null } : { at, prompt: "", image: null, clip: null }],
       ...length,
     });
@@ -242,7 +242,7 @@ function adding(kind) {
 function drop(kind, number) {
   const list = draft[kind].filter((_, place) => place !== number);
   if (kind === "moments" && list.length) list[0] = { ...list[0], at: 0 };
-  change({ [kind]: list });
+  updateDraft({ [kind]: list });
 }
 
 /** Let two neighbours change places; the moments stay where they are. */
@@ -253,7 +253,7 @@ function swap(kind, number, way) {
     { ...other, at: one.at },
     { ...one, at: other.at },
   ];
-  change({ [kind]: list });
+  updateDraft({ [kind]: list });
 }
 
 /** Take up a storyboard's file. */
@@ -261,23 +261,23 @@ function read() {
   const file = make("input", {
     type: "file",
     accept: ".yaml,.yml,.json",
-    on: { change: () => file.files[0] && readBoard(file.files[0]) },
+    on: { change: () => file.files[0] && importStoryboard(file.files[0]) },
   });
   file.click();
 }
 
 /** Fill the form with a storyboard's file. */
-export async function readBoard(file) {
-  const found = await trying(async () => post("/studio/storyboard", { text: await file.text() }));
+export async function importStoryboard(file) {
+  const found = await attempt(async () => post("/studio/storyboard", { text: await file.text() }));
   if (!found) return;
-  changing(t("board.imported", { count: found.request.moments.length }), () =>
-    change(drafted({ ...found.request, mode: "storyboard" })),
+  changeWithUndo(t("board.imported", { count: found.request.moments.length }), () =>
+    updateDraft(draftFromRequest({ ...found.request, mode: "storyboard" })),
   );
-  for (const line of [found.missing ?? []].flat().filter(Boolean)) say(line, { wrong: true });
+  for (const line of [found.missing ?? []].flat().filter(Boolean)) notify(line, { wrong: true });
 }
 
 async function write() {
-  const found = await trying(() => post("/studio/storyboard/text", { request: body() }));
+  const found = await attempt(() => post("/studio/storyboard/text", { request: requestBody() }));
   if (!found) return;
   const address = URL.createObjectURL(new Blob([found.text], { type: "application/yaml" }));
   make("a", { href: address, download: "storyboard.yaml" }).click();

@@ -1,15 +1,15 @@
 // Where a clip stands in a larger frame, for outpaint: a box that is moved and made larger or smaller.
 
-import { make, put } from "./dom.js";
-import { change, draft } from "./draft.js";
-import { thumbnail } from "./screen.js";
-import { t } from "./words.js";
+import { make, setChildren } from "./dom.js";
+import { updateDraft, draft } from "./draft.js";
+import { thumbnail } from "./media.js";
+import { t } from "./i18n.js";
 
 const SNAP = 16; // pixels: a patch of the model in latents of the VAE
 const SIDES = ["left", "top", "right", "bottom"];
 
 /** Make the chooser of a clip's place in the frame. */
-export function placer(id) {
+export function boxPicker(id) {
   const [columns, rows] = draft.size.split("x").map(Number);
   const snap = Math.min(SNAP, columns / 4);
   const clip = make(
@@ -20,7 +20,7 @@ export function placer(id) {
   );
   const frame = make("div", { class: "outer" }, clip);
   frame.style.setProperty("--shape", `${columns} / ${rows}`);
-  const told = make("p", { class: "hint", role: "status" });
+  const caption = make("p", { class: "hint", role: "status" });
   const bounds = ([left, top, right, bottom]) => {
     const [wide, high] = [
       Math.max(snap, Math.min(right - left, columns)),
@@ -30,14 +30,14 @@ export function placer(id) {
     return [x, y, x + wide, y + high].map((side) => Math.round(side / snap) * snap);
   };
   let box = bounds(draft.box ?? [columns / 4, rows / 4, (3 * columns) / 4, (3 * rows) / 4]);
-  const settle = (next) => {
+  const apply = (next) => {
     box = bounds(next);
     const share = [box[0] / columns, box[1] / rows, (box[2] - box[0]) / columns, (box[3] - box[1]) / rows].map(
       (part) => `${100 * part}%`,
     );
     ["left", "top", "width", "height"].forEach((name, side) => (clip.style[name] = share[side]));
-    told.textContent = t("place.told", Object.fromEntries(SIDES.map((name, side) => [name, box[side]])));
-    if (JSON.stringify(draft.box) !== JSON.stringify(box)) change({ box });
+    caption.textContent = t("place.told", Object.fromEntries(SIDES.map((name, side) => [name, box[side]])));
+    if (JSON.stringify(draft.box) !== JSON.stringify(box)) updateDraft({ box });
   };
   clip.addEventListener("pointerdown", (event) => {
     event.preventDefault();
@@ -47,7 +47,7 @@ export function placer(id) {
     const move = ({ clientX, clientY }) => {
       const [across, down] = [(clientX - start.x) * scale, (clientY - start.y) * scale];
       const [left, top, right, bottom] = start.box;
-      settle(
+      apply(
         start.grip
           ? [left, top, right + across, bottom + down]
           : [left + across, top + down, right + across, bottom + down],
@@ -63,12 +63,12 @@ export function placer(id) {
     if (across === undefined) return;
     event.preventDefault();
     const [left, top, right, bottom] = box;
-    settle(
+    apply(
       event.shiftKey
         ? [left, top, right + across, bottom + down]
         : [left + across, top + down, right + across, bottom + down],
     );
   });
-  settle(box);
-  return put(make("div", { class: "tool placer" }), frame, told);
+  apply(box);
+  return setChildren(make("div", { class: "tool placer" }), frame, caption);
 }

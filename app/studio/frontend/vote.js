@@ -1,17 +1,17 @@
 // Votes: which of two clips looks better, moves better, follows the prompt better.
 
 import { openCompare } from "./compare.js";
-import { make, put } from "./dom.js";
-import { keep, kept } from "./memory.js";
+import { make, setChildren } from "./dom.js";
+import { store, load } from "./storage.js";
 import { get, post } from "./net.js";
-import { say, trying } from "./sheet.js";
-import { t } from "./words.js";
+import { notify, attempt } from "./sheet.js";
+import { t } from "./i18n.js";
 
-const QUALITIES = ["looks", "motion", "prompt"];
+const CRITERIA = ["looks", "motion", "prompt"];
 const ANSWERS = ["left", "tie", "right"];
 
 /** Make the ballot of two clips; `cast` is called when the vote is in. */
-export function ballot([left, right], cast) {
+export function voteForm([left, right], onVote) {
   const chosen = {};
   const send = make(
     "button",
@@ -22,49 +22,49 @@ export function ballot([left, right], cast) {
       on: {
         click: async () => {
           send.disabled = true;
-          const found = await trying(() => post("/studio/votes", { left: left.id, right: right.id, ...chosen }));
+          const found = await attempt(() => post("/studio/votes", { left: left.id, right: right.id, ...chosen }));
           if (!found) return void (send.disabled = false);
-          keep("voted", [...kept("voted", []), paired(left, right)].slice(-500));
-          say(t("vote.thanks", { count: found.count }));
-          put(form, make("p", { class: "hint" }, t("vote.thanks", { count: found.count })));
-          cast();
+          store("voted", [...load("voted", []), pairKey(left, right)].slice(-500));
+          notify(t("vote.thanks", { count: found.count }));
+          setChildren(form, make("p", { class: "hint" }, t("vote.thanks", { count: found.count })));
+          onVote();
         },
       },
     },
     t("vote.send"),
   );
-  const pick = (quality, answer) => {
-    chosen[quality] = answer;
-    send.disabled = QUALITIES.some((name) => !chosen[name]);
+  const pick = (criterion, answer) => {
+    chosen[criterion] = answer;
+    send.disabled = CRITERIA.some((name) => !chosen[name]);
   };
-  const option = (quality, answer) =>
+  const option = (criterion, answer) =>
     make(
       "label",
       { class: "answer" },
       make("input", {
         type: "radio",
-        name: `vote-${quality}`,
+        name: `vote-${criterion}`,
         value: answer,
-        on: { change: () => pick(quality, answer) },
+        on: { change: () => pick(criterion, answer) },
       }),
       make("span", {}, t(`vote.${answer}`)),
     );
-  const row = (quality) =>
+  const row = (criterion) =>
     make(
       "fieldset",
       {},
-      make("legend", {}, t(`vote.${quality}`)),
-      ANSWERS.map((answer) => option(quality, answer)),
+      make("legend", {}, t(`vote.${criterion}`)),
+      ANSWERS.map((answer) => option(criterion, answer)),
     );
-  const form = make("div", { class: "ballot" }, make("h3", {}, t("vote.head")), QUALITIES.map(row), send);
+  const form = make("div", { class: "ballot" }, make("h3", {}, t("vote.head")), CRITERIA.map(row), send);
   return form;
 }
 
-const paired = (one, two) => [one.id, two.id].sort().join(" ");
+const pairKey = (one, two) => [one.id, two.id].sort().join(" ");
 
 /** Open a vote between two variations of one request that have not been voted on; says so where there are none. */
 export async function openVote(cards) {
-  const done = new Set(kept("voted", []));
+  const done = new Set(load("voted", []));
   const groups = new Map();
   for (const card of cards) {
     if (card.kind !== "job" || card.status !== "completed") continue;
@@ -73,12 +73,12 @@ export async function openVote(cards) {
   }
   for (const group of groups.values()) {
     for (const [one, two] of pairs(group)) {
-      if (done.has(paired(one, two)) || !(await sameButSeed(one, two))) continue;
+      if (done.has(pairKey(one, two)) || !(await differOnlyInSeed(one, two))) continue;
       const [left, right] = Math.random() < 0.5 ? [one, two] : [two, one];
       return openCompare(left.id, right.id, () => openVote(cards));
     }
   }
-  say(t("vote.none"));
+  notify(t("vote.none"));
 }
 
 function* pairs(group) {
@@ -87,8 +87,8 @@ function* pairs(group) {
   }
 }
 
-async function sameButSeed(one, two) {
-  const found = await trying(() =>
+async function differOnlyInSeed(one, two) {
+  const found = await attempt(() =>
     Promise.all([one, two].map(({ id }) => get(`/studio/clips/${encodeURIComponent(id)}`))),
   );
   if (!found) return false;

@@ -1,18 +1,18 @@
 // What an empty gallery says: a few prompts, each a click away from a clip.
 
-import { icon, make, put } from "./dom.js";
-import { t } from "./words.js";
+import { icon, make, setChildren } from "./dom.js";
+import { t } from "./i18n.js";
 
 const EXAMPLES = ["ball", "cube", "capsule", "cylinder"];
-let run = () => {};
+let generate = () => {};
 
 /** Take what makes a clip of a prompt. */
-export function greeting(act) {
-  run = act;
+export function onExample(act) {
+  generate = act;
 }
 
 /** Greet whoever has made nothing yet. */
-export function greet(place) {
+export function showWelcome(place) {
   const language = document.documentElement.lang;
   if (place.dataset.language === language && place.querySelector(".greeting")) return;
   place.dataset.language = language;
@@ -20,12 +20,12 @@ export function greet(place) {
     const prompt = t(`examples.${name}`);
     return make(
       "button",
-      { type: "button", class: "example", on: { click: () => run(prompt) } },
+      { type: "button", class: "example", on: { click: () => generate(prompt) } },
       icon("play"),
       make("span", {}, prompt),
     );
   };
-  put(
+  setChildren(
     place,
     make(
       "div",
