@@ -9,13 +9,15 @@ from safetensors.torch import load_file
 
 from dit.model import DiT
 from dit.packing import pack
+from training.checkpoints import load_state_tensors
 from training.config import WorldRun
 from training.dataset import make_world, open_bucket
 from training.examples import LatentSource, TrainingExample, draw_examples, token_count
+from training.text_conditioned import TextConditionedDiT
 from training.train_dit import build_model, dit_config_for, loss_weights, pipeline_settings, saliency, train
 from training.world.words import mirror_caption
 from vae.model import VideoVAE
-from vae.weights import WEIGHTS
+from vae.weights import WEIGHTS, current_name
 
 PATCH = (1, 2, 2)
 
@@ -49,6 +51,20 @@ def test_a_dit_continues_from_a_trained_one_and_grows(trained_dit, tmp_path):
     assert DiT.from_pretrained(run.out / "model" / "transformer").dit_config.depth == 3
     with pytest.raises(ValueError, match="init_from must have text_dim 8"):
         build_model(run, replace(first.dit_config, text_dim=8))
+
+
+def test_a_checkpoint_of_version_0_1_loads(tiny_dit):
+    wanted, old = tiny_dit.state_dict(), {}
+    for name, value in wanted.items():
+        for old_name, new_name in DiT.old_weight_names.items():
+            if name != (found := current_name(name, {new_name: old_name})):
+                name = found
+                break
+        old[name] = value
+    assert {"embed.weight", "blocks.0.widen.weight", "blocks.0.near", "exit_scale.bias"} <= old.keys()
+    model = TextConditionedDiT(DiT.from_dit_config(tiny_dit.dit_config))
+    load_state_tensors(model, old)
+    assert all(torch.equal(value, wanted[name]) for name, value in model.dit.state_dict().items())
 
 
 def test_final_weights_are_interpolated_back_to_the_initial_ones(trained_dit, tmp_path):

@@ -214,19 +214,19 @@ def test_old_checkpoints_are_removed_only_after_the_new_one_reads_back(tmp_path,
 def test_an_interrupted_world_resumes_to_the_same_clips(world, tmp_path, monkeypatch):
     run = WorldRun(folder=tmp_path / "data", clips=(6,), workers=1)
     monkeypatch.setattr(dataset, "FLUSH_EVERY", 2)
-    real = dataset.caption
+    real = dataset.write_caption
 
     def die(scene, *args, **kwargs):
         if scene.index == 3:
             raise KeyboardInterrupt
         return real(scene, *args, **kwargs)
 
-    monkeypatch.setattr(dataset, "caption", die)
+    monkeypatch.setattr(dataset, "write_caption", die)
     with pytest.raises(KeyboardInterrupt):
         make_world(run)
     with pytest.raises(DataError, match="has 2 of 6"):
         len(open_bucket(run.folder, SQUARE))
-    monkeypatch.setattr(dataset, "caption", real)
+    monkeypatch.setattr(dataset, "write_caption", real)
     make_world(run)
     a, b = open_bucket(run.folder, SQUARE), open_bucket(world / "train", SQUARE)
     assert np.array_equal(a.pixels, b.pixels) and a.captions == b.captions

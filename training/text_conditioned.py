@@ -5,6 +5,8 @@ One module, so that accelerate synchronizes the gradients of both, and a bf16 co
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,6 +20,13 @@ from training.muon import MuonParams
 
 class TextConditionedDiT(nn.Module):
     """Predict the velocity of a pack from its captions; with a prompt encoder also the cameras that they name."""
+
+    # Checkpoints of version 0.1 hold the weights of the DiT alone.
+    old_weight_names: ClassVar = {
+        **{old: f"dit.{new}" for old, new in DiT.old_weight_names.items()},
+        **{part: f"dit.{part}" for part in ("patch_embed", "pos_embed", "conditioning", "cond_in", "modulation")},
+        **{part: f"dit.{part}" for part in ("blocks", "out_scale", "proj_out")},
+    }
 
     def __init__(self, dit: DiT, prompt_encoder: PromptEncoder | None = None):
         super().__init__()

@@ -72,11 +72,11 @@ def train(run: DiTRun) -> dict:
             for format in run.formats
         }
         held_out = LatentSource.open(run, run.held_out, video_formats(run.formats)[0], vae, encoder_hash)
+    # A frozen encoder is loaded before the seed is set, since to build one draws random numbers.
+    frozen = None if run.prompt_encoder_layers else load_text_encoder(run.text_encoder)
     torch.manual_seed(run.seed)
-    if run.prompt_encoder_layers:
-        tokenizer, text_encoder = build_prompt_encoder(run, accelerator)
-    else:
-        tokenizer, text_encoder = load_text_encoder(run.text_encoder)
+    tokenizer, text_encoder = frozen or build_prompt_encoder(run, accelerator)
+    if frozen:
         text_encoder.requires_grad_(False).to(accelerator.device)
     dit = build_model(run, dit_config_for(run, vae.stride, vae.channels, embedding_dim(text_encoder)))
     config = dit.dit_config
