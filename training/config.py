@@ -184,7 +184,10 @@ class JudgeRun(Run):
 
     vae: Path | None = None  # folder of a VAE that reconstructs some of the training clips
     reconstructed_ratio: float = 0.2  # fraction of the training clips that the VAE reconstructs, at most half
-    extra_data: Path = Path("data/first-combinations")  # folder of a second training dataset
+    extra_data: Path | None = Path("data/first-combinations")  # folder of a second training dataset
+    edition: int = 1  # edition of the world; from 2 on, all that captions can say is read, of every thing
+    format: Format = (64, 64, 17)  # columns, rows and frames of the clips
+    frame_stride: int = 1  # every n-th frame is read
     width: int = 48  # channels of the first stage
     batch_size: int = 32  # clips per step, over all processes
 

@@ -19,8 +19,10 @@ from training.presets.first import (
 )
 from training.presets.second import (
     dit_second,
+    judge_second,
     vae_second,
     world_second,
+    world_second_combinations,
     world_second_test,
     world_second_vae,
     world_second_vae_test,
@@ -44,6 +46,7 @@ PRESETS = {
         "first-combinations": world_first_combinations,
         "second": world_second,
         "second-test": world_second_test,
+        "second-combinations": world_second_combinations,
         "second-vae": world_second_vae,
         "second-vae-test": world_second_vae_test,
     },
@@ -65,6 +68,6 @@ PRESETS = {
         "first-longer": dit_first_longer,
         "second": dit_second,
     },
-    "judge": {"first": judge_first},
+    "judge": {"first": judge_first, "second": judge_second},
     "recipe": {"tiny": Recipe, "first": lambda: Recipe("first")},
 }

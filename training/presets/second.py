@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from training.config import DiTRun, VAERun, WorldRun
+from training.config import DiTRun, JudgeRun, VAERun, WorldRun
 
 SECOND = Path("runs/second")
 SQUARE_12, LARGE_12 = (64, 64, 33), (128, 128, 33)  # 2.75 seconds at 12 frames per second
@@ -17,6 +17,11 @@ def world_second() -> WorldRun:
 
 def world_second_test() -> WorldRun:
     return replace(world_second(), folder=Path("data/second-test"), split="test", clips=(400,))
+
+
+def world_second_combinations() -> WorldRun:
+    """Pairs of attributes that the models never see; the judge trains on them too."""
+    return replace(world_second(), folder=Path("data/second-combinations"), split="combinations", clips=(1_500,))
 
 
 def world_second_vae() -> WorldRun:
@@ -72,5 +77,27 @@ def dit_second() -> DiTRun:
         validate_every=500,
         sample_every=1_000,
         sensitivity_clips=72,
+        checkpoint_minutes=5,
+    )
+
+
+def judge_second() -> JudgeRun:
+    """Read everything that a caption of edition 2 can say."""
+    return JudgeRun(
+        data=Path("data/second"),
+        held_out=Path("data/second-test"),
+        out=SECOND / "judge",
+        vae=SECOND / "vae" / "vae",
+        extra_data=Path("data/second-combinations"),
+        edition=2,
+        format=SQUARE_12,
+        frame_stride=2,
+        width=64,
+        steps=6_000,
+        lr=2e-3,
+        batch_size=24,
+        warmup_steps=100,
+        decay_steps=1_500,
+        validate_every=500,
         checkpoint_minutes=5,
     )
