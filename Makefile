@@ -42,7 +42,7 @@ train-tiny: $(VENV)/installed
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable .[dev]
-	$(BIN)/python -c 'from vae.torchvision_ops import leave_line; leave_line()'
+	$(BIN)/python -c 'from vae.torchvision_ops import write_pth_file; write_pth_file()'
 	touch $@
 
 clean:

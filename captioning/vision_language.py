@@ -87,7 +87,7 @@ class VisionLanguageCaptioner:
             return self._load_error(error)
 
     def _load_error(self, error: Exception) -> CaptionError:
-        rule = "a captioner must be a folder of our own, or a vision-language model of transformers by name or folder"
+        rule = "a captioner must be the folder of a trained one, or a vision-language model of transformers"
         return CaptionError(f"{rule}; got {self.name_or_path!r} ({one_line(error)})")
 
     def describe(self, video: Tensor) -> VideoCaption:

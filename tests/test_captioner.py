@@ -24,7 +24,7 @@ from training.prepare.captions import CaptionsRun, cached_captioner, caption_cli
 from training.prepare.clips import ClipsRun, cut_clips
 from training.prepare.filter import FilterRun, filter_clips
 from vae.video.write import write_image, write_video
-from vae.weights import CONFIG, WEIGHTS, current_name
+from vae.weights import CONFIG, WEIGHTS, original_name
 
 GOOD = {
     "subject": "a white disc",
@@ -186,7 +186,10 @@ def test_rejected_answers_are_sent_back_with_their_reasons():
         ),
         ({"endpoint": "x", "model": "eye"}, "an endpoint must be an address"),
         ({"endpoint": "http://x/v1", "model": "eye", "seconds": 0.0}, "seconds for an answer must be above 0; got 0"),
-        ({"name": "app/models/first"}, "a captioner must be a folder of our own, or a vision-language model"),
+        (
+            {"name": "app/models/first"},
+            "a captioner must be the folder of a trained one, or a vision-language model",
+        ),
     ],
 )
 def test_what_is_no_captioner_is_refused_with_the_rule(given, rule):
@@ -235,9 +238,8 @@ def test_a_captioner_is_loaded_from_its_folder_and_from_the_model_subfolder(own)
 
 def test_a_captioner_folder_with_old_names_loads(own, tmp_path):
     folder = shutil.copytree(own, tmp_path / "own")
-    old_names = {new: old for old, new in VideoCoCa.old_weight_names.items()}
     path = folder / "captioner" / WEIGHTS
-    old = {current_name(name, old_names): value for name, value in load_file(path).items()}
+    old = {original_name(name, VideoCoCa.old_weight_names): value for name, value in load_file(path).items()}
     assert {"coca.visual.enter.mix.weight", "coca.visual.pool_once.query", "coca.visual.places.0"} <= old.keys()
     save_file(old, path)
     config_path = folder / "captioner" / CONFIG
@@ -297,7 +299,7 @@ def test_a_name_of_any_bytes_is_printed_on_one_line(files, capsys):
     ("words", "rule"),
     [
         (["--endpoint", "http://x/v1"], "give a captioner, or an endpoint and the model there"),
-        (["--captioner", "app/models/first"], "a captioner must be a folder of our own"),
+        (["--captioner", "app/models/first"], "a captioner must be the folder of a trained one"),
         (["--endpoint", "x", "--model", "eye"], "an endpoint must be an address"),
         (["--endpoint", "http://x/v1", "--model", "eye", "--answer-timeout", "0"], "must be above 0"),
         (["--answer-timeout", "soon"], "invalid float value: 'soon'"),

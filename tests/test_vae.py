@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from training.evaluation.metrics import linear_psnr, principal_components, psnr
 from vae.losses import PatchDiscriminator, adaptive_weight, discriminator_loss, kl, ms_ssim_loss, ssim
 from vae.model import VideoVAE
-from vae.weights import WEIGHTS, current_name, load_strictly
+from vae.weights import WEIGHTS, load_strictly, original_name
 
 ONE, TWO = {"encoder_blocks": (1, 1), "decoder_blocks": (1, 1)}, ((1, 2, 2), (1, 2, 2))
 SHAPES = {
@@ -88,8 +88,9 @@ def test_latents_are_normalized_by_statistics_stored_in_the_model(tmp_path):
 def test_a_folder_with_the_old_weight_names_loads_with_the_same_hash(tmp_path):
     vae = tiny_vae()
     vae.save_pretrained(tmp_path)
-    old_names = {new: old for old, new in VideoVAE.old_weight_names.items()}
-    old = {current_name(name, old_names): value for name, value in load_file(tmp_path / WEIGHTS).items()}
+    old = {
+        original_name(name, VideoVAE.old_weight_names): value for name, value in load_file(tmp_path / WEIGHTS).items()
+    }
     assert {"encoder.enter.weight", "decoder.more.0.weight", "encoder.stages.1.0.mix_norm.bias"} <= old.keys()
     save_file(old, tmp_path / WEIGHTS)
     loaded = load_strictly(VideoVAE, tmp_path)

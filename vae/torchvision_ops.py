@@ -1,12 +1,12 @@
-"""Let torchvision be imported beside a CPU build of torch.
+"""Make torchvision importable with a CPU build of torch.
 
-The torchvision wheel is linked against CUDA. Beside a CPU torch its library cannot load, and then `import torchvision`
-dies on the undefined operator `torchvision::nms`, taking open_clip, transformers' models, diffusers' pipelines and the
-accelerate script with it. Longtake calls none of these operators. Declaring them, without a kernel, is enough for the
-import.
+The torchvision wheel is linked against CUDA. With a CPU build of torch its library does not load, and `import
+torchvision` fails on the undefined operator `torchvision::nms`; so do open_clip, transformers' models, diffusers'
+pipelines and the accelerate command, which import it. Longtake calls none of these operators, so declaring them without
+a kernel is enough.
 
-Importing this module watches for the import of torchvision and declares them just before. `leave_line` leaves a line in
-the environment's site-packages that does the same for commands which are not ours, such as `accelerate launch`.
+Importing this module installs a finder that declares them just before torchvision is imported. `write_pth_file` makes
+every Python process of the environment do so, for commands such as `accelerate launch`.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import sys
 import sysconfig
 from pathlib import Path
 
-LINE = "import importlib.util as u; u.find_spec('vae') and __import__('vae.torchvision_ops')\n"
-_libraries = []  # torch forgets an operator with the Library that declared it
+PTH_LINE = "import importlib.util as u; u.find_spec('vae') and __import__('vae.torchvision_ops')\n"
+_libraries = []  # torch removes an operator when the Library that declared it is garbage-collected
 
 
 def declare() -> bool:
-    """Declare `nms` and `qnms` if torchvision's own library cannot load; return whether that was needed."""
+    """Declare `nms` and `qnms` if torchvision's own library cannot be loaded; return whether that was needed."""
     import torch
 
     package = importlib.machinery.PathFinder.find_spec("torchvision")
@@ -38,8 +38,8 @@ def declare() -> bool:
     return bool(_libraries)
 
 
-class _Watch(importlib.abc.MetaPathFinder):
-    """Notice the first import of torchvision, declare its operators, and leave the import itself to the next finder."""
+class _TorchvisionFinder(importlib.abc.MetaPathFinder):
+    """Declare the operators at the first import of torchvision; leave the import itself to the next finder."""
 
     def find_spec(self, fullname, path=None, target=None):
         if fullname == "torchvision":
@@ -48,19 +48,19 @@ class _Watch(importlib.abc.MetaPathFinder):
         return None
 
 
-def watch() -> None:
-    """Declare the operators when, and only when, torchvision is imported; costs nothing until then."""
-    if "torchvision" not in sys.modules and not any(isinstance(finder, _Watch) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Watch())
+def install_finder() -> None:
+    """Declare the operators if and when torchvision is imported; costs nothing before that."""
+    if "torchvision" not in sys.modules and not any(isinstance(finder, _TorchvisionFinder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _TorchvisionFinder())
 
 
-def leave_line() -> None:
-    """Leave the line in this environment's site-packages, or take it away where it is not needed."""
+def write_pth_file() -> None:
+    """Write the .pth file that imports this module at Python's start, or remove it if it is not needed."""
     target = Path(sysconfig.get_paths()["purelib"]) / "longtake_torchvision.pth"
     if declare():
-        target.write_text(LINE)
+        target.write_text(PTH_LINE)
     else:
         target.unlink(missing_ok=True)
 
 
-watch()
+install_finder()

@@ -25,9 +25,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-WEIGHTS = "diffusion_pytorch_model.safetensors"  # diffusers' names
-CONFIG = "config.json"
-ORIGINAL_HEADER = "original_header"  # metadata of a safetensors file with renamed keys: its header before
+WEIGHTS, CONFIG = "diffusion_pytorch_model.safetensors", "config.json"  # diffusers' file names
+ORIGINAL_HEADER = "original_header"  # metadata key of a file with renamed weights: its header before
 MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -38,10 +37,10 @@ class WeightsError(ValueError):
 
 
 def load_strictly(model_class: type[Model], folder: Path) -> Model:
-    """Build a diffusers ModelMixin from its folder, in float32 and in evaluation mode.
+    """Load a diffusers ModelMixin from its folder, in float32 and in evaluation mode.
 
-    Weights may be stored in any float type. Raises WeightsError naming the first missing, extra or misshapen weight, or
-    the file that is absent or damaged.
+    Weights may be stored in any float type. Raises WeightsError naming the first missing, unexpected or misshapen
+    weight, or the file that is missing or damaged.
     """
     config = read_config(model_class, folder)
     try:
@@ -65,7 +64,7 @@ def load_strictly(model_class: type[Model], folder: Path) -> Model:
 
 
 def read_config(model_class: type[nn.Module], folder: Path) -> dict:
-    """Read a model folder's config and replace its old names; raises WeightsError where it is absent or damaged."""
+    """Read a model folder's config and replace its old names. Raises WeightsError if it is missing or damaged."""
     config, renames = read_json(folder / CONFIG), getattr(model_class, "old_config_names", {})
     for old, new in renames.items():
         if old in config:
@@ -94,7 +93,7 @@ def _stored_names(model_class: type[nn.Module], wanted: Iterable[str], stored: I
     stored = set(stored)
     renames = {} if stored == set(wanted) else getattr(model_class, "old_weight_names", {})
     names = {current_name(name, renames): name for name in stored}
-    if len(names) < len(stored):  # a weight under both names, which the comparison then refuses
+    if len(names) < len(stored):  # a weight under both names, which the comparison refuses
         return {name: name for name in stored}
     return names
 
@@ -109,14 +108,14 @@ def convert_to_float16(folder: Path) -> None:
 
 
 def weights_in(folder: Path) -> list[Path]:
-    """List the weights files of a folder: one of ours, or the shards that transformers wrote."""
+    """List the weights files of a folder: a single file, or the shards that transformers wrote."""
     return sorted(folder.glob("*.safetensors"))
 
 
 def hash_of_file(*paths: Path | bytes) -> str:
-    """Return 16 hexadecimal digits of SHA-256 over some files or their contents.
+    """Hash files or their contents to 16 hexadecimal digits (SHA-256).
 
-    Files with renamed weights count as they were before.
+    A file with renamed weights has the hash from before it was renamed.
     """
     digest = hashlib.sha256()
     for path in paths:
@@ -132,7 +131,7 @@ def hash_of_file(*paths: Path | bytes) -> str:
 
 
 def _original_header(stored: BinaryIO) -> bytes:
-    """Read the header of a safetensors file, its length included; return that from before keys were renamed."""
+    """Read the header of a safetensors file with its length; return the one from before weights were renamed."""
     size = stored.read(8)
     header = stored.read(min(int.from_bytes(size, "little"), MAX_HEADER_BYTES))
     try:
@@ -143,7 +142,7 @@ def _original_header(stored: BinaryIO) -> bytes:
 
 
 def read_json(path: Path) -> dict:
-    """Read a JSON object; raises WeightsError where it is absent or damaged."""
+    """Read a JSON object. Raises WeightsError if the file is missing or damaged."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
