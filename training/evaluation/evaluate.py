@@ -35,13 +35,13 @@ from training.world.words import write_caption, write_prompt
 from vae.video.pixels import contact_sheet
 from vae.weights import load_strictly, read_json
 
-JUDGED_ATTRIBUTES = ("colour", "shape", "size", "motion", "camera")  # what a prompt says of one object
+JUDGED_ATTRIBUTES = ("colour", "shape", "size", "motion", "camera")  # that a prompt states of one object
 FIRST_INDEX = 700_000_000  # of the scenes: beyond those of any data set
 PACK_SIZE = 8  # clips per pack
 UNTRAINED_PROMPTS = 32  # enough for the untrained row, which is chance
 SHOWN_CLIPS = 6  # of each set, in the figure
 # How prompts are worded: as captions are; with the synonyms that the upsampler trains on; with words that no model
-# trains on; in Chinese; as a label, which says less; as a dense caption, which says more.
+# trains on; in Chinese; as a label, which states less; as a dense caption, which states more.
 PHRASINGS = ("plain", "synonyms", "reserved", "chinese", "label", "dense")
 
 
@@ -284,10 +284,15 @@ def mean_with_interval(values: np.ndarray) -> dict[str, float]:
 
 
 def draw_report(report: dict, shown: list[tuple[str, Tensor]]) -> Image.Image:
-    """Draw the report: a bar with its interval for every attribute and row, and some of the clips."""
+    """Draw the report: a bar with its interval for every attribute and row, and some of the clips.
+
+    A value of None, where no prompt asks or the judge cannot be trusted, is a dash.
+    """
     names = list(next(iter(report["sets"].values()))["model"])
-    sheet = contact_sheet([clip for _, clip in shown], captions=[text for text, _ in shown], scale=2)
-    clips = Image.fromarray(sheet.permute(1, 2, 0).numpy())
+    clips = Image.new("RGB", (1, 1), "white")
+    if shown:
+        sheet = contact_sheet([clip for _, clip in shown], captions=[text for text, _ in shown], scale=2)
+        clips = Image.fromarray(sheet.permute(1, 2, 0).numpy())
     left, bar, line = 190, 90, 16
     height = sum(3 + len(rows) for rows in report["sets"].values()) * line + 20
     page = Image.new("RGB", (max(left + len(names) * (bar + 12) + 20, clips.width), height + clips.height), "white")
@@ -303,8 +308,11 @@ def draw_report(report: dict, shown: list[tuple[str, Tensor]]) -> Image.Image:
             draw.text((8, y), row, "black")
             for n, name in enumerate(names):
                 x, value = left + n * (bar + 12), values[name]
-                low, mean, high = (x + bar * max(0.0, value[key]) for key in ("low", "mean", "high"))
                 draw.rectangle((x, y + 2, x + bar, y + line - 4), outline="lightgrey")
+                if value["mean"] is None:
+                    draw.text((x + bar - 24, y), "-", "black")
+                    continue
+                low, mean, high = (x + bar * max(0.0, value[key]) for key in ("low", "mean", "high"))
                 draw.rectangle((x, y + 2, mean, y + line - 4), fill="steelblue" if row == "model" else "silver")
                 draw.line((low, y + line // 2 - 1, high, y + line // 2 - 1), "black", 2)
                 draw.text((x + bar - 24, y), f"{100 * value['mean']:.0f}", "black")

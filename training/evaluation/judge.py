@@ -1,12 +1,12 @@
 """The judge: a small classifier that reads the attributes of a clip from its pixels alone, trained on true renders.
 
     longtake train judge --preset first
-
     longtake train judge --preset second
 
 A judge of edition 1 of the world reads the subject and the camera; one of edition 2 reads everything that a caption can
-say, of every thing (`reading.py`). It never sees generated clips or prompts. It trains on all pairs of attributes, including those held out from the
-models, and most of its clips are blurred, noisy or reconstructed by a VAE, so that it ignores how sharp a clip is.
+say, of every thing (`reading.py`). It never sees generated clips or prompts. It trains on all pairs of attributes,
+including those held out from the models, and most of its clips are blurred, noisy or reconstructed by a VAE, so that it
+ignores how sharp a clip is.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ class Judge(ModelMixin, ConfigMixin):
 
     @torch.no_grad()
     def predict(self, pixels: Tensor) -> dict[str, list[str]]:
-        """Return the most likely class of every attribute of edition 1, averaged over each clip and its mirror image."""
+        """Return the most likely class of the attributes of edition 1, averaged over a clip and its mirror image."""
         plain, mirrored = self(pixels), self(pixels.flip(-1))
         mirrored["camera"] = mirrored["camera"][:, MIRRORED_CAMERAS]
         scores = {name: plain[name].log_softmax(1) + mirrored[name].log_softmax(1) for name in ATTRIBUTES}

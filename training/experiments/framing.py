@@ -1,6 +1,6 @@
 """Does a model trained on native aspect ratios frame its subjects better than one trained on square crops?
 
-OpenAI's report on Sora says so (2024, "Improved framing and composition"). Two models of the same shape and steps are
+OpenAI's report on Sora claims so (2024, "Improved framing and composition"). Two models of the same shape and steps are
 trained, one on wide clips and one on square crops of them, and the clips that do not show all of their subject are
 counted. A crop is taken from anywhere across its clip: the world's camera is aimed so well that the middle of a wide
 clip would be framed as well.
@@ -81,7 +81,7 @@ def crop_left(clip: int) -> int:
 
 
 def has_hue(scene: Scene) -> bool:
-    """Say whether the subject of a scene has a hue, by which it is found."""
+    """Return whether the subject of a scene has a hue, by which it is found."""
     return scene.things[0].colour not in ("white", "black")
 
 

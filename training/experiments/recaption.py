@@ -1,6 +1,6 @@
 """Does a model follow prompts better when a captioner recaptions its training clips?
 
-The report on DALL-E 3 says so (Betker et al. 2023, "Improving Image Generation with Better Captions"). Models of the
+The report on DALL-E 3 claims so (Betker et al. 2023, "Improving Image Generation with Better Captions"). Models of the
 same shape and steps are trained on the same clips with (a) their short labels, (b) the captioner's captions, (c) true
 dense captions; in (b) and (c) one caption in twenty is the label. Three seeds of each are judged on the same scenes,
 prompted plainly, as people type, and with a dense caption, as a perfect upsampler would.

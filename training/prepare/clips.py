@@ -138,7 +138,7 @@ def latest_entries(journal: Journal) -> dict[str, dict]:
 
 
 def is_cut(entry: dict | None, source: SourceFile, run: ClipsRun) -> bool:
-    """Say whether a source is unchanged, was cut with these settings, and its clips still exist."""
+    """Return whether a source is unchanged, was cut with these settings, and its clips still exist."""
     if entry is None or "short" not in entry:  # it failed, or was cut before short shots were counted
         return False
     same = tuple(entry["stamp"]) == source.stamp and entry["words"] == source.sidecar

@@ -62,7 +62,7 @@ def find_duplicates(hashes: dict[str, np.ndarray], worse: Set[str] = frozenset()
 
 
 def are_duplicates(one: np.ndarray, other: np.ndarray, shift: int) -> bool:
-    """Say whether two clips are near-duplicates where the second begins `shift` hashes after the first."""
+    """Return whether two clips are near-duplicates where the second begins `shift` hashes after the first."""
     if (len(one) == 1) != (len(other) == 1):
         return False
     upper, lower = one[max(0, shift) :], other[max(0, -shift) :]

@@ -27,7 +27,7 @@ ENGINES = ("serial", "pool", "ray")
 MAX_TRIES = 3  # per item whose worker died: the worker may have died for another reason
 ITEM_SECONDS = 3600.0
 RAY_GAVE_UP = (
-    f"Ray gave it up after {MAX_TRIES} workers that were killed, or could not begin it; Ray's own ray-data.log says why"
+    f"Ray gave it up after {MAX_TRIES} workers that were killed or could not start; see Ray's own ray-data.log"
 )
 
 Function = Callable[[Any], Any]
@@ -123,7 +123,7 @@ def _apply(function: Function, number: int, item: Any) -> Outcome:
 
 
 def _killed_error(times: int) -> str:
-    return f"its worker was killed {times} times while at it; look whether the file is sound, or give more memory"
+    return f"its worker was killed {times} times; check that the file is intact, or give the worker more memory"
 
 
 def _timeout_error(seconds: float) -> str:
@@ -238,7 +238,7 @@ def _serve(connection, function: Function, memory_bytes: int | None) -> None:
 
 
 def _exit_with_parent() -> None:
-    """Exit as soon as the parent process ends, whatever this process is doing."""
+    """Exit as soon as the parent process ends, in the middle of an item too."""
     if (parent := parent_process()) is not None:
         parent.join()
         os._exit(1)

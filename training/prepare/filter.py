@@ -13,7 +13,7 @@ failed, and it is neither captioned nor encoded nor trained on.
 | text | share of the frame under lines of letters that do not move | > 0.02 |
 | duplicate | 1 for a near-duplicate of another clip, or of a part of it (`duplicates.py`), else 0 | > 0.5 |
 
-With a model of images and texts, `match.py` adds how well captions match and how good clips look.
+With a model of images and texts, `match.py` adds match and aesthetic scores.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def record_drops(folder: Path, rows: list[ClipRow], names: Iterable[str], thresh
 
 
 def is_scored(entry: dict | None, row: ClipRow) -> bool:
-    """Say whether a journal entry holds the scores of a clip as it is now."""
+    """Return whether a journal entry holds the scores of a clip as it is now."""
     if entry is None or "error" in entry:
         return False
     return entry["sha256"] == row.sha256 and entry["version"] == VERSION
@@ -269,7 +269,7 @@ def letterbox_share(grey: np.ndarray) -> float:
 
 
 def text_share(grey: np.ndarray) -> float:
-    """Return the share of the frame (F, Y, X) under what looks like lines of letters in every frame.
+    """Return the share of the frame (F, Y, X) under probable lines of letters in every frame.
 
     A line of letters is a region of close edges, much wider than high, that many strokes cross.
     """

@@ -188,7 +188,7 @@ def _captions(folder: Path, rows: dict[str, dict[str, Any]]) -> dict[str, list[C
 
 
 def rebuild_manifest(folder: Path) -> list[ClipRow]:
-    """Write the manifest as the journals say; return its rows."""
+    """Rebuild the manifest from the journals; return its rows."""
     rows = clip_rows(folder)
     update_manifest(folder, rows)
     return rows

@@ -187,7 +187,7 @@ def cached_vae(folder: Path) -> VideoVAE:
 def encode_clip(task: EncodeTask) -> list[np.ndarray]:
     """Return the latents (C, T, H, W), in float16, of every full segment of a clip.
 
-    Raises MediaError where the clip is shorter than the manifest says.
+    Raises MediaError where the clip is shorter than in the manifest.
     """
     row, run, (_, fps, (columns, rows, frames)) = task
     path = run.folder / row.file

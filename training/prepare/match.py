@@ -1,4 +1,4 @@
-"""Score how well captions match their clips, and how good the clips look, with a model of images and texts.
+"""Score how well captions match their clips, and how beautiful the clips are, with a model of images and texts.
 
 | score | what it is | its threshold would drop |
 |---|---|---|

@@ -21,7 +21,7 @@ DETECTION_COLUMNS = 160  # frames are reduced to this width before shots are det
 
 
 class ShotScan(NamedTuple):
-    """What one pass over a video tells about its frames and shots.
+    """The frames and shots of a video, from one pass over it.
 
     Per frame: its presentation `times` in seconds and as `pts` of the stream, whether it is one of the `keyframes`, and
     a checksum of its pixels. `end` is the end of the last frame in seconds, `fps` the frame rate of the whole video,

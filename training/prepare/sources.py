@@ -241,7 +241,7 @@ def local_file(source: SourceFile, temporary: Path) -> Iterator[Path]:
 
 
 def _damage(source: SourceFile) -> str:
-    """Say what is wrong with a tar."""
+    """Describe what is wrong with a tar."""
     try:
         with tarfile.open(source.path) as tar:
             return _intact_members(tar)[1] or "it changed meanwhile"

@@ -63,7 +63,7 @@ def threshold_names(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def applies(name: str, row: ClipRow) -> bool:
-    """Say whether a threshold applies to a clip: it needs the score, and motion is not judged in images."""
+    """Return whether a threshold applies to a clip: it needs the score, and motion is not judged in images."""
     return name in row.scores and not (name == "motion" and row.frames == 1)
 
 
