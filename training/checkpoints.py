@@ -49,11 +49,12 @@ class Checkpoints:
             hashes[name] = _sha256(path)
             sync(path)
         (temporary / STATE).write_text(json.dumps({"step": step, "sha256": hashes, **notes}))
-        sync(temporary / STATE)
+        sync(temporary / STATE, temporary)
         if not self.is_intact(temporary):
             raise OSError(f"a checkpoint must read back as it was written; {temporary} does not, so check the disk")
         shutil.rmtree(final, ignore_errors=True)
         os.replace(temporary, final)
+        sync(self.folder)
         for old in (*self.paths()[: -self.keep], *self.folder.glob("*.tmp")):
             shutil.rmtree(old)
         return final

@@ -14,6 +14,7 @@ from app.provenance.certificate import ProvenanceError
 from app.provenance.credentials import check_signing, sign
 from app.provenance.manifest import SIDECAR_SUFFIX, SIDECAR_TYPES
 from dit.request import Request
+from vae.files import sync
 
 SIGN_VARIABLE, ON, OFF = "LONGTAKE_SIGN", "on", "off"  # an environment variable and its values
 UNSIGNED_HELP = "do not sign files with Content Credentials (same as LONGTAKE_SIGN=off)"
@@ -80,6 +81,7 @@ def signed_output(output: Path, request: Request, clips: Sequence[Path] | None =
                 target.with_name(target.name + SIDECAR_SUFFIX).unlink(missing_ok=True)
             for path in sorted(folder.iterdir(), key=lambda path: path.name == target.name):  # sidecars first
                 os.replace(path, target.parent / path.name)
+            sync(target.parent)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

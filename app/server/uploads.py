@@ -19,6 +19,8 @@ from typing import BinaryIO
 
 from PIL import Image
 
+from app.home import make_private_folder
+from vae.files import sync
 from vae.video.pixels import MediaError
 from vae.video.read import decode_frames, open_video, select_video_stream
 from vae.video.sandbox import run_sandboxed
@@ -56,7 +58,7 @@ def store_upload(source: BinaryIO, folder: Path, limits: UploadLimits | None = N
     midway. Raises UploadError for a refused file, OSError where the disk fails.
     """
     limits = limits or UploadLimits()
-    folder.mkdir(parents=True, exist_ok=True)
+    make_private_folder(folder)
     _remove_abandoned(folder)
     descriptor, name = tempfile.mkstemp(dir=folder, prefix=PARTIAL_PREFIX)
     partial = Path(name)
@@ -72,6 +74,7 @@ def store_upload(source: BinaryIO, folder: Path, limits: UploadLimits | None = N
             raise UploadError(_without_path(str(error), partial)) from None
         stored = folder / f"{digest}{suffix}"
         os.replace(partial, stored)
+        sync(folder)
         return stored
     finally:
         partial.unlink(missing_ok=True)
