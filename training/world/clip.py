@@ -108,16 +108,18 @@ def _render(scene: Scene, rows: int, columns: int, frames: int, fps: float, devi
     progress = seconds / (duration if frames > 1 else scene.seconds)
     camera = camera_path(scene.camera, simulation.placement, progress)
     positions, rotations = simulation.poses_at(seconds)
-    arrays = (positions, rotations, camera.eyes, camera.axes, camera.slopes)
-    tensors = [torch.as_tensor(array, dtype=torch.float32, device=device) for array in arrays]
+    float32 = partial(torch.as_tensor, dtype=torch.float32, device=device)
+    poses = float32(positions), float32(rotations)
+    view = float32(camera.eyes), float32(camera.axes), float32(camera.slopes)
     rng = clip_rng(scene.seed, scene.split, scene.index, 1)
-    shot = Shot(simulation.solids, simulation.things, *tensors, make_light(scene, rng), make_ground(scene, rng))
+    shot = Shot(simulation.solids, simulation.things, *poses, *view, make_light(scene, rng), make_ground(scene, rng))
 
     half = np.array([columns, rows]) / 2
     scale = half.min() * np.array([1, -1])  # from u and v to pixels
     edge = (columns / min(rows, columns), rows / min(rows, columns))
     boxes, visible = (
-        t.cpu().double().numpy() for t in visible_fractions(simulation.solids, simulation.things, *tensors, edge=edge)
+        t.cpu().double().numpy()
+        for t in visible_fractions(simulation.solids, simulation.things, *poses, *view, edge=edge)
     )
     u, v, _ = camera.project(np.moveaxis(positions[:, : simulation.things], 1, 0))
     truth = Truth(

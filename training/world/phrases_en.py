@@ -88,8 +88,8 @@ def brief_mention(thing: Thing, picker: WordPicker) -> str:
 def definite_name(scene: Scene, text: str) -> str:
     """Refer to the subject again: "the ball", or "the red ball" where there is another one."""
     first = scene.things[0]
-    named = [word for word in WORDS["shape"][first.shape] if re.search(rf"\b{word}\b", text)]
-    shape = min(named, key=lambda word: re.search(rf"\b{word}\b", text).start())
+    found = {word: re.search(rf"\b{word}\b", text) for word in WORDS["shape"][first.shape]}
+    shape = min((match.start(), number, word) for number, (word, match) in enumerate(found.items()) if match)[2]
     alone = all(thing.shape != first.shape for thing in scene.things[1:])
     return f"the {shape}" if alone else f"the {first.colour} {shape}"
 

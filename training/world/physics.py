@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
-import mujoco
+import mujoco as compiled_mujoco
 import numpy as np
 import torch
 
@@ -22,13 +24,12 @@ from .scene import Scene, clip_rng
 from .simulation import CHECK_FRAMES, Simulation, check_frames, rotation_matrices
 from .solids import visible_fractions
 
+mujoco: Any = compiled_mujoco  # it is compiled and has no type stubs
 ATTEMPTS = {1: 40, 2: 160}  # layouts tried for a scene, by edition
 ATTEMPTS_PER_EASE = 10  # attempts after which `ease` has grown by 1
 STEP = 0.005  # simulated seconds
 BOUNCE_STEP = 0.002  # an elastic contact lasts 0.013 s
-OFF_CENTRE = (
-    0.001  # metres. MuJoCo 3.14 misplaces the contacts of a cylinder that stands upright to within 1e-14 radians
-)
+OFF_CENTRE = 0.001  # metres. MuJoCo 3.14 misplaces the contacts of a cylinder within 1e-14 radians of upright
 ROW = 4  # steps between two recorded rows
 
 
@@ -176,7 +177,7 @@ def run_mujoco(
 def _visible_fractions(scene: Scene, simulation: Simulation) -> np.ndarray:
     """Return the visible fractions (CHECK_FRAMES, things) over the scene's own seconds, in a square frame."""
     camera, positions, rotations = check_frames(scene, simulation)
-    tensors = [
-        torch.as_tensor(a, dtype=torch.float32) for a in (positions, rotations, camera.eyes, camera.axes, camera.slopes)
-    ]
-    return visible_fractions(simulation.solids, simulation.things, *tensors, grain=10)[1].numpy()
+    float32 = partial(torch.as_tensor, dtype=torch.float32)
+    poses = float32(positions), float32(rotations)
+    view = float32(camera.eyes), float32(camera.axes), float32(camera.slopes)
+    return visible_fractions(simulation.solids, simulation.things, *poses, *view, grain=10)[1].numpy()
