@@ -319,9 +319,9 @@ def test_both_prompts_are_stored_in_the_file_and_again_uses_them(longtake, folde
 
     texts = {seed: load_upsampler(folder).upsample("red ball", seed) for seed in range(2, 8)}
     seed = next(seed for seed, text in texts.items() if text != made.upsampled_prompt)
-    longtake("again", "c.mp4", "--seed", seed, "-o", "e.mp4")
+    longtake("again", "c.mp4", "--seed", seed, "--upsample", folder, "-o", "e.mp4")
     assert read_request(tmp_path / "e.mp4").upsampled_prompt == texts[seed]
-    longtake("again", "c.mp4", "--prompt", "blue cube", "-o", "f.mp4")
+    longtake("again", "c.mp4", "--prompt", "blue cube", "--upsample", folder, "-o", "f.mp4")
     assert read_request(tmp_path / "f.mp4").upsampled_prompt.startswith("A blue cube")
 
 
@@ -358,7 +358,7 @@ def test_a_request_without_upsampling_is_stored_as_before():
 
 
 def test_help_imports_no_upsampler():
-    code = "import sys, app.cli; app.cli.parser(); print({'torch', 'captioning.upsampler'} & sys.modules.keys())"
+    code = "import sys, app.cli; app.cli.make_parser(); print({'torch', 'captioning.upsampler'} & sys.modules.keys())"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
 
 
