@@ -62,7 +62,7 @@ class StudioClient(TestClient):
         return message
 
 
-def image_bytes(colour="red", kind="PNG", size=(96, 64)):
+def image_bytes(colour: str | tuple[int, int, int] = "red", kind="PNG", size=(96, 64)):
     """Return an image file of one colour."""
     file = io.BytesIO()
     Image.new("RGB", size, colour).save(file, kind)

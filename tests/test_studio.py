@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 from PIL import Image
+from PIL.WebPImagePlugin import WebPImageFile
 from starlette.testclient import TestClient
 
 from app.commands.serve import request_check
@@ -186,6 +187,7 @@ def test_previews_exist_while_a_clip_is_sampled_and_not_after(client, together, 
     for id, previews in seen.items():
         assert len(set(previews.values())) >= 3
         with Image.open(io.BytesIO(list(previews.values())[-1])) as moving:
+            assert isinstance(moving, WebPImageFile)
             assert (moving.format, moving.n_frames, moving.size) == ("WEBP", 17, (64, 64))
         assert client.get(f"/studio/clips/{id}/preview").status_code == 204  # and no error in a console
     assert not list((client.queue.folder / PREVIEWS).iterdir())
