@@ -12,13 +12,15 @@ import pytest
 import torch
 
 from app.cli import main
-from tests.test_captioner import GOOD, Server
+from tests.chat_server import DESCRIPTION, ChatServer
 from tests.test_prepare import encode_video, run_of, shot
 from training.manifest import PrepareError, read_manifest
 from training.prepare.clips import ClipsRun, cut_clips, failed_clips
 from training.prepare.journal import Journal, clip_rows
 from training.prepare.sources import find_sources
 from vae.video.write import write_image, write_video
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
@@ -311,6 +313,17 @@ def test_clips_stay_while_their_source_is_broken(raw, tmp_path):
     assert cut_clips(run)["failed"] == 0 and [row.clip for row in clip_rows(run.folder)] == before
 
 
+def test_the_flags_of_version_0_1_still_work(raw, tmp_path, capsys):
+    command = ["prepare", "all", str(raw), str(tmp_path / "done")]
+    old = ["--engine", "here", "--limit", "0.5", "--answer", "0.5", "--text", "nowhere", "--captioner", "/nowhere"]
+    assert main([*command, *old]) == 2 and "a captioner must be" in capsys.readouterr().err
+    assert main(["prepare", "clips", str(raw), str(tmp_path / "done"), "--engine", "here", "--limit", "60"]) == 0
+    with pytest.raises(SystemExit):
+        main(["prepare", "all", "--help"])
+    shown = capsys.readouterr().out
+    assert "--timeout" in shown and "--limit" not in shown and "--answer " not in shown
+
+
 @pytest.fixture
 def done(raw, tmp_path):
     """A prepared folder with two clips."""
@@ -333,13 +346,13 @@ def test_a_step_with_a_damaged_clip_exits_with_3_and_completes_once_it_is_intact
 
 
 def test_clips_are_captioned_once_an_unreachable_endpoint_is_back(done, capsys):
-    with Server(GOOD) as server:
+    with ChatServer(DESCRIPTION) as server:
         url = server.url
     command = ["prepare", "captions", str(done), "--engine", "serial", "--model", "vlm", "--endpoint"]
     assert main([*command, url]) == 3
     printed = capsys.readouterr()
     assert "2 failed" in printed.out and printed.err.count("vlm at 127.0.0.1 cannot be reached") == 2
     assert not any(row.captions for row in read_manifest(done))
-    with Server(GOOD) as server:
+    with ChatServer(DESCRIPTION) as server:
         assert main([*command, server.url]) == 0
-    assert [caption.text for row in read_manifest(done) for caption in row.captions] == [GOOD["caption"]] * 2
+    assert [caption.text for row in read_manifest(done) for caption in row.captions] == [DESCRIPTION["caption"]] * 2

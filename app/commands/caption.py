@@ -7,6 +7,7 @@ import json
 import os
 import sys
 
+from app.commands.request_flags import add_flag
 from app.exit_codes import PARTIAL
 from app.registry import shipped_captioner
 
@@ -30,7 +31,7 @@ def add_caption(commands) -> None:
     )
     caption.add_argument("files", nargs="+", metavar="FILE", help="a video or image")
     for flag, settings in CAPTIONER_FLAGS.items():
-        caption.add_argument(flag, **settings)
+        add_flag(caption, flag.removeprefix("--"), "answer" if flag == "--answer-timeout" else None, **settings)
     caption.add_argument("--json", action="store_true", help="print JSON lines, with the parts and the captioner")
     caption.set_defaults(run=_caption)
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from app.commands.caption import CAPTIONER_FLAGS
+from app.commands.request_flags import add_flag
 from app.commands.training import load
 from app.exit_codes import PARTIAL
 from app.registry import model_folder, shipped_captioner
@@ -23,8 +24,13 @@ def add_prepare(commands) -> None:
             step.add_argument("source", help="a folder, a glob, a .txt with one file per line, or a WebDataset .tar")
         step.add_argument("folder", type=Path, help="the prepared folder; run again, it continues where it stopped")
         for flag, settings in (pair for group in (*groups, ENGINE_FLAGS) for pair in group.items()):
-            step.add_argument(flag, **settings)
+            add_flag(step, flag.removeprefix("--"), FORMER_FLAGS.get(flag), **settings)
         step.set_defaults(run=_prepare)
+
+
+def parse_engine(text: str) -> str:
+    """Return an engine's name, also for the one that "serial" had in version 0.1."""
+    return "serial" if text == "here" else text
 
 
 def parse_format(text: str) -> tuple[int, int, int]:
@@ -86,10 +92,11 @@ LATENTS_FLAGS: dict[str, dict] = {
     "--fps": {"type": float, "help": "frames per second (default 8)"},
 }
 ENGINE_FLAGS: dict[str, dict] = {
-    "--engine": {"help": "pool (default), serial or ray"},
+    "--engine": {"type": parse_engine, "help": "pool (default), serial or ray"},
     "--workers": {"type": int, "help": "files processed at once (default 2)"},
     "--timeout": {"type": float, "help": "timeout of one file, in seconds (default 3600)"},
 }
+FORMER_FLAGS = {"--timeout": "limit", "--text-encoder": "text", "--answer-timeout": "answer"}  # of version 0.1
 STEPS: dict[str, tuple] = {
     "clips": ("Cut raw videos into clips of one shot each.", CLIPS_FLAGS),
     "filter": ("Score all clips, and print how many each threshold would drop.", FILTER_FLAGS),
