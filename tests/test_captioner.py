@@ -4,9 +4,6 @@ import base64
 import io
 import json
 import shutil
-import threading
-import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
@@ -18,6 +15,7 @@ from captioning.caption import PARTS, SHOWN_FRAMES, CaptionError, VideoCaption, 
 from captioning.captioner import EndpointCaptioner, load_captioner
 from captioning.coca import CoCaCaptioner, VideoCoCa
 from captioning.text_encoder import train_tokenizer
+from tests.chat_server import DESCRIPTION, ChatServer
 from tests.test_prepare import shot
 from training.manifest import PrepareError, read_manifest
 from training.prepare.captions import CaptionsRun, cached_captioner, caption_clips, failed_captions
@@ -26,66 +24,12 @@ from training.prepare.filter import FilterRun, filter_clips
 from vae.video.write import write_image, write_video
 from vae.weights import CONFIG, WEIGHTS, original_name
 
-GOOD = {
-    "subject": "a white disc",
-    "action": "it slides to the right",
-    "camera": "still",
-    "light": "even",
-    "style": "drawing",
-    "caption": "A white disc slides to the right over a coloured ground.",
-}
-FOUND = VideoCaption(GOOD["caption"], {part: GOOD[part] for part in PARTS})
-
-
-class Server:
-    """Answer as OpenAI's API does, with `answers` in order, and the last one again and again."""
-
-    def __init__(self, *answers):
-        self.answers, self.requests = list(answers), []
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self):
-                outer.requests.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-                answer = outer.answers.pop(0) if len(outer.answers) > 1 else outer.answers[0]
-                if answer == "slow":
-                    time.sleep(3)
-                    return
-                status = answer if isinstance(answer, int) else 200
-                text = answer if isinstance(answer, str) else json.dumps(answer)
-                message = {"role": "assistant", "content": text}
-                choice = {"index": 0, "finish_reason": "stop", "message": message}
-                body = {"id": "1", "object": "chat.completion", "created": 0, "model": "eye", "choices": [choice]}
-                if status != 200:
-                    body = {"error": {"message": "no", "type": "refused"}}
-                sent = json.dumps(body).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(sent)))
-                self.end_headers()
-                self.wfile.write(sent)
-
-            def log_message(self, *words):
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
-
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.http.server_port}/v1"
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.http.shutdown()
-        self.http.server_close()
+FOUND = VideoCaption(DESCRIPTION["caption"], {part: DESCRIPTION[part] for part in PARTS})
 
 
 def test_an_endpoint_gets_evenly_spaced_frames_and_the_schema():
     video = shot(0, 21)
-    with Server(GOOD) as server:
+    with ChatServer(DESCRIPTION) as server:
         found = EndpointCaptioner(server.url, "eye").describe(video)
     assert found == FOUND
     (request,) = server.requests
@@ -105,10 +49,11 @@ def test_an_endpoint_gets_evenly_spaced_frames_and_the_schema():
 
 
 @pytest.mark.parametrize(
-    "first", ["no JSON", json.dumps(GOOD | {"mood": "calm"}), json.dumps(GOOD | {"caption": " "}), "", 500, 429]
+    "first",
+    ["no JSON", json.dumps(DESCRIPTION | {"mood": "calm"}), json.dumps(DESCRIPTION | {"caption": " "}), "", 500, 429],
 )
 def test_an_answer_that_does_not_fit_and_a_busy_server_are_retried(first):
-    with Server(first, "```json\n" + json.dumps(GOOD) + "\n```") as server:
+    with ChatServer(first, "```json\n" + json.dumps(DESCRIPTION) + "\n```") as server:
         assert EndpointCaptioner(server.url, "eye").describe(shot(0, 2)) == FOUND
     assert len(server.requests) == 2
     if isinstance(first, str):
@@ -125,12 +70,12 @@ def test_an_answer_that_does_not_fit_and_a_busy_server_are_retried(first):
     ],
 )
 def test_a_failing_endpoint_raises_one_sentence(answer, reason):
-    with Server(answer) as server, pytest.raises(CaptionError, match=reason):
+    with ChatServer(answer) as server, pytest.raises(CaptionError, match=reason):
         EndpointCaptioner(server.url, "eye", seconds=0.5, tries=2).describe(shot(0, 2))
 
 
 def test_an_unreachable_endpoint_and_a_bad_address_are_refused():
-    with Server(GOOD) as server:
+    with ChatServer(DESCRIPTION) as server:
         url = server.url
     with pytest.raises(CaptionError, match=r"eye at 127\.0\.0\.1 cannot be reached"):
         EndpointCaptioner(url, "eye", tries=1).describe(shot(0, 2))
@@ -145,7 +90,7 @@ def test_captions_are_added_to_the_manifest_after_those_of_the_source(tmp_path):
     (raw / "video.txt").write_text("a disc\n")
     write_image(raw / "image.png", shot(3, 1))
     cut_clips(ClipsRun(str(raw), folder, engine="serial"))
-    with Server("never JSON", "never JSON", "never JSON", GOOD) as server:
+    with ChatServer("never JSON", "never JSON", "never JSON", DESCRIPTION) as server:
         run = CaptionsRun(folder, server.url, "eye", engine="serial")
         assert caption_clips(run) == {"clips": 2, "done before": 0, "failed": 1}
         assert "something else than asked for" in failed_captions(run)[0][1]
@@ -153,14 +98,14 @@ def test_captions_are_added_to_the_manifest_after_those_of_the_source(tmp_path):
     rows = {row.source: row for row in read_manifest(folder)}
     assert [caption.source for caption in rows["video.mp4"].captions] == ["sidecar", "eye at 127.0.0.1"]
     assert rows["video.mp4"].captions[0].text == "a disc"
-    assert rows["image.png"].captions[-1].text == GOOD["caption"]
+    assert rows["image.png"].captions[-1].text == DESCRIPTION["caption"]
     assert rows["image.png"].captions[-1].parts["camera"] == "still"
     with pytest.raises(PrepareError, match="captions need a model"):
         caption_clips(CaptionsRun(folder))
 
 
 def test_rejected_answers_are_sent_back_with_their_reasons():
-    answers, calls = iter(["hm", json.dumps(GOOD | {"light": ""}), json.dumps(GOOD)]), []
+    answers, calls = iter(["hm", json.dumps(DESCRIPTION | {"light": ""}), json.dumps(DESCRIPTION)]), []
 
     def answer(rejected):
         calls.append(list(rejected))
@@ -254,8 +199,8 @@ def test_the_command_prints_one_line_per_file(files, own, capsys):
     assert main(["caption", video, image, "--captioner", str(own)]) == 0
     printed = capsys.readouterr()
     assert [line.split("\t")[0] for line in printed.out.splitlines()] == [video, image] and "captioning" in printed.err
-    answer = GOOD | {"caption": "Two\nlines\tof words."}
-    with Server(answer) as server:
+    answer = DESCRIPTION | {"caption": "Two\nlines\tof words."}
+    with ChatServer(answer) as server:
         flags = ["--endpoint", server.url, "--model", "eye"]
         assert main(["caption", video, *flags]) == 0
         assert capsys.readouterr().out == f"{video}\tTwo lines of words.\n"
@@ -268,15 +213,15 @@ def test_the_command_prints_one_line_per_file(files, own, capsys):
 
 def test_the_command_continues_after_a_bad_file_and_exits_with_3(files, capsys):
     bad = [str(files / name) for name in ("gone.mp4", "broken.mp4", ".")]
-    with Server(GOOD) as server:
+    with ChatServer(DESCRIPTION) as server:
         flags = ["--endpoint", server.url, "--model", "eye"]
         assert main(["caption", *bad, str(files / "video.mp4"), *flags]) == 3
     printed = capsys.readouterr()
-    assert printed.out == f"{files / 'video.mp4'}\t{GOOD['caption']}\n"
+    assert printed.out == f"{files / 'video.mp4'}\t{DESCRIPTION['caption']}\n"
     errors = [line for line in printed.err.splitlines() if line.startswith("longtake: ")]
     assert len(errors) == 3 and all(name in line for name, line in zip(bad, errors, strict=True))
     assert "Traceback" not in printed.err
-    with Server(401) as server:
+    with ChatServer(401) as server:
         assert main(["caption", str(files / "video.mp4"), "--endpoint", server.url, "--model", "eye"]) == 3
     printed = capsys.readouterr()
     assert (
@@ -287,10 +232,10 @@ def test_the_command_continues_after_a_bad_file_and_exits_with_3(files, capsys):
 def test_a_name_of_any_bytes_is_printed_on_one_line(files, capsys):
     odd = files / "two\nlines\udcff.png"
     (files / "image.png").rename(odd)
-    with Server(GOOD) as server:
+    with ChatServer(DESCRIPTION) as server:
         flags = ["--endpoint", server.url, "--model", "eye"]
         assert main(["caption", str(odd), *flags]) == 0
-        assert capsys.readouterr().out.splitlines() == [f"{files}/two\\nlines\\udcff.png\t{GOOD['caption']}"]
+        assert capsys.readouterr().out.splitlines() == [f"{files}/two\\nlines\\udcff.png\t{DESCRIPTION['caption']}"]
         assert main(["caption", str(odd), "--json", *flags]) == 0
         assert json.loads(capsys.readouterr().out)["file"] == str(odd)
 
@@ -325,7 +270,7 @@ def test_the_shipped_captioner_is_the_default(files, own, monkeypatch, capsys):
 def test_preparing_captions_uses_the_shipped_captioner_unless_another_is_given(prepared, own, monkeypatch, capsys):
     monkeypatch.setattr("app.registry.CAPTIONER", own)
     words = ["prepare", "captions", str(prepared), "--engine", "serial"]
-    with Server(GOOD) as server:
+    with ChatServer(DESCRIPTION) as server:
         assert main([*words, "--endpoint", server.url, "--model", "eye"]) == 0
     assert {caption.source for row in read_manifest(prepared) for caption in row.captions}.isdisjoint(
         {load_captioner(own).name}
@@ -369,7 +314,7 @@ def test_clips_are_captioned_once_and_the_captioner_is_loaded_once(prepared, own
     for row in read_manifest(prepared):
         (caption,) = row.captions
         assert (caption.source, caption.version, caption.parts) == (captioner.name, captioner.version, {})
-    with Server(GOOD) as server:
+    with ChatServer(DESCRIPTION) as server:
         caption_clips(CaptionsRun(prepared, server.url, "eye", engine="serial"))
     assert [len(row.captions) for row in read_manifest(prepared)] == [2, 2]
 
@@ -382,19 +327,21 @@ def test_a_dropped_clip_is_captioned_when_it_is_kept_again(prepared, own):
     assert caption_clips(run) == {"clips": 2, "done before": 1, "failed": 0}
 
 
+@pytest.mark.slow
 def test_pool_workers_load_their_own_captioner(prepared, own):
     run = CaptionsRun(prepared, captioner=str(own), workers=1)
     assert run.memory_bytes is None  # a model that runs in it may need any number of bytes
     assert caption_clips(run) == {"clips": 2, "done before": 0, "failed": 0}
 
 
+@pytest.mark.slow
 def test_preparing_continues_after_endpoint_errors_and_another_run_completes_it(prepared, capsys):
-    with Server("slow") as server:
+    with ChatServer("slow") as server:
         words = ["prepare", "captions", str(prepared), "--engine", "serial", "--endpoint", server.url, "--model", "eye"]
         assert main([*words, "--answer-timeout", "0.2"]) == 3
         printed = capsys.readouterr()
         assert "0 done before, 2 failed" in printed.out and printed.err.count("gave no answer in 0.2 seconds") == 2
-        server.answers = [401, GOOD]
+        server.answers = [401, DESCRIPTION]
         assert main(words) == 3
         printed = capsys.readouterr()
         assert "0 done before, 1 failed" in printed.out and printed.err.count("refused with status 401") == 1

@@ -28,7 +28,7 @@ from captioning.upsampler import (
     train_upsampler_tokenizer,
 )
 from dit.request import Request
-from tests.test_captioner import Server
+from tests.chat_server import ChatServer
 from tests.toy import COLOURS, SHAPES, draw_true_and_false_pairs
 from training import prompt_pairs
 from training.dataset import open_bucket
@@ -39,6 +39,8 @@ from training.train_upsampler import confidence_thresholds, token_weights
 from training.world.scene import sample_scene
 from training.world.words import write_caption
 from vae.weights import WeightsError
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -240,7 +242,7 @@ GOOD = {"caption": "A red ball bounces on sand at noon."}
 
 
 def test_an_endpoint_gets_instructions_and_examples():
-    with Server("no JSON", json.dumps(GOOD)) as server:
+    with ChatServer("no JSON", json.dumps(GOOD)) as server:
         upsampler = load_upsampler(f"{server.url}#scribe")
         assert upsampler.name == f"{server.url}#scribe" and upsampler.upsample("a red ball", 7) == GOOD["caption"]
     first, second = server.requests
@@ -281,7 +283,7 @@ def longtake(tiny_model, tmp_path, monkeypatch, capsys):
 )
 def test_a_failing_endpoint_exits_with_one_sentence(longtake, tmp_path, monkeypatch, answer, reason):
     monkeypatch.setattr("captioning.upsampler.EndpointUpsampler.__init__.__defaults__", (0.5, 2))
-    with Server(answer) as server:
+    with ChatServer(answer) as server:
         name = f"{server.url}#scribe"
         if answer != "gone":
             code, err = longtake("generate", "a red ball", "--upsample", name, "-o", "c.mp4")
