@@ -22,6 +22,7 @@ def draw(seq_lens: SeqLens, dtype=torch.float32, device="cpu") -> tuple[Tensor, 
     return q, k, v, text_k, text_v
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seq_lens", SEQ_LENS)
 @pytest.mark.parametrize("backend", ["grouped", "flex"])
 def test_a_fast_backend_equals_attention_clip_by_clip(seq_lens, backend):

@@ -50,6 +50,7 @@ def test_rows_become_files_and_a_second_run_makes_only_what_is_missing(batch, ca
     assert [line["state"] for line in manifest(batch.folder)] == ["done"] * 4
 
 
+@pytest.mark.slow
 def test_prompts_are_upsampled_by_the_upsampler_that_a_row_names(batch):
     rows = [{"prompt": "ruby ball hops", "upsample": name, "seed": 3} for name in ("auto", "none")]
     assert batch("".join(json.dumps(row) + "\n" for row in rows), "--workers", "1", suffix=".jsonl") == 0
@@ -134,6 +135,7 @@ def test_a_row_that_does_not_fit_in_memory_is_refused_and_the_others_are_made(ba
     assert found[1]["state"] == "done" and "must fit in memory" in found[2]["message"]
 
 
+@pytest.mark.slow
 def test_shards_divide_a_batch_and_make_the_same_bytes(batch, tmp_path):
     text = "".join(f"a ball {n}\n" for n in range(12))
     for n in (1, 2):
@@ -146,6 +148,7 @@ def test_shards_divide_a_batch_and_make_the_same_bytes(batch, tmp_path):
     assert {path.name: path.read_bytes() for path in batch.folder.glob("*.png")} == sharded
 
 
+@pytest.mark.slow
 def test_a_killed_batch_continues_where_it_was(batch, tmp_path):
     text = "".join(f"a ball {n}\n" for n in range(5))
     (tmp_path / "jobs.txt").write_text(text)

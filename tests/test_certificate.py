@@ -185,6 +185,7 @@ def test_a_certificate_that_cannot_sign_is_refused_in_one_sentence(tmp_path, mon
     refused("LONGTAKE_CERTIFICATE without LONGTAKE_KEY; set both")
 
 
+@pytest.mark.slow
 def test_a_signature_is_valid_but_not_trusted_after_its_certificate_expires(tmp_path, monkeypatch, own_certificate):
     own_certificate(ends=timedelta(seconds=4))
     end = time.monotonic() + 4

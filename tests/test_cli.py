@@ -132,6 +132,7 @@ BAD_INPUT = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags, message", BAD_INPUT.values(), ids=BAD_INPUT.keys())
 def test_bad_input_is_refused_in_one_sentence_with_exit_code_2(generate, tmp_path, monkeypatch, flags, message):
     monkeypatch.chdir(tmp_path)
@@ -174,6 +175,7 @@ def test_an_unknown_model_is_refused(longtake, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_a_failure_that_leaves_no_file(tiny_model, tmp_path):
     code = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"

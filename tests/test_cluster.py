@@ -18,6 +18,8 @@ from training.manifest import read_manifest
 from training.prepare.engine import parallel_map
 from vae.video.write import write_video
 
+pytestmark = pytest.mark.slow
+
 ROWS = "".join(f"a red ball {n}\n" for n in range(6))
 
 

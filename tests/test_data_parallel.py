@@ -5,10 +5,13 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import pytest
 from safetensors.torch import load_file
 
 from training.train_vae import train
 from vae.weights import WEIGHTS
+
+pytestmark = pytest.mark.slow
 
 
 def train_in_two_processes(kind, flags):

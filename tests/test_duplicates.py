@@ -20,6 +20,8 @@ from training.world import make_clips
 from vae.video.pixels import from_uint8
 from vae.video.write import write_video
 
+pytestmark = pytest.mark.slow
+
 
 def scaled(clip, factor):
     return F.interpolate(clip.transpose(0, 1), scale_factor=factor, mode="area").transpose(0, 1)

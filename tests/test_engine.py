@@ -50,6 +50,7 @@ def test_each_step_of_prepare_shows_a_progress_bar(tmp_path, capsys):
         assert re.search(rf"{step}: 100%.* {done}/{done} \[.*failed={failed}\]\n", capsys.readouterr().err)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["pool", "ray"])
 def test_throughput_is_measured_and_killed_workers_lose_nothing(tmp_path, engine):
     if engine == "ray":
@@ -70,6 +71,7 @@ def write_pid_and_sleep(path: Path) -> str:
     return "done"
 
 
+@pytest.mark.slow
 def test_a_worker_ends_with_its_parent_process(tmp_path):
     words = "import sys; from pathlib import Path; from training.prepare.engine import parallel_map; "
     words += "from tests.test_engine import write_pid_and_sleep; "

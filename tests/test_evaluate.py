@@ -70,6 +70,7 @@ def test_the_scenes_of_each_set_fit_its_name():
     assert not any(attribute_pairs(scene) & HELD_OUT for scene in one + several)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("aligned", [False, True])
 def test_evaluation_reports_every_row_attribute_and_interval(
     tiny_model, judge_folder, tmp_path, capsys, captioner_folder, aligned

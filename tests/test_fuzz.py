@@ -14,6 +14,7 @@ from dit.request import Request, RequestError
 from dit.storyboard import MAX_STORYBOARD_BYTES, read_storyboard
 
 
+@pytest.mark.slow
 def test_hostile_inputs_break_nothing():
     found = run_fuzz(260, seed=5)
     assert {kind: tally.broken for kind, tally in found.items()} == {kind: {} for kind in SHARES}

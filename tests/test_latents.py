@@ -84,6 +84,7 @@ def test_samples_are_the_latents_of_the_vae_and_webdataset_reads_the_same(prepar
     assert np.array_equal(np.load(io.BytesIO(read[1]["latents.npy"])), dataset[1])
 
 
+@pytest.mark.slow
 def test_clips_are_encoded_once_per_vae(prepared, vae_run, tmp_path):
     from training.train_vae import train
 
@@ -131,6 +132,7 @@ def change_caption(run, tmp_path, text="another caption than before"):
         clip.unlink()
 
 
+@pytest.mark.slow
 def test_shards_get_the_current_captions_without_encoding_clips(prepared, tmp_path):
     encode_latents(prepared)
     open_before = LatentDataset(prepared.folder, (64, 64, 17), cached_vae(prepared.vae).encoder_hash(), 8.0)
@@ -166,6 +168,7 @@ def test_a_run_killed_while_it_rewrites_shards_leaves_a_readable_folder_and_is_c
     assert len(list(prepared.folder.rglob("*.tar"))) == 3
 
 
+@pytest.mark.slow
 def test_the_manifest_gives_the_place_of_all_latents(prepared):
     encode_latents(prepared)
     encoder_hash = cached_vae(prepared.vae).encoder_hash()
@@ -332,6 +335,7 @@ def test_captions_that_cannot_be_encoded_fail_and_are_encoded_by_the_next_run(pr
     assert (found["done before"], found["captions"], found["failed"]) == (3, 4, 0)
 
 
+@pytest.mark.slow
 def test_a_model_trains_to_the_same_weights_from_cached_embeddings(prepared, dit_run):
     from safetensors.torch import load_file
 

@@ -1,5 +1,6 @@
 """Muon: its update equals that of torch, in fp32; its state; its work shared by processes."""
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
@@ -88,6 +89,7 @@ def orthogonalize_in_process(rank, processes, count, folder):
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_processes_share_the_matrices_and_each_gets_all_results(tmp_path):
     for processes, count in ((2, 5), (3, 2)):  # also more processes than matrices
         expected = [orthogonalize(matrix) for matrix in matrices(count)]

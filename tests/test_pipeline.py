@@ -225,6 +225,7 @@ def test_the_folder_is_in_the_layout_of_diffusers(tiny_model):
     assert not [path for path in tiny_model.rglob("*") if path.suffix in (".bin", ".pt", ".pkl")]
 
 
+@pytest.mark.slow
 def test_an_exported_model_needs_no_training_code(tiny_model):
     code = (
         "import sys; sys.modules['training'] = None\n"

@@ -286,6 +286,7 @@ def square(item):
     return item**2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("engine", "workers", "seconds"), [("pool", 1, 2), ("pool", 2, 2), ("ray", 2, 30)])
 def test_a_killed_worker_loses_nothing_and_doubles_nothing(tmp_path, monkeypatch, engine, workers, seconds):
     if engine == "ray":
@@ -302,6 +303,7 @@ def test_a_killed_worker_loses_nothing_and_doubles_nothing(tmp_path, monkeypatch
     )
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_completed_by_another(raw, tmp_path):
     for number in range(6):
         write_video(raw / f"video-{number}.mp4", shot(number, 20), 8)

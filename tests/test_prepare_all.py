@@ -17,6 +17,8 @@ from vae.model import VideoVAE
 from vae.video.write import write_image, write_video
 from vae.weights import load_strictly
 
+pytestmark = pytest.mark.slow
+
 FORMATS = ((64, 64, 9), (64, 64, 1))
 
 

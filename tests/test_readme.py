@@ -113,6 +113,7 @@ def test_the_shipped_model_is_small_and_has_a_card():
     assert not list(MODELS.rglob("*.bin")) and not list(MODELS.rglob("*.pt"))
 
 
+@pytest.mark.slow
 def test_the_shipped_model_is_as_good_as_its_card_says():
     folder, prompts = model_folder(DEFAULT_MODEL), 48
     claimed = json.loads((folder / "evaluation.json").read_text())

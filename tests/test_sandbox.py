@@ -51,6 +51,7 @@ def test_a_reader_that_hangs_crashes_or_exceeds_memory_raises_one_sentence(reade
     assert time.monotonic() - start < 30
 
 
+@pytest.mark.slow
 def test_the_child_does_not_run_the_main_script_again(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "p.png")
     script = tmp_path / "script.py"

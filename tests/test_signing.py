@@ -59,6 +59,7 @@ def test_an_empty_file_has_a_hash(tmp_path):
     assert hash_of_contents(tmp_path / "empty.mp4") == hashlib.sha256(b"").hexdigest()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_signing_is_deterministic_and_independent_of_the_file_name(tmp_path, suffix):
     image = write_unsigned(tmp_path / "cube.png")
@@ -75,6 +76,7 @@ def test_signing_is_deterministic_and_independent_of_the_file_name(tmp_path, suf
     assert credentials_path(paths[0]).read_bytes() != another
 
 
+@pytest.mark.slow
 def test_ingredients_are_recorded_along_a_chain_of_edits(longtake, tiny_model, tmp_path):
     cube, spin, longer, green = (tmp_path / name for name in ("cube.png", "spin.mp4", "longer.webm", "green.gif"))
     assert longtake("text-to-image", "a blue cube", "-o", cube)[0] == 0
@@ -131,6 +133,7 @@ def test_unsigned_gives_the_same_file_without_credentials_and_prints_a_note(long
     assert code == 2 and "LONGTAKE_SIGN must be on or off; got 'perhaps'" in stderr
 
 
+@pytest.mark.slow
 def test_a_derived_clip_still_finds_its_input_after_the_input_was_signed(longtake, tiny_model, tmp_path):
     from dit.pipeline import Pipeline
 

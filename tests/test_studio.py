@@ -23,6 +23,8 @@ from dit.modes import MODES
 from dit.request import Request
 from tests.studio_client import ADDRESS, MAX_JOBS, StudioClient
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def client(tmp_path, tiny_model, monkeypatch):

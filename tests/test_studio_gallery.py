@@ -13,6 +13,8 @@ from app.studio.votes import VOTES_FILE, append_line
 from dit.request import Request
 from tests.studio_client import StudioClient, image_bytes
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def client(tmp_path, tiny_model, monkeypatch):

@@ -22,6 +22,8 @@ from app.server.auth import COOKIE
 from app.server.service import Service, served_models
 from tests.serving import OTHER_TOKEN, TOKEN, running_server
 
+pytestmark = pytest.mark.slow
+
 ADDRESS = "http://127.0.0.1:8000"
 HTML = {"accept": "text/html,application/xhtml+xml"}
 

@@ -108,6 +108,7 @@ def test_half_of_the_clips_are_flipped_and_so_are_their_captions(dit_run, vae):
     assert 10 < flips < 30
 
 
+@pytest.mark.slow
 def test_an_example_of_a_long_clip_is_its_first_frame_and_a_random_window(dit_run, vae, tmp_path):
     world = WorldRun(folder=tmp_path / "world", formats=((64, 64, 33),), clips=(4,))
     make_world(world)

@@ -19,6 +19,8 @@ from app.render import read_request
 from dit.request import Request
 from tests.test_jobs import requests_for
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def queue(tmp_path):

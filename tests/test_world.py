@@ -92,6 +92,7 @@ def linear(video: torch.Tensor) -> torch.Tensor:
     return (video.double() / 255) ** 2.2
 
 
+@pytest.mark.slow
 def test_the_same_clip_has_the_same_bytes_in_other_processes_and_worker_counts():
     here = [make_clip(3, "train", index, rows=32, columns=32) for index in range(4)]
     for workers in (1, 2):
