@@ -24,7 +24,20 @@ def add_measure(commands) -> None:
         metavar="FOLDER",
         help="for the report and the figure (default evaluation)",
     )
-    evaluate.add_argument("--prompts", type=int, default=200, help="prompts of each set (default 200)")
+    evaluate.add_argument("--prompts", type=int, help="prompts of each set (default 200; 300 for edition 2)")
+    evaluate.add_argument(
+        "--judge",
+        type=Path,
+        default=JUDGE,
+        metavar="FOLDER",
+        help="the network that reads the clips (default: the shipped one, which reads edition 1 of the world)",
+    )
+    evaluate.add_argument(
+        "--sets",
+        nargs="+",
+        metavar="NAME",
+        help="sets of prompts to run (default all), such as 'one thing' paraphrase; edition 2 also has variance",
+    )
     evaluate.add_argument("--seed", type=int, default=0, help="of the prompts and the noise (default 0)")
     add_flag(
         evaluate,
@@ -54,10 +67,11 @@ def add_measure(commands) -> None:
 def _evaluate(args: argparse.Namespace) -> None:
     load("evaluate")(
         model_folder(args.model),
-        JUDGE,
+        args.judge,
         args.output,
         prompts=args.prompts,
         seed=args.seed,
+        sets=args.sets,
         phrasing=args.phrasing,
         upsample=resolve_upsampler(args.upsample),
         captioner=CAPTIONER,

@@ -16,7 +16,7 @@ PARTS = ("vae", "text", "captioner", "upsampler", "dit", "judge", "recipe")  # o
 # What commands call, by the name they use: a module of `training` and its function.
 FUNCTIONS = {
     "train": ("training.command", "main"),
-    "evaluate": ("training.evaluation.evaluate", "evaluate"),
+    "evaluate": ("training.evaluation.wide", "evaluate_model"),
     "sensitivity": ("training.evaluation.sensitivity", "report"),
     "bench_long": ("training.evaluation.bench", "bench_long"),
     "bench_drift": ("training.evaluation.bench", "bench_drift"),

@@ -89,7 +89,8 @@ class Judge(ModelMixin, ConfigMixin):
     ):
         super().__init__()
         columns, rows, frames = format
-        self.edition, self.format, self.fps, self.frame_stride = edition, tuple(format), fps, frame_stride
+        self.edition, self.fps, self.frame_stride = edition, fps, frame_stride
+        self.format: Format = (columns, rows, frames)
         self.stem = FrameConv(3, width, 8, 4)
         self.stages = conv_stages(width)
         positions = columns * rows // 16**2
