@@ -138,13 +138,14 @@ def serve(
     `max_jobs` unfinished jobs, each of at most `max_seconds`. `make_app` returns the ASGI app, by default the video
     API's. Raises ValueError for wrong arguments, OSError where the address cannot be bound.
     """
-    from app.home import home
+    from app.home import home, make_private_folder
     from app.queue.jobs import Queue
     from app.server.service import Service, served_models
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the workers are stopped on the way out
     workers, devices = plan_workers(workers)
     prepare_signing()
+    make_private_folder(home())
     queue = Queue((folder or home() / "queue").resolve())
     served = served_models(queue, models or [])
     os.chdir(queue.folder)  # as workers do, since requests name files relative to it

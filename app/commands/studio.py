@@ -36,6 +36,7 @@ def studio(service: Service, tokens: Sequence[str] = (), device: str = "cpu") ->
 def _add_studio(app: FastAPI, service: Service, tokens: Sequence[str], device: str) -> None:
     from fastapi.responses import FileResponse, RedirectResponse
 
+    from app.home import make_private_folder
     from app.queue.previews import PREVIEWS
     from app.studio.forecast import Forecast
     from app.studio.gallery import Gallery
@@ -44,7 +45,7 @@ def _add_studio(app: FastAPI, service: Service, tokens: Sequence[str], device: s
     from app.studio.routes import studio_routes
     from app.studio.views import StudioViews
 
-    (service.queue.folder / PREVIEWS).mkdir(exist_ok=True)
+    make_private_folder(service.queue.folder / PREVIEWS)
     views = StudioViews(service, Gallery(service), Forecast(service.queue, device))
 
     @app.get("/", include_in_schema=False)

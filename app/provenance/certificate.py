@@ -15,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from app.home import HOME, home
+from app.home import HOME, home, make_private_folder
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -81,7 +81,7 @@ def _own_folder() -> Path:
         return folder
     temporary = None
     try:
-        folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private_folder(folder.parent)
         temporary = Path(tempfile.mkdtemp(prefix=f".{CERTIFICATE_FOLDER}-", dir=folder.parent))  # with mode 0700
         for name, text in _issue().items():
             with os.fdopen(os.open(temporary / name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from app.home import home
+from app.home import home, make_private_file, make_private_folder
 
 if TYPE_CHECKING:
     from dit.estimate import Cost
@@ -63,7 +63,8 @@ class History:
     ) -> None:
         """Store the seconds and the peak memory of a clip that was made as one of a pack of `pack_size`."""
         with suppress(OSError, sqlite3.Error):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            make_private_folder(self.path.parent)
+            make_private_file(self.path)
             row = (time.time(), cost.request.model_hash, device, cost.flops, seconds, cost.working_bytes(pack_size))
             with closing(sqlite3.connect(self.path, timeout=5)) as connection, connection:
                 connection.execute(TABLE)

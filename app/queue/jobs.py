@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from app.home import make_private_file, make_private_folder, tighten
 from dit.request import Request
 
 QUEUED, RUNNING, DONE, FAILED, CANCELLED, INTERRUPTED = STATES = (
@@ -28,7 +29,9 @@ LOADING, ENCODING, SAMPLING, WRITING = PHASES = (  # of a running job, after "st
     *("loading the model", "encoding the prompt", "sampling", "writing"),
 )
 SCHEMA_VERSION = 1
+DATABASE = "jobs.sqlite"
 UPLOADS = "uploads"  # subfolder with the files that clients of a server sent
+PARTS = ("clips", "workers", UPLOADS, "previews", "posters", "shelf.sqlite*", "votes.jsonl")  # what a queue may hold
 BUSY_SECONDS = 60.0  # how long a process waits for the transactions of others
 
 SCHEMA = """
@@ -92,15 +95,18 @@ class Pause:
 class Queue:
     """All jobs of one folder: `jobs.sqlite`, the clips in `clips/`, the workers' lock files in `workers/`.
 
-    Any number of threads and processes of one machine may open the same queue. Raises JobError where the database has
-    another schema version.
+    Any number of threads and processes of one machine may open the same queue. Other users of the machine read nothing
+    of it. Raises JobError where the database has another schema version.
     """
 
     def __init__(self, folder: Path):
         self.folder = folder
         self.clips, self.locks = folder / "clips", folder / "workers"
-        for path in (folder, self.clips, self.locks):
-            path.mkdir(parents=True, exist_ok=True)
+        was_open = [make_private_folder(path) for path in (folder, self.clips, self.locks)]
+        make_private_file(folder / DATABASE)  # SQLite gives its other files the same mode
+        tighten(folder.glob(f"{DATABASE}-*"))
+        if any(was_open):  # as version 0.1 left it
+            tighten(path for part in PARTS for path in folder.glob(part))
         self._thread_local = threading.local()
         with self.transaction() as connection:
             (version,) = connection.execute("PRAGMA user_version").fetchone()
@@ -118,7 +124,7 @@ class Queue:
     def connection(self) -> sqlite3.Connection:
         """The database connection of this thread."""
         if not hasattr(self._thread_local, "connection"):
-            connection = sqlite3.connect(self.folder / "jobs.sqlite", timeout=BUSY_SECONDS, isolation_level=None)
+            connection = sqlite3.connect(self.folder / DATABASE, timeout=BUSY_SECONDS, isolation_level=None)
             connection.row_factory = sqlite3.Row
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")

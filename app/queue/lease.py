@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Literal
 
+from app.home import private_opener, tighten
 from app.queue.jobs import (
     CANCELLED,
     DONE,
@@ -60,7 +61,7 @@ class Lease:
         self._reported: dict[str, tuple[float, str]] = {}  # time and phase of each job's last report
 
     def __enter__(self) -> Lease:
-        self.lock = open(self.queue.locks / self.id, "w")
+        self.lock = open(self.queue.locks / self.id, "w", opener=private_opener)
         fcntl.flock(self.lock, fcntl.LOCK_EX)
         with self.queue.transaction() as connection:
             connection.execute(
@@ -143,6 +144,8 @@ class Lease:
         is no longer this worker's.
         """
         folder = staging_folder(job)
+        if job.output.is_relative_to(self.queue.folder):  # elsewhere the user's umask holds
+            tighten(folder.iterdir())
         sync(*folder.iterdir(), folder)
         changed = self.queue.connection.execute(
             "UPDATE jobs SET whole = 1, sentence = ? WHERE id = ? AND worker = ? AND state = ?",

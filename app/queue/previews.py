@@ -80,6 +80,7 @@ def write_preview(path: Path, preview: Tensor, fps: float) -> None:
         image.thumbnail((MAX_SIDE, MAX_SIDE))
     with suppress(OSError), atomic_write(path, durable=False) as draft:
         settings = {"quality": QUALITY, "method": 0, "duration": round(1000 * every / fps), "loop": 0}
+        draft.chmod(0o600)
         images[0].save(draft, "WEBP", save_all=True, append_images=images[1:], **settings)
 
 

@@ -301,7 +301,7 @@ def empty_staging_folder(job: Job) -> Path:
     """Make a job's staging folder anew, empty."""
     folder = staging_folder(job)
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    folder.mkdir(mode=0o700, parents=True)
     return folder
 
 

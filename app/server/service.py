@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from app.formats import IMAGE_SUFFIXES
+from app.home import make_private_folder
 from app.policy.errors import PolicyError
 from app.queue.jobs import (
     CANCELLED,
@@ -260,7 +261,7 @@ def served_models(queue: Queue, models: list[str]) -> dict[str, ServedModel]:
     shipped = sorted(
         (path.parent.name for path in MODELS.glob("*/model_index.json")), key=lambda name: name != DEFAULT_MODEL
     )
-    (queue.folder / UPLOADS).mkdir(exist_ok=True)
+    make_private_folder(queue.folder / UPLOADS)
     served: dict[str, ServedModel] = {}
     for name in models or shipped:
         folder = model_folder(name).resolve()
@@ -269,7 +270,7 @@ def served_models(queue: Queue, models: list[str]) -> dict[str, ServedModel]:
         request_name = folder.name
         if folder.parent != MODELS.resolve():
             link = queue.folder / LINKED_MODELS / folder.name
-            link.parent.mkdir(exist_ok=True)
+            make_private_folder(link.parent)
             link.unlink(missing_ok=True)
             link.symlink_to(folder, target_is_directory=True)
             request_name = f"{LINKED_MODELS}/{folder.name}"

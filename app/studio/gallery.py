@@ -17,6 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from app.home import make_private_file, make_private_folder
 from app.queue.jobs import AHEAD, BUSY_SECONDS, DONE, Job, job_from_row
 from app.server.parsing import short_repr
 from app.server.service import UPLOAD_ID, NotFound, Service
@@ -28,6 +29,7 @@ from vae.video.credentials import hash_of_contents
 from vae.video.pixels import MediaError
 from vae.video.sandbox import run_sandboxed
 
+DATABASE = "shelf.sqlite"
 POSTERS = "posters"  # a subfolder of the queue's folder, with the first frames
 MAX_NOTE_CHARS = 2000
 MAX_SEARCH_WORDS = 12
@@ -98,7 +100,8 @@ class Gallery:
     def __init__(self, service: Service):
         self.service, self.folder, self.local = service, service.queue.folder, threading.local()
         self.posters = self.folder / POSTERS
-        self.posters.mkdir(exist_ok=True)
+        make_private_folder(self.posters)
+        make_private_file(self.folder / DATABASE)
         self.connection.executescript(TABLES)
 
     @property
@@ -106,7 +109,7 @@ class Gallery:
         """This thread's connection; the queue's tables are attached read-only."""
         if not hasattr(self.local, "connection"):
             connection = sqlite3.connect(
-                (self.folder / "shelf.sqlite").as_uri(), timeout=BUSY_SECONDS, isolation_level=None, uri=True
+                (self.folder / DATABASE).as_uri(), timeout=BUSY_SECONDS, isolation_level=None, uri=True
             )
             connection.row_factory = sqlite3.Row
             connection.execute("PRAGMA journal_mode = WAL")
@@ -258,6 +261,7 @@ class Gallery:
             except MediaError as error:
                 raise MediaError(self.service.hide_paths(str(error))) from None
             with atomic_write(self.poster_path(id), durable=False) as temporary:
+                temporary.chmod(0o600)
                 temporary.write_bytes(found["poster"])
             text = found["request"] if found["request"] and _parse_request(found["request"]) else None
             self.connection.execute(

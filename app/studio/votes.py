@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from app.home import private_opener
 from app.server.parsing import short_repr
 from app.studio.gallery import Gallery, GalleryItem
 from dit.request import RequestError
@@ -67,7 +68,7 @@ def summarize(vote: dict[str, Any]) -> dict[str, Any]:
 
 def append_line(path: Path, line: str) -> None:
     """Append a whole line to a file and sync it; an incomplete last line of a killed process is ended first."""
-    with open(path, "ab+") as file:
+    with open(path, "ab+", opener=private_opener) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0, os.SEEK_END)
         if file.tell():
