@@ -81,7 +81,7 @@ class AuthMiddleware:
         headers = Headers(scope=scope)
         owner, rejection = "", None
         if not self.owners:
-            rejection = self.reject_foreign(headers)
+            rejection = self.reject_foreign(scope["method"], headers)
         elif (owner := self.authenticated_owner(headers)) is None:
             rejection = self.reject_anonymous(scope, headers)
         elif self.uses_cookie(headers) and scope["method"] not in SAFE_METHODS and is_cross_site(headers):
@@ -122,13 +122,16 @@ class AuthMiddleware:
         rule = "a request must carry its token, as in Authorization: Bearer TOKEN"
         return error_response(401, f"{rule}; got no valid one; ask whoever runs this server", "invalid_api_key")
 
-    def reject_foreign(self, headers: Headers) -> JSONResponse | None:
-        """Return the response to a request for another host name or from another site; None for a local one."""
+    def reject_foreign(self, method: str, headers: Headers) -> JSONResponse | None:
+        """Return the response to a request for another host name or from another site; None for a local one.
+
+        A link on another site's page, a GET without an Origin, may lead here.
+        """
         host, origin = headers.get("host", ""), headers.get("origin")
         if not is_loopback(host_name(host)):
             message = "a server without tokens must be called as localhost; got another name"
             return error_response(403, message, "wrong_host")
-        if origin is not None and is_cross_site(headers):
+        if is_cross_site(headers) and (origin is not None or method not in SAFE_METHODS):
             message = "a server without tokens accepts no requests from other sites' pages; use a token"
             return error_response(403, message, "wrong_origin")
         return None
