@@ -201,15 +201,33 @@ def load_tokenizer(folder: Path):
 
     read_json(folder / "tokenizer.json")
     try:
-        return PreTrainedTokenizerFast.from_pretrained(folder)
+        return PreTrainedTokenizerFast.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # tokenizers raises a bare Exception
         raise WeightsError(f"{folder} is damaged: {error}; fetch or train the model anew") from error
+
+
+def load_transformers_tokenizer(name: str | Path):
+    """Load a tokenizer of transformers by name or folder, never its own code. Raises ValueError if there is none."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"a tokenizer must be one of transformers; got {str(name)!r} ({_reason(error)})") from error
+
+
+def _reason(error: Exception) -> str:
+    """Say on one line why transformers cannot load a model or tokenizer."""
+    if "trust_remote_code" in str(error):
+        return "it has Python code of its own, which is never run"
+    return " ".join(str(error).split())
 
 
 def load_text_encoder(name: str | Path):
     """Load (tokenizer, encoder) from a Longtake model folder, or from transformers by name or folder.
 
-    Of an encoder-decoder model (T5, UMT5), only the encoder is loaded. Raises ValueError if neither is found.
+    Of an encoder-decoder model (T5, UMT5), only the encoder is loaded. Raises ValueError if neither is found, or if it
+    needs Python code of its own, which is never run.
     """
     import transformers
 
@@ -221,8 +239,8 @@ def load_text_encoder(name: str | Path):
             return load_tokenizer(folder / SUBFOLDERS[1]), encoder
         name, tokenizer_name = folder / SUBFOLDERS[0], folder / SUBFOLDERS[1]
     try:
-        config = transformers.AutoConfig.from_pretrained(name)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer_name)
+        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
+        tokenizer = load_transformers_tokenizer(tokenizer_name)
         class_names = {
             "t5": "T5EncoderModel",
             "umt5": "UMT5EncoderModel",
@@ -230,9 +248,12 @@ def load_text_encoder(name: str | Path):
             "clip_text_model": "CLIPTextModel",
         }
         encoder_class = getattr(transformers, class_names.get(config.model_type, "AutoModel"))
-        return tokenizer, encoder_class.from_pretrained(name, use_safetensors=True, dtype=torch.float32).eval()
+        encoder = encoder_class.from_pretrained(
+            name, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
+        )
+        return tokenizer, encoder.eval()
     except (OSError, ValueError) as error:
         raise ValueError(
             f"a text encoder must be a folder with {' and '.join(SUBFOLDERS)}, or a transformers model; "
-            f"got {str(name)!r} ({error})"
+            f"got {str(name)!r} ({_reason(error)})"
         ) from error

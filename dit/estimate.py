@@ -17,11 +17,10 @@ import torch
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from safetensors import safe_open
 from torch import Tensor
-from transformers import AutoTokenizer
 
 from captioning.camera import CAMERA_VALUES
 from captioning.prompt_encoder import PromptEncoder
-from captioning.text_encoder import OWN_ENCODERS, load_tokenizer, tokenize
+from captioning.text_encoder import OWN_ENCODERS, load_tokenizer, load_transformers_tokenizer, tokenize
 from captioning.text_encoder import SUBFOLDERS as TEXT_SUBFOLDERS
 from dit.batching import SamplingJob
 from dit.canvas import Canvas
@@ -107,7 +106,7 @@ class CostModel:
             transformer = DiT.from_config(read_config(DiT, folder / "transformer"))
         text = read_json(folder / TEXT_SUBFOLDERS[0] / CONFIG)
         name = text.get("_class_name", "")
-        load = load_tokenizer if name in OWN_ENCODERS else AutoTokenizer.from_pretrained
+        load = load_tokenizer if name in OWN_ENCODERS else load_transformers_tokenizer
         tokenizer = load(folder / TEXT_SUBFOLDERS[1])
         scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler")
         vae = load_strictly(VideoVAE, folder / "vae")
