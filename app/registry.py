@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
-from dit.request import NO_UPSAMPLER, RequestError
+from dit.request import NO_UPSAMPLER, Request, RequestError
 
 MODELS = Path(__file__).parent / "models"
 DEFAULT_MODEL = "first"
@@ -37,6 +38,19 @@ def resolve_upsampler(name: str | None) -> str | None:
             "the folder that longtake train upsampler leaves, a language model of transformers, or ADDRESS#MODEL"
         )
     return str(UPSAMPLER)
+
+
+def check_upsampler_choice(request: Request, chosen: Collection[str | None] = ()) -> None:
+    """Raise RequestError where a request that a file or a row holds would load an upsampler that nobody chose.
+
+    An upsampler may be an address that gets the prompts and OPENAI_API_KEY, so only the command line, whose choices are
+    `chosen`, may name one. Any file or row may name none or the shipped one, or hold the upsampled prompt already.
+    """
+    if not (request.upsampled_prompt or request.upsample in (None, NO_UPSAMPLER, AUTO, *chosen)):
+        raise RequestError(
+            f"a file or row may name the upsamplers {NO_UPSAMPLER} and {AUTO} only; got {request.upsample!r}, so give "
+            "--upsample NAME on the command line"
+        )
 
 
 def shipped_captioner() -> Path:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cache
@@ -21,6 +21,7 @@ from typing import Any
 from app.batch.names import check_output_name, collision_key, file_name, hash_file, hash_inputs, request_digest
 from app.batch.rows import FIELD_TYPES, OUTPUT, STORYBOARD, BatchRow, check_field_names
 from app.formats import VIDEO_SUFFIXES
+from app.registry import check_upsampler_choice
 from dit.modes import MODES
 from dit.request import Request, RequestError, check_values, parse_size
 
@@ -145,6 +146,7 @@ def expand_rows(
     mode "zip" in step. A wildcard gives every alternative or, with `draw`, the one that the seed draws. None in a list
     is the model's own default. A row with moments is a storyboard, unless it sets a mode. `suffix` is that of videos.
 
+    A row names no upsampler of its own but none and auto; `defaults` may name others, which rows may then name as well.
     An invalid row or clip becomes an item with an `error`. Input files are read for their hashes, each once. Raises
     RequestError for more than `max_clips` clips, before any is expanded, and for an error of all rows.
     """
@@ -163,7 +165,10 @@ def expand_rows(
             f"a batch may make {max_clips:,} clips; these rows would make {_counted(clips)}, so split or shorten them"
         )
     hash_of = cache(hash_file)
-    return _mark_collisions([item for plan in plans for item in _expand_plan(plan, mode, draw, hash_of, suffix)])
+    items = (item for plan in plans for item in _expand_plan(plan, mode, draw, hash_of, suffix))
+    upsamplers = shared.get("upsample")
+    chosen = upsamplers if isinstance(upsamplers, (list, tuple)) else (upsamplers,)
+    return _mark_collisions([_check_upsampler(item, chosen) for item in items])
 
 
 def _counted(clips: int) -> str:
@@ -247,6 +252,15 @@ def _make_item(
         return replace(item, request=request, name=name, digest=request_digest(request, hashes))
     except RequestError as error:
         return replace(item, error=str(error))
+
+
+def _check_upsampler(item: BatchItem, chosen: Sequence[Any]) -> BatchItem:
+    try:
+        if item.request:
+            check_upsampler_choice(item.request, chosen)
+        return item
+    except RequestError as error:
+        return BatchItem(item.row, item.part, error=str(error))
 
 
 def _check_mode(mode: str) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from app.commands.request_flags import add_output_flags, add_request_flags, read_fields, read_requests
 from app.policy.policy import policy_from_flags
+from app.registry import check_upsampler_choice
 from dit.modes import MODES
 from dit.request import Request, parse_size
 
@@ -63,6 +64,7 @@ def _again(args: argparse.Namespace) -> None:
     request = request.altered(**read_fields(args))
     request = request.altered(prompt=args.prompt, seed=args.seed, size=size)
     request = _drop_stale_upsampling(request, original, args)
+    check_upsampler_choice(request, (args.upsample,))
     output = args.output or args.file.with_stem(f"{args.file.stem}-again")
     _render([request], [output], args)
 

@@ -15,7 +15,7 @@ from app.batch.batch import MANIFEST, PACK_SIZE, Batch, fit_workers, refuse_too_
 from app.batch.rows import STDIN, BatchRow, read_rows
 from app.batch.shards import parse_shard, select_shard
 from app.batch.sweeps import SWEEP_MODES, BatchItem, expand_rows
-from app.commands.request_flags import add_flag
+from app.commands.request_flags import UPSAMPLE_HELP, add_flag
 from app.exit_codes import PARTIAL
 from app.formats import VIDEO_SUFFIXES
 from app.policy.policy import add_policy_flags, refusal_reason
@@ -52,6 +52,7 @@ def add_render(commands) -> None:
     )
     render.add_argument("--seed", type=int, nargs="+", help="seeds, for rows without")
     render.add_argument("--size", nargs="+", metavar="COLUMNSxROWS", help="sizes, for rows without")
+    render.add_argument("--upsample", metavar="NAME", help=f"for rows without: {UPSAMPLE_HELP}")
     render.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="a field, for rows without")
     render.add_argument("--suffix", choices=VIDEO_SUFFIXES, default=VIDEO_SUFFIXES[0], help="of clips (default .mp4)")
     render.add_argument("--keep-latents", action="store_true", help="also write each clip's latents")
@@ -143,12 +144,12 @@ def _read_batch(args: argparse.Namespace) -> Batch:
         sweeps["seed"] = args.seed
     if args.size:
         sweeps["size"] = [parse_size(size) for size in args.size]
-    defaults = {}
+    defaults: dict[str, Any] = {"upsample": args.upsample} if args.upsample else {}
     for setting in args.set:
         name, equals, value = setting.partition("=")
         if not equals:
             raise RequestError(f"a setting must be FIELD=VALUE; got {setting!r}")
-        name = RENAMED.get(name, name)
+        name = RENAMED.get(str(name), str(name))
         try:
             defaults[name] = json.loads(value)
         except ValueError:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from app.policy.policy import add_policy_flags
 from app.provenance.signing import UNSIGNED_HELP
+from app.registry import check_upsampler_choice
 from dit.modes import MODES, Mode
 from dit.request import CORNERS, NO_UPSAMPLER, RENAMED, SAMPLERS, SIDES, Request, RequestError, parse_size
 from dit.storyboard import read_storyboard
@@ -174,6 +175,7 @@ def _parse_seconds(text: str) -> float:
 def read_requests(args: argparse.Namespace) -> list[Request]:
     """Return the requests of a command: each prompt with each size and each seed."""
     base = Request().altered(**read_fields(args))
+    check_upsampler_choice(base, (getattr(args, "upsample", None),))  # a storyboard may name one
     prompts, sizes = args.prompt or [base.prompt], [parse_size(size) for size in args.size or ()] or [base.size]
     if args.variations < 1:
         raise RequestError(f"variations must be at least 1; got {args.variations}")
