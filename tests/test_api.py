@@ -18,7 +18,7 @@ from app.queue.processes import worker_processes
 from app.render import read_request
 from tests.serving import OTHER_TOKEN, TOKEN, png_bytes, running_server, wait_for
 
-pytestmark = pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")]
 POLL_MS = 100
 
 

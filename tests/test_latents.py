@@ -32,6 +32,8 @@ from vae.video.read import read_image, read_video
 from vae.video.write import write_image, write_video
 from vae.weights import WEIGHTS
 
+pytestmark = pytest.mark.slow
+
 FORMATS = ((64, 64, 9), (64, 64, 17), (80, 48, 9), (64, 64, 1))
 
 

@@ -20,6 +20,8 @@ from training.world.scene import sample_scene
 from training.world.words import LANGUAGES, TABLES, write_caption
 from vae.weights import WeightsError
 
+pytestmark = pytest.mark.slow
+
 SCENES = [sample_scene(0, "test", index) for index in range(600)]
 PLACED = [scene for scene in SCENES if places(scene)]
 LEXICONS = build_lexicon_set()
