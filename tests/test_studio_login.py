@@ -291,21 +291,21 @@ def test_a_request_in_a_strangers_file_opens_nothing(shared, tmp_path):
         write_video(
             tmp_path / "x.mp4", torch.zeros(3, 9, 64, 64) + n / 9, 8, metadata={METADATA_KEY: json.dumps(request)}
         )
-        found = visitor.post("/studio/read", files={"file": (tmp_path / "x.mp4").read_bytes()}).json()
-        assert "clip" not in found["request"] and "model" not in found["request"] and len(found["missing"]) == 2
-        assert "root:" not in json.dumps(found)
+        answer = visitor.post("/studio/read", files={"file": (tmp_path / "x.mp4").read_bytes()}).json()
+        assert "clip" not in answer["request"] and "model" not in answer["request"] and len(answer["missing"]) == 2
+        assert "root:" not in json.dumps(answer)
     mine = submit(visitor)[0]["id"]
     run_worker(shared.state.service.queue, "cpu", until_empty=True)
     path = f"clips/{mine}.mp4"  # which is another's on the machine that the file came from
     for digest, found in (("0" * 64, None), (hash_of_contents(path), mine)):
         request = {"mode": "remix", "prompt": "a cube", "clip": path, "hashes": [[path, digest]]}
         write_video(tmp_path / "x.mp4", torch.ones(3, 9, 64, 64), 8, metadata={METADATA_KEY: json.dumps(request)})
-        found = visitor.post("/studio/read", files={"file": (tmp_path / "x.mp4").read_bytes()}).json()
-        assert found["request"].get("clip") == found and len(found["missing"]) == (found is None)
+        answer = visitor.post("/studio/read", files={"file": (tmp_path / "x.mp4").read_bytes()}).json()
+        assert answer["request"].get("clip") == found and len(answer["missing"]) == (found is None)
     for wrong in ('{"mode": 5}', "[" * 9999, "null", '{"seed": 1e999}', '"x"', '{"moments": [5]}'):
         write_video(tmp_path / "x.mp4", torch.zeros(3, 9, 64, 64), 8, metadata={METADATA_KEY: wrong})
-        found = visitor.post("/studio/read", files={"file": (tmp_path / "x.mp4").read_bytes()}).json()
-        assert found["request"] is None and found["missing"] == ["the file carries no request"]
+        answer = visitor.post("/studio/read", files={"file": (tmp_path / "x.mp4").read_bytes()}).json()
+        assert answer["request"] is None and answer["missing"] == ["the file carries no request"]
     assert len(visitor.get("/studio/clips", params={"search": "script"}).json()["cards"]) >= 5
 
 
