@@ -237,11 +237,11 @@ def test_the_shipped_upsampler_has_the_lexicons_of_the_world():
     shipped = load_upsampler(UPSAMPLER).lexicons
     assert shipped.props == LEXICONS.props and shipped.prompts.keys() == LEXICONS.prompts.keys()
     pairs = [(shipped.captions, LEXICONS.captions)]
-    for mine, world in [*pairs, *((shipped.prompts[name], LEXICONS.prompts[name]) for name in LANGUAGES)]:
-        assert mine.meanings.items() <= world.meanings.items()
-        newer = {name for phrase in world.meanings.keys() - mine.meanings for name, _ in world.meanings[phrase]}
+    for own, world in [*pairs, *((shipped.prompts[name], LEXICONS.prompts[name]) for name in LANGUAGES)]:
+        assert own.meanings.items() <= world.meanings.items()
+        newer = {name for phrase in world.meanings.keys() - own.meanings for name, _ in world.meanings[phrase]}
         assert newer <= {"ground", "wetness"}  # edition 2 of the world, newer than the upsampler, has more words
-        assert (mine.per_character, mine.fillers, mine.objects) == (world.per_character, world.fillers, world.objects)
+        assert (own.per_character, own.fillers, own.objects) == (world.per_character, world.fillers, world.objects)
 
 
 def test_an_upsampler_folder_with_the_old_name_of_its_lexicon_file_loads(toy_upsampler, tmp_path):

@@ -109,7 +109,7 @@ def test_a_trained_model_trusts_true_captions_only_and_a_fresh_one_none(toy_upsa
 
 
 @pytest.mark.parametrize(
-    ("short", "told", "expected"),
+    ("prompt", "caption_text", "expected"),
     [
         (
             "a red ball rolls to the left",
@@ -121,10 +121,10 @@ def test_a_trained_model_trusts_true_captions_only_and_a_fresh_one_none(toy_upsa
         ("a red ball", "A blue cube.", ""),
     ],
 )
-def test_tokens_of_shared_meanings_have_more_weight(toy_upsampler, short, told, expected):
-    tokenizer = train_upsampler_tokenizer([told], 340, 128)
-    weighed = token_weights(tokenizer, told, meanings_of(short) & meanings_of(told))
-    ids = tokenizer(told, add_special_tokens=False)["input_ids"]
+def test_tokens_of_shared_meanings_have_more_weight(prompt, caption_text, expected):
+    tokenizer = train_upsampler_tokenizer([caption_text], 340, 128)
+    weighed = token_weights(tokenizer, caption_text, meanings_of(prompt) & meanings_of(caption_text))
+    ids = tokenizer(caption_text, add_special_tokens=False)["input_ids"]
     heavy = "".join(tokenizer.decode([one]) for one, weight in zip(ids, weighed, strict=False) if weight > 1)
     assert len(weighed) == len(ids) + 1 and weighed[-1] == 1
     assert heavy.replace(" ", "") == expected
@@ -136,12 +136,12 @@ def test_a_near_miss_contradicts_the_prompt(world, monkeypatch, drawn):
     bucket = open_bucket(world / "train", (64, 64, 17))
     for number in range(60):
         clip = number % 6
-        short, other = draw_near_miss(bucket, clip, number)
-        told = read_prompt(short)
+        prompt, other = draw_near_miss(bucket, clip, number)
+        wanted = read_prompt(prompt)
         if drawn:  # no lexicon reads it: use all attributes that a prompt of this clip may give
             whole = read_prompt(write_caption(bucket.scene(clip), "dense", rng=np.random.default_rng(0)))
-            told = {name: whole[name] for name in ("colour", "shape", "event", "size", "direction") if name in whole}
-        assert not all(match_attributes(told, read_prompt(other)).values()), (short, other)
+            wanted = {name: whole[name] for name in ("colour", "shape", "event", "size", "direction") if name in whole}
+        assert not all(match_attributes(wanted, read_prompt(other)).values()), (prompt, other)
 
 
 @pytest.mark.parametrize("prompt", ["a purple dragon sleeps", "red ball and a dog", "一条龙", "red " * 30])

@@ -292,7 +292,7 @@ def _write_sidecar(path: Path, metadata: Mapping[str, str]) -> None:
 
 @contextmanager
 def _draft(target: Path) -> Iterator[Path]:
-    """Do `atomic_write`, with errors of the disk and of the encoder as DiskError; those of the block pass through."""
+    """Call `atomic_write`; raise errors of the disk and the encoder as DiskError. Others pass through."""
     in_block = False
     try:
         with atomic_write(target) as draft:
