@@ -312,7 +312,15 @@ def test_a_request_in_a_strangers_file_opens_nothing(shared, tmp_path):
 def test_invalid_bodies_are_refused_in_one_sentence(shared):
     visitor = browser(shared, TOKEN)
     (card,) = submit(visitor)
-    for path in ("ask", "estimate", "upsample", "storyboard", "storyboard/text", "votes", f"clips/{card['id']}/move"):
+    for path in (
+        "generate",
+        "estimate",
+        "upsample",
+        "storyboard",
+        "storyboard/text",
+        "votes",
+        f"clips/{card['id']}/move",
+    ):
         for content in (b"", b"{", b"\xff", b"[]", b"null", b"[" * 100_000, b'{"seed": NaN}', b"9" * 5000):
             answer = visitor.post(f"/studio/{path}", content=content, headers={"content-type": "application/json"})
             assert answer.status_code == 400, (path, content[:9])
