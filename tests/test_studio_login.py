@@ -21,10 +21,9 @@ from app.queue.worker import run_worker
 from app.server.auth import COOKIE
 from app.server.service import Service, served_models
 from tests.serving import OTHER_TOKEN, TOKEN, running_server
+from tests.studio_client import ADDRESS
 
 pytestmark = pytest.mark.slow
-
-ADDRESS = "http://127.0.0.1:8000"
 HTML = {"accept": "text/html,application/xhtml+xml"}
 
 
@@ -75,11 +74,8 @@ def until(found, seconds=120.0):
 
 
 def submit(visitor, **fields):
-    return (
-        visitor.post("/studio/generate", json={"prompt": "a ball", "steps": 1} | fields)
-        .raise_for_status()
-        .json()["cards"]
-    )
+    answer = visitor.post("/studio/generate", json={"prompt": "a ball", "steps": 1} | fields)
+    return answer.raise_for_status().json()["cards"]
 
 
 def test_a_browser_signs_in_once_and_no_script_can_read_its_cookie(quiet):
