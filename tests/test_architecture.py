@@ -217,6 +217,7 @@ CHECKS: dict[Callable[[Path], list], dict[str, str]] = {  # each with a tree of 
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_the_house_is_in_order(check):
     assert not check(ROOT)

@@ -38,6 +38,7 @@ def manifest(folder):
     return [json.loads(line) for line in (folder / MANIFEST).read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_rows_become_files_and_a_second_run_makes_only_what_is_missing(batch, capsys):
     assert batch("a red ball\na {blue|green} cube\n", "--workers", "0") == 0
     paths = capsys.readouterr().out.split()
@@ -71,6 +72,7 @@ def test_a_cluster_task_makes_its_clip_and_leaves_no_other_file(tiny_model, tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["ball.png"]
 
 
+@pytest.mark.slow
 def test_other_weights_give_other_names(batch, tiny_model, tmp_path):
     assert batch("a red ball\n", "--workers", "0") == 0
     text = (tiny_model / "longtake.json").read_text()

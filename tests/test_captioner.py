@@ -60,6 +60,7 @@ def test_an_answer_that_does_not_fit_and_a_busy_server_are_retried(first):
         assert "does not fit the schema" in server.requests[1]["messages"][-1]["content"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [

@@ -56,6 +56,7 @@ def test_a_clip_is_encoded_in_the_nearest_format(prepared):
     assert fitting == {"long.mp4": (64, 64, 17), "wide.mp4": (80, 48, 9), "short.mp4": None, "still.png": (64, 64, 1)}
 
 
+@pytest.mark.slow
 def test_samples_are_the_latents_of_the_vae_and_webdataset_reads_the_same(prepared):
     assert encode_latents(prepared) == {
         "clips": 4,
@@ -102,6 +103,7 @@ def test_clips_are_encoded_once_per_vae(prepared, vae_run, tmp_path):
     assert encode_latents(run)["done before"] == 0 and len(list(prepared.folder.rglob("*.tar"))) == 2 * len(before)
 
 
+@pytest.mark.slow
 def test_a_lost_shard_is_made_again_and_no_other_is_overwritten(prepared):
     encode_latents(prepared)
     first, *_ = sorted((prepared.folder / "shards").rglob("64p/1-1/17/*.tar"))

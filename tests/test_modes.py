@@ -58,6 +58,7 @@ def requests(files) -> dict[str, Request]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODES)
 def test_kept_latents_come_out_bit_identical_and_the_rest_is_generated(pipeline, files, name):
     request = pipeline.resolve(requests(files)[name])

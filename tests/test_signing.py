@@ -93,6 +93,7 @@ def test_ingredients_are_recorded_along_a_chain_of_edits(longtake, tiny_model, t
         assert (tmp_path / name.format("again")).read_bytes() == (tmp_path / name.format("longer")).read_bytes()
 
 
+@pytest.mark.slow
 def test_sheets_and_previews_are_signed_and_a_sheet_lists_its_clips(longtake, tmp_path):
     sheet, preview = tmp_path / "sheet.png", tmp_path / "preview.png"
     arguments = ("a ball", "a cube", "--sheet", sheet, "--preview", preview, "-o", tmp_path / "clip.mp4")

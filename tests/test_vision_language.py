@@ -113,6 +113,7 @@ def teach(captioner: VisionLanguageCaptioner) -> None:
         optimizer.step()
 
 
+@pytest.mark.slow
 def test_a_trained_vision_language_model_captions_images(eye):
     captioner = VisionLanguageCaptioner(eye, tries=1, max_new_tokens=100)
     teach(captioner)

@@ -120,6 +120,7 @@ def test_the_same_frames_give_the_same_bytes_whole_or_in_pieces(tmp_path, suffix
     assert (tmp_path / f"c{suffix}").read_bytes() == whole
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system cannot hide cores")
 @pytest.mark.parametrize("suffix", [".mp4", ".webm"])
 def test_bytes_of_a_video_of_odd_size_do_not_depend_on_uninitialized_memory(tmp_path, suffix):
