@@ -104,20 +104,20 @@ def test_an_estimate_is_a_guess_first_and_then_measured(tmp_path, tiny_model, mo
 def test_queued_clips_have_an_estimated_time_of_completion(client, monkeypatch):
     monkeypatch.setattr("app.studio.forecast.CACHE_SECONDS", 0.0)
     client.submit(variations=4, steps=300)
-    look = lambda: [card["eta"] for card in client.get("/studio/clips").json()["cards"]][::-1]
-    assert look() == [None] * 4  # nobody is at work
+    etas = lambda: [card["eta"] for card in client.get("/studio/clips").json()["cards"]][::-1]
+    assert etas() == [None] * 4  # no worker runs
     with Lease(client.queue, "cpu") as lease:
         job = lease.claim()
         assert job
-        waits = look()
+        waits = etas()
         assert None not in waits and waits[1] > 0 and waits[1] < waits[2] < waits[3]
         assert waits[3] - waits[2] == pytest.approx(waits[2] - waits[1], abs=1)
         lease.report(job, "sampling", 0, 300)
         time.sleep(0.3)  # longer than notes lie apart
         lease.report(job, "sampling", 3, 300)
-        assert 25 < look()[0] < 300  # at its own pace: 0.3 s for 3 steps
+        assert 25 < etas()[0] < 300  # at its own pace: 0.3 s for 3 steps
         client.queue.pause("lunch")
-        assert look()[1:] == [None] * 3
+        assert etas()[1:] == [None] * 3
 
 
 def test_the_error_for_a_clip_that_does_not_fit_names_the_nearest_that_does(client, monkeypatch):
@@ -205,7 +205,7 @@ def test_previews_take_a_small_share_of_the_time(tmp_path):
             watched(number, view)
     assert 0 < watched.spent < 0.4 * elapsed  # 3 %, and much room for a busy machine; nearly all, if nobody counted
     one, two = (preview_path(tmp_path, id).stat().st_mtime_ns for id in "ab")
-    assert one <= two  # all that are dreamed together are shown, or none
+    assert one <= two  # all clips of a pack get a preview, or none
 
 
 def test_a_clip_is_completed_where_previews_cannot_be_written(client):

@@ -3,6 +3,7 @@
 Needs Chromium and Playwright (`make test-browser`), and skips itself without them.
 """
 
+import json
 from pathlib import Path
 
 import pytest
@@ -22,9 +23,10 @@ from tests.studio_browser import (
     tile,
     typed,
 )
+from tests.studio_client import image_bytes
 
 sync_api = pytest.importorskip("playwright.sync_api")
-pytest_plugins = ["tests.studio_browser"]
+pytest_plugins = ["tests.studio_fixtures"]
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason=NO_CHROMIUM)]
 
 
@@ -165,6 +167,20 @@ def paint(page) -> None:
 
 def details_of(page, id: str) -> dict:
     return fetch(page, f"/studio/clips/{id}").json()
+
+
+def test_keyframes_of_a_draft_of_version_0_1_are_restored(visit):
+    with visit() as page:
+        file = {"name": "x.png", "mimeType": "image/png", "buffer": image_bytes(size=(64, 64))}
+        id = fetch(page, "/studio/read", method="POST", multipart={"file": file}).json()["card"]["id"]
+        old = json.dumps({"mode": "keyframes", "keyframes": [{"at": 1.5, "picture": id}]})
+        page.evaluate("draft => localStorage['longtake.draft'] = draft", old)
+        page.reload()
+        page.wait_for_selector("html[data-ready]")
+        assert page.locator(".card .slot.full img").get_attribute("src") == f"/studio/clips/{id}/poster"
+        page.fill("#f-prompt textarea", "a red ball")
+        page.wait_for_function("JSON.parse(localStorage['longtake.draft']).prompt === 'a red ball'")
+        assert json.loads(page.evaluate("localStorage['longtake.draft']"))["keyframes"] == [{"at": 1.5, "image": id}]
 
 
 def test_a_clip_is_dragged_in_and_made_again(visit):

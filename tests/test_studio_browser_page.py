@@ -23,7 +23,7 @@ from tests.studio_browser import (
 )
 
 sync_api = pytest.importorskip("playwright.sync_api")
-pytest_plugins = ["tests.studio_browser"]
+pytest_plugins = ["tests.studio_fixtures"]
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason=NO_CHROMIUM)]
 
 
@@ -152,7 +152,7 @@ def test_a_prompt_is_never_rendered_as_html(visit):
         compose(page, html)
         tile(page, html)
         assert html in opened(page, html).inner_text()
-        assert page.locator(".says b, .quote b, [onerror]").count() == 0
+        assert page.locator(".tile .prompt b, .quote b, [onerror]").count() == 0
 
 
 def test_every_control_has_a_name(visit):

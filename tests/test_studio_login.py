@@ -349,18 +349,18 @@ def test_a_killed_worker_loses_no_job(served):
     one, other = person(served, TOKEN), person(served, OTHER_TOKEN)
     (clip,) = submit(one, steps=1000, mode="long", seconds=20)
     (next_one,) = submit(other)
-    look = lambda who, id: who.get(f"/studio/clips/{id}").raise_for_status().json()
-    until(lambda: look(one, clip["id"])["phase"] == "sampling" and look(one, clip["id"])["step"] > 20)
-    with Image.open(io.BytesIO(one.get(until(lambda: look(one, clip["id"])["preview"])).content)) as moving:
+    details = lambda who, id: who.get(f"/studio/clips/{id}").raise_for_status().json()
+    until(lambda: details(one, clip["id"])["phase"] == "sampling" and details(one, clip["id"])["step"] > 20)
+    with Image.open(io.BytesIO(one.get(until(lambda: details(one, clip["id"])["preview"])).content)) as moving:
         assert isinstance(moving, WebPImageFile) and moving.n_frames > 1
     (pid,) = (row["pid"] for row in Queue(served[1]).connection.execute("SELECT pid FROM workers"))
     os.kill(pid, signal.SIGKILL)
-    again = until(lambda: (found := look(one, clip["id"]))["attempts"] == 2 and found)
+    again = until(lambda: (found := details(one, clip["id"]))["attempts"] == 2 and found)
     assert again["status"] == "in_progress"
-    assert look(other, next_one["id"])["status"] == "queued"  # in its place
+    assert details(other, next_one["id"])["status"] == "queued"  # in its place
     one.post(f"/studio/clips/{clip['id']}/cancel")
-    assert until(lambda: (found := look(other, next_one["id"]))["status"] == "completed" and found)["error"] is None
-    assert until(lambda: look(one, clip["id"])["status"] == "cancelled")
+    assert until(lambda: (found := details(other, next_one["id"]))["status"] == "completed" and found)["error"] is None
+    assert until(lambda: details(one, clip["id"])["status"] == "cancelled")
     assert one.post(f"/studio/clips/{clip['id']}/retry").json()["status"] == "queued"
     one.delete(f"/studio/clips/{clip['id']}")
 
@@ -369,11 +369,11 @@ def test_a_killed_worker_loses_no_job(served):
 def test_a_job_whose_worker_was_killed_is_completed(served):
     one = person(served, TOKEN)
     (clip,) = submit(one, steps=400)
-    look = lambda: one.get(f"/studio/clips/{clip['id']}").raise_for_status().json()
-    until(lambda: look()["phase"] == "sampling" and look()["step"])
+    details = lambda: one.get(f"/studio/clips/{clip['id']}").raise_for_status().json()
+    until(lambda: details()["phase"] == "sampling" and details()["step"])
     (pid,) = (row["pid"] for row in Queue(served[1]).connection.execute("SELECT pid FROM workers"))
     os.kill(pid, signal.SIGKILL)
-    made = until(lambda: (found := look())["status"] == "completed" and found)
+    made = until(lambda: (found := details())["status"] == "completed" and found)
     assert made["attempts"] == 2 and made["credentials"] == "trusted" and made["request"]["steps"] == 400
     assert one.get(made["content"]).content[4:8] == b"ftyp"
 

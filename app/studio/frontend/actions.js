@@ -1,4 +1,4 @@
-// What can be made of a clip: its modes, made again, sent to a slot. Looking at a clip is none of these.
+// Use a clip as an input: start a mode with it, make it again, or put it into a slot.
 
 import { make } from "./dom.js";
 import { defaultDraft, updateDraft, draft, draftFromRequest, sizeFor } from "./draft.js";
@@ -9,7 +9,7 @@ import { middleHalf } from "./range.js";
 import { modeOf, studio } from "./studio.js";
 import { t } from "./i18n.js";
 
-/** Open the menu of what can be made of a finished clip or picture. */
+/** Open the menu of the modes that take this clip or image. */
 export function openActions(at, card) {
   const modes = studio.options.modes.filter(({ reads }) =>
     ["clip", "image", "keyframes"].some((name) => reads.includes(name)),
@@ -21,10 +21,10 @@ export function openActions(at, card) {
   const frames = card.still
     ? []
     : [[null, t("actions.of_frame")], ...modes.filter((mode) => !takesCard(mode)).map(line), ...boards];
-  openMenu(at, [[null, t(card.still ? "actions.of_picture" : "actions.of_clip")], ...first, ...frames]);
+  openMenu(at, [[null, t(card.still ? "actions.of_image" : "actions.of_clip")], ...first, ...frames]);
 }
 
-/** Begin a mode with a clip or picture in its slot; what was in the form can be had back. */
+/** Start a mode with a clip or image in its slot; the change of the form can be undone. */
 export async function startMode(mode, card) {
   const wanted = modeOf(mode).reads;
   const inSlot = wanted.includes("clip") || (mode === "storyboard" && !card.still) ? card : await imageOf(card);
@@ -46,8 +46,8 @@ function inputFields(mode, card) {
   if (reads.includes("keyframes"))
     return {
       keyframes: [
-        ...draft.keyframes.filter((one) => one.picture),
-        { at: nextMoment(draft.keyframes), picture: card.id },
+        ...draft.keyframes.filter((one) => one.image),
+        { at: nextMoment(draft.keyframes), image: card.id },
       ],
     };
   const shown = { [card.still ? "image" : "clip"]: card.id };
@@ -62,7 +62,7 @@ function nextMoment(list) {
   return list.length ? Math.max(...list.map((one) => Number(one.at) || 0)) + 2 : 0;
 }
 
-/** Change the form in a way that one click undoes. */
+/** Change the form and show a message with an undo button. */
 export function changeWithUndo(sentence, act) {
   const before = structuredClone(draft);
   act();
@@ -73,7 +73,7 @@ export function changeWithUndo(sentence, act) {
   else (stage.hidden ? document.getElementById("compose") : stage).scrollIntoView({ behavior: "smooth" });
 }
 
-/** Fill the form with what a clip was made of, from its own file; `fresh` leaves the seed to chance. */
+/** Fill the form with the request in a clip's metadata. */
 export async function makeAgain(card) {
   const found = card.request ? card : await attempt(() => get(`/studio/clips/${encodeURIComponent(card.id)}`));
   if (!found) return;
@@ -81,7 +81,7 @@ export async function makeAgain(card) {
   changeWithUndo(t("actions.again"), () => updateDraft({ ...defaultDraft(found.request.model), ...draftFromRequest(found.request) }));
 }
 
-/** Return a card of a picture: the card's own, or the last frame of its clip, which is sent as a picture. */
+/** Return the card of an image: the card itself, or the last frame of its clip, uploaded as an image. */
 async function imageOf(card) {
   if (card.still) return card;
   const sent = await attempt(async () => send(await frameOf(card.content), "frame.png"));

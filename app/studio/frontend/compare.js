@@ -1,4 +1,4 @@
-// Two clips side by side, in step, and a vote between them.
+// Play two clips side by side in sync, and vote on them.
 
 import { voteForm } from "./vote.js";
 import { button, make, setChildren } from "./dom.js";
@@ -10,7 +10,7 @@ import { formatSeconds, hasText, t } from "./i18n.js";
 const SPEEDS = [1, 0.5, 0.25];
 const DRIFT_SECONDS = 0.06; // half a frame at 8 frames a second
 
-/** Compare two clips that are named by their ids; `next` is what to do when a vote has been cast. */
+/** Compare two clips by their ids; `next` is called after a vote. */
 export async function openCompare(left, right, next = null) {
   const found = await attempt(() =>
     Promise.all([left, right].map((id) => get(`/studio/clips/${encodeURIComponent(id)}`))),
@@ -50,12 +50,12 @@ export async function openCompare(left, right, next = null) {
   if (playing.length === 2) tick();
 }
 
-/** Say whether two clips were asked for in the same words, so that one may be better than the other. */
+/** Return whether two clips have the same mode and prompt, so that a vote makes sense. */
 function samePrompt(one, other) {
   return one.kind === "job" && other.kind === "job" && one.mode === other.mode && one.prompt === other.prompt;
 }
 
-/** Keep two videos in step: the shorter one follows the longer, and both begin again when that has ended. */
+/** Keep two videos in sync: the shorter one follows the longer, and both restart when the longer one ends. */
 function synchronize(videos) {
   for (const video of videos) video.loop = false;
   if (videos[0].dataset.paused) return;
@@ -115,7 +115,7 @@ function transport(videos) {
   return make("div", { class: "transport" }, play, frame, line, clock, speedButton);
 }
 
-/** Say in what the requests of two clips differ. */
+/** List the fields in which two requests differ. */
 function differences([one, two]) {
   const [left, right] = [one, two].map((card) => card.request ?? {});
   const names = [...new Set([...Object.keys(left), ...Object.keys(right)])].filter(

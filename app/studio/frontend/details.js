@@ -1,4 +1,4 @@
-// Everything about one clip. Looking changes nothing in the form; only what is pressed there does.
+// The details of one clip. Opening them does not change the form; only their buttons do.
 
 import { makeAgain, openActions } from "./actions.js";
 import { button, icon, debounce, make, setChildren } from "./dom.js";
@@ -14,7 +14,7 @@ import { formatSeconds, formatDuration, hasText, formatDate, t } from "./i18n.js
 
 let open = null;
 
-/** Open the details of a clip; arrows go to its neighbours in the gallery. */
+/** Open the details of a clip; arrow keys go to its neighbours in the gallery. */
 export async function openDetails(id) {
   if (open) return showDetails(id);
   const sheet = openSheet(t("details.title"), {
@@ -50,7 +50,7 @@ function step(way) {
   if (next) showDetails(next.id);
 }
 
-/** Show a clip: at once what the gallery knows of it, and the rest when its file has been read. */
+/** Show a clip: first its card of the gallery, then the details once its file was probed. */
 async function showDetails(id) {
   open.id = id;
   const known = shownCards().find((card) => card.id === id);
@@ -62,7 +62,7 @@ async function showDetails(id) {
     if (open?.id === id) (open.close(), showError(error));
     return;
   }
-  if (open?.id === id) show(card, true); // not gone on, nor closed
+  if (open?.id === id) show(card, true); // still open at this clip
 }
 
 function show(card, whole) {
@@ -177,7 +177,7 @@ function actionBar(card) {
   return line;
 }
 
-/** A button that removes a clip when it is pressed twice. */
+/** Make a button that removes a clip when it is pressed twice. */
 function removal(path) {
   const removeButton = button("trash", t("gallery.delete"), async () => {
     if (removeButton.dataset.sure) {
@@ -192,7 +192,7 @@ function removal(path) {
   return removeButton;
 }
 
-/** Put the request into the form with another seed. */
+/** Fill the form with the request and a new random seed. */
 async function anotherSeed(card) {
   await makeAgain(card);
   setFields({ lock: false, seed: randomSeed() });

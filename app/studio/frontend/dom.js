@@ -1,8 +1,8 @@
-// Elements of the page. Text always goes in as text, so nothing that somebody typed is ever read as HTML.
+// Make elements. Text is always added as text nodes, so user input is never parsed as HTML.
 
 const SVG = "http://www.w3.org/2000/svg";
 
-/** Make an element: `traits` are attributes, `on` its listeners, `data` its data-*; children are elements or text. */
+/** Make an element: `traits` are attributes, `on` listeners, `data` data-* attributes; children are elements or text. */
 export function make(tag, traits = {}, ...children) {
   return applyTraits(document.createElement(tag), traits, children);
 }
@@ -32,7 +32,7 @@ const PROPERTIES = {
   indeterminate: 1,
 };
 
-/** Draw an icon of 24 by 24: its lines, which are ours. */
+/** Make a 24 by 24 SVG icon from its path. */
 export function icon(name) {
   const path = document.createElementNS(SVG, "path");
   path.setAttribute("d", PATHS[name]);
@@ -47,7 +47,7 @@ export function icon(name) {
   return svg;
 }
 
-/** Make a button with an icon, a label that screen readers read, and words beside the icon where `words` is given. */
+/** Make a button with an icon, a label for screen readers, and the text `words` where it is given. */
 export function button(name, label, press, { words = "", kind = "", ...traits } = {}) {
   const shown = [icon(name), words && make("span", {}, words)].filter(Boolean);
   return make(
@@ -64,13 +64,13 @@ export function button(name, label, press, { words = "", kind = "", ...traits } 
   );
 }
 
-/** Return the element of an id once it is on the page. */
+/** Wait for the element with an id. */
 export async function whenPresent(id) {
   while (!document.getElementById(id)) await new Promise(requestAnimationFrame);
   return document.getElementById(id);
 }
 
-/** Put other children into an element. */
+/** Replace the children of an element. */
 export function setChildren(element, ...children) {
   element.replaceChildren(
     ...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false),
@@ -78,7 +78,7 @@ export function setChildren(element, ...children) {
   return element;
 }
 
-/** Call something once, a while after the last time that it was wanted. */
+/** Return a function that runs once, some time after its last call. */
 export function debounce(milliseconds, act) {
   let timer = 0;
   return (...values) => {

@@ -1,9 +1,9 @@
-// What is being asked for: remembered at every change, and turned into the fields of a request.
+// The draft: the values of the form, stored at every change and turned into the fields of a request.
 
 import { store, load } from "./storage.js";
 import { modeOf, modelOf, studio, emit } from "./studio.js";
 
-// Fields with a control of Gradio's are named in studio.fields; these have places of their own.
+// Fields without a Gradio component; the others are named in studio.fields.
 const NO_CONTROL = {
   mode: "text-to-video",
   image: null,
@@ -18,12 +18,12 @@ const NO_CONTROL = {
   more: {},
 };
 const PLAIN_FIELDS = ["steps", "guidance", "frame_guidance", "guidance_rescale", "sampler"];
-const LENGTHS = { storyboard: 4, long: 10 }; // seconds, of modes that must be told
+const LENGTHS = { storyboard: 4, long: 10 }; // default seconds of modes that need a length
 const MAX_SEED = 2 ** 31;
 
 export const draft = {};
 
-/** Return the form as a model leaves it. */
+/** Return the draft with the defaults of a model. */
 export function defaultDraft(name) {
   const { name: model, defaults } = modelOf(name);
   const { size, seconds, steps, guidance, frame_guidance, guidance_rescale, sampler } = defaults;
@@ -36,19 +36,21 @@ export function defaultDraft(name) {
   return { ...structuredClone(NO_CONTROL), ...promptText, ...shape, ...seeding, ...sampling };
 }
 
-/** Give fields that this browser kept before they were renamed their present names. */
+/** Rename fields that were stored under their old names. */
 export function renameFields(fields) {
   return Object.fromEntries(Object.entries(fields).map(([name, value]) => [studio.options.renamed[name] ?? name, value]));
 }
 
-/** Take up the draft of the last visit. */
+/** Restore the draft of the last visit. */
 export function restoreDraft() {
   Object.assign(draft, defaultDraft(), renameFields(load("draft", {})));
+  // Drafts of version 0.1 have `picture` in place of `image`.
+  draft.keyframes = draft.keyframes.map(({ at, image, picture }) => ({ at, image: image ?? picture ?? null }));
   if (!studio.options.modes.some((mode) => mode.name === draft.mode)) draft.mode = NO_CONTROL.mode;
   clampToModel();
 }
 
-/** Change the draft; what the model was not trained for becomes the nearest that it was. */
+/** Change the draft; size and duration are set to ones the model was trained for. */
 export function updateDraft(values) {
   const before = draft.mode;
   Object.assign(draft, values);
@@ -61,7 +63,7 @@ export function updateDraft(values) {
   emit("draft");
 }
 
-/** Bring size and duration within what the model was trained for. */
+/** Set size and duration to ones the model was trained for. */
 function clampToModel() {
   const model = modelOf(draft.model);
   draft.model = model.name;
@@ -73,13 +75,13 @@ function clampToModel() {
     draft.seconds = durations.includes(model.defaults.seconds) ? model.defaults.seconds : durations[0];
 }
 
-/** Return the sizes that the model was trained for, of clips or of pictures. */
+/** Return the sizes that the model was trained for, of clips or of images. */
 export function sizesFor(mode, model) {
   const { still } = modeOf(mode);
   return modelOf(model).sizes.filter((one) => (still ? one.stills : one.clips));
 }
 
-/** Return the size to make of a clip of some size: its own, around it the largest, or that of the form. */
+/** Return the output size for an input of some size: the same where supported, the largest for outpaint. */
 export function sizeFor(mode, size) {
   const sizes = sizesFor(mode, draft.model).map((one) => one.size);
   const area = (one) => one.split("x").reduce((columns, rows) => columns * rows);
@@ -92,7 +94,7 @@ export function durationsFor(size, model) {
   return modelOf(model).sizes.find((one) => one.size === size)?.seconds ?? [];
 }
 
-/** Return the body that asks for the draft. */
+/** Return the request body of the draft. */
 export function requestBody() {
   const mode = modeOf(draft.mode);
   const { defaults } = modelOf(draft.model);
@@ -121,26 +123,26 @@ export function requestBody() {
   return found;
 }
 
-/** Return what is typed; moments have words of their own. */
+/** Return the prompt; a prompt schedule has none outside its moments. */
 function promptText() {
   return usesMoments() ? "" : draft.prompt.trim();
 }
 
-/** Say whether the cards of a timeline say what is to be seen, and not the prompt. */
+/** Return whether the prompts come from the cards of the timeline. */
 export function usesMoments() {
   const mode = modeOf(draft.mode);
   return mode.needs.includes("moments") || (mode.reads.includes("moments") && draft.moments.length > 0);
 }
 
-/** Say whether the model reads what is written out, by hand or of this very prompt. */
+/** Return whether the upsampled prompt is used: it was typed, or it belongs to the present prompt. */
 export function isUpsampled() {
   if (!draft.upsampled_prompt.trim() || usesMoments()) return false;
   return draft.upsampledFrom === null || draft.upsampledFrom === draft.prompt.trim();
 }
 
 function read(name) {
-  if (name === "box" && draft.mode === "inpaint") return null; // a mask says the same
-  if (name === "keyframes") return draft.keyframes.filter((one) => one.picture).map((one) => [one.at, one.picture]);
+  if (name === "box" && draft.mode === "inpaint") return null; // the mask has the region
+  if (name === "keyframes") return draft.keyframes.filter((one) => one.image).map((one) => [one.at, one.image]);
   if (name === "moments") {
     const files = (one) =>
       Object.fromEntries(["image", "clip"].filter((key) => one[key]).map((key) => [key, one[key]]));
@@ -152,7 +154,7 @@ function read(name) {
   return draft[name];
 }
 
-/** Return the first thing that the mode still needs, by its name, or null. */
+/** Return the name of the first missing input of the mode, or null. */
 export function missingInput() {
   const mode = modeOf(draft.mode);
   const fields = requestBody();
@@ -163,7 +165,7 @@ export function missingInput() {
   return fields.prompt || fields.moments ? null : "prompt";
 }
 
-/** Return the draft that asks for what a request asked for. */
+/** Return the draft with the values of a request. */
 export function draftFromRequest(request) {
   const found = defaultDraft(request.model);
   const { defaults } = modelOf(request.model);
@@ -190,7 +192,7 @@ export function draftFromRequest(request) {
   if (size) found.size = Array.isArray(size) ? size.join("x") : size;
   if (seconds) Object.assign(found, modeOf(mode).any_length ? { length: seconds } : { seconds });
   if (guidance_interval) [found.low, found.high] = guidance_interval;
-  if (keyframes) found.keyframes = keyframes.map(([at, picture]) => ({ at, picture }));
+  if (keyframes) found.keyframes = keyframes.map(([at, image]) => ({ at, image }));
   if (moments)
     found.moments = moments.map((one) => ({
       at: one.at,
@@ -207,7 +209,7 @@ export function draftFromRequest(request) {
   return { ...found, lock: true };
 }
 
-/** Return a seed that nobody chose. */
+/** Return a random seed. */
 export function randomSeed() {
   return Math.floor(Math.random() * MAX_SEED);
 }

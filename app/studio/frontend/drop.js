@@ -1,4 +1,4 @@
-// Files that are dragged onto the page or pasted: kept, shown, and, where they carry a request, made again by a click.
+// Upload files that are dropped on the page or pasted, and show their details.
 
 import { importStoryboard } from "./timeline.js";
 import { make } from "./dom.js";
@@ -8,7 +8,7 @@ import { attempt } from "./sheet.js";
 import { emit, listen } from "./studio.js";
 import { t } from "./i18n.js";
 
-/** Let files be dropped anywhere on the page. */
+/** Accept files anywhere on the page. */
 export function openDrop() {
   const overlay = make("div", { id: "veil", hidden: true, "aria-hidden": "true" }, make("p", {}));
   document.body.append(overlay);
@@ -34,7 +34,7 @@ export function openDrop() {
   });
 }
 
-/** Keep files, and show what the last of them is. */
+/** Upload files, and open the details of the last one. */
 export async function uploadFiles(files) {
   let last = null;
   for (const file of files) {

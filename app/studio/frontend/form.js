@@ -1,15 +1,15 @@
-// The way between the draft and Gradio's form: what is typed comes in, and what changes elsewhere goes out.
+// Keep the draft and Gradio's form in sync, in both directions.
 
 import { updateDraft, randomSeed, draft, durationsFor, usesMoments, sizesFor } from "./draft.js";
 import { debounce } from "./dom.js";
 import { modeOf, studio, listen } from "./studio.js";
 import { formatSeconds, hasText, t } from "./i18n.js";
 
-const lastValues = {}; // what the form said last, so that what it has not heard yet does not undo what was changed
+const lastValues = {}; // of the form, so that an older change event does not overwrite the draft
 let fill = () => {};
 let actions = {};
 
-/** Take the way into the form, and what its buttons do. */
+/** Connect the form: `fillForm` updates Gradio's components, `handlers` are called by its buttons. */
 export function connectForm(fillForm, handlers, initial) {
   fill = debounce(0, fillForm);
   actions = handlers;
@@ -19,13 +19,13 @@ export function connectForm(fillForm, handlers, initial) {
   window.studio = { fieldsChanged, buttonPressed, formUpdates };
 }
 
-/** Show the draft in the form. */
+/** Update the form with the draft. */
 export function updateForm() {
   markPage();
   fill();
 }
 
-/** Change the draft, and show it in the form. */
+/** Change the draft, and update the form. */
 export function setFields(values) {
   updateDraft(values);
   updateForm();
@@ -40,7 +40,7 @@ function fieldsChanged(values) {
     if (!same(value, draft[name])) found[name] = value ?? (typeof draft[name] === "string" ? "" : null);
   });
   if (!Object.keys(found).length) return;
-  if ("upsampled_prompt" in found && !("prompt" in found)) found.upsampledFrom = null; // by hand
+  if ("upsampled_prompt" in found && !("prompt" in found)) found.upsampledFrom = null; // typed by the user
   const size = draft.size;
   updateDraft(found);
   if ("model" in found || "size" in found || size !== draft.size) updateForm();
@@ -53,7 +53,7 @@ function buttonPressed(name, values) {
   actions[name]?.();
 }
 
-/** Say what each of Gradio's parts is to show. */
+/** Return an update for each Gradio component. */
 function formUpdates() {
   const update = (values) => ({ __type__: "update", ...values });
   return [
@@ -63,7 +63,7 @@ function formUpdates() {
   ];
 }
 
-/** Return the value of a field that says something else; others are left alone, since somebody may be typing there. */
+/** Return the value of a field only where it changed, since the user may be typing in it. */
 function changedValue(name) {
   return same(draft[name], lastValues[name]) ? {} : { value: draft[name] ?? null };
 }
@@ -89,7 +89,7 @@ const CHOICES = {
   model: () => studio.options.models.map(({ name }) => [name, name]),
 };
 
-/** Leave word for the style sheets of what the mode reads. */
+/** Set the data attributes by which the style sheets show and hide fields. */
 function markPage() {
   const mode = modeOf(draft.mode);
   const root = document.documentElement.dataset;
@@ -101,7 +101,7 @@ function markPage() {
   root.upsampler = studio.options.upsamplers.length > 1 ? "shipped" : "none";
 }
 
-/** Put a new seed into the form, unless it is locked. */
+/** Set a new random seed, unless the seed is locked. */
 export function randomizeSeed(always = false) {
   if (always || !draft.lock) setFields({ seed: randomSeed() });
 }

@@ -1,4 +1,4 @@
-// The gallery: what was made, what is being made and what was sent, the newest first, looked at about once a second.
+// The gallery: generated clips, jobs and uploads, newest first; polled about once a second while a job runs.
 
 import { openCompare } from "./compare.js";
 import { openDetails } from "./details.js";
@@ -12,14 +12,14 @@ import { emit, listen } from "./studio.js";
 import { makeTile, RUNNING, updateTile } from "./tile.js";
 import { t } from "./i18n.js";
 
-const PAGE = 48; // cards of a look
+const PAGE = 48; // cards of a response
 const BUSY_POLL_MS = 900;
-const IDLE_POLL_MS = 4000; // between two looks, while something is being made and while nothing is
+const IDLE_POLL_MS = 4000; // between two requests, with and without unfinished jobs
 
 const tiles = new Map();
 const filters = { search: "", favourites: "", kind: "" };
 let newest = []; // cards of the first page
-let older = []; // cards of those that were asked for since
+let older = []; // cards of the pages after it
 let more = false;
 let loaded = false;
 let etag = null;
@@ -27,7 +27,7 @@ let timer = 0;
 let picked = [];
 let parts = {};
 
-/** Show the gallery in its place, and keep it up to date. */
+/** Show the gallery in its element, and keep it up to date. */
 export function openGallery(place) {
   parts = {
     grid: make("div", { id: "grid" }),
@@ -87,7 +87,7 @@ function chip(words, on, act, name = "") {
   );
 }
 
-/** Look what there is; `now` even if nothing has changed, `other` for another search. */
+/** Request the first page; `now` ignores the ETag, `other` starts a new search. */
 async function poll(now = false, other = false) {
   clearTimeout(timer);
   if (document.hidden) return;
@@ -113,7 +113,7 @@ function applyResponse({ found, etag: tag }) {
   etag = tag;
   loaded = true;
   const ids = new Set(found.cards.map(({ id }) => id));
-  const pushed = newest.filter(({ id }) => !ids.has(id)); // by newer ones, off the first page
+  const pushed = newest.filter(({ id }) => !ids.has(id)); // moved off the first page by newer cards
   if (older.length) older = [...pushed, ...older].filter(({ id }) => !ids.has(id));
   newest = found.cards;
   if (!older.length) more = found.more;
@@ -130,12 +130,12 @@ async function fetchOlder() {
   layOut();
 }
 
-/** Return the cards that are shown, the newest first. */
+/** Return the cards that are shown, newest first. */
 export function shownCards() {
   return [...newest, ...older].filter((card) => !isMask(card));
 }
 
-/** Lay the tiles out, each that stays in its place. */
+/** Lay out the tiles; existing tiles are reused. */
 function layOut() {
   const cards = shownCards();
   const wanted = new Set(cards.map(({ id }) => id));
@@ -173,7 +173,7 @@ const tileActions = {
   },
 };
 
-/** Pick a clip for a comparison, or leave it; two are enough. */
+/** Add a clip to the comparison or remove it; the last two stay. */
 export function pick(card) {
   picked = picked.includes(card.id) ? picked.filter((id) => id !== card.id) : [...picked, card.id].slice(-2);
   layOut();

@@ -1,4 +1,4 @@
-// The keyboard: Ctrl+Enter makes, / searches, ? explains; Esc closes what is open, as browsers do.
+// Keyboard shortcuts: Ctrl+Enter generates, / searches, ? shows all of them; Esc closes a dialog.
 
 import { make, setChildren } from "./dom.js";
 import { randomizeSeed } from "./form.js";
@@ -7,7 +7,7 @@ import { t } from "./i18n.js";
 
 const KEYS = { make: "Ctrl + Enter", search: "/", prompt: "P", dice: "D", details: "← →", close: "Esc", help: "?" };
 
-/** Listen to the keyboard; `making` asks for the clip. */
+/** Listen to the keyboard; `submit` generates the clip. */
 export function openKeys(submit) {
   addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !document.querySelector("dialog[open]")) {
@@ -38,7 +38,7 @@ function clear(field) {
   field.blur();
 }
 
-/** Show which keys there are. */
+/** Show the shortcuts. */
 export function openHelp() {
   const sheet = openSheet(t("keys.title"), { kind: "narrow" });
   setChildren(

@@ -1,4 +1,4 @@
-// The studio's page: the parts are put into their places, and the form makes clips.
+// Start the page: open its parts, and submit the form.
 
 import { openTimeline } from "./timeline.js";
 import { debounce, whenPresent, setChildren, make } from "./dom.js";
@@ -27,7 +27,7 @@ const PLACES = {
 };
 let submitting = false;
 
-/** Open the studio: what the page was given, and the way into its form. */
+/** Open the studio with the props of the page and a function that fills its form. */
 export async function open({ translations, options, fields, buttons, sections, initial }, fillForm) {
   Object.assign(studio, { options, fields, buttons, sections });
   loadTranslations(translations);
@@ -38,7 +38,7 @@ export async function open({ translations, options, fields, buttons, sections, i
   const estimate = await whenPresent("estimate");
   connectForm(fillForm, { generate: submitForm, random_seed: () => randomizeSeed(true), upsample_now: upsample }, initial);
   onExample((prompt) => (setFields({ mode: "text-to-video", prompt }), generate()));
-  openKeys(() => requestAnimationFrame(() => document.getElementById("b-generate").click())); // which hears the last letter, too
+  openKeys(() => requestAnimationFrame(() => document.getElementById("b-generate").click())); // after the form's last change event
   openDrop();
   listen(
     "draft language",
@@ -51,7 +51,7 @@ export async function open({ translations, options, fields, buttons, sections, i
   document.documentElement.dataset.ready = "yes";
 }
 
-/** Let the form be as high as there is room below what is above it, so that its last line is always in sight. */
+/** Limit the form to the height of the window, so that its submit button stays visible. */
 function fitHeight() {
   const columns = document.getElementById("columns");
   const measure = () =>
@@ -61,7 +61,7 @@ function fitHeight() {
   measure();
 }
 
-/** Ask for what the form says, or say what is missing. */
+/** Submit the form, or show what is missing. */
 function submitForm() {
   const need = missingInput();
   if (!need) return generate();
@@ -81,7 +81,7 @@ async function generate() {
   if (innerWidth < 900) document.getElementById("gallery")?.scrollIntoView({ behavior: "smooth" });
 }
 
-/** Say what the clip will take, or why it cannot be made, beside the button. */
+/** Show the estimate next to the button, or why the request is refused. */
 async function showEstimate(element) {
   const sent = JSON.stringify(requestBody());
   const need = missingInput();
@@ -97,7 +97,7 @@ async function showEstimate(element) {
   }
 }
 
-/** Let the upsampler write the prompt out, to be read and changed before the clip is made. */
+/** Upsample the prompt into the form, where it can be edited. */
 async function upsample() {
   const prompt = draft.prompt.trim();
   if (!prompt) return notify(t("needs.prompt"), { wrong: true });

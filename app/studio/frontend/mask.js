@@ -1,4 +1,4 @@
-// A mask that is painted over a clip: white where it is to be made anew. It is sent as a picture when the hand rests.
+// Paint a mask over a clip: white where it is regenerated. It is uploaded as an image after a pause.
 
 import { button, debounce, make, setChildren } from "./dom.js";
 import { updateDraft, draft } from "./draft.js";
@@ -8,10 +8,10 @@ import { attempt } from "./sheet.js";
 import { mediaElement } from "./media.js";
 import { t } from "./i18n.js";
 
-const SCALE = 8; // points of the canvas a pixel, so that strokes are smooth
+const SCALE = 8; // canvas points per pixel, for smooth strokes
 const INK = "#ffb454";
 
-/** Make the painter of a mask over a clip. */
+/** Make the mask painter for a clip. */
 export function maskPainter(id) {
   const place = make("div", { class: "tool painter" });
   attempt(async () => {
@@ -116,7 +116,7 @@ function inverted(context, { width, height }) {
   context.putImageData(full, 0, 0);
 }
 
-/** Return the mask at the clip's own size: how much of it is white, and the picture. */
+/** Return the mask at the clip's size: its white share, and the image. */
 function maskOf(canvas, columns, rows) {
   const small = make("canvas", { width: columns, height: rows });
   const context = small.getContext("2d", { willReadFrequently: true });
@@ -137,7 +137,7 @@ function maskOf(canvas, columns, rows) {
   };
 }
 
-/** Paint again what was painted before the page was loaded. */
+/** Draw the mask that was painted before a reload. */
 function recallMask(context, canvas, id) {
   const image = new Image();
   image.onload = () => {

@@ -1,4 +1,4 @@
-// Screens: clips that loop without a sound while they can be seen, and pictures.
+// Media elements: muted videos that loop while they are visible, and images.
 
 import { make } from "./dom.js";
 import { t } from "./i18n.js";
@@ -14,10 +14,10 @@ const observer = new IntersectionObserver(
 
 function start(video) {
   if (!video.src) video.src = video.dataset.source;
-  if (!reducedMotion.matches) video.play().catch(() => {}); // a browser that saves power may not want to
+  if (!reducedMotion.matches) video.play().catch(() => {}); // a browser in power saving mode may refuse
 }
 
-/** Make the screen of a finished clip or picture; it plays while it is in view, or, where motion is unwanted, under the pointer. */
+/** Make the element of a completed clip or image; a video plays while visible, or on hover with reduced motion. */
 export function mediaElement(card, { eager = false } = {}) {
   const label = card.prompt || t("gallery.sent");
   if (card.still)
@@ -47,7 +47,7 @@ export function mediaElement(card, { eager = false } = {}) {
   return video;
 }
 
-/** Forget a screen that left the page. */
+/** Release the videos in an element that was removed. */
 export function releaseMedia(element) {
   for (const video of element.querySelectorAll("video")) {
     observer.unobserve(video);
@@ -57,7 +57,7 @@ export function releaseMedia(element) {
   }
 }
 
-/** Show a small picture of a clip that is named by its id. */
+/** Make the thumbnail of a clip by its id. */
 export function thumbnail(id, label = "") {
   return make("img", {
     class: "thumb",
@@ -67,7 +67,7 @@ export function thumbnail(id, label = "") {
   });
 }
 
-/** Show another picture without a blink: only once it is there. */
+/** Replace an image once the new one is loaded, without flicker. */
 export function swapImage(image, address) {
   if (image.dataset.address === address) return;
   image.dataset.address = address;

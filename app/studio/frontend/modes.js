@@ -1,4 +1,4 @@
-// Every mode a click away: a strip of them, and menus of what can be made of a clip or a picture.
+// The strip of modes.
 
 import { icon, make, setChildren } from "./dom.js";
 import { updateDraft, draft } from "./draft.js";
@@ -7,12 +7,12 @@ import { studio, listen } from "./studio.js";
 import { t } from "./i18n.js";
 
 const GROUPS = {
-  words: (mode) => !mode.reads.some((name) => ["image", "keyframes", "clip"].includes(name)),
-  pictures: (mode) => mode.reads.some((name) => ["image", "keyframes"].includes(name)),
+  text: (mode) => !mode.reads.some((name) => ["image", "keyframes", "clip"].includes(name)),
+  images: (mode) => mode.reads.some((name) => ["image", "keyframes"].includes(name)),
   clips: (mode) => mode.reads.includes("clip"),
 };
 
-/** Show the strip in its place. */
+/** Show the strip in its element. */
 export function openModes(place) {
   const strip = make("div", { id: "mode-strip", role: "radiogroup", on: { keydown: walk } });
   setChildren(place, strip);

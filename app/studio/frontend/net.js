@@ -1,8 +1,8 @@
-// Questions to this server, and to nobody else. What it refuses comes as one sentence, which is shown as it is.
+// Requests to this server. An error response has a one-sentence message, which is shown unchanged.
 
 import { t } from "./i18n.js";
 
-/** A sentence that says why something was refused. */
+/** An error response, with its message and status. */
 class RequestFailed extends Error {
   constructor(message, status) {
     super(message);
@@ -26,12 +26,12 @@ async function call(method, path, { json, form, ...more } = {}) {
     throw new RequestFailed(t("net.gone"), 0);
   }
   if (response.ok || response.status === 304) return response;
-  if (response.status === 401) location.reload(); // to the door
+  if (response.status === 401) location.reload(); // to the sign-in page
   let message = "";
   try {
     message = (await response.json()).error.message;
   } catch {
-    // no JSON, so no sentence
+    // the body is not JSON
   }
   throw new RequestFailed(message || t("net.failed", { status: response.status }), response.status);
 }
@@ -43,14 +43,14 @@ export const post = (path, json = {}, more = {}) => readJson(call("POST", path, 
 export const patch = (path, json) => readJson(call("PATCH", path, { json }));
 export const remove = (path) => readJson(call("DELETE", path));
 
-/** Send a file to be kept: what it is, and the request that it carries, if any. */
+/** Upload a file; returns its card, and the request in its metadata or null. */
 export function send(file, name = file.name) {
   const form = new FormData();
   form.append("file", file, name || "file");
   return readJson(call("POST", "/studio/read", { form }));
 }
 
-/** Ask for something that may be as it was: null where it is. */
+/** Request with an ETag; returns null for an unchanged response. */
 export async function getChanged(path, etag) {
   const response = await call("GET", path, { headers: etag ? { "If-None-Match": etag } : {} });
   return response.status === 304 ? null : { found: await response.json(), etag: response.headers.get("ETag") };

@@ -1,14 +1,14 @@
-// Where a clip stands in a larger frame, for outpaint: a box that is moved and made larger or smaller.
+// Place a clip in a larger frame for outpaint, with a box that is moved and resized.
 
 import { make, setChildren } from "./dom.js";
 import { updateDraft, draft } from "./draft.js";
 import { thumbnail } from "./media.js";
 import { t } from "./i18n.js";
 
-const SNAP = 16; // pixels: a patch of the model in latents of the VAE
+const SNAP = 16; // pixels of a patch of the model
 const SIDES = ["left", "top", "right", "bottom"];
 
-/** Make the chooser of a clip's place in the frame. */
+/** Make the box picker for a clip. */
 export function boxPicker(id) {
   const [columns, rows] = draft.size.split("x").map(Number);
   const snap = Math.min(SNAP, columns / 4);
@@ -36,7 +36,7 @@ export function boxPicker(id) {
       (part) => `${100 * part}%`,
     );
     ["left", "top", "width", "height"].forEach((name, side) => (clip.style[name] = share[side]));
-    caption.textContent = t("place.told", Object.fromEntries(SIDES.map((name, side) => [name, box[side]])));
+    caption.textContent = t("place.box", Object.fromEntries(SIDES.map((name, side) => [name, box[side]])));
     if (JSON.stringify(draft.box) !== JSON.stringify(box)) updateDraft({ box });
   };
   clip.addEventListener("pointerdown", (event) => {

@@ -1,4 +1,4 @@
-// Presets: the studio's own, which add words or set the pace, and those that somebody kept.
+// Presets: built-in ones, which add a phrase or set the steps, and stored ones.
 
 import { changeWithUndo } from "./actions.js";
 import { button, make, setChildren } from "./dom.js";
@@ -11,7 +11,7 @@ import { hasText, t } from "./i18n.js";
 const STORED_FIELDS = ["model", "size", "seconds", "length", "variations", "strength", "side", "upsample", "watermark"];
 STORED_FIELDS.push("steps", "guidance", "frame_guidance", "low", "high", "guidance_rescale", "sampler");
 
-/** Show the way to the presets in its place. */
+/** Show the button of the presets in its element. */
 export function openPresets(place) {
   const draw = () => {
     const title = make("h1", {}, t("compose.title"));
@@ -47,7 +47,7 @@ function grouped(presets) {
   return groups;
 }
 
-/** Use one of the studio's: words go behind the prompt, or away again, fields into the form. */
+/** Apply a built-in preset: add its phrase to the prompt or remove it, or set its fields. */
 function applyBuiltIn({ phrase, fields, name }) {
   if (fields) return changeWithUndo(t("presets.used", { name: labelFor(`presets.${name}`, name) }), () => updateDraft(fields));
   const prompt = draft.prompt.trim().replace(/[.,;，。]+$/, "");

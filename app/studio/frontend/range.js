@@ -1,4 +1,4 @@
-// A stretch of a clip: two handles under it, each moved by hand or by arrows.
+// Choose a time range of a clip with two sliders.
 
 import { make, setChildren } from "./dom.js";
 import { updateDraft, draft } from "./draft.js";
@@ -9,10 +9,10 @@ import { t } from "./i18n.js";
 
 const STEP = 0.125; // seconds: a frame at 8 frames a second
 
-/** Return the middle of a clip, from a quarter of it to three. */
+/** Return the middle half of a clip, in seconds. */
 export const middleHalf = (seconds) => [seconds / 4, (3 * seconds) / 4].map((at) => Math.round(at / STEP) * STEP);
 
-/** Make the chooser of a stretch of a clip. */
+/** Make the range picker for a clip. */
 export function rangePicker(id) {
   const place = make("div", { class: "tool span" });
   attempt(async () => {
@@ -27,7 +27,7 @@ function draw(place, card, seconds) {
   video.loop = false;
   let [from, to] = draft.window ?? middleHalf(seconds);
   to = Math.min(to, seconds);
-  const caption = make("p", { class: "span-told", role: "status" });
+  const caption = make("p", { class: "range-caption", role: "status" });
   const chosen = make("span", { class: "span-chosen" });
   const handle = (name, value) =>
     make("input", {
@@ -47,7 +47,7 @@ function draw(place, card, seconds) {
     [first.value, last.value] = [from, to];
     chosen.style.left = `${(100 * from) / seconds}%`;
     chosen.style.width = `${(100 * (to - from)) / seconds}%`;
-    caption.textContent = t(draft.mode === "recut" ? "span.kept" : "span.anew", { from, to });
+    caption.textContent = t(draft.mode === "recut" ? "span.kept" : "span.regenerated", { from, to });
     if (moved) video.currentTime = moved === first ? from : Math.max(from, to - STEP);
     if (!draft.window || draft.window[0] !== from || draft.window[1] !== to) updateDraft({ window: [from, to] });
   };

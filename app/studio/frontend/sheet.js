@@ -1,9 +1,9 @@
-// Sheets that lie over the page, and words that pass by. The browser's own dialog keeps the focus and closes at Esc.
+// Dialogs, toasts and menus. The browser's dialog element keeps the focus and closes at Esc.
 
 import { button, make, setChildren } from "./dom.js";
 import { t } from "./i18n.js";
 
-/** Open a sheet with a title; returns it, its body, and how to close it. `closed` is told when it is gone. */
+/** Open a dialog with a title; returns its parts and a function that closes it. `closed` is called afterwards. */
 export function openSheet(title, { kind = "", closed = () => {} } = {}) {
   const body = make("div", { class: "sheet-body" });
   const name = make("h2", { id: `sheet-${Date.now()}` }, title);
@@ -13,7 +13,7 @@ export function openSheet(title, { kind = "", closed = () => {} } = {}) {
   const sheet = make("dialog", { class: `sheet ${kind}`, "aria-labelledby": name.id }, head, body);
   sheet.addEventListener("click", (event) => event.target === sheet && close());
   sheet.addEventListener("close", () => {
-    const layer = sheet.querySelector("#toasts"); // what was just said stays
+    const layer = sheet.querySelector("#toasts"); // toasts outlive the dialog
     if (layer) document.body.append(layer);
     sheet.remove();
     closed();
@@ -23,7 +23,7 @@ export function openSheet(title, { kind = "", closed = () => {} } = {}) {
   return { sheet, body, tools, name, close };
 }
 
-/** Say something for a while, with something to do about it where `act` is given. */
+/** Show a toast for some seconds, with a button where `act` is given. */
 export function notify(sentence, { act = null, label = "", wrong = false } = {}) {
   const seconds = wrong ? 12 : act ? 10 : 4;
   const note = make(
@@ -43,14 +43,14 @@ export function notify(sentence, { act = null, label = "", wrong = false } = {})
   setTimeout(dismiss, seconds * 1000);
 }
 
-/** Say why something was refused. */
+/** Show the message of an error. */
 export function showError(error) {
   if (error.name === "AbortError") return;
   if (error.status === undefined) console.error(error);
   notify(error.status === undefined ? t("net.broken") : error.message, { wrong: true });
 }
 
-/** Do something that the server may refuse, and say so where it does; returns what came of it, or null. */
+/** Run a function and show its error; returns its result, or null. */
 export async function attempt(act) {
   try {
     return await act();
@@ -61,14 +61,14 @@ export async function attempt(act) {
 }
 
 function toasts() {
-  const open = [...document.querySelectorAll("dialog[open]")].at(-1) ?? document.body; // above whatever is on top
+  const open = [...document.querySelectorAll("dialog[open]")].at(-1) ?? document.body; // above the topmost dialog
   let layer = document.getElementById("toasts");
   layer ??= make("div", { id: "toasts", "aria-live": "polite" });
   if (layer.parentElement !== open) open.append(layer);
   return layer;
 }
 
-/** Open a menu at a button: [icon, words, what to do] of each, and [null, words] for a heading. */
+/** Open a menu at a button; a line is [icon, text, callback], a heading [null, text]. */
 export function openMenu(at, lines) {
   document.querySelector(".menu")?.remove();
   const menu = make("div", { class: "menu", role: "menu", popover: "auto" });

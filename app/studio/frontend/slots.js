@@ -1,4 +1,4 @@
-// What a mode begins with: slots for clips and pictures, and what is marked on them.
+// The inputs of a mode: slots for clips and images, and the tools for range, mask and box.
 
 import { button, icon, make, setChildren } from "./dom.js";
 import { updateDraft, draft, sizeFor } from "./draft.js";
@@ -14,10 +14,10 @@ import { t } from "./i18n.js";
 
 const SLOTS = ["image", "clip", "other"];
 const IMAGE_TYPES = "image/png,image/jpeg,image/webp";
-const MASK_NOTE = "mask"; // the note of one
+const MASK_NOTE = "mask"; // the note of an uploaded mask
 const VIDEO_TYPES = "video/mp4,video/webm,video/x-matroska,image/gif";
 
-/** Show the slots of the mode in their place. */
+/** Show the slots of the mode in their element. */
 export function openSlots(place) {
   let shown = "";
   const draw = () => {
@@ -51,12 +51,12 @@ function slotOf(name) {
   return slot({ label: t(`slots.${name}`), id: draft[name], still: name === "image", take, clear });
 }
 
-/** Make a slot: it shows what is in it, takes what is dropped on it, and opens a choice when it is pressed. */
+/** Make a slot: it shows its input, accepts a dropped clip or file, and opens a chooser when pressed. */
 export function slot({ label, id, still, take, clear }) {
   const fill = async (card) => {
     if (!card) return;
     if (still !== null && card.still !== still)
-      return notify(t(still ? "slots.picture_wanted" : "slots.clip_wanted"), { wrong: true });
+      return notify(t(still ? "slots.image_wanted" : "slots.clip_wanted"), { wrong: true });
     take(card);
   };
   const choose = () => openChoice(label, still, fill);
@@ -90,7 +90,7 @@ export function slot({ label, id, still, take, clear }) {
   return box;
 }
 
-/** Return the card of what is dragged: a clip of the gallery, or a file, which is sent. */
+/** Return the card of a dropped clip of the gallery, or of a dropped file after its upload. */
 async function cardIn(data) {
   const id = data.getData("application/x-longtake");
   if (id) return get(`/studio/clips/${encodeURIComponent(id)}`);
@@ -101,7 +101,7 @@ async function cardIn(data) {
   return card;
 }
 
-/** Open a choice among finished clips or pictures (still: true), or a file of one's own. */
+/** Open a chooser of completed clips or images (still: true), with an upload button. */
 function openChoice(label, still, take) {
   const sheet = openSheet(label, { kind: "choice" });
   const chosen = (card) => (sheet.close(), take(card));
@@ -143,7 +143,7 @@ function openChoice(label, still, take) {
   });
 }
 
-/** Send a mask; a note keeps it out of the gallery. */
+/** Upload a mask; its note hides it from the gallery. */
 export async function sendMask(blob) {
   const found = await attempt(() => send(blob, "mask.png"));
   if (!found) return null;
@@ -152,5 +152,5 @@ export async function sendMask(blob) {
   return id;
 }
 
-/** Say whether a file is a mask that was painted here. */
+/** Return whether an upload is a painted mask. */
 export const isMask = ({ kind, note }) => kind === "upload" && note === MASK_NOTE;

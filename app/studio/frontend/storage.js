@@ -1,8 +1,8 @@
-// What this browser remembers between visits. Where it may not, the page works and forgets.
+// Local storage of the browser. Where it is not available, the page works without it.
 
 const PREFIX = "longtake.";
 
-/** Return what was kept under a name, or else `missing`. */
+/** Return a stored value, or `fallback`. */
 export function load(name, fallback) {
   try {
     const text = localStorage.getItem(PREFIX + name);
@@ -12,20 +12,20 @@ export function load(name, fallback) {
   }
 }
 
-/** Keep something under a name. */
+/** Store a value. */
 export function store(name, value) {
   try {
     localStorage.setItem(PREFIX + name, JSON.stringify(value));
   } catch {
-    // a private window, or a full one
+    // a private window, or full storage
   }
 }
 
-/** Forget what was kept under a name. */
+/** Erase a stored value. */
 export function erase(name) {
   try {
     localStorage.removeItem(PREFIX + name);
   } catch {
-    // nothing was kept
+    // nothing was stored
   }
 }

@@ -1,4 +1,4 @@
-// A clip in the gallery: waiting, being made, finished or failed. It is drawn anew only where its state changes.
+// The tile of a clip in the gallery. It is redrawn only when its status changes.
 
 import { makeAgain, openActions } from "./actions.js";
 import { button, icon, make, setChildren } from "./dom.js";
@@ -12,12 +12,12 @@ export const RUNNING = ["queued", "in_progress"];
 /** Make the tile of a card; `actions` are callbacks of the gallery: open, pick, changed, isPicked. */
 export function makeTile(card, actions) {
   const element = make("article", { class: "tile", data: { id: card.id } });
-  const tile = { element, card, look: "", parts: {}, actions };
+  const tile = { element, card, drawn: "", parts: {}, actions };
   updateTile(tile, card);
   return tile;
 }
 
-/** Show what a card says now. */
+/** Update a tile with its card. */
 export function updateTile(tile, card) {
   tile.card = card;
   const drawn = JSON.stringify([
@@ -28,8 +28,8 @@ export function updateTile(tile, card) {
     card.size,
     document.documentElement.lang,
   ]);
-  if (drawn !== tile.look) {
-    tile.look = drawn;
+  if (drawn !== tile.drawn) {
+    tile.drawn = drawn;
     draw(tile);
   }
   updateProgress(tile);
@@ -52,7 +52,7 @@ function draw(tile) {
   setChildren(view, percentDone ? mediaElement(card) : placeholder(tile));
   element.draggable = percentDone;
   element.ondragstart = (event) => event.dataTransfer.setData("application/x-longtake", card.id);
-  const words = make("p", { class: "says", title }, title);
+  const words = make("p", { class: "prompt", title }, title);
   setChildren(
     element,
     make("div", { class: "frame" }, view, overlay(tile)),
@@ -112,7 +112,7 @@ async function star(tile) {
   if (found) actions.changed(found);
 }
 
-/** Bring what moves up to date: phase, step, time left, preview, star. */
+/** Update phase, step, remaining time, preview and star. */
 function updateProgress(tile) {
   const { card, parts } = tile;
   if (parts.star) parts.star.setAttribute("aria-pressed", String(Boolean(card.favourite)));
@@ -136,7 +136,7 @@ function percentDone(card) {
   return card.progress ?? (card.steps ? (100 * card.step) / card.steps : 2);
 }
 
-/** Say where a clip stands, in a few words. */
+/** Return the status of a clip as text. */
 export function statusText(card) {
   if (card.cancelling) return t("state.cancelling");
   if (card.status === "queued") return card.ahead ? t("state.ahead", { ahead: card.ahead }) : t("state.next");
@@ -146,7 +146,7 @@ export function statusText(card) {
   return card.steps ? t("state.step", { phase, step: card.step, steps: card.steps }) : phase;
 }
 
-/** Say what a clip is, in a few words. */
+/** Return mode, duration and size as text. */
 export function summary(card) {
   const mode =
     card.mode && hasText(`modes.${card.mode}`)

@@ -1,4 +1,4 @@
-// The timeline: a storyboard's moments as cards on one clip, words that change in a long clip, or pictures at their seconds.
+// The timeline: cards of a storyboard, of a long clip's prompt schedule, or of keyframes.
 
 import { changeWithUndo } from "./actions.js";
 import { button, make, setChildren } from "./dom.js";
@@ -10,11 +10,11 @@ import { slot } from "./slots.js";
 import { modeOf, listen } from "./studio.js";
 import { t } from "./i18n.js";
 
-const STEP = 0.5; // seconds: a time step of the model's latents
-const CARD_SECONDS = 2; // seconds between a card and the next one that is added
+const STEP = 0.5; // seconds of a latent frame
+const CARD_SECONDS = 2; // between the last card and an added one
 const TAIL_SECONDS = 2;
 
-/** Show the timeline in its place, where the mode has one. */
+/** Show the timeline in its element, where the mode has one. */
 export function openTimeline(place) {
   let shown = "";
   const draw = () => {
@@ -24,7 +24,7 @@ export function openTimeline(place) {
       kind,
       draft.mode,
       document.documentElement.lang,
-      list.map((one) => [one.at, one.image, one.clip, one.picture]),
+      list.map((one) => [one.at, one.image, one.clip]),
       end(),
     ]);
     if (now === shown) return updatePrompts(place);
@@ -58,7 +58,7 @@ export function openTimeline(place) {
   started();
 }
 
-/** Show words that changed elsewhere, but not over what is being typed. */
+/** Update the prompts, except the field that has the focus. */
 function updatePrompts(place) {
   place.querySelectorAll(".card textarea").forEach((field, number) => {
     if (field !== document.activeElement) field.value = draft.moments[number].prompt;
@@ -67,7 +67,7 @@ function updatePrompts(place) {
 
 const kindOf = (mode) => ["moments", "keyframes"].find((name) => modeOf(mode).reads.includes(name)) ?? null;
 
-/** Return when the clip ends, in seconds. */
+/** Return the end of the clip in seconds. */
 function end() {
   const last = Math.max(0, ...[...draft.moments, ...draft.keyframes].map((one) => Number(one.at) || 0));
   return Math.max(Number(draft.length) || 0, Number(draft.length) ? 0 : last + TAIL_SECONDS);
@@ -90,7 +90,7 @@ function head(kind) {
   );
 }
 
-/** A line of the clip's seconds, with a handle where each card begins. */
+/** Make the ruler in seconds, with a handle at the start of each card. */
 function ruler(kind) {
   const whole = end();
   const line = make("div", { class: "ruler", role: "group", "aria-label": t("board.ruler", { seconds: whole }) });
@@ -140,7 +140,7 @@ function handleOf(kind, number, one, whole, line) {
   return handle;
 }
 
-/** Let a card begin at another moment, behind the one before it and before the one after it. */
+/** Move the start of a card, between its neighbours. */
 function move(kind, number, wanted) {
   const list = draft[kind];
   const least = number ? list[number - 1].at + STEP : 0;
@@ -210,10 +210,10 @@ function cardSlot(kind, one, number) {
   if (kind === "keyframes")
     return slot({
       label: t("slots.image"),
-      id: one.picture,
+      id: one.image,
       still: true,
-      take: (card) => edit(kind, number, { picture: card.id }),
-      clear: () => edit(kind, number, { picture: null }),
+      take: (card) => edit(kind, number, { image: card.id }),
+      clear: () => edit(kind, number, { image: null }),
     });
   const take = (card) =>
     edit(kind, number, card.still ? { image: card.id, clip: null } : { clip: card.id, image: null });
@@ -232,7 +232,7 @@ function addButton(kind) {
     const at = list.length ? list.at(-1).at + CARD_SECONDS : 0;
     const length = Number(draft.length) && at >= Number(draft.length) ? { length: at + CARD_SECONDS } : {};
     setFields({
-      [kind]: [...list, kind === "keyframes" ? { at, picture: null } : { at, prompt: "", image: null, clip: null }],
+      [kind]: [...list, kind === "keyframes" ? { at, image: null } : { at, prompt: "", image: null, clip: null }],
       ...length,
     });
   };
@@ -245,7 +245,7 @@ function drop(kind, number) {
   updateDraft({ [kind]: list });
 }
 
-/** Let two neighbours change places; the moments stay where they are. */
+/** Swap two neighbouring cards; their start times stay. */
 function swap(kind, number, way) {
   const list = [...draft[kind]];
   const [one, other] = [list[number], list[number + way]];
@@ -256,7 +256,7 @@ function swap(kind, number, way) {
   updateDraft({ [kind]: list });
 }
 
-/** Take up a storyboard's file. */
+/** Choose a storyboard file. */
 function read() {
   const file = make("input", {
     type: "file",
@@ -266,7 +266,7 @@ function read() {
   file.click();
 }
 
-/** Fill the form with a storyboard's file. */
+/** Fill the form from a storyboard file. */
 export async function importStoryboard(file) {
   const found = await attempt(async () => post("/studio/storyboard", { text: await file.text() }));
   if (!found) return;

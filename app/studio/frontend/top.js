@@ -1,4 +1,4 @@
-// The line at the top: the name, how the queue stands, a vote, the language, light and dark.
+// The top bar: name, state of the queue, vote, language, theme, sign out.
 
 import { openVote } from "./vote.js";
 import { button, make, setChildren } from "./dom.js";
@@ -15,14 +15,14 @@ const PAUSE_REASON = "paused in the studio"; // the server's reason when this pa
 let latest = { counts: { queued: 0, running: 0 }, paused: null };
 let unreachable = null;
 
-/** Dress the page in dark or light, as it was last time; dark at first, as rooms are in which videos are cut. */
+/** Apply the stored theme, dark by default. */
 export function applyTheme() {
   const dark = load("light", "dark") !== "light";
   document.body.classList.toggle("dark", dark);
   document.documentElement.dataset.light = dark ? "dark" : "light";
 }
 
-/** Show the line in its place. */
+/** Show the top bar in its element. */
 export function openTop(place) {
   const state = make("div", { id: "queue-state", role: "status" });
   const draw = () => {
@@ -124,7 +124,7 @@ function switchLanguage() {
   emit("language");
 }
 
-/** Leave nothing behind that the next one to sign in here could read. */
+/** Erase what the next user of this browser must not see. */
 function clearStorage() {
   for (const name of ["draft", "voted", "presets"]) erase(name);
 }

@@ -1,4 +1,4 @@
-// Votes: which of two clips looks better, moves better, follows the prompt better.
+// Votes: which of two clips is better in visual quality, motion and prompt adherence.
 
 import { openCompare } from "./compare.js";
 import { make, setChildren } from "./dom.js";
@@ -10,7 +10,7 @@ import { t } from "./i18n.js";
 const CRITERIA = ["looks", "motion", "prompt"];
 const ANSWERS = ["left", "tie", "right"];
 
-/** Make the ballot of two clips; `cast` is called when the vote is in. */
+/** Make the vote form of two clips; `onVote` is called after the vote. */
 export function voteForm([left, right], onVote) {
   const chosen = {};
   const send = make(
@@ -56,13 +56,13 @@ export function voteForm([left, right], onVote) {
       make("legend", {}, t(`vote.${criterion}`)),
       ANSWERS.map((answer) => option(criterion, answer)),
     );
-  const form = make("div", { class: "ballot" }, make("h3", {}, t("vote.head")), CRITERIA.map(row), send);
+  const form = make("div", { class: "vote" }, make("h3", {}, t("vote.head")), CRITERIA.map(row), send);
   return form;
 }
 
 const pairKey = (one, two) => [one.id, two.id].sort().join(" ");
 
-/** Open a vote between two variations of one request that have not been voted on; says so where there are none. */
+/** Open a vote on two variations of one request that have no vote yet; shows a message where there are none. */
 export async function openVote(cards) {
   const done = new Set(load("voted", []));
   const groups = new Map();
