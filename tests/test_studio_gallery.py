@@ -42,6 +42,7 @@ def test_a_clip_is_made_again_from_its_own_file_bit_for_bit(client):
     assert client.get(again["content"]).content == client.get(clip["content"]).content
 
 
+@pytest.mark.slow
 def test_an_uploaded_clip_brings_its_request_and_finds_its_inputs(client, tmp_path, tiny_model, monkeypatch):
     monkeypatch.chdir(tmp_path)
     elsewhere = StudioClient(tmp_path / "elsewhere", tiny_model)
