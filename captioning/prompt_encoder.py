@@ -6,8 +6,6 @@ a small bidirectional transformer whose only loss is the video's keeps what the 
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -20,9 +18,6 @@ from captioning.camera import CAMERA_AXES, CAMERA_VALUES
 
 class PromptEncoder(ModelMixin, ConfigMixin):
     """Encode token ids with a bidirectional pre-norm transformer; predict the camera velocity that a prompt names."""
-
-    old_config_names: ClassVar = {}
-    old_weight_names: ClassVar = {}
 
     @register_to_config
     def __init__(

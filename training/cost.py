@@ -42,7 +42,8 @@ def _dit_lines(run: DiTRun) -> list[str]:
     from vae.weights import load_strictly
 
     vae = load_strictly(VideoVAE, run.vae)
-    text_dim = embedding_dim(load_text_encoder(run.text_encoder)[1])
+    trained_here = run.prompt_encoder_layers and run.init_from is None
+    text_dim = run.prompt_encoder_width if trained_here else embedding_dim(load_text_encoder(run.text_encoder)[1])
     config = build_model(run, dit_config_for(run, vae.stride, vae.channels, text_dim)).dit_config
     tokens = flops = 0
     for (columns, rows, frames), count in zip(run.formats, run.batch_sizes, strict=True):

@@ -34,8 +34,8 @@ from dit.packing import Pack, patchify
 from dit.pipeline import Pipeline
 from dit.request import Request
 from dit.settings import Settings
-from training.config import DiTRun
-from training.dataset import Bucket, data_hash, open_bucket
+from training.config import DiTRun, Format
+from training.dataset import Bucket, data_hash
 from training.evaluation.sensitivity import per_clip_loss, sensitivity
 from training.examples import LatentSource, TrainingExample, draw_examples, pack_noisy, token_count, video_formats
 from training.loop import TrainLoop, build_adamw, create_accelerator, lr_at, optimizer_step, write_run_description
@@ -75,7 +75,7 @@ def train(run: DiTRun) -> dict:
     # A frozen encoder is loaded before the seed is set, since to build one draws random numbers.
     frozen = None if run.prompt_encoder_layers else load_text_encoder(run.text_encoder)
     torch.manual_seed(run.seed)
-    tokenizer, text_encoder = frozen or build_prompt_encoder(run, accelerator)
+    tokenizer, text_encoder = frozen or build_prompt_encoder(run, accelerator, sources)
     if frozen:
         text_encoder.requires_grad_(False).to(accelerator.device)
     dit = build_model(run, dit_config_for(run, vae.stride, vae.channels, embedding_dim(text_encoder)))
@@ -177,16 +177,29 @@ def dit_config_for(run: DiTRun, stride: tuple[int, int, int], channels: int, tex
     )
 
 
-def build_prompt_encoder(run: DiTRun, accelerator) -> tuple[PreTrainedTokenizerFast, PromptEncoder]:
-    """Return the text encoder to train with the transformer, and its tokenizer, learned from the captions at first."""
+def build_prompt_encoder(
+    run: DiTRun, accelerator, sources: dict[Format, LatentSource]
+) -> tuple[PreTrainedTokenizerFast, PromptEncoder]:
+    """Return the text encoder to train with the transformer, and its tokenizer, learned from the captions at first.
+
+    A transformer that is continued keeps the text encoder it was trained with, the one in `run.text_encoder`. Raises
+    ValueError if that folder has none.
+    """
+    if run.init_from is not None:
+        tokenizer, trained = load_text_encoder(run.text_encoder)
+        if not isinstance(trained, PromptEncoder):
+            raise ValueError(
+                "init_from with prompt_encoder_layers needs the text encoder that was trained with that transformer; "
+                f"{run.text_encoder} has a {type(trained).__name__}, so give its model folder as --text-encoder"
+            )
+        return tokenizer, trained.train()
     with accelerator.main_process_first():
         folder = run.out / "tokenizer"
         if not folder.exists():
-            formats = video_formats(run.formats)
             captions = (
                 caption
-                for format in formats
-                for clip in open_bucket(run.data, format).captions
+                for format in video_formats(run.formats)
+                for clip in sources[format].bucket.captions
                 for caption in dict.fromkeys(text for texts in clip.values() for text in texts)
             )
             train_tokenizer(captions, run.vocab_size, CONTEXT_LENGTH).save_pretrained(folder)

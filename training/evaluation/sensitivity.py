@@ -128,7 +128,6 @@ def sensitivity(
     clips: int = 192,
     sigmas: Sequence[float] = SIGMAS,
     seed: int = 0,
-    dtype: torch.dtype = torch.float32,
 ) -> dict[str, dict[str, Difference]]:
     """Return for each attribute, and each sigma as text, by how much exchanged words raise the loss.
 
@@ -150,7 +149,7 @@ def sensitivity(
         differences: dict[str, list[float]] = {name: [] for name in EXCHANGES}
         for start in range(0, len(numbers), BATCH):
             batch = numbers[start : start + BATCH]
-            packed, target = _noisy(bucket, latents, batch, sigma, patch, seed, dtype)
+            packed, target = _noisy(bucket, latents, batch, sigma, patch, seed)
             before = losses(packed, target, [true[i] for i in batch])
             for name, captions in false.items():
                 changed = [i for i in batch if captions[i] not in (None, true[i])]
@@ -169,14 +168,14 @@ def _caption(scene: Scene, seed: int) -> str:
     return write_caption(scene, "dense", "en", rng=np.random.default_rng([seed, 7, scene.index]))
 
 
-def _noisy(bucket, latents, numbers, sigma: float, patch: Patch, seed: int, dtype) -> tuple[Pack, Tensor]:
+def _noisy(bucket, latents, numbers, sigma: float, patch: Patch, seed: int) -> tuple[Pack, Tensor]:
     noisy, sigmas, targets = [], [], []
     for number in numbers:
         clean = torch.from_numpy(latents[number].astype(np.float32))
         rng = np.random.default_rng([seed, 9, number])
         noise = torch.from_numpy(rng.standard_normal(clean.shape, dtype=np.float32))
         level = torch.full(clean.shape[1:], sigma)
-        noisy.append(interpolate(clean, noise, level).to(dtype))
+        noisy.append(interpolate(clean, noise, level))
         sigmas.append(level)
         targets.append(patchify(velocity(clean, noise), patch))
     return pack(noisy, sigmas, [bucket.state["fps"]] * len(noisy), patch), torch.cat(targets)
