@@ -1,15 +1,17 @@
 """The cost of a clip before it is made: FLOPs and memory, from the shapes of its model and its canvas alone.
 
-A request takes the same way as in `Pipeline.generate`: the same modes, sampler, windows and guidance, with inputs of
-zeros, and with a denoiser that counts in the place of the one that computes.
+A request takes the same way as in `Pipeline.generate`: the same modes, windows and guidance, with inputs of zeros. Its
+windows are counted (`sampling_cost.py`) on a canvas without long uniform stretches (`shortening.py`), so that an
+estimate takes no longer for a longer clip.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +22,21 @@ from torch import Tensor
 
 from captioning.camera import CAMERA_VALUES
 from captioning.prompt_encoder import PromptEncoder
-from captioning.text_encoder import OWN_ENCODERS, load_tokenizer, load_transformers_tokenizer, tokenize
+from captioning.text_encoder import OWN_ENCODERS, load_tokenizer, load_transformers_tokenizer
 from captioning.text_encoder import SUBFOLDERS as TEXT_SUBFOLDERS
-from dit.batching import SamplingJob
-from dit.canvas import Canvas
-from dit.denoiser import Denoiser, Segment
-from dit.flops import decode_bytes, decode_flops, encode_flops, forward_bytes, forward_flops, linear_preview_flops
-from dit.guidance import ForwardPass
+from dit.flops import decode_bytes, decode_flops, encode_flops, forward_bytes
 from dit.model import DiT
 from dit.modes import MODES, ModeInputs
-from dit.packing import patchify
 from dit.pipeline import Pipeline
 from dit.request import LATENTS_SUFFIX, Request
+from dit.sampling_cost import SamplingCounter
 from dit.settings import SETTINGS, hash_of_model, read_settings
+from dit.shortening import Painting, paint_shortened
 from vae.model import VideoVAE
 from vae.video.sandbox import read_duration
 from vae.weights import CONFIG, load_strictly, read_config, read_json, weights_in
 
 LATENT_COPIES = 6  # in memory while sampling: noise, canvas, result, and a step's own
-MAX_LATENT_FRAMES = 1024  # that are counted one by one; beyond, costs grow in proportion
 
 
 @dataclass(frozen=True)
@@ -119,14 +117,10 @@ class CostModel:
         """Return the cost of a request; raises what `Pipeline.resolve` and the modes raise."""
         pipeline, vae = self.pipeline, self.pipeline.vae
         request = pipeline.resolve(request)
-        shape, fps = pipeline.latent_shape(request)
-        if shape[1] > MAX_LATENT_FRAMES and not request.moments:
-            return self._extrapolated(request, shape[1], fps)
-        inputs = EmptyInputs.of(request, pipeline, shape, fps)
-        canvas = MODES[request.mode].paint(inputs)
-        window = pipeline.window_length(request, canvas)
-        T, H, W = canvas.denoise_mask.shape
-        counts = self._count(request, replace(canvas, clean_latents=canvas.clean_latents[:1]), window)
+        painting, input_flops = self.paint(request)
+        canvas, window, T = painting.canvas, painting.window, painting.latent_frames
+        _, H, W = canvas.denoise_mask.shape
+        counts = SamplingCounter(pipeline, request, self.text_flops).count(painting)
         decoding = decode_flops(vae, T, H, W)
         frames = vae.frame_count(T)
         if canvas.periodic:  # `Pipeline.frames` decodes a loop twice, and once more from its last frame
@@ -141,31 +135,35 @@ class CostModel:
             frames=frames,
             pixels=frames * columns * rows,
             text_flops=counts.text_flops,
-            input_flops=sum(inputs.encode_flops),
+            input_flops=input_flops,
             denoise_flops=counts.denoise_flops,
             anchor_flops=counts.anchor_flops,
             decode_flops=decoding,
             weight_bytes=self.weight_bytes,
             forward_bytes=forward_bytes(pipeline.transformer.dit_config, tokens * counts.most_passes),
             decode_bytes=decode_bytes(vae, min(T, pipeline.decode_latent_frames), H, W),
-            latent_bytes=4 * LATENT_COPIES * canvas.clean_latents.numel(),
+            latent_bytes=4 * LATENT_COPIES * vae.channels * T * H * W,
         )
 
-    def _count(self, request: Request, canvas: Canvas, window: int) -> Counts:
-        """Sample a canvas with a denoiser that only counts."""
-        counts = Counts()
-        job = SamplingJob(0, request, canvas, window, max(self.pipeline.trained_lengths(request), default=1))
-        for _ in self.pipeline.sample_pack([job], make_denoiser=partial(CountingDenoiser, self, counts)):
-            pass
-        return counts
+    def paint(self, request: Request) -> tuple[Painting, int]:
+        """Return the shortened canvas of a resolved request, and the FLOPs of encoding its files."""
+        pipeline, durations = self.pipeline, dict[str, float]()
+        last: list[EmptyInputs] = []
 
-    def _extrapolated(self, request: Request, latent_frames: int, fps: float) -> Cost:
-        """Return the cost of a long clip in proportion to one of MAX_LATENT_FRAMES."""
-        shorter = (MAX_LATENT_FRAMES - 1) * self.pipeline.vae.stride[0] / fps
-        cost, ratio = self.cost(replace(request, seconds=shorter)), latent_frames / MAX_LATENT_FRAMES
-        flops = ("text_flops", "denoise_flops", "anchor_flops", "decode_flops")
-        growing = ("evaluations", "frames", "pixels", *flops, "latent_bytes")
-        return replace(cost, request=request, **{name: round(ratio * getattr(cost, name)) for name in growing})
+        def make_inputs(short: Request) -> EmptyInputs:
+            last[:] = [EmptyInputs.of(short, pipeline, *pipeline.latent_shape(short), durations)]
+            return last[0]
+
+        longest = max(pipeline.trained_lengths(request), default=1)
+        painting = paint_shortened(request, longest, make_inputs, pipeline.window_length)
+        return painting, sum(last[0].encode_flops)
+
+    def seconds(self, request: Request) -> float:
+        """Return how long the clip of a request will last; raises what the modes raise."""
+        painting, _ = self.paint(request)
+        vae, frames = self.pipeline.vae, painting.latent_frames
+        fps = request.fps or self.pipeline.settings.fps
+        return (frames * vae.stride[0] if painting.canvas.periodic else vae.frame_count(frames)) / fps
 
     def text_flops(self, token_counts: Sequence[int]) -> int:
         """Return the FLOPs of encoding prompts of these token counts, padded to the longest."""
@@ -182,67 +180,6 @@ def text_shape(class_name: str, config: Mapping[str, Any]) -> tuple[int, int, in
     return config["width"], config["layers"], CAMERA_VALUES if class_name == PromptEncoder.__name__ else 0
 
 
-@dataclass
-class Counts:
-    """What counting denoisers add up: forward passes, FLOPs, and the most passes in one pack."""
-
-    evaluations: int = 0
-    text_flops: int = 0
-    denoise_flops: int = 0
-    anchor_flops: int = 0
-    most_passes: int = 0
-    known: dict[tuple, int] = field(default_factory=dict)  # FLOPs of packs that were met before
-
-
-class CountingDenoiser(Denoiser):
-    """A denoiser whose velocities are zero, and which counts what the real ones would cost.
-
-    Its canvases have one channel, because nothing that is counted depends on values.
-    """
-
-    def __init__(self, model: CostModel, counts: Counts, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.model, self.counts, self.token_counts = model, counts, dict[tuple[str, ...], dict[str, int]]()
-
-    def forward(self, segments: Sequence[Segment], passes: list[tuple[int, ForwardPass]]) -> Iterator[Tensor]:
-        counts = self.counts
-        text = tuple(self._token_counts(segments[index].prompts.distinct)[one.prompt] for index, one in passes)
-        key = (text, *(one.sigma.numpy().tobytes() for _, one in passes))
-        if key not in counts.known:
-            counts.known[key] = self._pack_flops([one.sigma for _, one in passes], text)
-        counts.denoise_flops += counts.known[key]
-        counts.evaluations += len(passes)
-        counts.most_passes = max(counts.most_passes, len(passes))
-        for _, one in passes:
-            yield torch.zeros_like(one.latents)
-
-    def _token_counts(self, prompts: tuple[str, ...]) -> dict[str, int]:
-        """Return the token count of each prompt; encoding them is counted once."""
-        if prompts not in self.token_counts:
-            counts = tokenize(self.networks.tokenizer, list(prompts))[1]
-            self.token_counts[prompts] = dict(zip(prompts, counts, strict=True))
-            self.counts.text_flops += self.model.text_flops(counts)
-        return self.token_counts[prompts]
-
-    def _pack_flops(self, sigmas: Sequence[Tensor], token_counts: Sequence[int]) -> int:
-        """Return the FLOPs of one pack of forward passes at these noise levels, each (T, H, W)."""
-        config, flops = self.networks.transformer.dit_config, 0
-        for sigma, text_tokens in zip(sigmas, token_counts, strict=True):
-            tokens = patchify(sigma[None], config.patch).amax(1)
-            flops += forward_flops(config, len(tokens), text_tokens, len(tokens.unique()), max(token_counts))
-        return flops
-
-    def encode_anchor(self, frame: int) -> Tensor:
-        vae, (_, H, W) = self.networks.vae, self.segments[0].canvas.denoise_mask.shape
-        self.counts.anchor_flops += linear_preview_flops(vae, 2, H, W) + encode_flops(vae, 1, H, W)
-        return torch.zeros(1, 1, H, W)
-
-    def cut_loop(self, latents: Tensor) -> Tensor:
-        T, H, W = latents.shape[1:]
-        self.counts.anchor_flops += T * linear_preview_flops(self.networks.vae, 3, H, W)
-        return latents
-
-
 @dataclass(frozen=True)
 class EmptyInputs(ModeInputs):
     """A mode's inputs for an estimate: clips of the right length, all zeros."""
@@ -250,17 +187,26 @@ class EmptyInputs(ModeInputs):
     encode_flops: list[int] = field(default_factory=list)  # of each file
 
     @classmethod
-    def of(cls, request: Request, pipeline: Pipeline, shape: tuple[int, int, int, int], fps: float) -> EmptyInputs:
-        """Return empty inputs for a resolved request; reads no more of its files than their duration."""
+    def of(
+        cls,
+        request: Request,
+        pipeline: Pipeline,
+        shape: tuple[int, int, int, int],
+        fps: float,
+        durations: dict[str, float],
+    ) -> EmptyInputs:
+        """Return empty inputs for a resolved request; reads no more of its files than their durations, once."""
         (C, _, H, W), vae, flops = shape, pipeline.vae, list[int]()
         hashes = {path for path, _ in request.hashes or ()}
 
         def encode(T: int, kept: int | None = None) -> Tensor:
-            flops.append(encode_flops(vae, T, H, W))
+            flops.append(cost_of_encoding(vae, T, H, W))
             return torch.zeros(C, kept or T, H, W)
 
         def latent_frames(path: str) -> int:
-            frames = max(1, round(read_duration(path) * fps))
+            if path not in durations:
+                durations[path] = duration_of(path)
+            frames = max(1, round(durations[path] * fps))
             return 1 + (frames - 1) // vae.stride[0]
 
         def clip(path: str) -> Tensor:
@@ -272,7 +218,7 @@ class EmptyInputs(ModeInputs):
             return encode(latent_frames(path))
 
         return cls(
-            *(request, shape, fps, vae.stride, pipeline.transformer.dit_config.patch),
+            *(request, shape, fps, vae.stride, pipeline.patch),
             image=lambda path: encode(1),
             later_image=lambda path: encode(2, 1),
             clip=clip,
@@ -280,6 +226,20 @@ class EmptyInputs(ModeInputs):
             mask=lambda path, T: torch.ones(T, H, W),
             encode_flops=flops,
         )
+
+
+def duration_of(path: str) -> float:
+    """Read the duration of a video in seconds; once, until the file changes."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return read_duration(path)  # which says what is wrong
+    return _duration_of(path, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _duration_of(path: str, *stamp: int) -> float:
+    return read_duration(path)
 
 
 def count_values(path: Path) -> int:

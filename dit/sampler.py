@@ -64,6 +64,13 @@ def sample(
         yield xs
 
 
+def evaluated_levels(sigmas: Tensor, sampler: str) -> Tensor:
+    """Return the noise level of each evaluation of the model that `sample` makes with a schedule (steps + 1,)."""
+    if sampler == "heun":  # each step evaluates its beginning and its end, but for the last
+        return torch.cat([sigmas[:1], sigmas[1:-1].repeat_interleave(2)])
+    return sigmas[:-1]
+
+
 def dpmpp_2m_velocity(
     v: Tensor, denoised: Tensor, previous_denoised: Tensor, previous_sigma: Tensor, sigma: Tensor, sigma_next: Tensor
 ) -> Tensor:

@@ -12,6 +12,7 @@ again.
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterator
 from itertools import pairwise
 
@@ -35,6 +36,11 @@ def longest_window(latent_frames: int, trained_lengths: list[int]) -> int:
     return max(fitting)
 
 
+def window_phase(evaluation: int) -> float:
+    """Return how far the windows of the sampler's nth evaluation are shifted, as a part of their distance: 0 to 1."""
+    return evaluation * GOLDEN_RATIO % 1
+
+
 def window_starts(canvas: Canvas, length: int, evaluation: int) -> list[int]:
     """Return the latent frames at which windows of `length` start in the sampler's nth evaluation of the model.
 
@@ -43,12 +49,12 @@ def window_starts(canvas: Canvas, length: int, evaluation: int) -> list[int]:
     one window; a longer one begins with half a window of the kept frames before it.
     """
     frames, inner = canvas.latent_frames, length - 1
-    phase = evaluation * GOLDEN_RATIO % 1
+    phase = window_phase(evaluation)
     if canvas.periodic:
         count = -(-frames // inner)
         return [(math.floor(phase * frames) + round(number * frames / count) - 1) % frames for number in range(count)]
     starts: set[int] = set()
-    for begin, end in _denoised_spans(canvas):
+    for begin, end in denoised_spans(canvas):
         lowest, highest, room = begin - 1 - inner // 2, end - 1 - (inner + 1) // 2, inner - (end - begin)
         if room >= 2:
             lowest = highest = begin - 1 - (room + 1) // 2
@@ -58,17 +64,17 @@ def window_starts(canvas: Canvas, length: int, evaluation: int) -> list[int]:
     return sorted(starts)
 
 
-def _denoised_spans(canvas: Canvas) -> list[tuple[int, int]]:
+def denoised_spans(canvas: Canvas) -> list[tuple[int, int]]:
     """List the runs (begin, end) of latent frames that are denoised; `end` is not part of a run."""
     denoised = [False, *canvas.denoised_frames, False]
     edges = [frame for frame, (before, after) in enumerate(pairwise(denoised)) if before != after]
     return list(zip(edges[::2], edges[1::2], strict=True))
 
 
-def window_indices(
+def list_windows(
     canvas: Canvas, length: int, evaluation: int, original: Canvas | None = None
-) -> Iterator[tuple[int, Tensor]]:
-    """Yield each window of an evaluation: its start, and the indices (length,) of its latent frames, the anchor first.
+) -> Iterator[tuple[int, list[int]]]:
+    """Yield each window of an evaluation: its start, and the indices of its `length` latent frames, the anchor first.
 
     On a periodic canvas the anchor is the frame at the start. Otherwise it is the last frame up to the start that is
     kept, or with which a prompt has taken over; failing that, the first kept frame after it, or the first of the clip.
@@ -76,13 +82,20 @@ def window_indices(
     """
     known = ((original or canvas).denoise_mask.flatten(1).amin(1) < 1).nonzero().flatten().tolist()
     prompts_begun = [begin + CROSSFADE_FRAMES // 2 for begin, _ in canvas.prompt_schedule[1:]]
-    candidates = [0, *known, *prompts_begun]
+    candidates = sorted({0, *known, *prompts_begun})
     for start in window_starts(canvas, length, evaluation):
-        anchor = start if canvas.periodic else max(frame for frame in candidates if frame <= start)
+        anchor = start if canvas.periodic else candidates[bisect_right(candidates, start) - 1]
         if start and not anchor and known and not canvas.periodic:
             anchor = known[0]
-        inner = [(start + offset) % canvas.latent_frames for offset in range(1, length)]
-        yield start, torch.tensor([anchor, *inner], device=canvas.denoise_mask.device)
+        yield start, [anchor, *((start + offset) % canvas.latent_frames for offset in range(1, length))]
+
+
+def window_indices(
+    canvas: Canvas, length: int, evaluation: int, original: Canvas | None = None
+) -> Iterator[tuple[int, Tensor]]:
+    """Yield the windows of `list_windows` with their indices as a tensor (length,)."""
+    for start, indices in list_windows(canvas, length, evaluation, original):
+        yield start, torch.tensor(indices, device=canvas.denoise_mask.device)
 
 
 def samples_first_window_alone(canvas: Canvas, length: int) -> bool:
