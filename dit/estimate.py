@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -36,6 +36,7 @@ from vae.model import VideoVAE
 from vae.video.sandbox import read_duration
 from vae.weights import CONFIG, load_strictly, read_config, read_json, weights_in
 
+MAX_LATENT_FRAMES = 1024  # that other makers' models count one by one; beyond, their costs grow in proportion
 LATENT_COPIES = 6  # in memory while sampling: noise, canvas, result, and a step's own
 
 
@@ -151,12 +152,16 @@ class CostModel:
         last: list[EmptyInputs] = []
 
         def make_inputs(short: Request) -> EmptyInputs:
-            last[:] = [EmptyInputs.of(short, pipeline, *pipeline.latent_shape(short), durations)]
+            last[:] = [self.empty_inputs(short, durations)]
             return last[0]
 
         longest = max(pipeline.trained_lengths(request), default=1)
         painting = paint_shortened(request, longest, make_inputs, pipeline.window_length)
         return painting, sum(last[0].encode_flops)
+
+    def empty_inputs(self, request: Request, durations: dict[str, float]) -> EmptyInputs:
+        """Return the inputs of a resolved request, all zeros; `durations` are those of its files, once read."""
+        return EmptyInputs.of(request, self.pipeline, *self.pipeline.latent_shape(request), durations=durations)
 
     def seconds(self, request: Request) -> float:
         """Return how long the clip of a request will last; raises what the modes raise."""
@@ -164,6 +169,14 @@ class CostModel:
         vae, frames = self.pipeline.vae, painting.latent_frames
         fps = request.fps or self.pipeline.settings.fps
         return (frames * vae.stride[0] if painting.canvas.periodic else vae.frame_count(frames)) / fps
+
+    def extrapolated(self, request: Request, latent_frames: int, fps: float) -> Cost:
+        """Return the cost of a long clip in proportion to one of MAX_LATENT_FRAMES."""
+        shorter = (MAX_LATENT_FRAMES - 1) * self.pipeline.vae.stride[0] / fps
+        cost, ratio = self.cost(replace(request, seconds=shorter)), latent_frames / MAX_LATENT_FRAMES
+        flops = ("text_flops", "denoise_flops", "anchor_flops", "decode_flops")
+        growing = ("evaluations", "frames", "pixels", *flops, "latent_bytes")
+        return replace(cost, request=request, **{name: round(ratio * getattr(cost, name)) for name in growing})
 
     def text_flops(self, token_counts: Sequence[int]) -> int:
         """Return the FLOPs of encoding prompts of these token counts, padded to the longest."""
@@ -193,14 +206,19 @@ class EmptyInputs(ModeInputs):
         pipeline: Pipeline,
         shape: tuple[int, int, int, int],
         fps: float,
-        durations: dict[str, float],
+        cost_of_encoding: Callable[[Any, int, int, int], int] = encode_flops,
+        durations: dict[str, float] | None = None,
     ) -> EmptyInputs:
-        """Return empty inputs for a resolved request; reads no more of its files than their durations, once."""
+        """Return empty inputs for a resolved request; reads no more of its files than their durations, once.
+
+        `cost_of_encoding` gives the FLOPs of encoding latents (T, H, W) with a VAE.
+        """
         (C, _, H, W), vae, flops = shape, pipeline.vae, list[int]()
+        durations = {} if durations is None else durations
         hashes = {path for path, _ in request.hashes or ()}
 
         def encode(T: int, kept: int | None = None) -> Tensor:
-            flops.append(cost_of_encoding(vae, T, H, W))
+            flops.append(encode_cost(vae, T, H, W))
             return torch.zeros(C, kept or T, H, W)
 
         def latent_frames(path: str) -> int:

@@ -52,7 +52,7 @@ class CountingDenoiser(Denoiser):
 def count_by_sampling(pipeline, request, counter):
     """Return the latent frames and the Counts of a resolved request's whole canvas; `counter` counts its text."""
     counts = Counts()
-    inputs = EmptyInputs.of(request, pipeline, *pipeline.latent_shape(request), {})
+    inputs = EmptyInputs.of(request, pipeline, *pipeline.latent_shape(request))
     canvas = MODES[request.mode].paint(inputs)
     longest = max(pipeline.trained_lengths(request), default=1)
     job = SamplingJob(0, request, canvas, pipeline.window_length(request, canvas), longest)
