@@ -6,7 +6,6 @@ import torch
 
 from dit.batching import SamplingJob
 from dit.denoiser import Denoiser
-from dit.estimate import EmptyInputs
 from dit.flops import encode_flops, forward_flops, linear_preview_flops
 from dit.modes import MODES
 from dit.packing import patchify
@@ -49,10 +48,10 @@ class CountingDenoiser(Denoiser):
         return latents
 
 
-def count_by_sampling(pipeline, request, counter):
+def count_by_sampling(cost_model, request, counter):
     """Return the latent frames and the Counts of a resolved request's whole canvas; `counter` counts its text."""
     counts = Counts()
-    inputs = EmptyInputs.of(request, pipeline, *pipeline.latent_shape(request))
+    pipeline, inputs = cost_model.pipeline, cost_model.empty_inputs(request, {})
     canvas = MODES[request.mode].paint(inputs)
     longest = max(pipeline.trained_lengths(request), default=1)
     job = SamplingJob(0, request, canvas, pipeline.window_length(request, canvas), longest)

@@ -71,7 +71,7 @@ def test_the_cost_of_a_shortened_canvas_equals_that_of_sampling_the_whole(name, 
     assert painting.inserted and painting.canvas.latent_frames < painting.latent_frames
     counter = SamplingCounter(pipeline, request, cost_model.text_flops)
     counts = counter.count(painting)
-    assert (painting.latent_frames, counts) == count_by_sampling(pipeline, request, counter)
+    assert (painting.latent_frames, counts) == count_by_sampling(cost_model, request, counter)
 
 
 @pytest.mark.parametrize("sampler", ["euler", "heun", "dpm"])
