@@ -22,7 +22,7 @@ from dit.inputs import hash_inputs, mode_inputs
 from dit.model import DiT
 from dit.modes import MODES, mode_of
 from dit.packing import grid_of
-from dit.request import NO_UPSAMPLER, SAMPLERS, SIDES, Request, RequestError, check_values
+from dit.request import NO_UPSAMPLER, SAMPLERS, SIDES, Request, RequestError, check_lengths, check_values
 from dit.sampler import StepCallback, sample
 from dit.settings import SETTINGS, Settings, hash_of_model, read_settings
 from dit.windows import longest_window, samples_first_window_alone
@@ -85,6 +85,7 @@ class Pipeline(DiffusionPipeline):
         Raises RequestError for what the model cannot do, ValueError for a prompt over the token limit, and MediaError
         for a file that cannot be read.
         """
+        check_lengths(request)
         mode, settings = mode_of(request), self.settings
         if not request.prompt.strip() and not (request.moments and "moments" in mode.reads):
             raise RequestError("a prompt must say something; got none, so describe the clip in a sentence")

@@ -20,6 +20,8 @@ CORNERS = ("bottom-right", "bottom-left", "top-right", "top-left")  # of the fra
 SIDES = ("after", "before", "both")  # of a clip to extend; the first is the default
 NO_UPSAMPLER = "none"  # the value of `upsample` that stands for none
 MAX_SECONDS = 1e6
+MAX_TEXT_CHARACTERS = 10_000  # of a prompt: several times what the longest text encoder reads
+MAX_ENTRIES = 2000  # moments, keyframes
 INTEGER_LIMIT = 2**63  # whole numbers are smaller; SQLite and torch hold 64 bits
 MAX_ERROR_CHARACTERS = 1000
 RENAMED = {  # fields of version 0.1, in files and calls, and their present names
@@ -245,8 +247,22 @@ def _shortened(value: Any) -> str:
         return f"one that is too long to write, of type {type(value).__name__}"
 
 
+def check_lengths(request: Request) -> None:
+    """Raise RequestError for texts and lists so long that no model can take them: cheap, so checked before all else."""
+    texts = {name: getattr(request, name) for name in ("prompt", "upsampled_prompt", "negative_prompt")}
+    moments = request.moments or ()
+    for name, entries in (("moments", moments), ("keyframes", request.keyframes or ())):
+        if len(entries) > MAX_ENTRIES:
+            raise RequestError(f"there must be at most {MAX_ENTRIES} {name}; got {len(entries)}; make several clips")
+    for name, text in (*texts.items(), *(("a moment's prompt", moment.prompt) for moment in moments)):
+        if text and len(text) > MAX_TEXT_CHARACTERS:
+            rule = f"{name} must have at most {MAX_TEXT_CHARACTERS:,} characters"
+            raise RequestError(f"{rule}; got {len(text):,}, so shorten it")
+
+
 def check_values(request: Request) -> None:
     """Raise RequestError for values that no model can take."""
+    check_lengths(request)
     columns, rows = request.size or (2**31, 2**31)
     if request.strength is not None and not 0 <= request.strength <= 1:
         raise RequestError(f"strength must lie between 0 and 1; got {request.strength:g}")

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from app.policy.errors import PolicyError
-from dit.request import Request
+from dit.request import Request, RequestError, check_lengths
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -108,8 +108,9 @@ def check_prompt(request: Request, policy: str) -> None:
     """Raise PolicyError, naming the rule that matched, where a policy refuses the texts of a request.
 
     The prompt, the upsampled prompt and the prompt of every moment are checked; the negative prompt only where the
-    guidance is below 1 and so steers towards it.
+    guidance is below 1 and so steers towards it. Raises RequestError for texts that no model can take.
     """
+    check_lengths(request)
     strictness = _strictness(policy)
     texts = {"prompt": request.prompt, "upsampled prompt": request.upsampled_prompt or ""}
     texts |= {f"moment at {moment.at:g} s": moment.prompt for moment in request.moments or ()}
@@ -190,7 +191,7 @@ def refusal_reason(request: Request | None, policy: str) -> str | None:
     """Return why a policy refuses a request, None where it does not."""
     try:
         return check_prompt(request, policy) if request else None
-    except PolicyError as error:
+    except (PolicyError, RequestError) as error:
         return str(error)
 
 
