@@ -14,16 +14,10 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from dit.request import METADATA_KEY
+from vae.video.container import check_readable, decode_frames, frame_rate, open_video, select_video_stream
+from vae.video.convert import FrameConverter
 from vae.video.pixels import MediaError, from_uint8, to_uint8
-from vae.video.read import (
-    check_readable,
-    decode_frames,
-    frame_rate,
-    frame_to_tensor,
-    open_video,
-    read_metadata,
-    select_video_stream,
-)
+from vae.video.read import read_metadata
 
 POSTER_SIDE = 320  # pixels, at most, of a poster's longer side
 POSTER_QUALITY = 82  # of WebP: the lowest without visible blocks at 64 x 64
@@ -66,7 +60,7 @@ def _probe_video(path: Path) -> dict[str, Any]:
         stream = select_video_stream(container, path)
         for frames, (_, end, frame) in enumerate(decode_frames(container, stream), 1):  # noqa: B007
             if first is None:
-                first = frame_to_tensor(frame, None)
+                first = FrameConverter(path, stream)(frame)
         if first is None:
             raise MediaError(f"{path} holds no frame that can be decoded; export it again")
         fps = frame_rate(container, stream, frames, end)

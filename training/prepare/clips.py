@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
-from itertools import islice, pairwise
+from fractions import Fraction
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,8 +28,10 @@ from training.prepare.journal import SIDECAR, Journal, locked_folder, rebuild_ma
 from training.prepare.shots import DETECTORS, ShotScan, frame_checksum, scan_shots, split_shots
 from training.prepare.sources import SourceFile, ensure_unchanged, file_sha256, find_sources, local_file
 from vae.files import atomic_write
+from vae.video.container import check_readable, decode_frames, open_video, resample_frames, select_video_stream
+from vae.video.convert import FrameConverter
+from vae.video.image import read_image
 from vae.video.pixels import DiskError, MediaError, from_uint8
-from vae.video.read import check_readable, decode_frames, frame_to_tensor, open_video, read_image, select_video_stream
 from vae.video.write import write_image, write_video
 
 COPYABLE_CODECS = ("h264", "hevc", "av1", "mpeg4")  # codecs that an mp4 can hold
@@ -174,26 +177,37 @@ def keep_image(path: Path, source: SourceFile, sha256: str, run: ClipsRun) -> tu
 
 
 def cut_video(path: Path, source: SourceFile, sha256: str, run: ClipsRun) -> tuple[list[ClipRow], list[Times]]:
-    """Cut a video into its shots; return the rows of the clips, and the times of the shots that are too short."""
+    """Cut a video into its shots; return the rows of the clips, and the times of the shots that are too short.
+
+    A shot of variable frame rate is resampled by its time stamps.
+    """
     scan, rows, short, position = scan_shots(path, run.detector), [], [], 0
     with open_video(path) as container:
         stream = select_video_stream(container, path)
-        frames = (frame for _, _, frame in decode_frames(container, stream))
+        decoded, convert = decode_frames(container, stream), FrameConverter(path, stream)
         for first, end in split_shots(scan, run.longest):
-            times = (float(scan.time(first)), float(scan.time(end)))
-            if scan.time(end) - scan.time(first) < run.shortest:
+            begin_time, end_time = scan.time(first), scan.time(end)
+            times = (float(begin_time), float(end_time))
+            if end_time - begin_time < run.shortest:
                 short.append(times)
                 continue
-            image = frame_to_tensor(next(islice(frames, first - position, None)), None)
-            position, fps = first + 1, scan.rate(first, end)
+            head = next(islice(decoded, first - position, None))
+            image, position, count, fps = convert(head[-1]), first + 1, end - first, scan.rate(first, end)
             clip, file = new_clip(run.folder, sha256, first, end, ".mp4")
-            copied = copy_shot(path, run.folder / file, scan, first, end)
+            copied = scan.is_plain and copy_shot(path, run.folder / file, scan, first, end)
             if not copied:
                 if image.shape[1] % 2 or image.shape[2] % 2:  # H.264 needs even sizes
                     clip, file = new_clip(run.folder, sha256, first, end, ".webm")
-                write_video(run.folder / file, pixel_chunks(image, islice(frames, end - position)), fps)
+                shot = (frame for _, _, frame in chain([head], islice(decoded, end - position)))
+                if not scan.is_even(first, end):
+                    times_of = (scan.time(frame) - begin_time for frame in range(first, end + 1))
+                    timed = (
+                        (start, until, frame) for (start, until), frame in zip(pairwise(times_of), shot, strict=False)
+                    )
+                    shot = resample_frames(timed, fps, end_time - begin_time)
+                    count = max(1, int((end_time - begin_time) * fps + Fraction(1, 2)))
+                write_video(run.folder / file, pixel_chunks(shot, convert), fps)
                 position = end
-            count = end - first
             rows.append(
                 describe_clip(run.folder, clip, file, source, sha256, times, image, count, float(fps), copied=copied)
             )
@@ -218,14 +232,16 @@ def describe_clip(
     return ClipRow(clip, file, file_sha256(folder / file), name, sha256, *times, frames, fps, columns, rows, copied)
 
 
-def pixel_chunks(first: Tensor, frames: Iterator[VideoFrame]) -> Iterator[Tensor]:
-    """Yield a first image and all frames as pixels (3, F, Y, X) in [-1, 1], CHUNK_FRAMES at a time."""
-    chunk = [first]
+def pixel_chunks(frames: Iterator[VideoFrame], convert: Callable[[VideoFrame], Tensor]) -> Iterator[Tensor]:
+    """Yield all frames as pixels (3, F, Y, X) in [-1, 1], CHUNK_FRAMES at a time; convert a repeated frame once."""
+    chunk, last, image = [], None, torch.empty(0)
     for frame in frames:
         if len(chunk) == CHUNK_FRAMES:
             yield from_uint8(torch.stack(chunk, 1))
             chunk = []
-        chunk.append(frame_to_tensor(frame, None))
+        if frame is not last:
+            last, image = frame, convert(frame)
+        chunk.append(image)
     yield from_uint8(torch.stack(chunk, 1))
 
 
@@ -268,5 +284,5 @@ def copy_shot(path: Path, target: Path, scan: ShotScan, first: int, end: int) ->
 def frame_checksums(path: Path) -> list[int]:
     """Return the checksums of all frames of a video."""
     with open_video(path) as container:
-        frames = decode_frames(container, select_video_stream(container, path))
-        return [frame_checksum(frame.to_ndarray(format="bgr24")) for _, _, frame in frames]
+        frames = container.decode(select_video_stream(container, path))  # interlaced ones as they are: not to be copied
+        return [frame_checksum(frame.to_ndarray(format="bgr24")) for frame in frames]

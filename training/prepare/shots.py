@@ -8,15 +8,18 @@ from bisect import bisect_left
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import NamedTuple
 
 import numpy as np
 
+from vae.video.container import decode_frames, frame_rate, open_video, select_video_stream
+from vae.video.convert import is_plain
 from vae.video.pixels import MediaError
-from vae.video.read import decode_frames, frame_rate, open_video, select_video_stream
 
 DETECTORS = ("adaptive", "content")
 MAX_FRAME_SECONDS = 1001  # also the largest denominator of a frame rate: that of NTSC (24000/1001)
+MAX_RESAMPLED_FPS = 60  # of a clip that is cut from a video of variable rate
 DETECTION_COLUMNS = 160  # frames are reduced to this width before shots are detected
 
 
@@ -25,7 +28,7 @@ class ShotScan(NamedTuple):
 
     Per frame: its presentation `times` in seconds and as `pts` of the stream, whether it is one of the `keyframes`, and
     a checksum of its pixels. `end` is the end of the last frame in seconds, `fps` the frame rate of the whole video,
-    and `cuts` are the first frames of all shots but the first.
+    and `cuts` are the first frames of all shots but the first. `is_plain` is that of the first frame (`convert.py`).
     """
 
     times: list[Fraction]
@@ -35,14 +38,32 @@ class ShotScan(NamedTuple):
     end: Fraction
     fps: Fraction
     cuts: list[int]
+    is_plain: bool = True
 
     def time(self, frame: int) -> Fraction:
         """Return when a frame begins, in seconds; beyond the last frame, the end of the video."""
         return self.times[frame] if frame < len(self.times) else self.end
 
+    def is_even(self, first: int, end: int) -> bool:
+        """Say whether each of frames [first, end) begins within half a frame of where a constant rate puts it.
+
+        The last one must not be held either.
+        """
+        begin, gap = self.times[first], self._mean_gap(first, end)
+        held = self.time(end) - self.times[end - 1] > gap * 3 / 2
+        off = (abs(self.times[frame] - begin - (frame - first) * gap) for frame in range(first, end))
+        return not held and all(away <= gap / 2 for away in off)
+
+    def _mean_gap(self, first: int, end: int) -> Fraction:
+        """Return the mean time from one of frames [first, end) to the next; files often misstate that of the last."""
+        if end - first == 1:
+            return self.time(end) - self.times[first]
+        return (self.times[end - 1] - self.times[first]) / (end - first - 1)
+
     def rate(self, first: int, end: int) -> Fraction:
         """Return the frame rate of frames [first, end): the video's, or their own where it differs by over 1 %.
 
+        The own rate of uneven frames is that of their usual gap, so that a pause does not slow the motion after it.
         Raises MediaError where a frame lasts longer than MAX_FRAME_SECONDS.
         """
         seconds = self.time(end) - self.time(first)
@@ -51,7 +72,18 @@ class ShotScan(NamedTuple):
             raise MediaError(
                 f"a frame must last at most {MAX_FRAME_SECONDS} seconds; got {float(1 / own):g}; export the video again"
             )
+        if not self.is_even(first, end):
+            own = min(self._usual_rate(first, end), Fraction(MAX_RESAMPLED_FPS))
+        elif end == len(self.times) and (gap := self._mean_gap(first, end)):
+            own = 1 / gap
         return self.fps if abs(own / self.fps - 1) < 0.01 else own.limit_denominator(MAX_FRAME_SECONDS)
+
+    def _usual_rate(self, first: int, end: int) -> Fraction:
+        """Return the mean rate of the gaps between frames [first, end) that are within a quarter of their median."""
+        gaps = [after - before for before, after in pairwise(self.times[first:end]) if after > before]
+        middle = median(gaps) if gaps else 1 / self.fps
+        usual = [gap for gap in gaps if abs(gap / middle - 1) <= Fraction(1, 4)] or [middle]
+        return Fraction(len(usual)) / sum(usual)
 
 
 def scan_shots(path: Path, detector: str) -> ShotScan:
@@ -63,12 +95,13 @@ def scan_shots(path: Path, detector: str) -> ShotScan:
     from scenedetect import AdaptiveDetector, ContentDetector, FrameTimecode
 
     detect = (AdaptiveDetector if detector == "adaptive" else ContentDetector)(min_scene_len=2)
-    times, pts, keyframes, checksums, cuts, size, last = [], [], [], [], [], None, Fraction(0)
+    times, pts, keyframes, checksums, cuts, size, last, plain = [], [], [], [], [], None, Fraction(0), True
     with open_video(path) as container:
         stream = select_video_stream(container, path)
         for begin, end, frame in decode_frames(container, stream):
             if size not in (None, (frame.width, frame.height)):
                 raise MediaError(f"{path} changes its size midway; export it again at one size")
+            plain = is_plain(stream, frame) if size is None else plain
             size = (frame.width, frame.height)
             scale, image = min(1.0, DETECTION_COLUMNS / frame.width), frame.to_ndarray(format="bgr24")
             small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
@@ -84,7 +117,7 @@ def scan_shots(path: Path, detector: str) -> ShotScan:
             raise MediaError(f"{path} holds no frame that can be decoded; export it again")
         cuts += [cut.frame_num for cut in detect.post_process(FrameTimecode(len(times) - 1, 24.0))]
         fps = Fraction(frame_rate(container, stream, len(times), last))
-    return ShotScan(times, pts, keyframes, checksums, last, fps, sorted(set(cuts)))
+    return ShotScan(times, pts, keyframes, checksums, last, fps, sorted(set(cuts)), plain)
 
 
 def split_shots(scan: ShotScan, longest: float) -> list[tuple[int, int]]:

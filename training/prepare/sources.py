@@ -17,11 +17,11 @@ from itertools import takewhile
 from pathlib import Path
 
 from training.manifest import PrepareError
+from vae.video.container import SUFFIXES as VIDEO_SUFFIXES
+from vae.video.container import check_readable
+from vae.video.image import IMAGE_SUFFIXES
 from vae.video.pixels import MediaError
-from vae.video.read import check_readable
 
-VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".m4v", ".avi", ".gif")
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 SUFFIXES = (*VIDEO_SUFFIXES, *IMAGE_SUFFIXES, ".tar")
 NO_STAMP = (-1, -1)  # the stamp of a file that cannot be examined
 COPY_BYTES = 1 << 20  # copied at a time

@@ -55,21 +55,27 @@ def exact_fps(fps: float | Fraction) -> Fraction:
     return rate
 
 
-def fit_image(video: Tensor, rows: int, columns: int) -> Tensor:
+def fit_image(video: Tensor, rows: int, columns: int, pixel_aspect: Fraction | int = 1) -> Tensor:
     """Crop (3, F, Y, X) at the center to the aspect ratio of rows x columns, and resize it with antialiasing.
 
     Cropping comes first, so that a long, thin image never grows. An image of the right size is returned unchanged.
+    `pixel_aspect` is the width of the given pixels by their height; those that are returned are square.
     """
     _, frames, height, width = video.shape
-    if (height, width) == (rows, columns):
+    if (height, width) == (rows, columns) and pixel_aspect == 1:
         return video
-    kept_rows = min(height, max(1, round(width * rows / columns)))
-    kept_columns = min(width, max(1, round(height * columns / rows)))
+    kept_rows, kept_columns = crop_size(height, width, rows, columns, pixel_aspect)
     top, left = (height - kept_rows) // 2, (width - kept_columns) // 2
     cropped = video[:, :, top : top + kept_rows, left : left + kept_columns]
     images = rearrange(cropped.float(), "c f y x -> f c y x")
     resized = functional.interpolate(images, (rows, columns), mode="bicubic", antialias=True).clamp(-1, 1)
     return rearrange(resized, "f c y x -> c f y x", f=frames).contiguous()
+
+
+def crop_size(height: int, width: int, rows: int, columns: int, pixel_aspect: Fraction | int = 1) -> tuple[int, int]:
+    """Return the rows and columns of an image (height, width) that `fit_image` keeps for a frame of rows x columns."""
+    aspect = Fraction(columns, rows) / pixel_aspect  # of the stored pixels
+    return min(height, max(1, round(width / aspect))), min(width, max(1, round(height * aspect)))
 
 
 def contact_sheet(

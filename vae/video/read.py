@@ -1,48 +1,36 @@
 """Read videos and images from disk as tensors (3, F, Y, X) in [-1, 1]."""
 
-import os
-import stat
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
-import av
-import av.error
-import numpy as np
 import torch
-from av.container import InputContainer
-from av.stream import Disposition
 from av.video.frame import VideoFrame
-from av.video.reformatter import Colorspace, Interpolation
-from av.video.stream import VideoStream
-from einops import rearrange, repeat
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
-from vae.video.pixels import DiskError, MediaError, exact_fps, fit_image, from_uint8
-from vae.video.write import CONTAINER_KEYS, read_sidecar, reason, refuse_addresses
-
-MAX_FRAME_PIXELS = 2**26  # of a frame or image: 8192 x 8192, above most cameras and below a decompression bomb
-MAX_CLIP_PIXELS = 2**30  # of a whole clip: 12 GiB as float32, for example 500 frames of 1080p
-MILLISECOND = Fraction(1, 1000)  # time base of Matroska and WebM, the coarsest that Longtake writes
-UNSPECIFIED = 2  # ITU-T H.273: no color matrix given
-
-# Allowed demuxers and decoders, by FFmpeg's names. Playlists, streams and scripts are not among them.
-CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,gif,avi"
-CODECS = "h264,hevc,av1,libdav1d,vp8,vp9,libvpx,libvpx-vp9,mpeg4,mpeg2video,mjpeg,prores,ffv1,gif,png,qtrle"
-IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")  # any other suffix is a video
-
-# Interpolate chroma: swscale repeats it by default, which costs 13 dB on a smooth clip of 64 x 64.
-EXACT = (
-    Interpolation.BICUBIC
-    | Interpolation.ACCURATE_RND
-    | Interpolation.FULL_CHR_H_INT
-    | Interpolation.FULL_CHR_H_INP
-    | Interpolation.BITEXACT
+from vae.video.container import (
+    MILLISECOND,
+    check_readable,
+    count_seconds,
+    decode_frames,
+    frame_rate,
+    open_video,
+    resample_frames,
+    select_audio_stream,
+    select_video_stream,
+    stream_seconds,
 )
+from vae.video.convert import FrameConverter, frame_primaries, has_alpha, shown_size
+from vae.video.image import IMAGE_SUFFIXES, describe_image, read_image
+from vae.video.pixels import MediaError, exact_fps, fit_image, from_uint8
+from vae.video.sound import decode_sound, silence
+from vae.video.tonemap import needs_conversion
+from vae.video.write import CONTAINER_KEYS, read_sidecar
+
+MAX_CLIP_PIXELS = 2**30  # of a whole clip: 12 GiB as float32, for example 500 frames of 1080p
+EXPORT_AGAIN = "holds no frame that can be decoded; export it again"
 
 
 class DecodedVideo(NamedTuple):
@@ -50,6 +38,20 @@ class DecodedVideo(NamedTuple):
 
     video: Tensor
     fps: Fraction
+
+
+class MediaInfo(NamedTuple):
+    """A video or image as it is shown: rows, columns and remarks on how it is read; of a video, fps and seconds too.
+
+    `has_sound` says whether there is a soundtrack.
+    """
+
+    rows: int
+    columns: int
+    fps: float | None = None
+    seconds: float | None = None
+    has_sound: bool = False
+    remarks: tuple[str, ...] = ()
 
 
 def read_video(
@@ -63,8 +65,9 @@ def read_video(
 
     Resampling picks the frame with the nearest time stamp for each tick of 1 / fps, but none more than half a tick
     early, so that a held frame stays. Without `fps`, every frame is returned, and the rate is the average one if frame
-    times are uneven. Frames are rotated as the file says, and alpha is composited over black (VP8's and VP9's alpha is
-    ignored). `size` is (rows, columns) for `fit_image`, applied to each frame.
+    times are uneven. Frames are turned, mirrored and deinterlaced as the file says, have square pixels, and are BT.709:
+    HDR is tone-mapped. Alpha is composited over black (VP8's and VP9's alpha is ignored). `size` is (rows, columns) for
+    `fit_image`, applied to each frame.
 
     Raises MediaError naming the file, and the codec if that is the reason.
     """
@@ -74,12 +77,13 @@ def read_video(
     images: list[Tensor] = []
     with open_video(path) as container:
         stream = select_video_stream(container, path)
+        convert = FrameConverter(path, stream, size)
         ends: list[Fraction] = []
         frames = decode_frames(container, stream)
-        selected = _every_frame(frames, seconds, ends) if rate is None else _resample(frames, rate, seconds)
+        selected = _every_frame(frames, seconds, ends) if rate is None else resample_frames(frames, rate, seconds)
         last = None
         for frame in selected:
-            image = images[-1] if frame is last else frame_to_tensor(frame, size)
+            image = images[-1] if frame is last else convert(frame)
             last = frame
             if images and image.shape != images[0].shape:
                 raise MediaError(
@@ -89,43 +93,13 @@ def read_video(
             if len(images) * image[0].numel() > MAX_CLIP_PIXELS:
                 raise MediaError(f"{path} is too large to hold in memory; give fewer seconds, a lower fps or a size")
         if not images:
-            raise MediaError(f"{path} holds no frame that can be decoded; export it again")
+            raise MediaError(f"{path} {EXPORT_AGAIN}")
         rate = rate or frame_rate(container, stream, len(images), ends[-1])
     channels, rows, columns = images[0].shape
     video = torch.empty(channels, len(images), rows, columns)
     for index, image in enumerate(images):
         video[:, index] = from_uint8(image) if image.dtype == torch.uint8 else image
     return DecodedVideo(video, rate)
-
-
-def read_image(path: str | Path) -> Tensor:
-    """Read an image as (3, 1, Y, X) in [-1, 1], rotated by its EXIF tag, alpha over black, 16-bit values kept.
-
-    Raises MediaError naming the file if it is missing, broken, truncated, too large or no image.
-    """
-    check_readable(path)
-    try:
-        with Image.open(path, formats=IMAGE_FORMATS) as image:
-            if image.width * image.height > MAX_FRAME_PIXELS:
-                raise MediaError(
-                    f"{path} must have at most {MAX_FRAME_PIXELS} pixels; got {image.size}; shrink it first"
-                )
-            image.load()
-            image = ImageOps.exif_transpose(image)
-            if image.mode == "F":
-                raise MediaError(f"{path} must hold whole numbers; got floating point; save it as PNG with 16 bits")
-            if image.mode.startswith("I"):
-                grey = torch.from_numpy(np.asarray(image).astype(np.float32)) / 65535 * 2 - 1
-                return repeat(grey.clamp(-1, 1), "y x -> c 1 y x", c=3).contiguous()
-            if image.has_transparency_data:
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image.convert("RGBA"))
-            pixels = torch.from_numpy(np.array(image.convert("RGB")))
-    except MediaError:
-        raise
-    except Exception as error:  # Pillow raises nearly anything on a broken file
-        kinds = ", ".join(IMAGE_FORMATS)
-        raise MediaError(f"{path} cannot be read as an image ({kinds}): {error}; save it again as PNG") from error
-    return from_uint8(rearrange(pixels, "y x c -> c 1 y x").contiguous())
 
 
 def read_sampled_frames(path: str | Path, frames: int, side: int) -> Tensor:
@@ -138,19 +112,19 @@ def read_sampled_frames(path: str | Path, frames: int, side: int) -> Tensor:
         image = read_image(path)
         return fit_image(image, *_limit_size(side, *image.shape[2:]))
     kept: dict[int, Tensor] = {}
-    interval, number, size, last = 1, -1, None, None  # the number of frames is unknown, so `interval` doubles
+    interval, number, convert, last = 1, -1, None, None  # the number of frames is unknown, so `interval` doubles
     with open_video(path) as container:
         stream = select_video_stream(container, path)
         for number, (_, _, last) in enumerate(decode_frames(container, stream)):
-            size = size or _limit_size(side, *frame_to_tensor(last, None).shape[1:])
+            convert = convert or FrameConverter(path, stream, _limit_size(side, *shown_size(stream, last)))
             if number % interval == 0:
-                kept[number] = frame_to_tensor(last, size)
+                kept[number] = convert(last)
             if len(kept) == 4 * frames:  # so each wanted frame has one within a quarter of the spacing
                 interval *= 2
                 kept = {index: image for index, image in kept.items() if index % interval == 0}
-        if last is None:
-            raise MediaError(f"{path} holds no frame that can be decoded; export it again")
-        kept[number] = frame_to_tensor(last, size)
+        if last is None or convert is None:
+            raise MediaError(f"{path} {EXPORT_AGAIN}")
+        kept[number] = convert(last)
     wanted = torch.linspace(0, number, min(frames, number + 1)).tolist()
     nearest = [kept[min(kept, key=lambda index: abs(index - position))] for position in wanted]
     return torch.stack([from_uint8(image) if image.dtype == torch.uint8 else image for image in nearest], 1)
@@ -183,118 +157,52 @@ def read_metadata(path: str | Path) -> dict[str, str]:
 
 
 def read_duration(path: str | Path) -> float:
-    """Read the duration of a video in seconds from its header. Raises MediaError if it has none."""
+    """Read the duration of a video in seconds from its header, or count it by time stamps where that states none.
+
+    Raises MediaError if there are no time stamps either.
+    """
     with open_video(path) as container:
         stream = select_video_stream(container, path)
-        if stream.duration and stream.time_base:
-            return float(stream.duration * stream.time_base)
-        if container.duration:
-            return container.duration / 1e6  # FFmpeg counts microseconds
-    raise MediaError(f"{path} must say how long it lasts; it does not; export it again as mp4 with H.264")
+        seconds = stream_seconds(container, stream) or count_seconds(container, stream)
+    if seconds is None:
+        raise MediaError(f"{path} must say how long it lasts; it does not; export it again as mp4 with H.264")
+    return seconds
 
 
-def check_readable(path: str | Path) -> Path:
-    """Return the path if it is a file that is not empty. Raises MediaError otherwise."""
-    refuse_addresses(path)
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError) as error:
-        raise MediaError(f"{path} cannot be opened: {reason(error)}; check the name and the folder") from error
-    if not stat.S_ISREG(status.st_mode):
-        raise MediaError(f"{path} must be a file; got a folder or a device; give the file itself")
-    if status.st_size == 0:
-        raise MediaError(f"{path} is empty; copy or download it again")
-    return Path(path)
+def read_sound(path: str | Path, seconds: float | None = None) -> Tensor:
+    """Read the soundtrack of a video as (2, N) in [-1, 1] at SAMPLE_RATE, from its first frame on.
 
-
-@contextmanager
-def open_video(path: str | Path) -> Iterator[InputContainer]:
-    """Open a complete video through a Python file object, so that FFmpeg can access that file only.
-
-    Raises MediaError if it cannot be opened or decoded, is truncated, or refers to other files.
+    Where there is none, or it cannot be decoded, it ends early. Raises MediaError where the file cannot be read.
     """
-    path = check_readable(path)
-
-    def refuse(address: str, flags: int, options: dict) -> None:
-        raise MediaError(f"{path} must be one file; it points to {address}; export it as one file")
-
-    allowed = {"format_whitelist": CONTAINERS, "codec_whitelist": CODECS}
-    try:
-        with (
-            path.open("rb") as file,
-            av.open(file, "r", container_options=allowed, metadata_errors="replace", io_open=refuse) as container,
-        ):
-            if _is_truncated(path, container):
-                raise MediaError(f"{path} ends before its last frame; copy or download it again")
-            yield container
-    except DiskError:  # from a file that is written within the block
-        raise
-    except (av.error.FFmpegError, OSError) as error:
-        kinds = "mp4, mov, mkv, webm, gif, avi"
-        remedy = "export it again as mp4 with H.264"
-        raise MediaError(f"{path} cannot be read as a video ({kinds}): {reason(error)}; {remedy}") from error
+    with open_video(path) as container:
+        video, audio = select_video_stream(container, path), select_audio_stream(container)
+        if audio is None:
+            return silence(0)
+        origin = (video.start_time or 0) * (video.time_base or MILLISECOND)
+        return decode_sound(container, audio, origin, seconds)
 
 
-def _is_truncated(path: Path, container: InputContainer) -> bool:
-    """Compare the sizes in the file with its own size: FFmpeg decodes a truncated file without an error."""
-    actual_size = path.stat().st_size
-    if "mp4" in container.format.name:
-        return any(
-            entry.pos + entry.size > actual_size for stream in container.streams for entry in stream.index_entries
-        )
-    with path.open("rb") as file:
-        head = file.read(4096)
-        file.seek(max(0, actual_size - 64))
-        tail = file.read()
-    if container.format.name == "gif":
-        return not tail.rstrip(b"\0\r\n").endswith(b";")  # GIF89a's trailer, and bytes that some programs append
-    if "matroska" in container.format.name:  # RFC 9559: an EBML header, then a Segment of known or unknown size
-        size, begin = _ebml_size(head, 4)
-        segment = begin + (size or 0)
-        if head[segment : segment + 4] == b"\x18\x53\x80\x67":
-            size, begin = _ebml_size(head, segment + 4)
-            return size is not None and begin + size > actual_size
-    return False
-
-
-def _ebml_size(head: bytes, at: int) -> tuple[int | None, int]:
-    """Read a variable-size integer (RFC 8794); return it, or None for the unknown size (all ones), and its end."""
-    width = 9 - head[at].bit_length()
-    unknown = (1 << 7 * width) - 1
-    size = int.from_bytes(head[at : at + width]) & unknown
-    return (None if size == unknown else size), at + width
-
-
-def select_video_stream(container: InputContainer, path: str | Path) -> VideoStream:
-    """Return the first video stream. Raises MediaError if there is none, or its codec or size is not allowed."""
-    streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
-    if not streams:
-        raise MediaError(f"{path} must hold a video stream; got none; choose another file")
-    stream = streams[0]
-    codec = stream.codec_context.name if stream.codec_context else "unknown"
-    if codec not in CODECS.split(","):
-        raise MediaError(f"{path} must use a codec among {CODECS}; got {codec}; export it again as mp4 with H.264")
-    if stream.width * stream.height > MAX_FRAME_PIXELS:
-        got = f"{stream.width} x {stream.height}"
-        raise MediaError(f"{path} must have at most {MAX_FRAME_PIXELS} pixels per frame; got {got}; shrink it first")
-    stream.codec_context.options = {"max_pixels": str(MAX_FRAME_PIXELS)}
-    stream.thread_type = "AUTO"
-    return stream
-
-
-def decode_frames(container: InputContainer, stream: VideoStream) -> Iterator[tuple[Fraction, Fraction, VideoFrame]]:
-    """Yield (begin, end, frame) for each frame, in seconds from the first frame."""
-    rate = stream.guessed_rate or stream.average_rate
-    default_duration = 1 / rate if rate else Fraction(0)
-    origin, end = None, Fraction(0)
-    for frame in container.decode(stream):
-        start = end
-        if frame.pts is not None and frame.time_base is not None:
-            stamp = frame.pts * frame.time_base
-            origin = stamp if origin is None else origin
-            start = stamp - origin
-        end = start + (frame.duration * frame.time_base if frame.duration and frame.time_base else default_duration)
-        yield start, end, frame
+def read_info(path: str | Path) -> MediaInfo:
+    """Describe a video by its header and first frame, or an image. Raises MediaError where it cannot be read."""
+    if str(path).lower().endswith(IMAGE_SUFFIXES):
+        image = describe_image(path)
+        remarks = ("its transparent parts are shown on black",) if image.transparent else ()
+        return MediaInfo(image.rows, image.columns, remarks=remarks)
+    with open_video(path) as container:
+        stream = select_video_stream(container, path)
+        frame = next(iter(container.decode(stream)), None)
+        if frame is None:
+            raise MediaError(f"{path} {EXPORT_AGAIN}")
+        remarks = []
+        if has_alpha(frame):
+            remarks.append("its transparent parts are shown on black")
+        if needs_conversion(frame.color_trc, frame_primaries(frame)):
+            remarks.append("its colours are HDR or wide, and are tone-mapped to those of a usual screen (BT.709)")
+        if frame.interlaced_frame:
+            remarks.append("it is interlaced, and is deinterlaced")
+        size, rate = shown_size(stream, frame), stream.average_rate or stream.guessed_rate
+        sound = select_audio_stream(container) is not None
+    return MediaInfo(*size, float(rate) if rate else None, read_duration(path), sound, tuple(remarks))
 
 
 def _every_frame(frames: Iterable, seconds: float | None, ends: list[Fraction]) -> Iterator[VideoFrame]:
@@ -304,55 +212,3 @@ def _every_frame(frames: Iterable, seconds: float | None, ends: list[Fraction]) 
             return
         ends.append(end)
         yield frame
-
-
-def _resample(frames: Iterable, fps: Fraction, seconds: float | None) -> Iterator[VideoFrame]:
-    """Yield the nearest frame for each tick of 1 / fps: the earlier of two, and none more than half a tick early."""
-    ticks = None if seconds is None else max(1, int(Fraction(seconds) * fps + Fraction(1, 2)))
-    tick, previous, previous_position, end_position = 0, None, Fraction(0), Fraction(0)
-    for start, end, frame in frames:
-        position = start * fps
-        while previous is not None and tick < position and tick != ticks:
-            yield frame if position - tick < min(tick - previous_position, Fraction(1, 2)) else previous
-            tick += 1
-        if tick == ticks:
-            return
-        previous, previous_position, end_position = frame, position, end * fps
-    while previous is not None and tick != ticks and (tick == 0 or tick + Fraction(1, 2) <= end_position):
-        yield previous
-        tick += 1
-
-
-def frame_rate(container: InputContainer, stream: VideoStream, frames: int, seconds: Fraction) -> Fraction:
-    """Return the declared frame rate if it agrees with the time stamps, else the simplest rate that does.
-
-    Raises MediaError if the duration is 0.
-    """
-    declared = [stream.guessed_rate, stream.average_rate] if container.format.name != "gif" else []  # GIFs have none
-    for rate in declared:
-        if rate and abs(seconds * rate - frames) < Fraction(1, 2):
-            return rate
-    if not seconds:
-        raise MediaError("a video must say how long its frames last; this one does not; give fps")
-    precision = stream.time_base or MILLISECOND
-    for denominator in range(1, 1002):
-        rate = Fraction(round(frames / seconds * denominator), denominator)
-        if rate and abs(frames / rate - seconds) <= precision:
-            return rate
-    return frames / seconds
-
-
-def frame_to_tensor(frame: VideoFrame, size: tuple[int, int] | None) -> Tensor:
-    """Convert a decoded frame to (3, Y, X), rotated upright: uint8, or float32 if it is fitted to `size`."""
-    matrix = None
-    if frame.colorspace == UNSPECIFIED and not frame.format.is_rgb:  # as players do: BT.709 for high definition
-        matrix = Colorspace.ITU709 if frame.width >= 1280 or frame.height > 576 else Colorspace.ITU601
-    has_alpha = any(component.is_alpha for component in frame.format.components)
-    layout = "rgba" if has_alpha else "rgb24"
-    pixels = torch.from_numpy(frame.to_ndarray(format=layout, interpolation=EXACT, src_colorspace=matrix))
-    if has_alpha:
-        pixels = (pixels[..., :3].float() * pixels[..., 3:] / 255).round().to(torch.uint8)
-    image = rearrange(torch.rot90(pixels, round(frame.rotation / 90)), "y x c -> c y x").contiguous()
-    if size is None:
-        return image
-    return fit_image(from_uint8(image)[:, None], *size)[:, 0]

@@ -60,6 +60,16 @@ def read_duration(path: str | Path) -> float:
     return run_sandboxed(read.read_duration, path)
 
 
+def read_info(path: str | Path) -> read.MediaInfo:
+    """Call `read.read_info` in a child process. Also raises MediaError if it exceeds a limit."""
+    return run_sandboxed(read.read_info, path)
+
+
+def read_sound(path: str | Path, seconds: float | None = None) -> Tensor:
+    """Call `read.read_sound` in a child process. Also raises MediaError if it exceeds a limit."""
+    return run_sandboxed(read.read_sound, path, seconds)
+
+
 def run_sandboxed(
     reader: Callable,
     path: str | Path,

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from vae.files import atomic_write
 from vae.video.pixels import DiskError, MediaError, exact_fps, to_uint8
+from vae.video.sound import SoundEncoder
 
 PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow")
 THREADS = 4  # fixed, because x264's output depends on it and must not depend on the machine
@@ -50,7 +51,10 @@ BT709, LIMITED_RANGE = 1, 1  # ITU-T H.273's code for matrix, primaries and tran
 
 @dataclass(frozen=True)
 class FileFormat:
-    """How to write a file format: FFmpeg's names, and the default and worst CRF if the encoder has one."""
+    """How to write a file format: FFmpeg's names, and the default and worst CRF if the encoder has one.
+
+    `audio` is the encoder of sound; None where the format has none.
+    """
 
     muxer: str
     encoder: str
@@ -59,13 +63,14 @@ class FileFormat:
     options: dict[str, str] = field(default_factory=dict)
     crf: int | None = None
     worst_crf: int = 0
+    audio: str | None = None
 
 
 # CRF 12, measured on smooth clips of 17 x 64 x 64 and 64 x 512 x 512: x264 41 and 48 dB, VP9 43 and 46 dB.
 FILE_FORMATS = {
-    ".mp4": FileFormat("mp4", "libx264", "yuv420p", BT709_LIMITED, H264, crf=12, worst_crf=51),
-    ".webm": FileFormat("webm", "libvpx-vp9", "yuv420p", BT709_LIMITED, VP9, crf=12, worst_crf=63),
-    ".mkv": FileFormat("matroska", "ffv1", "bgr0", EXACT, FFV1),
+    ".mp4": FileFormat("mp4", "libx264", "yuv420p", BT709_LIMITED, H264, crf=12, worst_crf=51, audio="aac"),
+    ".webm": FileFormat("webm", "libvpx-vp9", "yuv420p", BT709_LIMITED, VP9, crf=12, worst_crf=63, audio="libopus"),
+    ".mkv": FileFormat("matroska", "ffv1", "bgr0", EXACT, FFV1, audio="flac"),
     ".gif": FileFormat("gif", "gif", "pal8"),
 }
 
@@ -106,11 +111,14 @@ def write_video(
     metadata: Mapping[str, str] | None = None,
     crf: int | None = None,
     preset: str | None = None,
+    sound: Tensor | None = None,
 ) -> None:
     """Write (3, F, Y, X), or an iterable of its pieces, as .mp4 (H.264), .webm (VP9), .mkv (FFV1, lossless) or .gif.
 
     The same frames and metadata give the same bytes with the same libraries. The file appears when it is complete, and
-    not at all after an error or Ctrl+C. `crf` (mp4, webm) and `preset` (mp4) are those of the encoders.
+    not at all after an error or Ctrl+C. `crf` (mp4, webm) and `preset` (mp4) are those of the encoders. `sound` (2, N)
+    is left and right in [-1, 1] at SAMPLE_RATE, as AAC (mp4), Opus (webm) or FLAC (mkv); it ends with the frames, and a
+    GIF has none.
 
     Raises MediaError for wrong arguments, DiskError if the disk fails, and what `frames` raises.
     """
@@ -133,7 +141,7 @@ def write_video(
         with av.open(str(draft), "w", format=file_format.muxer, container_options=muxing) as container:
             container.flags |= ContainerFlags.bitexact.value
             container.metadata.update(metadata)
-            encoder = _Encoder(container, file_format, rate, rows, columns, options)
+            encoder = _Encoder(container, file_format, rate, rows, columns, options, sound)
             for chunk in chain([first], chunks):
                 if _frame_shape(chunk, suffix) != shape:
                     rule = f"all pieces of this video must be 3 x F x {rows} x {columns}"
@@ -181,6 +189,7 @@ class _Encoder:
         rows: int,
         columns: int,
         options: dict[str, str],
+        sound: Tensor | None,
     ):
         self.container, self.time_base, self.frames = container, 1 / fps, 0
         stream = container.add_stream(file_format.encoder, rate=fps, options=options, width=columns, height=rows)
@@ -208,6 +217,9 @@ class _Encoder:
             pix_fmt = graph.add("format", pix_fmts=file_format.pix_fmt)
             graph.link_nodes(source, graph.add("scale", **file_format.scale), pix_fmt, sink)
         graph.configure()
+        self.sound = (
+            SoundEncoder(container, file_format.audio, sound) if file_format.audio and sound is not None else None
+        )
 
     def add(self, pixels: np.ndarray) -> None:
         frame = VideoFrame.from_ndarray(pixels, format="rgb24")
@@ -215,11 +227,15 @@ class _Encoder:
         self.frames += 1
         self.graph.vpush(frame)
         self._drain()
+        if self.sound:
+            self.sound.encode_until(self.frames * self.time_base)
 
     def finish(self) -> None:
         self.graph.vpush(None)
         self._drain()
         self.container.mux(self.stream.encode(None))
+        if self.sound:
+            self.sound.finish()
 
     def _drain(self) -> None:
         while True:
