@@ -1,12 +1,14 @@
 """A batch of clips in one folder, made through a queue.
 
 The folder holds the clips, the append-only `manifest.jsonl`, and the queue in `.queue`, one for each shard. File names
-come from content, so a clip that exists is done: running a batch again makes the rest.
+come from content, so a clip that exists is done: running a batch again makes the rest. Several batches may be made in
+one folder at the same time.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -15,35 +17,54 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from app.batch.existing import Examiner
+from app.batch.manifest import MANIFEST as MANIFEST
 from app.batch.sweeps import BatchItem
+from app.queue.disk import when_there_is_room
 from app.queue.processes import worker_processes
+from app.queue.schema import BATCH_QUEUE
 
 if TYPE_CHECKING:
     from app.queue.estimate import Estimate
     from app.queue.jobs import Job
 
-MANIFEST = "manifest.jsonl"
 POLL_SECONDS = 0.1  # between two polls of the queue
+RECHECK_SECONDS = 10.0  # between two polls that do not rely on the clock
+CLOCK_SECONDS = 60.0  # by which the clock may be set back between them
 PACK_SIZE = 4  # clips of similar cost that are made as one pack
+EXISTS = "exists"  # the state, in a report, of a clip that an earlier run made
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What is to be made where: the items of this shard, and which of how many shards it is."""
+    """What is to be made where: the items of this shard, and which of how many shards it is.
+
+    `there` has the row and part of each item whose clip exists.
+    """
 
     folder: Path
     items: list[BatchItem]
     shard: tuple[int, int] = (1, 1)
+    there: frozenset[tuple[int, int]] = frozenset()
+
+    @cached_property
+    def real_folder(self) -> Path:
+        """The folder as an absolute path without links, the same under whatever name it was given."""
+        return Path(os.path.realpath(self.folder))
 
     @property
     def queue_folder(self) -> Path:
         """The folder of this shard's queue."""
         index, total = self.shard
-        return self.folder / (".queue" if total == 1 else f".queue-{index}-of-{total}")
+        return self.real_folder / (BATCH_QUEUE if total == 1 else f"{BATCH_QUEUE}-{index}-of-{total}")
 
     def path(self, item: BatchItem) -> Path:
-        """Return the path of an item's clip."""
+        """Return the path of an item's clip, as it is printed."""
         return self.folder / item.name
+
+    def real_path(self, item: BatchItem) -> Path:
+        """Return the absolute path of an item's clip."""
+        return self.real_folder / item.name
 
     @property
     def invalid(self) -> list[BatchItem]:
@@ -52,22 +73,42 @@ class Batch:
 
     @cached_property
     def missing(self) -> list[BatchItem]:
-        """The items that were still to be made when first asked, each file once."""
-        return [item for item in self.items if not (item.error or item.duplicate_of or self.path(item).exists())]
+        """The items that are still to be made, each file once."""
+        return [item for item in self._valid if (item.row, item.part) not in self.there]
+
+    @cached_property
+    def existing(self) -> list[BatchItem]:
+        """The items whose clips exist."""
+        return [item for item in self._valid if (item.row, item.part) in self.there]
 
     @property
-    def existing(self) -> list[BatchItem]:
-        """The items whose clips existed before."""
-        missing = {(item.row, item.part) for item in self.missing}
-        return [
-            item
-            for item in self.items
-            if not item.error and not item.duplicate_of and (item.row, item.part) not in missing
-        ]
+    def _valid(self) -> list[BatchItem]:
+        return [item for item in self.items if not item.error and not item.duplicate_of]
+
+
+def find_existing(batch: Batch, examiner: Examiner) -> Batch:
+    """Return a batch that knows which of its clips exist; an item is invalid where no file can be at its path.
+
+    Says on stderr which files will be replaced, and why.
+    """
+    valid = [item for item in batch.items if not item.error and not item.duplicate_of]
+    findings = {(item.row, item.part): found for item, found in zip(valid, examiner.examine(valid), strict=True)}
+    items, there = list[BatchItem](), set[tuple[int, int]]()
+    for item in batch.items:
+        finding = findings.get((item.row, item.part))
+        if finding and finding.error:
+            item = replace(item, error=finding.error)
+        if finding and finding.there:
+            there.add((item.row, item.part))
+        if finding and finding.remark:
+            print(f"longtake: {batch.path(item)} is made anew: {finding.remark}", file=sys.stderr)
+        items.append(item)
+    return replace(batch, items=items, there=frozenset(there))
 
 
 def render_batch(
     batch: Batch,
+    examiner: Examiner,
     workers: int = 1,
     keep_latents: bool = False,
     devices: tuple[str, ...] = ("cpu",),
@@ -77,34 +118,45 @@ def render_batch(
     """Make the missing clips of a batch with worker processes; yield each item with its job once that is finished.
 
     Up to `pack_size` clips of similar cost are made as one pack. Killed at any moment and run again, it continues.
-    Clips that another run of the same batch is making are waited for, not made twice. `policy` has the flags of a
-    policy, for the workers. Raises OSError where all workers exit before the end.
+    Clips that another run is making are waited for, not made twice, and what another run wants is left alone. A clip
+    that appears before it is queued has a job in state EXISTS. `policy` has the flags of a policy, for the workers.
+    Raises OSError where all workers exit before the end.
     """
-    from app.queue.jobs import Queue
+    from app.queue.jobs import FAILED, Job, Queue
     from app.queue.lease import recover
+    from app.queue.runs import Run
 
-    batch.folder.mkdir(parents=True, exist_ok=True)
-    queue = Queue(batch.queue_folder)
-    recover(queue)
-    items = {str(batch.path(item)): item for item in batch.missing}
-    for folder in {Path(path).parent for path in items}:
-        folder.mkdir(parents=True, exist_ok=True)
-    requests = [item.request for item in items.values() if item.request]
-    jobs = queue.submit_missing(requests, [Path(path) for path in items], keep_latents=keep_latents)
-    waiting = {job.id: items[str(job.output)] for job in jobs}
-    paused = None
-    with worker_processes(batch.queue_folder, min(workers, len(waiting)), devices, policy, pack_size) as any_alive:
-        while waiting:
-            alive, pause = any_alive(), queue.paused
-            if pause != paused and (paused := pause):
-                print(f"longtake: the queue is paused: {pause.reason}", file=sys.stderr)
-            for job in queue.finished(list(waiting)):
-                yield waiting.pop(job.id), job
-            if waiting and not alive:
-                raise OSError(
-                    f"a batch needs workers; all have exited with {len(waiting)} clips to make, see their messages"
-                )
-            time.sleep(POLL_SECONDS)
+    items = batch.missing
+    queue = when_there_is_room(lambda: Queue(batch.queue_folder), batch.real_folder)
+    for folder in {batch.real_path(item).parent for item in items}:
+        when_there_is_room(lambda folder=folder: folder.mkdir(parents=True, exist_ok=True), folder)
+    wanted = [(item.request, batch.real_path(item)) for item in items if item.request]
+    is_there = lambda number: examiner.is_there(items[number])
+    with Run(queue) as run:
+        when_there_is_room(lambda: recover(queue), queue.folder)
+        found = when_there_is_room(lambda: run.submit_missing(wanted, is_there, keep_latents), queue.folder)
+        waiting = {job.id: item for item, job in zip(items, found, strict=True) if isinstance(job, Job)}
+        for item, (request, output), job in zip(items, wanted, found, strict=True):
+            if job is None:
+                yield item, Job("", request, output, EXISTS)
+            elif isinstance(job, str):
+                yield item, Job("", request, output, FAILED, message=job)
+        paused, since, checked = None, time.time() - CLOCK_SECONDS, time.monotonic()
+        with worker_processes(queue.folder, min(workers, len(waiting)), devices, policy, pack_size) as any_alive:
+            while waiting:
+                alive, pause, now = any_alive(), queue.paused, time.time()
+                if pause != paused and (paused := pause):
+                    print(f"longtake: the queue is paused: {pause.reason}", file=sys.stderr)
+                if all_of_them := not alive or time.monotonic() - checked > RECHECK_SECONDS:
+                    checked = time.monotonic()
+                for job in queue.finished(waiting, None if all_of_them else since):
+                    yield waiting.pop(job.id), job
+                since = now - CLOCK_SECONDS
+                if waiting and not alive:
+                    raise OSError(
+                        f"a batch needs workers; all have exited with {len(waiting)} clips to make, see their messages"
+                    )
+                time.sleep(POLL_SECONDS)
 
 
 def refuse_too_large(batch: Batch, device: str, workers: int) -> tuple[Batch, list[Estimate]]:

@@ -61,7 +61,7 @@ def render_on_cluster(
         while True:
             for item in islice(items, workers - len(running)):
                 assert item.request, "an item without an error has a request"
-                output = Path(os.path.abspath(batch.path(item)))
+                output = batch.real_path(item)
                 (id,) = new_ids(1)
                 job = Job(id, item.request, output, RUNNING, keep_latents=keep_latents, started=time.time())
                 running[task.remote(job, os.getcwd(), environment, policy_flags)] = item, job

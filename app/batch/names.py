@@ -12,11 +12,13 @@ import os
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from app.batch.rows import FILE_FIELDS
 from app.formats import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from app.registry import MODELS
 from dit.modes import MODES
 from dit.request import LATENTS_SUFFIX, RENAMED, Request, RequestError
 from vae.video.credentials import hash_of_contents
@@ -104,6 +106,26 @@ def hash_inputs(request: Request, hash_of: Callable[[str], str] | None = None) -
         except RequestError as error:
             raise RequestError(f"{name} must be a file that can be read; {error}") from error
     return found
+
+
+def with_absolute_paths(request: Request) -> Request:
+    """Return a request whose files, and model where that is a folder, are named by absolute paths.
+
+    So it means the same in a worker with another working directory.
+    """
+    absolute = lambda path: path and os.path.abspath(path)
+    changed: dict[str, Any] = {name: absolute(getattr(request, name)) for name in FILE_FIELDS}
+    if request.keyframes:
+        changed["keyframes"] = tuple((at, absolute(path)) for at, path in request.keyframes)
+    if request.moments:
+        changed["moments"] = tuple(
+            replace(one, image=absolute(one.image), clip=absolute(one.clip)) for one in request.moments
+        )
+    if request.hashes:
+        changed["hashes"] = tuple((absolute(path), digest) for path, digest in request.hashes)
+    if request.model and os.path.isdir(request.model) and not (MODELS / request.model).is_dir():
+        changed["model"] = absolute(request.model)
+    return replace(request, **changed)
 
 
 def _input_files(request: Request) -> Iterator[tuple[str, str]]:

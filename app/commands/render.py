@@ -6,24 +6,29 @@ import argparse
 import json
 import os
 import sys
+from contextlib import closing
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from app.batch.batch import MANIFEST, PACK_SIZE, Batch, fit_workers, refuse_too_large, render_batch, summarize
+from app.batch.batch import EXISTS, PACK_SIZE, Batch, find_existing, fit_workers, refuse_too_large, render_batch
+from app.batch.batch import summarize as summarize_batch
+from app.batch.existing import Examiner
+from app.batch.manifest import Manifest
+from app.batch.names import with_absolute_paths
+from app.batch.report import Report
 from app.batch.rows import STDIN, BatchRow, read_rows
 from app.batch.shards import parse_shard, select_shard
-from app.batch.sweeps import SWEEP_MODES, BatchItem, expand_rows
+from app.batch.sweeps import SWEEP_MODES, expand_rows
 from app.commands.request_flags import UPSAMPLE_HELP, add_flag
 from app.exit_codes import PARTIAL
 from app.formats import VIDEO_SUFFIXES
 from app.policy.policy import add_policy_flags, refusal_reason
 from app.provenance.signing import UNSIGNED_HELP, prepare_signing
+from app.queue.disk import when_there_is_room
 from app.queue.processes import plan_workers
 from dit.request import RENAMED, RequestError, parse_size
-
-EXISTS = "exists"  # the state, in a report, of a clip that an earlier run made
 
 
 def add_render(commands) -> None:
@@ -88,51 +93,47 @@ def _render(args: argparse.Namespace) -> int:
     workers, devices = plan_workers(args.workers)
     if args.pack_size < 1:
         raise RequestError(f"pack size must be a number from 1; got {args.pack_size}")
-    estimates = []
-    if args.engine == "queue" or args.dry_run:  # the memory of a cluster's machines is not known
-        batch, estimates = refuse_too_large(batch, devices[0], workers)
-    if args.dry_run:
-        values, sentence = summarize(batch, estimates, workers)
-        print(json.dumps(values) if args.json else sentence)
-        return 0
-    if estimates:
-        workers, args.pack_size = fit_workers(estimates, workers, len(devices), args.pack_size)
-    from tqdm import tqdm
+    if not args.dry_run:
+        prepare_signing()
+        when_there_is_room(lambda: batch.real_folder.mkdir(parents=True, exist_ok=True), batch.real_folder)
+        _recover(batch)
+    with closing(Manifest(batch.real_folder, writable=not args.dry_run)) as manifest:
+        examiner = Examiner(batch.real_folder, manifest, args.keep_latents)
+        batch, estimates = find_existing(batch, examiner), []
+        if args.engine == "queue" or args.dry_run:  # the memory of a cluster's machines is not known
+            batch, estimates = refuse_too_large(batch, devices[0], workers)
+        if args.dry_run:
+            values, sentence = summarize_batch(batch, estimates, workers)
+            print(json.dumps(values) if args.json else sentence)
+            return 0
+        if estimates:
+            workers, args.pack_size = fit_workers(estimates, workers, len(devices), args.pack_size)
+        from tqdm import tqdm
 
-    prepare_signing()
-    batch.folder.mkdir(parents=True, exist_ok=True)
-    failed = 0
-    with open(batch.folder / MANIFEST, "a", encoding="utf-8") as manifest:
-
-        def report(item: BatchItem, state: str, **more: Any) -> None:
-            line = {"row": item.row, "part": item.part, "state": state, "output": item.name or None, **more}
-            if state != EXISTS:
-                manifest.write(json.dumps(line, ensure_ascii=False) + "\n")
-                manifest.flush()
-            if args.json:
-                tqdm.write(json.dumps(line, ensure_ascii=False))
-            elif state in ("done", EXISTS):
-                tqdm.write(str(batch.path(item)))
-            if message := more.get("message"):
-                tqdm.write(f"longtake: row {item.row}: {message}", file=sys.stderr)
-
+        report = Report(batch, manifest, args.json)
         for item in batch.invalid:
-            report(item, "failed", message=item.error)
-            failed += 1
+            report.failed(item, item.error or "")
         for item in batch.existing:
-            report(item, EXISTS)
+            report.existing(item)
         if batch.missing:
             if args.engine == "ray":
                 from app.batch.cluster import render_on_cluster
 
                 rendered = render_on_cluster(batch, args.workers, args.keep_latents, args)
             else:
-                rendered = render_batch(batch, workers, args.keep_latents, devices, args, args.pack_size)
+                rendered = render_batch(batch, examiner, workers, args.keep_latents, devices, args, args.pack_size)
             for item, job in tqdm(rendered, "rendering", len(batch.missing), unit="clip", file=sys.stderr):
-                seconds = round((job.finished or 0) - (job.started or 0), 2)
-                report(item, job.state, seconds=seconds, **({"message": job.message} if job.message else {}))
-                failed += job.state != "done"
-    return PARTIAL if failed else 0
+                report.existing(item) if job.state == EXISTS else report.ended(item, job)
+    return PARTIAL if report.failures else 0
+
+
+def _recover(batch: Batch) -> None:
+    """Deliver what dead workers left whole, before the files are looked at."""
+    from app.queue.jobs import DATABASE, Queue
+    from app.queue.lease import recover
+
+    if (batch.queue_folder / DATABASE).is_file():
+        when_there_is_room(lambda: recover(Queue(batch.queue_folder)), batch.real_folder)
 
 
 def _read_batch(args: argparse.Namespace) -> Batch:
@@ -156,7 +157,14 @@ def _read_batch(args: argparse.Namespace) -> Batch:
             defaults[name] = value
     rows = _with_model_hashes(rows, defaults)
     items = expand_rows(rows, sweeps, args.mode, args.draw, defaults, args.max_clips, args.suffix)
-    items = [replace(item, error=item.error or refusal_reason(item.request, args.policy)) for item in items]
+    items = [
+        replace(
+            item,
+            error=item.error or refusal_reason(item.request, args.policy),
+            request=item.request and with_absolute_paths(item.request),
+        )
+        for item in items
+    ]
     shard = parse_shard(args.shard, os.environ) if args.shard else (1, 1)
     return Batch(args.output, select_shard(items, *shard), shard)
 

@@ -8,44 +8,45 @@ queue; `lease.py` is the workers'.
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from app.home import make_private_file, make_private_folder, tighten
-from dit.request import Request
-
-QUEUED, RUNNING, DONE, FAILED, CANCELLED, INTERRUPTED = STATES = (
-    *("queued", "running", "done", "failed", "cancelled", "interrupted"),
+from app.queue.database import connect
+from app.queue.line import LAST_PLACE, count_waiting, move_in_line, places_in_line
+from app.queue.schema import (
+    CANCELLED,
+    CLIPS,
+    DONE,
+    FAILED,
+    FINISHED,
+    QUEUED,
+    RUNNING,
+    SCHEMA_VERSION,
+    STATES,
+    WAITING,
+    output_path,
+    prepare_tables,
+    real_output,
+    stored_output,
 )
-WAITING = (QUEUED, INTERRUPTED)  # an interrupted job is resumed at its old place in line
-FINISHED = (DONE, FAILED, CANCELLED)
+from app.queue.schema import INTERRUPTED as INTERRUPTED
+from dit.request import Request, RequestError
+
 LOADING, ENCODING, SAMPLING, WRITING = PHASES = (  # of a running job, after "starting"
     *("loading the model", "encoding the prompt", "sampling", "writing"),
 )
-SCHEMA_VERSION = 1
 DATABASE = "jobs.sqlite"
 UPLOADS = "uploads"  # subfolder with the files that clients of a server sent
-PARTS = ("clips", "workers", UPLOADS, "previews", "posters", "shelf.sqlite*", "votes.jsonl")  # what a queue may hold
-BUSY_SECONDS = 60.0  # how long a process waits for the transactions of others
-
-SCHEMA = """
-CREATE TABLE jobs (
-    id TEXT PRIMARY KEY, place REAL NOT NULL, state TEXT NOT NULL, request TEXT NOT NULL, output TEXT NOT NULL,
-    owner TEXT NOT NULL, latents INTEGER NOT NULL, phase TEXT NOT NULL DEFAULT '', step INTEGER NOT NULL DEFAULT 0,
-    steps INTEGER NOT NULL DEFAULT 0, sentence TEXT NOT NULL DEFAULT '', worker TEXT, tries INTEGER NOT NULL DEFAULT 0,
-    cancelling INTEGER NOT NULL DEFAULT 0, whole INTEGER NOT NULL DEFAULT 0,
-    submitted REAL NOT NULL, began REAL, phase_began REAL, ended REAL
-);
-CREATE INDEX line ON jobs (state, place);
-CREATE TABLE workers (id TEXT PRIMARY KEY, pid INTEGER NOT NULL, device TEXT NOT NULL, beat REAL NOT NULL);
-CREATE TABLE pause (reason TEXT NOT NULL, least_bytes INTEGER NOT NULL);
-"""
+PARTS = (CLIPS, "workers", "runs", UPLOADS, "previews", "posters", "shelf.sqlite*", "votes.jsonl")  # what it may hold
+LAST_ID = "\U0010ffff"  # sorts after every id
 
 
 class JobError(ValueError):
@@ -62,7 +63,9 @@ class Job:
 
     Times are seconds since 1970. `eta` is in seconds from now, None where it is not known yet. `ahead` is the number of
     jobs before a waiting one, None for any other. `owner` is the client that submitted the job, "" where clients are
-    not told apart. `message` is the reason of a failure, or a remark on how the job went.
+    not told apart. `message` is the reason of a failure, or a remark on how the job went. A job whose row cannot be
+    read is `unreadable`: its request is an empty one, and its message says what is wrong. `worker` is the id of the
+    worker that makes it.
     """
 
     id: str
@@ -82,26 +85,33 @@ class Job:
     finished: float | None = None
     eta: float | None = None
     ahead: int | None = None
+    unreadable: bool = False
+    worker: str | None = None
 
 
 @dataclass(frozen=True)
 class Pause:
-    """Why no job is started; `min_free_bytes` on the disk end a pause for lack of space, 0 for any other pause."""
+    """Why no job is started.
+
+    A pause for lack of space ends once `min_free_bytes` are free on the disk of `folder`, "" being the queue's. They
+    are 0 for any other pause.
+    """
 
     reason: str
     min_free_bytes: int = 0
+    folder: str = ""
 
 
 class Queue:
     """All jobs of one folder: `jobs.sqlite`, the clips in `clips/`, the workers' lock files in `workers/`.
 
     Any number of threads and processes of one machine may open the same queue. Other users of the machine read nothing
-    of it. Raises JobError where the database has another schema version.
+    of it. Raises JobError where the database has a later schema version, and QueueDamaged where it cannot be read.
     """
 
     def __init__(self, folder: Path):
-        self.folder = folder
-        self.clips, self.locks = folder / "clips", folder / "workers"
+        self.folder = folder = Path(os.path.realpath(folder))  # one name, whatever it was called
+        self.clips, self.locks = folder / CLIPS, folder / "workers"
         was_open = [make_private_folder(path) for path in (folder, self.clips, self.locks)]
         make_private_file(folder / DATABASE)  # SQLite gives its other files the same mode
         tighten(folder.glob(f"{DATABASE}-*"))
@@ -109,26 +119,18 @@ class Queue:
             tighten(path for part in PARTS for path in folder.glob(part))
         self._thread_local = threading.local()
         with self.transaction() as connection:
-            (version,) = connection.execute("PRAGMA user_version").fetchone()
-            if version == 0:
-                for statement in SCHEMA.split(";")[:-1]:
-                    connection.execute(statement)
-                connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-            elif version != SCHEMA_VERSION:
-                raise JobError(
-                    f"a queue must have tables of version {SCHEMA_VERSION}; {folder} has {version}, "
-                    "so use the longtake that made it, or another folder"
-                )
+            later = prepare_tables(connection, folder)
+        if later:
+            raise JobError(
+                f"a queue must have tables of version {SCHEMA_VERSION}; {folder} has {later}, "
+                "so use the longtake that made it, or another folder"
+            )
 
     @property
     def connection(self) -> sqlite3.Connection:
         """The database connection of this thread."""
         if not hasattr(self._thread_local, "connection"):
-            connection = sqlite3.connect(self.folder / DATABASE, timeout=BUSY_SECONDS, isolation_level=None)
-            connection.row_factory = sqlite3.Row
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = FULL")
-            self._thread_local.connection = connection
+            self._thread_local.connection = connect(self.folder / DATABASE)
         return self._thread_local.connection
 
     @contextmanager
@@ -138,10 +140,11 @@ class Queue:
         connection.execute("BEGIN IMMEDIATE")
         try:
             yield connection
+            connection.execute("COMMIT")
         except BaseException:
-            connection.execute("ROLLBACK")
+            if connection.in_transaction:  # a full disk ends it at once
+                connection.execute("ROLLBACK")
             raise
-        connection.execute("COMMIT")
 
     def close(self) -> None:
         """Close this thread's connection."""
@@ -157,10 +160,12 @@ class Queue:
         owner: str = "",
         keep_latents: bool = False,
         max_open: int | None = None,
+        within: Callable[[sqlite3.Connection, list[str]], None] | None = None,
     ) -> list[Job]:
         """Append requests to the line, all or none; each gets a file in `clips/` unless `outputs` names others.
 
-        Raises QueueFull where the owner would have more than `max_open` unfinished jobs.
+        `within` is called in the same transaction, with the connection and the ids of the jobs. Raises QueueFull where
+        the owner would have more than `max_open` unfinished jobs, and what `within` raises.
         """
         ids = new_ids(len(requests))
         paths = outputs or [self.clips / f"{id}{suffix}" for id in ids]
@@ -172,37 +177,16 @@ class Queue:
                 raise QueueFull(
                     f"at most {max_open} videos of yours may wait here; there are {open_jobs}, so ask again later"
                 )
-            _insert(connection, ids, requests, paths, owner, keep_latents)
-        return [self.job(id) for id in ids]
-
-    def submit_missing(
-        self, requests: Sequence[Request], outputs: Sequence[Path], owner: str = "", keep_latents: bool = False
-    ) -> list[Job]:
-        """Append the requests whose outputs no waiting or running job makes already; return the jobs of all.
-
-        Where no worker is registered, waiting jobs for other outputs belong to an abandoned run: they are cancelled.
-        """
-        wanted = {str(output): request for output, request in zip(outputs, requests, strict=True)}
-        with self.transaction() as connection:
-            open_states = (*WAITING, RUNNING)
-            found = connection.execute(f"SELECT output, id FROM jobs WHERE state IN {open_states}").fetchall()
-            ids: dict[str, str] = {row["output"]: row["id"] for row in found}
-            if not connection.execute("SELECT * FROM workers").fetchall():
-                abandoned = [(CANCELLED, time.time(), id) for output, id in ids.items() if output not in wanted]
-                connection.executemany("UPDATE jobs SET state = ?, ended = ? WHERE id = ?", abandoned)
-            missing = [output for output in wanted if output not in ids]
-            added = dict(zip(missing, new_ids(len(missing)), strict=True))
-            requests = [wanted[output] for output in added]
-            paths = [Path(output) for output in added]
-            _insert(connection, list(added.values()), requests, paths, owner, keep_latents)
-        return [self.job((ids | added)[output]) for output in wanted]
+            if within:
+                within(connection, ids)
+            return insert(connection, self.folder, ids, requests, paths, owner, keep_latents)
 
     def job(self, id: str) -> Job:
         """Return a job in its present state; raises JobError for an unknown id."""
-        row = self.connection.execute(f"SELECT *, {AHEAD} FROM jobs WHERE id = ?", (id,)).fetchone()
+        row = self.connection.execute("SELECT * FROM jobs WHERE id = ?", (id,)).fetchone()
         if row is None:
             raise JobError(f"a job must be one of this queue; it has no {id!r}")
-        return job_from_row(row)
+        return self._jobs_from_rows([row])[0]
 
     def jobs(
         self,
@@ -214,24 +198,45 @@ class Queue:
     ) -> list[Job]:
         """List at most `limit` jobs, the latest submitted first unless `oldest_first`.
 
-        `after` is the id of the last job of the page before.
+        `after` is the id of the last job of the page before. No other rows are read, however long the queue is.
         """
         comparison, order = (">", "ASC") if oldest_first else ("<", "DESC")
-        found = self.connection.execute(
-            f"SELECT *, {AHEAD} FROM jobs WHERE state IN (SELECT value FROM json_each(:states)) "
-            "AND (:owner IS NULL OR owner = :owner) "
-            f"AND (:after IS NULL OR id {comparison} :after) ORDER BY id {order} LIMIT :limit",
-            {"states": json.dumps(states), "owner": owner, "after": after, "limit": limit},
-        )
-        return [job_from_row(row) for row in found]
+        if after is None:
+            after = "" if oldest_first else LAST_ID
+        owned = "" if owner is None else "owner = :owner AND "
+        page = f"id {comparison} :after ORDER BY id {order} LIMIT :limit"
+        if set(states) >= set(STATES):
+            query = f"SELECT * FROM jobs WHERE {owned}{page}"
+        else:  # a page of each state, each found by an index
+            numbers = range(len(states))
+            pages = (f"SELECT * FROM (SELECT id FROM jobs WHERE {owned}state = :state{n} AND {page})" for n in numbers)
+            query = f"SELECT * FROM jobs WHERE id IN ({' UNION ALL '.join(pages)}) ORDER BY id {order} LIMIT :limit"
+        values = {f"state{n}": state for n, state in enumerate(states)}
+        values |= {"owner": owner, "after": after, "limit": limit}
+        return self._jobs_from_rows(self.connection.execute(query, values).fetchall() if states else [])
 
-    def finished(self, ids: Sequence[str]) -> list[Job]:
-        """Return those of the given jobs that are finished."""
-        found = self.connection.execute(
-            f"SELECT *, {AHEAD} FROM jobs WHERE id IN (SELECT value FROM json_each(?)) AND state IN {FINISHED}",
-            (json.dumps(ids),),
-        )
-        return [job_from_row(row) for row in found]
+    def finished(self, ids: Collection[str], since: float | None = None) -> list[Job]:
+        """Return those of the given jobs that are finished; with `since`, only those that ended from that time on."""
+        if since is None:
+            found = self.connection.execute(
+                f"SELECT * FROM jobs WHERE id IN (SELECT value FROM json_each(?)) AND state IN {FINISHED}",
+                (json.dumps(list(ids)),),
+            ).fetchall()
+        else:
+            rows = self.connection.execute(
+                f"SELECT * FROM jobs WHERE ended IS NOT NULL AND ended >= ? AND state IN {FINISHED}", (since,)
+            )
+            found = [row for row in rows if row["id"] in ids]
+        return [job_from_row(row, self.folder) for row in found]
+
+    def done_jobs(self) -> list[Job]:
+        """Return all jobs that are done, the latest finished last."""
+        found = self.connection.execute("SELECT * FROM jobs WHERE state = ? ORDER BY ended", (DONE,))
+        return [job_from_row(row, self.folder) for row in found]
+
+    def _jobs_from_rows(self, rows: Sequence[sqlite3.Row]) -> list[Job]:
+        places = places_in_line(self.connection, rows)
+        return [job_from_row(row, self.folder, places.get(row["id"])) for row in rows]
 
     def workers(self) -> list[tuple[str, float]]:
         """List the registered workers: the device of each, and the seconds since its last heartbeat."""
@@ -240,7 +245,7 @@ class Queue:
 
     def counts(self) -> dict[str, int]:
         """Return the number of jobs in each state."""
-        found = dict(self.connection.execute("SELECT state, count(*) FROM jobs GROUP BY state").fetchall())
+        found = dict(self.connection.execute("SELECT state, sum(jobs) FROM tally GROUP BY state").fetchall())
         return {state: found.get(state, 0) for state in STATES}
 
     def cancel(self, id: str) -> Job:
@@ -267,7 +272,7 @@ class Queue:
         """Append a failed or cancelled job to the line again; raises JobError for any other."""
         with self.transaction() as connection:
             changed = connection.execute(
-                "UPDATE jobs SET state = ?, place = (SELECT max(place) + 1 FROM jobs), phase = '', step = 0, "
+                f"UPDATE jobs SET state = ?, place = 1 + ({LAST_PLACE}), phase = '', step = 0, "
                 "steps = 0, sentence = '', worker = NULL, tries = 0, cancelling = 0, whole = 0, began = NULL, "
                 "ended = NULL WHERE id = ? AND state IN (?, ?)",
                 (QUEUED, id, FAILED, CANCELLED),
@@ -284,29 +289,15 @@ class Queue:
         JobError for a job that does not wait.
         """
         with self.transaction() as connection:
-            line = connection.execute(
-                f"SELECT id, place, owner FROM jobs WHERE state IN {WAITING} ORDER BY place"
-            ).fetchall()
-            if id not in [row["id"] for row in line]:
+            if not move_in_line(connection, id, max(0, ahead), owner):
                 raise JobError(f"a job to move must be waiting; {id} is {self.job(id).state}")
-            movable = [(n, row) for n, row in enumerate(line) if owner in (None, row["owner"])]
-            target = next((slot for slot, (n, _) in enumerate(movable) if n >= ahead), len(movable) - 1)
-            order = [row["id"] for _, row in movable if row["id"] != id]
-            order.insert(target, id)
-            places = [row["place"] for _, row in movable]
-            changed = [
-                (place, moved)
-                for place, moved, (_, row) in zip(places, order, movable, strict=True)
-                if row["id"] != moved
-            ]
-            connection.executemany("UPDATE jobs SET place = ? WHERE id = ?", changed)
         return self.job(id)
 
-    def pause(self, reason: str, min_free_bytes: int = 0) -> None:
-        """Start no further job and hold the running ones, until `resume`."""
+    def pause(self, reason: str, min_free_bytes: int = 0, folder: str = "") -> None:
+        """Start no further job and hold the running ones, until `resume`, or until the disk of `folder` has space."""
         with self.transaction() as connection:
             connection.execute("DELETE FROM pause")
-            connection.execute("INSERT INTO pause VALUES (?, ?)", (reason, min_free_bytes))
+            connection.execute("INSERT INTO pause VALUES (?, ?, ?)", (reason, min_free_bytes, folder))
 
     def resume(self) -> None:
         """End a pause."""
@@ -316,35 +307,45 @@ class Queue:
     @property
     def paused(self) -> Pause | None:
         """The present pause, if any."""
-        row = self.connection.execute("SELECT reason, least_bytes FROM pause").fetchone()
+        row = self.connection.execute("SELECT reason, least_bytes, folder FROM pause").fetchone()
         return Pause(*row) if row else None
 
 
-AHEAD = (
-    f"CASE WHEN state IN {WAITING} THEN (SELECT count(*) FROM jobs AS other WHERE other.state IN {WAITING} "
-    "AND other.place < jobs.place) END AS ahead"
-)
-
-
-def _insert(
+def insert(
     connection: sqlite3.Connection,
+    folder: Path,
     ids: Sequence[str],
     requests: Sequence[Request],
     outputs: Sequence[Path],
     owner: str,
     keep_latents: bool,
-) -> None:
-    """Append jobs to the line."""
-    (last,) = connection.execute("SELECT coalesce(max(place), 0) FROM jobs").fetchone()
-    jobs = zip(ids, requests, outputs, strict=True)
+) -> list[Job]:
+    """Append jobs to the line of the queue in `folder`, within a transaction; return them."""
+    (last,) = connection.execute(LAST_PLACE).fetchone()
+    ahead = count_waiting(connection)
+    now, folders = time.time(), {parent: real_output(parent / "x").parent for parent in {one.parent for one in outputs}}
+    jobs = [
+        Job(id, request, folders[one.parent] / one.name, QUEUED, owner, keep_latents, submitted=now, ahead=ahead + n)
+        for n, (id, request, one) in enumerate(zip(ids, requests, outputs, strict=True))
+    ]
     connection.executemany(
         "INSERT INTO jobs (id, place, state, request, output, owner, latents, submitted) "
         "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-        [
-            (id, last + n, QUEUED, request.to_json(), str(output), owner, keep_latents, time.time())
-            for n, (id, request, output) in enumerate(jobs, 1)
-        ],
+        (
+            (
+                job.id,
+                last + n,
+                QUEUED,
+                job.request.to_json(),
+                stored_output(job.output, folder),
+                owner,
+                keep_latents,
+                now,
+            )
+            for n, job in enumerate(jobs, 1)
+        ),
     )
+    return jobs
 
 
 def new_ids(count: int) -> list[str]:
@@ -353,26 +354,33 @@ def new_ids(count: int) -> list[str]:
     return [f"{now + n:016x}{secrets.token_hex(4)}" for n in range(count)]
 
 
-def job_from_row(row: sqlite3.Row) -> Job:
-    """Convert a row of the table, with `ahead` computed, to a Job."""
+def job_from_row(row: sqlite3.Row, folder: Path, ahead: int | None = None) -> Job:
+    """Convert a row of the table of the queue in `folder` to a Job. A row that cannot be read is no error."""
+    request, message, unreadable = Request(), row["sentence"], False
+    try:
+        request = Request.from_json(row["request"])
+    except (RequestError, TypeError) as error:
+        message, unreadable = f"the request in this row cannot be read, so queue it again: {error}", True
     return Job(
         id=row["id"],
-        request=Request.from_json(row["request"]),
-        output=Path(row["output"]),
+        request=request,
+        output=output_path(str(row["output"]), folder),
         state=row["state"],
         owner=row["owner"],
         keep_latents=bool(row["latents"]),
         phase=row["phase"],
         step=row["step"],
         steps=row["steps"],
-        message=row["sentence"],
+        message=message,
         attempts=row["tries"],
         cancel_requested=bool(row["cancelling"]),
         submitted=row["submitted"],
         started=row["began"],
         finished=row["ended"],
         eta=_seconds_left(row),
-        ahead=row["ahead"],
+        ahead=ahead,
+        unreadable=unreadable,
+        worker=row["worker"],
     )
 
 

@@ -4,20 +4,29 @@ A worker holds a lock on a file for as long as it lives, and the kernel releases
 dies. So the jobs of a dead worker are found by its lock, not by a timeout, and no job is taken from a worker that only
 sleeps.
 
-A clip is written to a staging folder in the folder of its output. When all of it is on the disk, the job is marked as
-whole; then the files are moved, then the job is done. Whoever finds a whole job of a dead worker moves what is still in
-the staging folder: so a clip is made once, whenever the power fails.
+A clip is written to a staging folder of its worker's own, in the folder of its output. When all of it is on the disk,
+the job is marked as whole; then the files are moved, the clip itself last, then the job is done. Whoever finds a whole
+job of a dead worker moves what is still in the staging folder: so a clip is made once, whenever the power fails, and a
+clip that is there has all that belongs to it.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import shutil
+import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from functools import wraps
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from app.home import private_opener, tighten
+from app.queue.database import QueueDiskFull
+from app.queue.disk import is_disk_full, when_there_is_room
 from app.queue.jobs import (
     CANCELLED,
     DONE,
@@ -52,14 +61,31 @@ class LeaseLost(Exception):
     """A job that is no longer this worker's."""
 
 
-class Lease:
-    """A worker's hold on a queue: one job at a time, or several of similar cost. On exit, its jobs wait again."""
+Method = TypeVar("Method", bound=Callable[..., Any])
 
-    def __init__(self, queue: Queue, device: str):
-        self.queue, self.device = queue, device
+
+def waits_for_room(method: Method) -> Method:
+    """Let a method of a lease wait while the queue's own disk is full, until there is room or the worker stops."""
+
+    @wraps(method)
+    def waiting(self, *args, **named):
+        return when_there_is_room(lambda: method(self, *args, **named), self.queue.folder, self.stop, QueueDiskFull)
+
+    return waiting  # pyright: ignore[reportReturnType]
+
+
+class Lease:
+    """A worker's hold on a queue: one job at a time, or several of similar cost. On exit, its jobs wait again.
+
+    Its methods wait while the queue's disk is full; once `stop` is set, they raise QueueDiskFull.
+    """
+
+    def __init__(self, queue: Queue, device: str, stop: threading.Event | None = None):
+        self.queue, self.device, self.stop = queue, device, stop or threading.Event()
         (self.id,) = new_ids(1)
         self._reported: dict[str, tuple[float, str]] = {}  # time and phase of each job's last report
 
+    @waits_for_room
     def __enter__(self) -> Lease:
         self.lock = open(self.queue.locks / self.id, "w", opener=private_opener)
         fcntl.flock(self.lock, fcntl.LOCK_EX)
@@ -70,15 +96,21 @@ class Lease:
         return self
 
     def __exit__(self, *error) -> None:
-        _release(self.queue, self.id)
+        with suppress(QueueDiskFull):  # then the next worker finds the lock released
+            _release(self.queue, self.id)
         self.lock.close()
 
     def heartbeat(self) -> None:
         """Record that this worker lives, for those who list the workers."""
-        self.queue.connection.execute("UPDATE workers SET beat = ? WHERE id = ?", (time.time(), self.id))
+        with suppress(QueueDiskFull):
+            self.queue.connection.execute("UPDATE workers SET beat = ? WHERE id = ?", (time.time(), self.id))
 
+    @waits_for_room
     def claim(self) -> Job | None:
-        """Take the first waiting job; None where there is none, or while the queue is paused."""
+        """Take the first waiting job; None where there is none, or while the queue is paused.
+
+        A job whose row cannot be read fails, and the next one is taken.
+        """
         with self.queue.transaction() as connection:
             found = connection.execute(
                 f"{CLAIM} WHERE id = (SELECT id FROM jobs WHERE state IN {WAITING} AND "
@@ -86,8 +118,13 @@ class Lease:
                 (RUNNING, self.id, time.time()),
             ).fetchall()
         self._reported = {}
-        return job_from_row(found[0]) if found else None
+        job = job_from_row(found[0], self.queue.folder) if found else None
+        if job and job.unreadable:
+            self.finish(job, FAILED, job.message)
+            return self.claim()
+        return job
 
+    @waits_for_room
     def claim_similar(self, job: Job, pack_size: int) -> list[Job]:
         """Take further waiting jobs that fit in one pack with the job just claimed; return all, at most `pack_size`.
 
@@ -104,17 +141,19 @@ class Lease:
             ).fetchall()
             (workers,) = connection.execute("SELECT max(1, count(*)) FROM workers").fetchone()
             share = min(pack_size, -(-(len(line) + 1) // workers))
+            others = [job_from_row(row, self.queue.folder) for row in line if not row["tries"]]
             similar = [
-                job_from_row(row)
-                for row in line
-                if not row["tries"] and packing_key(Request.from_json(row["request"])) == packing_key(job.request)
+                other
+                for other in others
+                if not other.unreadable and packing_key(other.request) == packing_key(job.request)
             ][: share - 1]
             connection.executemany(
                 f"{CLAIM} WHERE id = ?",
                 [(RUNNING, self.id, time.time(), other.id) for other in similar],
             )
-        return [job, *similar]
+        return [job, *(replace(other, worker=self.id) for other in similar)]
 
+    @waits_for_room
     def report(self, job: Job, phase: str, step: int = 0, steps: int = 0) -> Order:
         """Record a job's progress; return what to do next: "cancel" it, "hold" it, or "continue".
 
@@ -137,6 +176,7 @@ class Lease:
             self._reported[job.id] = now, phase
         return "cancel" if found["cancelling"] else "hold" if found["held"] else "continue"
 
+    @waits_for_room
     def complete(self, job: Job, message: str = "") -> None:
         """Move a whole clip from its staging folder to its output and mark the job as done.
 
@@ -144,9 +184,12 @@ class Lease:
         is no longer this worker's.
         """
         folder = staging_folder(job)
-        if job.output.is_relative_to(self.queue.folder):  # elsewhere the user's umask holds
-            tighten(folder.iterdir())
-        sync(*folder.iterdir(), folder)
+        if folder.is_dir():  # it was moved already where only the end could not be noted for lack of space
+            if job.output.is_relative_to(self.queue.folder):  # elsewhere the user's umask holds
+                tighten(folder.iterdir())
+            sync(*folder.iterdir(), folder)
+        elif not job.output.is_file():
+            raise FileNotFoundError(f"{job.output} must stay while it is written; it was removed, so make it again")
         changed = self.queue.connection.execute(
             "UPDATE jobs SET whole = 1, sentence = ? WHERE id = ? AND worker = ? AND state = ?",
             (message, job.id, self.id, RUNNING),
@@ -156,6 +199,7 @@ class Lease:
         publish(job)
         self.finish(job, DONE, message)
 
+    @waits_for_room
     def finish(self, job: Job, state: str, message: str = "") -> None:
         """Set the state in which a job ends, or, with QUEUED, put it back as if it had not been started.
 
@@ -212,13 +256,13 @@ def _release(queue: Queue, worker: str) -> None:
             "SELECT *, NULL AS ahead FROM jobs WHERE worker = ? AND state = ?", (worker, RUNNING)
         ).fetchall()
         for row in found:
-            state, message = INTERRUPTED, row["sentence"]
-            if row["whole"]:
-                publish(job_from_row(row))
-                state = DONE
-            elif row["cancelling"]:
+            job = job_from_row(row, queue.folder)
+            state, message = _publish_late(job) if row["whole"] else (INTERRUPTED, row["sentence"])
+            if not row["whole"]:
+                shutil.rmtree(staging_folder(job), ignore_errors=True)  # before it can be another worker's job
+            if state == INTERRUPTED and row["cancelling"]:
                 state = CANCELLED
-            elif row["tries"] >= MAX_ATTEMPTS:
+            elif state == INTERRUPTED and row["tries"] >= MAX_ATTEMPTS:
                 state, message = FAILED, crashed
             connection.execute(
                 "UPDATE jobs SET state = ?, sentence = ?, ended = ?, phase = '', step = 0, worker = NULL WHERE id = ?",
@@ -230,16 +274,30 @@ def _release(queue: Queue, worker: str) -> None:
     (queue.locks / worker).unlink(missing_ok=True)
 
 
+def _publish_late(job: Job) -> tuple[str, str]:
+    """Publish a whole clip of a dead worker; return the state and the message in which its job ends."""
+    try:
+        publish(job)
+    except OSError as error:
+        if is_disk_full(error):
+            raise
+        return FAILED, f"{job.output} could not be written: {error.strerror or error}; make it again elsewhere"
+    return (DONE, job.message) if job.output.is_file() else (INTERRUPTED, "")
+
+
 def staging_folder(job: Job) -> Path:
-    """Return the folder in which a job's files are written, next to its output."""
-    return job.output.parent / f".making-{job.id}"
+    """Return the folder, next to a job's output, in which its worker writes its files.
+
+    Another worker of the same job has another one, so that neither removes or mixes up the files of the other.
+    """
+    return job.output.parent / f".making-{job.id}{f'-{job.worker}' if job.worker else ''}"
 
 
 def publish(job: Job) -> None:
-    """Move the whole files of a job's staging folder to its output's folder; idempotent."""
+    """Move the whole files of a job's staging folder to its output's folder, the clip itself last; idempotent."""
     folder = staging_folder(job)
     if folder.is_dir():
-        for path in folder.iterdir():
+        for path in sorted(folder.iterdir(), key=lambda path: path.name == job.output.name):
             os.replace(path, job.output.parent / path.name)
         sync(job.output.parent)
         folder.rmdir()

@@ -16,6 +16,8 @@ from pathlib import Path
 import torch
 
 from app.policy.policy import ContentPolicy
+from app.queue.database import QueueDiskFull
+from app.queue.disk import bytes_to_go_on, full_disk_sentence, full_folder, has_room, when_there_is_room
 from app.queue.estimate import cost_key
 from app.queue.history import History, Stopwatch, device_name
 from app.queue.jobs import (
@@ -36,15 +38,14 @@ from app.queue.jobs import (
 from app.queue.lease import Lease, LeaseLost, recover, staging_folder
 from app.queue.previews import preview_writer, remove_preview
 from app.render import UNRESTRICTED, check_keep_latents, load_pipeline, upsample_prompts, write_sample
+from dit.adapters.estimate import cost_model_of
 from dit.estimate import Cost, CostModel
 from dit.inputs import save_latents
 from dit.pipeline import Pipeline, Sample
 from dit.request import Request
-from vae.video.pixels import DiskError
 
 POLL_SECONDS = 0.25  # how often an idle worker looks for jobs, and a held one for the end of the pause
 HEARTBEAT_SECONDS = 5.0
-MIN_FREE_BYTES = 256 * 2**20  # free disk space that ends a pause for a full disk
 LOW_MEMORY_NOTE = "made in smaller portions, because memory ran out"
 LOG = logging.getLogger("longtake.worker")
 
@@ -77,7 +78,7 @@ class WarmModel:
             self.pipeline, self.name = load_pipeline(request), request.model
             if self.device:
                 self.pipeline.to(self.device)
-            self.cost_model, self.costs = CostModel.of(self.pipeline), {}
+            self.cost_model, self.costs = cost_model_of(self.pipeline), {}
         return self.pipeline
 
     def record(self, sample: Sample, output: Path, stopwatch: Stopwatch, seconds: float, pack_size: int = 1) -> None:
@@ -104,13 +105,17 @@ def run_worker(
     Up to `pack_size` jobs of similar cost are made as one pack. Jobs that the policy refuses fail, whoever queued them.
     """
     stop, model = stop or threading.Event(), WarmModel(device, content_policy, pack_size)
-    with Lease(queue, device or "auto") as lease, heartbeats(lease):
+    with Lease(queue, device or "auto", stop) as lease, heartbeats(lease):
         while not stop.is_set():
-            recover(queue)
-            resume_if_space(queue)
-            job = lease.claim()
-            if job:
-                run_pack(lease, lease.claim_similar(job, model.pack_size), model, stop)
+            try:
+                when_there_is_room(lambda: recover(queue), queue.folder, stop, QueueDiskFull)
+                resume_if_space(queue)
+                job = lease.claim()
+                jobs = lease.claim_similar(job, model.pack_size) if job else []
+            except QueueDiskFull:  # only once it is told to stop
+                return
+            if jobs:
+                run_pack(lease, jobs, model, stop)
             elif until_empty and not sum(queue.counts()[state] for state in (*WAITING, RUNNING)):
                 return
             else:
@@ -137,10 +142,27 @@ def heartbeats(lease: Lease) -> Iterator[None]:
 
 
 def resume_if_space(queue: Queue) -> None:
-    """End a pause for a full disk once there is space."""
+    """End a pause for a full disk once there is space on that disk."""
     pause = queue.paused
-    if pause and pause.min_free_bytes and shutil.disk_usage(queue.folder).free >= pause.min_free_bytes:
-        queue.resume()
+    if pause and pause.min_free_bytes and has_room(Path(pause.folder or queue.folder), pause.min_free_bytes):
+        with suppress(QueueDiskFull):
+            queue.resume()
+
+
+def pause_if_full(lease: Lease, jobs: list[Job], error: Exception) -> bool:
+    """Pause the queue and put jobs back where an error is a lack of disk space; return whether it is one."""
+    folder, queue = full_folder(error, jobs[0].output.parent), lease.queue
+    if folder is None:
+        return False
+    for job in jobs:
+        shutil.rmtree(staging_folder(job), ignore_errors=True)
+    sentence = full_disk_sentence(folder)
+    pause = lambda: queue.pause(sentence, bytes_to_go_on(error, folder), str(folder))
+    with suppress(QueueDiskFull):  # of a worker that is told to stop
+        when_there_is_room(pause, queue.folder, lease.stop, QueueDiskFull)
+    for job in jobs:
+        finish(lease, job, QUEUED, sentence)
+    return True
 
 
 def run_job(lease: Lease, job: Job, model: WarmModel, stop: threading.Event) -> None:
@@ -176,14 +198,14 @@ def run_job(lease: Lease, job: Job, model: WarmModel, stop: threading.Event) -> 
         finish(lease, job, CANCELLED)
     except WorkerStopping:
         finish(lease, job, QUEUED)
-    except DiskError as error:
-        lease.queue.pause(f"the disk is full or fails: {error}", MIN_FREE_BYTES)
-        finish(lease, job, QUEUED, str(error))
-    except (ValueError, OSError) as error:  # their messages are written for users
-        finish(lease, job, FAILED, str(error))
     except Exception as error:
-        LOG.warning("%s failed", job.id, exc_info=error)
-        finish(lease, job, FAILED, f"{type(error).__name__}: {error}".splitlines()[0])
+        if pause_if_full(lease, [job], error):
+            return
+        message = str(error)
+        if not isinstance(error, (ValueError, OSError)):  # whose messages are written for users
+            LOG.warning("%s failed", job.id, exc_info=error)
+            message = f"{type(error).__name__}: {error}".splitlines()[0]
+        finish(lease, job, FAILED, message)
     finally:
         shutil.rmtree(staging_folder(job), ignore_errors=True)
         remove_preview(lease.queue.folder, job.id)
@@ -247,11 +269,9 @@ def run_pack(lease: Lease, jobs: list[Job], model: WarmModel, stop: threading.Ev
     except WorkerStopping:
         for job in running.values():
             finish(lease, job, QUEUED)
-    except DiskError as error:
-        lease.queue.pause(f"the disk is full or fails: {error}", MIN_FREE_BYTES)
-        for job in running.values():
-            finish(lease, job, QUEUED, str(error))
     except Exception as error:
+        if running and pause_if_full(lease, list(running.values()), error):
+            return
         LOG.warning("%d jobs are made one at a time: %s", len(running), error)
         if is_out_of_memory(error):
             model.pack_size = max(1, len(jobs) // 2)
@@ -264,8 +284,12 @@ def run_pack(lease: Lease, jobs: list[Job], model: WarmModel, stop: threading.Ev
 
 
 def finish(lease: Lease, job: Job, state: str, message: str = "") -> None:
-    """Set a job's final state, unless it is another worker's by now."""
-    with suppress(LeaseLost):
+    """Set a job's final state, unless it is another worker's by now; what it wrote is removed before that.
+
+    A worker that is told to stop while the queue's disk is full leaves the job to the next one.
+    """
+    shutil.rmtree(staging_folder(job), ignore_errors=True)
+    with suppress(LeaseLost, QueueDiskFull):
         lease.finish(job, state, message)
 
 
@@ -310,7 +334,7 @@ def write_job_files(job: Job, model: WarmModel, sample: Sample, folder: Path, ch
     pipeline, output = model.load(job.request), folder / job.output.name
     write_sample(pipeline, sample, output, lambda done, total: check_in(WRITING, done, total), model.content_policy)
     if job.keep_latents:
-        save_latents(output, sample.latents, pipeline.vae)
+        save_latents(output, sample.latents, pipeline.vae, sample.trim)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from app.home import make_private_file, make_private_folder
-from app.queue.jobs import AHEAD, BUSY_SECONDS, DONE, Job, job_from_row
+from app.queue.database import BUSY_SECONDS
+from app.queue.jobs import DONE, Job, job_from_row
+from app.queue.line import places_in_line
 from app.server.parsing import short_repr
 from app.server.service import UPLOAD_ID, NotFound, Service
 from app.server.uploads import PARTIAL_PREFIX
@@ -137,7 +139,7 @@ class Gallery:
         found: list[tuple[tuple[str, str], GalleryItem]] = []
         if kind in (None, JOB):
             rows = self.connection.execute(
-                f"SELECT jobs.*, {AHEAD}, favourite, note, known.* FROM jobs "
+                "SELECT jobs.*, favourite, note, known.* FROM jobs "
                 "LEFT JOIN marks ON marks.owner = jobs.owner AND marks.id = jobs.id "
                 "LEFT JOIN known ON known.id = jobs.id "
                 "WHERE jobs.owner = :owner AND jobs.id < :before AND (:any OR favourite = 1) AND (:words = '[]' "
@@ -145,8 +147,9 @@ class Gallery:
                 "ORDER BY jobs.id DESC LIMIT :limit",
                 {"owner": owner, "before": before[0], "any": not favourites, "words": words, "limit": limit},
             ).fetchall()
+            places = places_in_line(self.connection, rows)
             for row in rows:
-                job = job_from_row(row)
+                job = job_from_row(row, self.folder, places.get(row["id"]))
                 found.append((_sort_key(job.id), _item_from_row(job, row)))
         if kind in (None, UPLOAD):
             for upload, item in self._uploaded_items(owner):

@@ -1,0 +1,115 @@
+"""Full disks: which disk an error is about, whether there is room again, and waiting until there is."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL_TEXT = re.compile(r"disk (is )?full|no space left|os error 28\b|disk quota exceeded", re.IGNORECASE)
+MIN_FREE_BYTES = 256 * 2**20  # free space that ends a pause for a full disk
+MIN_FREE_SHARE = 0.25  # of a disk too small for that
+TRIAL_BYTES = 2**20  # written to find out whether there is room: quotas and inodes run out as well
+MORE_SPACE = 1.25  # times the space that was too little
+RETRY_SECONDS = 1.0
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Say whether an error is, or was raised because of, a lack of disk space."""
+    while error is not None:
+        if getattr(error, "errno", None) in FULL or FULL_TEXT.search(str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def disk_of(path: Path) -> str:
+    """Name the disk that a path is on by its mount point."""
+    place = Path(os.path.realpath(path))
+    while not os.path.ismount(place):
+        place = place.parent
+    return str(place)
+
+
+def min_free_bytes(folder: Path) -> int:
+    """Return how much space ends a pause for a full disk: 256 MiB, or a quarter of a smaller disk."""
+    return max(1, min(MIN_FREE_BYTES, int(shutil.disk_usage(existing_folder(folder)).total * MIN_FREE_SHARE)))
+
+
+def existing_folder(folder: Path) -> Path:
+    """Return a folder, or the nearest one above it that exists."""
+    while not folder.is_dir() and folder != folder.parent:
+        folder = folder.parent
+    return folder
+
+
+def has_room(folder: Path, free_bytes: int) -> bool:
+    """Say whether so much space is free on the disk of a folder, and a file can be written there."""
+    folder = existing_folder(folder)
+    try:
+        if shutil.disk_usage(folder).free < free_bytes:
+            return False
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(min(free_bytes, TRIAL_BYTES)))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return not is_disk_full(error)  # what else is wrong the next clip will tell
+    return True
+
+
+def when_there_is_room(
+    action: Callable[[], T], folder: Path, stop: threading.Event | None = None, kind: type[OSError] = OSError
+) -> T:
+    """Call a function; where the disk of `folder` is full, say so once, wait, and call it again.
+
+    Only errors of `kind` are taken for a full disk. Raises what the function raises otherwise, and the error of the
+    full disk once `stop` is set.
+    """
+    told, stop = False, stop or threading.Event()
+    while True:
+        try:
+            return action()
+        except kind as error:
+            if not is_disk_full(error) or stop.is_set():
+                raise
+            if not told:
+                print(f"longtake: paused: {full_disk_sentence(folder)}", file=sys.stderr, flush=True)
+                told = True
+        stop.wait(RETRY_SECONDS)
+
+
+def full_disk_sentence(folder: Path) -> str:
+    """Say that the disk of a folder is full, and what to do."""
+    return f"the disk at {disk_of(folder)}, of {folder}, is full, so make room; it goes on by itself"
+
+
+def full_folder(error: BaseException, folder: Path) -> Path | None:
+    """Return the folder whose disk an error found full: that of the file it names, or else `folder`; or None."""
+    if not is_disk_full(error):
+        return None if has_room(folder, 1) else folder
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(name := getattr(cause, "filename", None), str) and os.path.isabs(name):
+            named = existing_folder(Path(name).parent)
+            return named if disk_of(named) != disk_of(folder) else folder
+        cause = cause.__cause__ or cause.__context__
+    return folder
+
+
+def bytes_to_go_on(error: BaseException, folder: Path) -> int:
+    """Return how much free space ends a pause, once what the failed clip had written is removed.
+
+    More than what is free now, which was too little, except for a quota, of which the disk says nothing.
+    """
+    least, free = min_free_bytes(folder), shutil.disk_usage(existing_folder(folder)).free
+    return least if getattr(error, "errno", None) == errno.EDQUOT else max(least, int(free * MORE_SPACE))
