@@ -244,3 +244,32 @@ def test_paths_are_relative_to_the_folder_of_jobs(tmp_path):
     assert found["clip"] == found["hashes"][0][0] == str(at / "sub/c.mp4") and found["mask"] == str(at / "m.png")
     assert found["keyframes"] == [[[0, str(at / "p.png")], [1, str(at / "q.png")]], [[0, str(at / "r.png")]]]
     assert found["moments"][0][0]["clip"] == str(at / "s.mp4")
+
+
+@pytest.mark.parametrize("name, separator", [("jobs.csv", ";"), ("jobs.tsv", "\t")])
+def test_numbers_with_decimal_commas_are_read_where_no_comma_separates_columns(tmp_path, name, separator):
+    lines = ["prompt;seed;seconds;guidance", "a ball;1;2,125;1.234,5", "a cube;2,0;2.125;-0,5", "a can;1,5;2;1"]
+    one, two, three = read(tmp_path, name, "\ufeff" + "\r\n".join(lines).replace(";", separator))
+    assert one.fields == {"prompt": "a ball", "seed": 1, "seconds": 2.125, "guidance": 1234.5}
+    assert two.fields == {"prompt": "a cube", "seed": 2, "seconds": 2.125, "guidance": -0.5}
+    assert three.error == "seed must be a whole number; got 1.5"
+    one, two = read(tmp_path, "jobs.csv", 'prompt,seconds\na ball,"2,125"\na cube,2\n')
+    assert "so write 2.125" in one.error and two.fields["seconds"] == 2
+
+
+def test_paths_may_be_written_as_on_windows(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "start.png").write_bytes(b"image")
+    (tmp_path / "odd\\name.png").write_bytes(b"image")  # a name that may be chosen here
+    table = "prompt,image,keyframes\na,images\\start.png,\nb,odd\\name.png,\nc,C:\\start.png,\nd,.\\gone.png,\n"
+    one, two, three, four = read(tmp_path, "jobs.csv", table)
+    assert one.fields["image"] == str(tmp_path / "images" / "start.png")
+    assert two.fields["image"] == str(tmp_path / "odd\\name.png")
+    assert "of Windows, so write it relative" in three.error
+    assert four.fields["image"] == str(tmp_path / "gone.png")  # whose absence is reported where it is read
+    text = json.dumps(
+        {"keyframes": [[0, "images\\start.png"]], "moments": [{"at": 0, "prompt": "x", "clip": "a\\b.mp4"}]}
+    )
+    (row,) = read(tmp_path, "jobs.jsonl", text)
+    assert row.fields["keyframes"] == [[0, str(tmp_path / "images" / "start.png")]]
+    assert row.fields["moments"][0]["clip"] == str(tmp_path / "a" / "b.mp4")

@@ -19,7 +19,6 @@ from contextlib import ExitStack, redirect_stdout
 from dataclasses import replace
 from functools import cache
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from app.batch.batch import Batch

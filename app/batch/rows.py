@@ -19,6 +19,7 @@ import csv
 import io
 import json
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable
@@ -154,7 +155,7 @@ def _read_table(text: str, path: Path) -> list[BatchRow]:
         if not cells:
             continue
         if names:
-            rows.append(_make_row(number, partial(_parse_cells, names, cells), path.parent))
+            rows.append(_make_row(number, partial(_parse_cells, names, cells, delimiter != ","), path.parent))
         else:
             names = [RENAMED.get(cell.strip(), cell.strip()) for cell in cells]
             _check_header(names, path)
@@ -186,13 +187,13 @@ def _check_header(names: list[str], path: Path) -> None:
             raise RequestError(f"a column must have a name of its own; {path} has two named {name}")
 
 
-def _parse_cells(names: list[str], cells: list[str]) -> dict[str, Any]:
+def _parse_cells(names: list[str], cells: list[str], decimal_comma: bool) -> dict[str, Any]:
     """Return a record's values by field; missing cells at its end are empty."""
     if len(cells) > len(names):
         raise RequestError(
             f"a row must have a cell for each of {len(names)} columns; got {len(cells)}, so quote what holds a comma"
         )
-    return {name: parse_cell(name, cell) for name, cell in zip(names, cells, strict=False)}
+    return {name: parse_cell(name, cell, decimal_comma) for name, cell in zip(names, cells, strict=False)}
 
 
 def _parse_columns(found: dict[str, Any]) -> dict[str, Any]:
@@ -206,8 +207,12 @@ def _parse_columns(found: dict[str, Any]) -> dict[str, Any]:
     return read
 
 
-def parse_cell(name: str, cell: str) -> Any:
-    """Parse a cell into its field's type; None for an empty one. Lists, and lists of values, are JSON."""
+def parse_cell(name: str, cell: str, decimal_comma: bool = False) -> Any:
+    """Parse a cell into its field's type; None for an empty one. Lists, and lists of values, are JSON.
+
+    With `decimal_comma`, a comma in a number is a decimal comma, as where it separates no columns. Elsewhere it might
+    separate thousands, so it is refused.
+    """
     cell, kind = cell.strip(), FIELD_TYPES.get(name, "str")
     if not cell:
         return None
@@ -220,8 +225,13 @@ def parse_cell(name: str, cell: str) -> Any:
             raise RequestError(f"{name} must be JSON where it is a list; got {cell!r}, {error}") from error
     if kind not in ("int", "float"):
         raise RequestError(f"{name} must be a list in JSON, such as [0, 1]; got {cell!r}")
+    number = cell
+    if re.fullmatch(r"[+-]?(\d+|\d{1,3}(\.\d{3})+),\d+", cell):
+        number = cell.replace(".", "").replace(",", ".")
+        if not decimal_comma:
+            raise RequestError(f"{name} must be a number with a decimal point; got {cell!r}, so write {number}")
     try:
-        value = int(cell) if re.fullmatch(r"[+-]?\d+", cell) else float(cell)
+        value = int(number) if re.fullmatch(r"[+-]?\d+", number) else float(number)
     except ValueError:
         raise RequestError(f"{name} must be a number; got {cell!r}") from None
     return _whole_number(name, value) if kind == "int" and isinstance(value, float) else value
@@ -272,11 +282,26 @@ def _read_storyboard(name: Any, folder: Path) -> dict[str, Any]:
     return {key: value for key, value in found.items() if value is not None and key != STORYBOARD}
 
 
+def _resolve_path(folder: Path, name: str, file: str) -> str:
+    r"""Return a path relative to the folder of JOBS, also one that is written as on Windows, such as images\start.png.
+
+    Raises RequestError for one with a drive, which no other system has.
+    """
+    path = folder / file
+    if "\\" not in file or os.path.lexists(path):
+        return str(path)
+    if re.match(r"[A-Za-z]:|\\\\", file):
+        raise RequestError(
+            f"{name} must be a path of this machine; got {file!r}, of Windows, so write it relative to the table"
+        )
+    return str(folder / file.replace("\\", "/"))
+
+
 def _resolve_paths(folder: Path, name: str, value: Any) -> Any:
     """Return a field's value, or list of values, with its paths resolved against the folder of JOBS."""
 
     def resolve(file: Any) -> Any:
-        return str(folder / file) if isinstance(file, str) and file else file
+        return _resolve_path(folder, name, file) if isinstance(file, str) and file else file
 
     if isinstance(value, (list, tuple)):
         path_index = {"keyframes": 1, "hashes": 0}.get(name)
