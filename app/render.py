@@ -18,6 +18,7 @@ from app.provenance.watermark import add_watermark
 from app.registry import DEFAULT_MODEL, model_folder, resolve_upsampler
 from captioning.text_encoder import shorten_to_limit
 from captioning.upsampler import load_upsampler
+from dit.adapters.load import load_model
 from dit.inputs import save_latents
 from dit.modes import mode_of
 from dit.pipeline import Pipeline, ProgressCallback, Sample
@@ -135,7 +136,7 @@ def load_pipeline(request: Request) -> Pipeline:
 
     Warns on stderr where other weights or another stack made the clip of the request.
     """
-    pipeline = Pipeline.from_pretrained(model_folder(request.model))
+    pipeline = load_model(model_folder(request.model))
     if request.model_hash and request.model_hash != pipeline.hash:
         print(
             f"longtake: weights {request.model_hash} made the clip; these are {pipeline.hash}, so it will differ",

@@ -161,7 +161,8 @@ class CostModel:
 
     def empty_inputs(self, request: Request, durations: dict[str, float]) -> EmptyInputs:
         """Return the inputs of a resolved request, all zeros; `durations` are those of its files, once read."""
-        return EmptyInputs.of(request, self.pipeline, *self.pipeline.latent_shape(request), durations=durations)
+        shape, fps = self.pipeline.latent_shape(request)
+        return EmptyInputs.of(request, self.pipeline, shape, fps, encode_flops, durations)
 
     def seconds(self, request: Request) -> float:
         """Return how long the clip of a request will last; raises what the modes raise."""
@@ -206,19 +207,18 @@ class EmptyInputs(ModeInputs):
         pipeline: Pipeline,
         shape: tuple[int, int, int, int],
         fps: float,
-        cost_of_encoding: Callable[[Any, int, int, int], int] = encode_flops,
-        durations: dict[str, float] | None = None,
+        cost_of_encoding: Callable[[Any, int, int, int], int],
+        durations: dict[str, float],
     ) -> EmptyInputs:
         """Return empty inputs for a resolved request; reads no more of its files than their durations, once.
 
         `cost_of_encoding` gives the FLOPs of encoding latents (T, H, W) with a VAE.
         """
         (C, _, H, W), vae, flops = shape, pipeline.vae, list[int]()
-        durations = {} if durations is None else durations
         hashes = {path for path, _ in request.hashes or ()}
 
         def encode(T: int, kept: int | None = None) -> Tensor:
-            flops.append(encode_cost(vae, T, H, W))
+            flops.append(cost_of_encoding(vae, T, H, W))
             return torch.zeros(C, kept or T, H, W)
 
         def latent_frames(path: str) -> int:

@@ -26,10 +26,17 @@ VIDEO_MASKS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif")  # a mas
 Box = tuple[int, int, int, int]
 
 
-def mode_inputs(request: Request, vae: VideoVAE, patch: tuple[int, int, int], shape, fps: float) -> ModeInputs:
+def mode_inputs(
+    request: Request,
+    vae: VideoVAE,
+    patch: tuple[int, int, int],
+    shape,
+    fps: float,
+    images: dict[str, Tensor] | None = None,
+) -> ModeInputs:
     """Return the inputs of a resolved request's mode, for latents of `shape` (C, T, H, W).
 
-    A file is read when the mode asks for it.
+    A file is read when the mode asks for it; the pixels of its images are kept in `images`, if given.
     """
     stride, down, across = vae.stride
     rows, columns = shape[2] * down, shape[3] * across
@@ -38,8 +45,12 @@ def mode_inputs(request: Request, vae: VideoVAE, patch: tuple[int, int, int], sh
     def encode(pixels: Tensor) -> Tensor:
         return vae.encode(pixels[None].to(vae.device))[0].cpu()
 
+    known = {} if images is None else images
+
     def image(path: str) -> Tensor:
-        return fit_image(read_image(path), rows, columns)
+        if path not in known:
+            known[path] = fit_image(read_image(path), rows, columns)
+        return known[path]
 
     def video(path: str, box: Box) -> Tensor:
         left, top, right, bottom = box

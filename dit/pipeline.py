@@ -20,9 +20,9 @@ from dit.denoiser import Denoiser, Networks, Segment
 from dit.flow import sigma_schedule
 from dit.inputs import hash_inputs, mode_inputs
 from dit.model import DiT
-from dit.modes import MODES, mode_of
+from dit.modes import MODES, Mode, mode_of
 from dit.packing import grid_of
-from dit.request import NO_UPSAMPLER, SAMPLERS, SIDES, Request, RequestError, check_lengths, check_values
+from dit.request import NO_UPSAMPLER, OTHER_MODELS, SAMPLERS, SIDES, Request, RequestError, check_lengths, check_values
 from dit.sampler import StepCallback, sample
 from dit.settings import SETTINGS, Settings, hash_of_model, read_settings
 from dit.windows import longest_window, samples_first_window_alone
@@ -94,7 +94,7 @@ class Pipeline(DiffusionPipeline):
                 f"upsample needs upsampled_prompt; got only {request.upsample!r}, so let app.render write it"
             )
         prompts = [request.effective_prompt, request.negative_prompt or "", *(m.prompt for m in request.moments or ())]
-        tokenize(self.tokenizer, prompts)
+        self.check_prompts(prompts)
         for field in mode.needs:
             if not getattr(request, field):
                 flag = "keyframe" if field == "keyframes" else field
@@ -103,20 +103,12 @@ class Pipeline(DiffusionPipeline):
         check_values(replace(request, size=size))
         if request.moments and "moments" in mode.reads and request.prompt.strip():
             raise RequestError("moments have prompts of their own; got another prompt, so leave it out")
-        sizes = {
-            (columns, rows): f"{columns}x{rows}"
-            for columns, rows, frames in settings.formats
-            if mode.still == (frames == 1)
-        }
-        if size not in sizes:
-            known = ", ".join(sizes.values())
-            raise RequestError(f"size must be one this model was trained for: {known}; got {size[0]}x{size[1]}")
+        self.check_size(size, mode)
         sampler = request.sampler or settings.sampler
-        if sampler not in SAMPLERS:
-            raise RequestError(f"sampler must be one of {', '.join(SAMPLERS)}; got {sampler!r}")
-        fps = settings.fps if request.fps is None else request.fps
-        if fps != settings.fps:
-            raise RequestError(f"fps must be what this model was trained for, {settings.fps:g}; got {fps:g}")
+        if sampler not in self.samplers:
+            raise RequestError(f"sampler of this model must be one of {', '.join(self.samplers)}; got {sampler!r}")
+        self.check_special_fields(request)
+        fps = self.checked_fps(request)
         steps = settings.steps if request.steps is None else request.steps
         if not 1 <= steps <= 1000:
             raise RequestError(f"steps must lie between 1 and 1000; got {steps}")
@@ -159,6 +151,40 @@ class Pipeline(DiffusionPipeline):
             model_hash=self.hash,
             made_with=self.made_with,
         )
+
+    @property
+    def samplers(self) -> tuple[str, ...]:
+        """The samplers that this model works with."""
+        return SAMPLERS
+
+    @property
+    def patch(self) -> tuple[int, int, int]:
+        """The latents (frames, rows, columns) of one token."""
+        return self.transformer.dit_config.patch
+
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """Raise ValueError for a prompt over the token limit."""
+        tokenize(self.tokenizer, list(prompts))
+
+    def check_size(self, size: tuple[int, int], mode: Mode) -> None:
+        """Raise RequestError for a size (columns, rows) that the model was not trained for."""
+        known = {(x, y): f"{x}x{y}" for x, y, frames in self.settings.formats if mode.still == (frames == 1)}
+        if size not in known:
+            listed = ", ".join(known.values())
+            raise RequestError(f"size must be one this model was trained for: {listed}; got {size[0]}x{size[1]}")
+
+    def check_special_fields(self, request: Request) -> None:
+        """Raise RequestError for a field that only other models read."""
+        for name in OTHER_MODELS:
+            if getattr(request, name) is not None:
+                raise RequestError(f"{name} must be left out for this model, which has no such thing")
+
+    def checked_fps(self, request: Request) -> float:
+        """Return the frame rate of a request; raises RequestError for one that the model was not trained for."""
+        trained = self.settings.fps
+        if request.fps not in (None, trained):
+            raise RequestError(f"fps must be what this model was trained for, {trained:g}; got {request.fps:g}")
+        return trained
 
     @property
     def made_with(self) -> str:
@@ -256,8 +282,21 @@ class Pipeline(DiffusionPipeline):
     ) -> Iterator[list[Tensor]]:
         """Sample segments as one pack, with the first one's steps and sampler; yield their latents after each step."""
         request, canvases = segments[0].request, [segment.canvas for segment in segments]
-        sigmas = [self.sigmas(request, canvas.denoise_mask.shape) for canvas in canvases]
         denoiser, noise = make_denoiser(self.networks, segments), [segment.noise for segment in segments]
+        shapes = [canvas.denoise_mask.shape for canvas in canvases]
+        return self.run_sampler(denoiser, request, canvases, noise, shapes, callback)
+
+    def run_sampler(
+        self,
+        denoiser: Denoiser,
+        request: Request,
+        canvases: Sequence[Canvas],
+        noise: Sequence[Tensor],
+        shapes: Sequence[Sequence[int]],
+        callback: StepCallback | None,
+    ) -> Iterator[list[Tensor]]:
+        """Sample canvases, of which the model sees (T, H, W) of `shapes` at a time; yield latents after each step."""
+        sigmas = [self.sigmas(request, shape) for shape in shapes]
         return sample(denoiser, canvases, noise, sigmas, request.sampler or "", callback)
 
     def sample_in_windows(
@@ -277,8 +316,8 @@ class Pipeline(DiffusionPipeline):
                 yield [torch.cat([latents, canvas.clean_latents[:, window:]], 1)]
             rest = canvas.keep(latents, 0)
         denoiser = make_denoiser(self.networks, [Segment(request, rest, noise[:, -T:])], window, canvas)
-        sigmas = [self.sigmas(request, (window, H, W))]
-        for (latents,) in sample(denoiser, [rest], [noise[:, :T]], sigmas, request.sampler or "", callback):
+        run = self.run_sampler(denoiser, request, [rest], [noise[:, :T]], [(window, H, W)], callback)
+        for (latents,) in run:
             yield [latents]
         if canvas.periodic:
             yield [denoiser.cut_loop(latents)]
@@ -290,7 +329,7 @@ class Pipeline(DiffusionPipeline):
 
     def token_count(self, shape: Sequence[int]) -> int:
         """Return the number of tokens of latents (T, H, W)."""
-        return math.prod(grid_of(shape, self.transformer.dit_config.patch))
+        return math.prod(grid_of(shape, self.patch))
 
     def trained_lengths(self, request: Request) -> list[int]:
         """Return the lengths of training clips at a request's size, in latent frames, ascending."""
@@ -319,7 +358,7 @@ class Pipeline(DiffusionPipeline):
     def paint(self, request: Request) -> Canvas:
         """Return the canvas of a resolved request. Raises RequestError and MediaError."""
         shape, fps = self.latent_shape(request)
-        inputs = mode_inputs(request, self.vae, self.transformer.dit_config.patch, shape, fps)
+        inputs = mode_inputs(request, self.vae, self.patch, shape, fps)
         return MODES[request.mode].paint(inputs).to(self.device)
 
     def latent_shape(self, request: Request) -> tuple[tuple[int, int, int, int], float]:

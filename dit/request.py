@@ -16,6 +16,9 @@ from typing import Any
 METADATA_KEY = "longtake"  # under which a clip's file carries its request
 LATENTS_SUFFIX = ".latents"  # added to a clip's file name: the file with its latents
 SAMPLERS = ("euler", "heun", "dpm")
+SCHEDULER = "scheduler"  # the sampler of other makers' models that is in their own folder
+ALL_SAMPLERS = (*SAMPLERS, SCHEDULER)
+OTHER_MODELS = ("guidance_2", "flow_shift", "loras")  # fields that only other makers' models read
 CORNERS = ("bottom-right", "bottom-left", "top-right", "top-left")  # of the frame, for a watermark
 SIDES = ("after", "before", "both")  # of a clip to extend; the first is the default
 NO_UPSAMPLER = "none"  # the value of `upsample` that stands for none
@@ -74,6 +77,10 @@ class Request:
     level lies within `guidance_interval`, and `guidance_rescale` (0 to 1) takes back the contrast that it adds.
     `frame_guidance` is the scale of guidance towards the given frames.
 
+    Of other makers' models only. `guidance_2` is the scale of the second expert, or that of classifier-free guidance
+    where `guidance` is an input of the model. `flow_shift` moves the noise levels towards noise. `loras` are (file,
+    weight) pairs.
+
     Provenance. `model` names a folder or a shipped model, `model_hash` its weights, and `made_with` the software and
     hardware, which decide the last bits.
     """
@@ -103,6 +110,9 @@ class Request:
     guidance_rescale: float | None = None
     negative_prompt: str | None = None
     sampler: str | None = None
+    guidance_2: float | None = None
+    flow_shift: float | None = None
+    loras: tuple[tuple[str, float], ...] | None = None
     seed: int = 0
     watermark: str | None = None
     model: str | None = None
@@ -170,6 +180,9 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "guidance_rescale": (int, float),
     "negative_prompt": (str,),
     "sampler": (str,),
+    "guidance_2": (int, float),
+    "flow_shift": (int, float),
+    "loras": (list, tuple),
     "seed": (int,),
     "watermark": (str,),
     "model": (str,),
@@ -212,8 +225,8 @@ def _checked(name: str, value: Any) -> Any:
     if name in _TUPLES:
         types, rule = _TUPLES[name]
         return _tuple(known, types, f"{name} must be {rule}; got {_shortened(value)}")
-    if name in ("keyframes", "hashes"):
-        types = (float, str) if name == "keyframes" else (str, str)
+    if name in _PAIRS:
+        types = _PAIRS[name]
         rule = f"{name} must be pairs, each with a file"
         return tuple(_tuple(pair, types, f"{rule}; got {_shortened(pair)}") for pair in known)
     if name == "moments":
@@ -279,6 +292,13 @@ def check_values(request: Request) -> None:
     for at, path in request.keyframes or ():
         if not 0 <= at < MAX_SECONDS:
             raise RequestError(f"a keyframe must be at 0 seconds or later; got {at:g} for {path}")
+    if request.guidance_2 is not None and not 0 <= request.guidance_2 <= 100:
+        raise RequestError(f"guidance_2 must lie between 0 and 100; got {request.guidance_2:g}")
+    if request.flow_shift is not None and not 0 < request.flow_shift <= 100:
+        raise RequestError(f"flow_shift must be above 0 and at most 100; got {request.flow_shift:g}")
+    for path, weight in request.loras or ():
+        if not -10 <= weight <= 10:
+            raise RequestError(f"a LoRA's weight must lie between -10 and 10; got {weight:g} for {path}")
     if request.seconds is not None and not 0 < request.seconds < MAX_SECONDS:
         raise RequestError(f"seconds must be above 0 and below a million; got {request.seconds:g}")
     times = [moment.at for moment in request.moments or ()]
@@ -288,6 +308,7 @@ def check_values(request: Request) -> None:
         raise RequestError(f"moments must begin before the end, {request.seconds:g} s; got one at {times[-1]:g}")
 
 
+_PAIRS = {"keyframes": (float, str), "hashes": (str, str), "loras": (str, float)}
 _TUPLES: dict[str, tuple[tuple[type, ...], str]] = {
     "size": ((int, int), "two whole numbers, columns and rows"),
     "guidance_interval": ((float, float), "two noise levels, from 0 to 1"),

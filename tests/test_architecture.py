@@ -33,7 +33,8 @@ ROOMS: dict[str, list[dict[str, tuple[str, ...]]]] = {
         {"sampling": ("sampler", "batching", "guidance")},
         {"denoiser": ("denoiser",)},
         {"pipeline": ("pipeline",)},
-        {"estimate": ("estimate",), "adapters": ("adapters", "adapters.*")},
+        {"estimate": ("estimate",)},
+        {"adapters": ("adapters", "adapters.*")},
     ],
     "training": [
         {"world": ("world", "world.*")},

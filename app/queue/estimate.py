@@ -149,9 +149,9 @@ class DoesNotFit(RequestError):
 def load_cost_model(model: str | None) -> CostModel:
     """Read of a model what its costs depend on, once."""
     from app.registry import model_folder
-    from dit.estimate import CostModel
+    from dit.adapters.estimate import read_cost_model
 
-    return CostModel.read(model_folder(model))
+    return read_cost_model(model_folder(model))
 
 
 def cost_key(request: Request) -> Request:
