@@ -18,6 +18,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 FULL_TEXT = re.compile(r"disk (is )?full|no space left|os error 28\b|disk quota exceeded", re.IGNORECASE)
 MIN_FREE_BYTES = 256 * 2**20  # free space that ends a pause for a full disk
 MIN_FREE_SHARE = 0.25  # of a disk too small for that
+MIN_FREE_FILES = 16  # names, likewise
 TRIAL_BYTES = 2**20  # written to find out whether there is room: quotas and inodes run out as well
 MORE_SPACE = 1.25  # times the space that was too little
 RETRY_SECONDS = 1.0
@@ -41,7 +42,7 @@ def disk_of(path: Path) -> str:
 
 
 def min_free_bytes(folder: Path) -> int:
-    """Return how much space ends a pause for a full disk: 256 MiB, or a quarter of a smaller disk."""
+    """Return how much space at least ends a pause for a full disk: 256 MiB, or a quarter of a smaller disk."""
     return max(1, min(MIN_FREE_BYTES, int(shutil.disk_usage(existing_folder(folder)).total * MIN_FREE_SHARE)))
 
 
@@ -53,17 +54,23 @@ def existing_folder(folder: Path) -> Path:
 
 
 def has_room(folder: Path, free_bytes: int) -> bool:
-    """Say whether so much space is free on the disk of a folder, and a file can be written there."""
+    """Say whether so much space, and names for some files, are free on the disk of a folder that can be written to."""
     folder = existing_folder(folder)
+    status = os.statvfs(folder)
+    if status.f_bavail * status.f_frsize < free_bytes or (status.f_files and status.f_favail < MIN_FREE_FILES):
+        return False
+    return _can_write(folder, min(free_bytes, TRIAL_BYTES))
+
+
+def _can_write(folder: Path, trial_bytes: int) -> bool:
+    """Say whether a file of this size can be written; what is wrong but for space the next clip will tell."""
     try:
-        if shutil.disk_usage(folder).free < free_bytes:
-            return False
         with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(bytes(min(free_bytes, TRIAL_BYTES)))
+            file.write(bytes(trial_bytes))
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        return not is_disk_full(error)  # what else is wrong the next clip will tell
+        return not is_disk_full(error)
     return True
 
 
@@ -96,7 +103,7 @@ def full_disk_sentence(folder: Path) -> str:
 def full_folder(error: BaseException, folder: Path) -> Path | None:
     """Return the folder whose disk an error found full: that of the file it names, or else `folder`; or None."""
     if not is_disk_full(error):
-        return None if has_room(folder, 1) else folder
+        return None if _can_write(existing_folder(folder), 1) else folder
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(name := getattr(cause, "filename", None), str) and os.path.isabs(name):
@@ -109,7 +116,9 @@ def full_folder(error: BaseException, folder: Path) -> Path | None:
 def bytes_to_go_on(error: BaseException, folder: Path) -> int:
     """Return how much free space ends a pause, once what the failed clip had written is removed.
 
-    More than what is free now, which was too little, except for a quota, of which the disk says nothing.
+    More than what is free now, which was too little, unless a quota or the number of files is what ran out.
     """
-    least, free = min_free_bytes(folder), shutil.disk_usage(existing_folder(folder)).free
-    return least if getattr(error, "errno", None) == errno.EDQUOT else max(least, int(free * MORE_SPACE))
+    least, status = min_free_bytes(folder), os.statvfs(existing_folder(folder))
+    if getattr(error, "errno", None) == errno.EDQUOT or (status.f_files and status.f_favail < MIN_FREE_FILES):
+        return least
+    return max(least, int(status.f_bavail * status.f_frsize * MORE_SPACE))
