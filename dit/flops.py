@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 
 from captioning.camera import CAMERA_VALUES
-from dit.model import FOURIER_FREQUENCIES, NEIGHBOURS, DiTConfig
+from dit.model import FOURIER_FREQUENCIES, DiTConfig
+from dit.neighbours import NEIGHBOURS
 from vae.model import VideoVAE
 
 

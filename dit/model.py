@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from captioning.camera import CAMERA_VALUES
 from dit.attention import attend
-from dit.packing import Pack, SeqLens, grid_of, per_part
+from dit.neighbours import NEIGHBOURS, depthwise_mix, find_neighbours
+from dit.packing import Pack, SeqLens, per_part
 
 
 @dataclass(frozen=True)
@@ -178,6 +179,29 @@ class DiT(ModelMixin, ConfigMixin):
                 nn.init.zeros_(block.mlp_out.weight)
         return model
 
+    def with_text_dim(self, text_dim: int, camera: bool = False) -> DiT:
+        """Return this model for text embeddings of `text_dim`, with or without a camera input.
+
+        Layers that read text are fresh, with small values, so that the model draws as before at first; all other
+        weights are this model's. A camera input that it lacks starts at zero.
+        """
+        if text_dim == self.dit_config.text_dim and camera == self.dit_config.camera:
+            return self
+        model = DiT.from_dit_config(replace(self.dit_config, text_dim=text_dim, camera=camera))
+        if text_dim == self.dit_config.text_dim:
+            model.load_state_dict(self.state_dict(), strict=False)
+            return model
+        kept = {name: value for name, value in self.state_dict().items() if "text_" not in name}
+        model.load_state_dict(kept, strict=False)
+        with torch.no_grad():
+            for block in model.blocks:
+                assert isinstance(block, Block)
+                block.text_kv.weight[self.dit_config.width :] *= FRESH_TEXT_SCALE
+            text_proj = model.conditioning.text_proj[1]
+            assert isinstance(text_proj, nn.Linear)
+            text_proj.weight.mul_(FRESH_TEXT_SCALE)
+        return model
+
     def _init_weights(self) -> None:
         """Start with every block an identity and the output zero; other weights scale with fan-in, biases are zero."""
         for module in self.modules():
@@ -258,7 +282,7 @@ class Block(nn.Module):
 
 
 FOURIER_FREQUENCIES = 64
-NEIGHBOURS = 6  # before and after along time, row and column
+FRESH_TEXT_SCALE = 0.3  # of the values of text layers that replace trained ones
 
 
 def layer_norm(x: Tensor) -> Tensor:
@@ -299,56 +323,6 @@ def conditions_per_part(conditions: Tensor, parts: Sequence[int]) -> list[int]:
         torch.tensor(parts, device=conditions.device)
     )
     return part_of_clip[conditions[:, 0].long()].bincount(minlength=len(parts)).tolist()
-
-
-def find_neighbours(pack: Pack) -> Tensor:
-    """Return the index of each token's neighbours in the pack, (NEIGHBOURS, N); N stands for none.
-
-    The order is before and after in time, in the row axis, in the column axis.
-    """
-    device, token_lens = pack.position_ids.device, torch.tensor(pack.token_lens, device=pack.position_ids.device)
-    grids = torch.tensor([grid_of(shape, pack.patch) for shape in pack.shapes], device=device)
-    grids = grids.repeat_interleave(token_lens, dim=0)
-    N = len(pack.position_ids)
-    token = torch.arange(N, device=device)
-    neighbours = []
-    for axis, stride in enumerate((grids[:, 1] * grids[:, 2], grids[:, 2], torch.ones_like(token))):
-        position = pack.position_ids[:, axis]
-        neighbours.append(torch.where(position > 0, token - stride, N))
-        neighbours.append(torch.where(position < grids[:, axis] - 1, token + stride, N))
-    return torch.stack(neighbours)
-
-
-def depthwise_mix(x: Tensor, weights: Tensor, neighbour_index: Tensor) -> Tensor:
-    """Add to each token (N, D) its six neighbours, scaled by weights (NEIGHBOURS, D): a depthwise convolution.
-
-    It works on clips of any size in one pack. Depthwise convolutions in the blocks: Mix-FFN (SANA, arXiv 2410.10629).
-    """
-    return DepthwiseMix.apply(x, weights, neighbour_index)  # type: ignore[return-value]
-
-
-class DepthwiseMix(torch.autograd.Function):
-    """`depthwise_mix` with its own gradient: a gather from the opposite neighbours, where autograd would scatter."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, weights: Tensor, neighbour_index: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weights, neighbour_index)
-        return _add_neighbours(x, weights, neighbour_index)
-
-    @staticmethod
-    def backward(ctx, grad):  # type: ignore[override]
-        x, weights, neighbour_index = ctx.saved_tensors
-        padded = F.pad(x, (0, 0, 0, 1))
-        opposite = weights.unflatten(0, (NEIGHBOURS // 2, 2)).flip(1).flatten(0, 1)
-        grad_weights = torch.stack([(grad * padded.index_select(0, index)).sum(0) for index in neighbour_index])
-        return _add_neighbours(grad, opposite, neighbour_index), grad_weights, None
-
-
-def _add_neighbours(x: Tensor, weights: Tensor, neighbour_index: Tensor) -> Tensor:
-    padded, total = F.pad(x, (0, 0, 0, 1)), x.clone()
-    for weight, index in zip(weights, neighbour_index, strict=True):
-        total.addcmul_(weight, padded.index_select(0, index))
-    return total
 
 
 def frame_position_features(pack: Pack) -> Tensor:

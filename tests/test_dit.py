@@ -6,7 +6,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from dit.flops import count_parameters, forward_flops
-from dit.model import NEIGHBOURS, DiT, DiTConfig, depthwise_mix, find_neighbours
+from dit.model import DiT, DiTConfig
+from dit.neighbours import NEIGHBOURS, depthwise_mix, find_neighbours
 from dit.packing import pack, patchify, unpack, unpatchify
 
 

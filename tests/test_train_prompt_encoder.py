@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from captioning.prompt_encoder import PromptEncoder
+from dit.model import DiT, DiTConfig
 from dit.pipeline import Pipeline
 from dit.request import Request
 from training.config import DiTRun, WorldRun
@@ -106,3 +107,18 @@ def test_a_continued_transformer_keeps_the_text_encoder_it_was_trained_with(run,
 
 def test_the_cost_of_such_a_run_needs_no_text_encoder(run):
     assert "parameters" in describe_cost(replace(run, text_encoder=Path("nowhere")))
+
+
+def test_a_transformer_of_another_text_encoder_is_continued_with_fresh_text_layers():
+    torch.manual_seed(0)
+    first = DiT.from_dit_config(DiTConfig.from_depth(2, text_dim=32))
+    torch.nn.init.normal_(first.proj_out.weight, std=0.1)
+    second = first.with_text_dim(48, camera=True)
+    assert second.dit_config.text_dim == 48 and not second.camera_in.weight.any()
+    fresh = {
+        name
+        for name, value in second.state_dict().items()
+        if not torch.equal(value, first.state_dict().get(name, value[:0]))
+    }
+    assert fresh and all("text_" in name or name == "camera_in.weight" for name in fresh)
+    assert first.with_text_dim(32) is first

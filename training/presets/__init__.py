@@ -19,6 +19,8 @@ from training.presets.first import (
 )
 from training.presets.second import (
     dit_second,
+    dit_second_square,
+    dit_second_words,
     judge_second,
     vae_second,
     world_second,
@@ -66,6 +68,8 @@ PRESETS = {
         "first-deep": dit_first_deep,
         "first-long": dit_first_long,
         "first-longer": dit_first_longer,
+        "second-words": dit_second_words,
+        "second-square": dit_second_square,
         "second": dit_second,
     },
     "judge": {"first": judge_first, "second": judge_second},

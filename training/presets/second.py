@@ -9,19 +9,32 @@ from training.config import DiTRun, JudgeRun, VAERun, WorldRun
 
 SECOND = Path("runs/second")
 SQUARE_12, LARGE_12 = (64, 64, 33), (128, 128, 33)  # 2.75 seconds at 12 frames per second
+WIDE_12, TALL_12 = (112, 64, 33), (64, 112, 33)  # the multiples of a token nearest to 16:9 and 9:16
 
 
 def world_second() -> WorldRun:
-    return WorldRun(folder=Path("data/second"), formats=(SQUARE_12,), clips=(6_500,), fps=12.0, edition=2)
+    return WorldRun(
+        folder=Path("data/second"),
+        formats=(SQUARE_12, LARGE_12, WIDE_12, TALL_12),
+        clips=(6_500, 900, 700, 700),
+        fps=12.0,
+        edition=2,
+    )
 
 
 def world_second_test() -> WorldRun:
-    return replace(world_second(), folder=Path("data/second-test"), split="test", clips=(400,))
+    return replace(world_second(), folder=Path("data/second-test"), split="test", clips=(400, 60, 60, 60))
 
 
 def world_second_combinations() -> WorldRun:
     """Pairs of attributes that the models never see; the judge trains on them too."""
-    return replace(world_second(), folder=Path("data/second-combinations"), split="combinations", clips=(1_500,))
+    return replace(
+        world_second(),
+        folder=Path("data/second-combinations"),
+        split="combinations",
+        formats=(SQUARE_12,),
+        clips=(1_500,),
+    )
 
 
 def world_second_vae() -> WorldRun:
@@ -50,12 +63,12 @@ def vae_second() -> VAERun:
     )
 
 
-def dit_second() -> DiTRun:
-    """From nothing, with a text encoder of its own, and times near pure noise, where ground and light are decided."""
+def dit_second_words() -> DiTRun:
+    """From nothing, for its text encoder: with times near pure noise, where ground, light and camera are decided."""
     return DiTRun(
         data=Path("data/second"),
         held_out=Path("data/second-test"),
-        out=SECOND / "dit",
+        out=SECOND / "words",
         vae=SECOND / "vae" / "vae",
         prompt_encoder_layers=2,
         prompt_encoder_width=192,
@@ -68,16 +81,44 @@ def dit_second() -> DiTRun:
         base_tokens=144,
         high_noise_ratio=0.4,
         pure_noise_ratio=0.1,
-        steps=40_000,
+        steps=3_235,
         lr=4e-3,
         warmup_steps=100,
-        decay_steps=8_000,
+        decay_steps=1,
         ema_decay=0.999,
         precision="bf16-weights",
         validate_every=500,
         sample_every=1_000,
         sensitivity_clips=72,
         checkpoint_minutes=5,
+    )
+
+
+def dit_second_square() -> DiTRun:
+    """The transformer of `first`, which draws things, with the text encoder of `second-words`, which reads scenes."""
+    return replace(
+        dit_second_words(),
+        out=SECOND / "square",
+        init_from=Path("app/models/first/transformer"),
+        text_encoder=SECOND / "words" / "model",
+        depth=6,
+        saliency_weight=4.0,
+        steps=4_000,
+    )
+
+
+def dit_second() -> DiTRun:
+    """Continue with frames of all shapes, and with a falling learning rate."""
+    return replace(
+        dit_second_square(),
+        out=SECOND / "dit",
+        init_from=SECOND / "square" / "model" / "transformer",
+        text_encoder=SECOND / "square" / "model",
+        formats=(SQUARE_12, LARGE_12, WIDE_12, TALL_12, (64, 64, 1), (128, 128, 1)),
+        batch_sizes=(16, 2, 2, 2, 4, 2),
+        steps=2_000,
+        decay_steps=1_600,
+        sensitivity_clips=48,
     )
 
 
