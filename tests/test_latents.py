@@ -21,6 +21,7 @@ from training.prepare.journal import Journal, clip_rows
 from training.prepare.latents import (
     LatentsRun,
     cached_vae,
+    cut_captions,
     encode_latents,
     failed_latents,
     nearest_format,
@@ -66,7 +67,10 @@ def test_samples_are_the_latents_of_the_vae_and_webdataset_reads_the_same(prepar
         "captions updated": 0,
         "captions": 4,
         "failed": 0,
+        "captions cut": 1,
     }
+    (cut,) = cut_captions(prepared)
+    assert "still.png: its caption is cut at" in cut and "tokens" in cut
     vae, rows = cached_vae(prepared.vae), {row.source: row for row in read_manifest(prepared.folder)}
     encoder_hash = vae.encoder_hash()
     video = read_video(prepared.folder / rows["long.mp4"].file).video

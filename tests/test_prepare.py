@@ -47,7 +47,7 @@ def raw(tmp_path):
     write_video(folder / "three.mp4", torch.cat([shot(0, 16), shot(2.2, 24), shot(4.4, 12)], 1), 8)
     write_video(folder / "more" / "one.webm", shot(1, 17, 50, 38), 10)
     write_image(folder / "still.png", shot(3, 1))
-    (folder / "notes.txt").write_text("no video")
+    (folder / ".notes.txt").write_text("no video")
     return folder
 
 

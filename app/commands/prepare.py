@@ -55,6 +55,10 @@ CLIPS_FLAGS: dict[str, dict] = {
     "--detector": {"help": "of shots: adaptive, which tolerates fast camera motion (default), or content"},
     "--shortest": {"type": float, "help": "seconds; shorter shots are counted and left out (default 1)"},
     "--longest": {"type": float, "help": "seconds; longer shots are divided evenly (default 10)"},
+    "--encoding": {
+        "metavar": "NAME",
+        "help": "of captions that are neither UTF-8 nor UTF-16, such as gb18030 (default: it is found out)",
+    },
     "--follow": {"action": "store_true", "default": None, "help": "follow links that lead out of the source"},
 }
 FILTER_FLAGS: dict[str, dict] = {

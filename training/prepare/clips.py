@@ -21,12 +21,20 @@ from av.error import FFmpegError
 from av.video.frame import VideoFrame
 from torch import Tensor
 
+from captioning.text_files import check_encoding
 from training.manifest import CaptionEntry, ClipRow, PrepareError
 from training.prepare.encrypted import refuse_encrypted
 from training.prepare.engine import PrepareRun
 from training.prepare.journal import SIDECAR, Journal, locked_folder, rebuild_manifest
 from training.prepare.shots import DETECTORS, ShotScan, frame_checksum, scan_shots, split_shots
-from training.prepare.sources import SourceFile, ensure_unchanged, file_sha256, find_sources, local_file
+from training.prepare.sources import (
+    SourceFile,
+    Survey,
+    ensure_unchanged,
+    file_sha256,
+    local_file,
+    survey_sources,
+)
 from vae.files import atomic_write
 from vae.video.container import check_readable, decode_frames, open_video, resample_frames, select_video_stream
 from vae.video.convert import FrameConverter
@@ -56,6 +64,7 @@ class ClipsRun(PrepareRun):
     shortest: float = 1.0
     longest: float = 10.0
     follow: bool = False  # follow symbolic links that lead out of the source
+    encoding: str = ""  # of captions that are neither UTF-8 nor UTF-16; found out if it is not given
 
     @property
     def cut_settings(self) -> dict:
@@ -73,11 +82,13 @@ class CutTask(NamedTuple):
 def cut_clips(run: ClipsRun) -> dict[str, int]:
     """Cut all sources that are not cut yet; return counts for the report.
 
-    The counts: sources, sources cut before, clips, shots that are too short, and sources that failed. Raises
-    PrepareError for wrong settings and for a folder that cannot be used.
+    The counts: sources, sources cut before, clips, shots that are too short, sources and captions that failed, sources
+    with captions if any, and files left out by suffix. Raises PrepareError for wrong settings and for a folder that
+    cannot be used.
     """
     check_clips(run)
-    found = list_sources(run)
+    survey = survey_of(run)
+    found = survey.sources
     with locked_folder(run.folder):
         remove_partial_files(run.folder)
         journal = Journal(run.folder, "clips")
@@ -94,19 +105,23 @@ def cut_clips(run: ClipsRun) -> dict[str, int]:
                 }
                 append(about | outcome.journal_entry())
         rows, latest = rebuild_manifest(run.folder), latest_entries(journal)
-        return {
+        counts = {
             "sources": len(found),
             "done before": len(found) - len(todo),
             "clips": len(rows),
             "shots too short": sum(len(latest[source.key].get("short", ())) for source in found),
-            "failed": sum("error" in latest[source.key] for source in found),
+            "failed": sum("error" in latest[source.key] for source in found) + len(survey.errors),
         }
+        captioned = sum(bool(source.captions) for source in found)
+        left_out = {f"{suffix} left out": count for suffix, count in sorted(survey.left_out.items())}
+        return counts | ({"with captions": captioned} if captioned else {}) | left_out
 
 
-def list_sources(run: ClipsRun) -> list[SourceFile]:
+def survey_of(run: ClipsRun) -> Survey:
     """List the sources of a run, without files of its own prepared folder."""
-    own = run.folder.resolve()
-    return [source for source in find_sources(run.source, run.follow) if not Path(source.path).is_relative_to(own)]
+    survey, own = survey_sources(run.source, run.follow, run.encoding), run.folder.resolve()
+    survey.sources = [source for source in survey.sources if not Path(source.path).is_relative_to(own)]
+    return survey
 
 
 def remove_partial_files(folder: Path) -> None:
@@ -118,10 +133,10 @@ def remove_partial_files(folder: Path) -> None:
 
 
 def failed_clips(run: ClipsRun) -> list[tuple[str, str]]:
-    """List the sources that could not be cut, each with the error."""
-    latest = latest_entries(Journal(run.folder, "clips"))
-    found = ((source.name, latest.get(source.key, {}).get("error")) for source in list_sources(run))
-    return [(name, error) for name, error in found if error is not None]
+    """List the sources that could not be cut, and the captions that could not be read, each with the error."""
+    latest, survey = latest_entries(Journal(run.folder, "clips")), survey_of(run)
+    found = ((source.name, latest.get(source.key, {}).get("error")) for source in survey.sources)
+    return [*((name, error) for name, error in found if error is not None), *survey.errors.items()]
 
 
 def check_clips(run: ClipsRun) -> None:
@@ -131,6 +146,7 @@ def check_clips(run: ClipsRun) -> None:
     if not 0 < run.shortest <= run.longest / 2:
         got = f"{run.shortest:g} and {run.longest:g}"
         raise PrepareError(f"shortest must be above 0, and longest at least twice as much; got {got}")
+    check_encoding(run.encoding)
     if Path(run.source).is_dir() and run.folder.resolve().is_relative_to(Path(run.source).resolve()):
         raise PrepareError(f"the folder must not lie within the source; got {run.folder} within {run.source}")
 
@@ -162,7 +178,7 @@ def cut_source(task: CutTask) -> dict:
                 select_video_stream(container, path)
         sha256 = file_sha256(path)
         cut = keep_image if source.is_image else cut_video
-        captions = [CaptionEntry(source.sidecar, SIDECAR, "1")] if source.sidecar else []
+        captions = [CaptionEntry(text, SIDECAR, "1") for text in source.captions]
         found, short = cut(path, source, sha256, run)
         rows = [replace(row, captions=captions) for row in found]
     return {"source_sha256": sha256, "rows": [asdict(row) for row in rows], "short": short}

@@ -9,7 +9,7 @@ from pathlib import Path
 from training.prepare.captions import CaptionsRun, cached_captioner, caption_clips, failed_captions
 from training.prepare.clips import ClipsRun, check_clips, cut_clips, failed_clips
 from training.prepare.filter import FilterRun, check_filter, dropped_summary, failed_scores, filter_clips
-from training.prepare.latents import LatentsRun, cached_vae, encode_latents, failed_latents
+from training.prepare.latents import LatentsRun, cached_vae, cut_captions, encode_latents, failed_latents
 from training.text_cache import cached_text_encoder
 
 Failures = list[tuple[str, str]]  # names of files, each with the error
@@ -21,12 +21,18 @@ def prepare(step: str, folder: Path, **settings) -> tuple[str, Failures]:
     return STEPS[step](folder, **settings)
 
 
-def _counting_step(run_class: type, function: Callable[..., dict[str, int]], failed: Callable[..., Failures]) -> Step:
-    """Make a step from a function that takes a run and returns counts, and from one that lists what failed."""
+def _counting_step(
+    run_class: type,
+    function: Callable[..., dict[str, int]],
+    failed: Callable[..., Failures],
+    remarks: Callable[..., list[str]] = lambda run: [],
+) -> Step:
+    """Make a step from functions that take a run and return counts, what failed, and further lines of the report."""
 
     def step(folder: Path, **settings) -> tuple[str, Failures]:
         run = run_class(folder=folder, **settings)
-        return ", ".join(f"{count} {name}" for name, count in function(run).items()), failed(run)
+        counts = ", ".join(f"{count} {name}" for name, count in function(run).items())
+        return "\n".join([counts, *remarks(run)]), failed(run)
 
     return step
 
@@ -73,6 +79,6 @@ STEPS: dict[str, Step] = {
     "clips": _counting_step(ClipsRun, cut_clips, failed_clips),
     "filter": _filter,
     "captions": _counting_step(CaptionsRun, caption_clips, failed_captions),
-    "latents": _counting_step(LatentsRun, encode_latents, failed_latents),
+    "latents": _counting_step(LatentsRun, encode_latents, failed_latents, cut_captions),
     "all": _all,
 }

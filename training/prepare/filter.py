@@ -9,8 +9,8 @@ failed, and it is neither captioned nor encoded nor trained on.
 | sharpness | variance of the Laplacian of grey in [0, 1], at 256 columns | < 0.0003 |
 | brightness | mean of grey in [0, 1] | < 0.05 |
 | clipped | share of pixels that are fully black or white | > 0.5 |
-| letterbox | share of rows and columns at the borders that stay black | > 0.02 |
-| text | share of the frame under lines of letters that do not move | > 0.02 |
+| letterbox | share of rows or columns under black bars that never change and end sharply (`measures.py`) | > 0.02 |
+| text | share of the frame under lines of letters that do not move, of shapes that differ | > 0.02 |
 | duplicate | 1 for a near-duplicate of another clip, or of a part of it (`duplicates.py`), else 0 | > 0.5 |
 
 With a model of images and texts, `match.py` adds match and aesthetic scores.
@@ -30,16 +30,25 @@ import numpy as np
 from av.codec.context import Flags2
 
 from training.manifest import ClipRow, read_manifest
-from training.prepare.duplicates import HASH_BYTES, HASHES_PER_SECOND, MAX_HASHES, find_duplicates, perceptual_hash
+from training.prepare.duplicates import (
+    COLOUR_BYTES,
+    HASH_BYTES,
+    HASHES_PER_SECOND,
+    MAX_HASHES,
+    find_duplicates,
+    fingerprints,
+)
 from training.prepare.engine import PrepareRun
 from training.prepare.journal import Journal, clip_rows, locked_folder, rebuild_manifest
 from training.prepare.match import MatchRun, cached_matcher, default_match_threshold, failed_matches, match_clips
+from training.prepare.measures import block_motion, letterbox_share, optical_flow, text_share
 from training.prepare.thresholds import Threshold, applies, failed_thresholds, threshold_names, thresholds_with
 from vae.video.pixels import to_uint8
 from vae.video.read import decode_frames, open_video, read_image, select_video_stream
 
-VERSION = 2  # of the meaning of the scores
+VERSION = 3  # of the meaning of the scores
 COLUMNS = 256  # clips are reduced to this width before they are scored
+HASHED_COLUMNS = 128  # and to this width before they are hashed
 MAX_SCORED_FRAMES = 48  # per clip, evenly spaced
 
 
@@ -116,7 +125,9 @@ def record_duplicates(
     latest = {entry["clip"]: entry for entry in journal.entries()}
     scored = {row.clip: latest[row.clip] for row in rows if is_scored(latest.get(row.clip), row)}
     worse = {row.clip for row in rows if failed_thresholds(row, names, thresholds)}
-    duplicates = find_duplicates({clip: stored_hashes(entry) for clip, entry in scored.items()}, worse)
+    hashes = {clip: stored_hashes(entry) for clip, entry in scored.items()}
+    colours = {clip: stored_colours(entry) for clip, entry in scored.items()}
+    duplicates = find_duplicates(hashes, worse, colours)
     with journal.appending() as append:
         for clip, entry in scored.items():
             duplicate = float(clip in duplicates)
@@ -142,6 +153,11 @@ def is_scored(entry: dict | None, row: ClipRow) -> bool:
 def stored_hashes(entry: dict) -> np.ndarray:
     """Return the perceptual hashes (N, HASH_BYTES) in a journal entry."""
     return np.frombuffer(bytes.fromhex(entry["hashes"]), np.uint8).reshape(-1, HASH_BYTES)
+
+
+def stored_colours(entry: dict) -> np.ndarray:
+    """Return the colours (N, COLOUR_BYTES) in a journal entry."""
+    return np.frombuffer(bytes.fromhex(entry["colours"]), np.uint8).reshape(-1, COLOUR_BYTES)
 
 
 def failed_scores(run: FilterRun) -> list[tuple[str, str]]:
@@ -177,13 +193,14 @@ def threshold_report(rows: list[ClipRow], thresholds: Mapping[str, Threshold]) -
 
 
 def score_clip(task: ScoreTask) -> dict:
-    """Return the scores of one clip, and its perceptual hashes in hexadecimal digits."""
+    """Return the scores of one clip, and its perceptual hashes and colours in hexadecimal digits."""
     path = task.folder / task.row.file
     if path.suffix == ".png":
         frames, motion = [shrink(to_uint8(read_image(path)[:, 0]).permute(1, 2, 0).contiguous().numpy())], 0.0
-        hashes = [image_hash(frames[0])]
+        hashed = frames
     else:
-        frames, motion, hashes = read_frames(path, task.row)
+        frames, motion, hashed = read_frames(path, task.row)
+    hashes, colours = fingerprints([shrink(image, HASHED_COLUMNS) for image in hashed])
     grey = np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames])
     scores = {
         "motion": motion,
@@ -194,16 +211,16 @@ def score_clip(task: ScoreTask) -> dict:
         "text": text_share(grey),
         "duplicate": 0.0,  # until `record_duplicates` compares all clips
     }
-    return {"scores": scores, "hashes": b"".join(hashes).hex()}
+    return {"scores": scores, "hashes": hashes.tobytes().hex(), "colours": colours.tobytes().hex()}
 
 
-def read_frames(path: Path, row: ClipRow) -> tuple[list[np.ndarray], float, list[bytes]]:
-    """Decode a clip; return up to MAX_SCORED_FRAMES frames, its motion, and its perceptual hashes.
+def read_frames(path: Path, row: ClipRow) -> tuple[list[np.ndarray], float, list[np.ndarray]]:
+    """Decode a clip; return up to MAX_SCORED_FRAMES frames, its motion, and HASHES_PER_SECOND frames to hash.
 
-    Frames are RGB (Y, X, 3), COLUMNS wide. Motion is in frame widths per second. There are HASHES_PER_SECOND hashes.
+    Frames are RGB (Y, X, 3), COLUMNS wide, those to hash HASHED_COLUMNS. Motion is in frame widths per second.
     """
     every = max(1, -(-row.frames // MAX_SCORED_FRAMES))
-    frames, moved, hashes = [], [], []
+    frames, moved, hashed = [], [], []
     with open_video(path) as container:
         stream = select_video_stream(container, path)
         stream.codec_context.flags2 |= Flags2.export_mvs
@@ -212,76 +229,21 @@ def read_frames(path: Path, row: ClipRow) -> tuple[list[np.ndarray], float, list
             vectors = frame.side_data.get("MOTION_VECTORS")
             if vectors is not None:
                 moved.append(block_motion(vectors.to_ndarray(), row))
-            # Hash number n is that of the frame on screen at n / HASHES_PER_SECOND seconds.
+            # Image number n to hash is the frame on screen at n / HASHES_PER_SECOND seconds.
             due = max(1, min(MAX_HASHES, math.ceil(end * HASHES_PER_SECOND)))
-            if number % every == 0 or len(hashes) < due:
+            if number % every == 0 or len(hashed) < due:
                 upright = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
                 image = shrink(np.ascontiguousarray(upright))
-                hashes += [image_hash(image)] * (due - len(hashes))
+                hashed += [shrink(image, HASHED_COLUMNS)] * (due - len(hashed))
                 if number % every == 0:
                     frames.append(image)
     if not moved:
         pairs = zip(frames, islice(frames, 1, None), strict=False)
         moved = [optical_flow(before, after) / every for before, after in pairs]
-    return frames, float(np.mean(moved or [0.0])) * row.fps, hashes
+    return frames, float(np.mean(moved or [0.0])) * row.fps, hashed
 
 
-def image_hash(image: np.ndarray) -> bytes:
-    """Return the perceptual hash of an RGB image (Y, X, 3)."""
-    return perceptual_hash(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)).tobytes()
-
-
-def shrink(image: np.ndarray) -> np.ndarray:
-    """Reduce an image (Y, X, 3) to COLUMNS columns, if it has more."""
-    scale = min(1.0, COLUMNS / image.shape[1])
+def shrink(image: np.ndarray, columns: int = COLUMNS) -> np.ndarray:
+    """Reduce an image (Y, X, 3) to so many columns, if it has more."""
+    scale = min(1.0, columns / image.shape[1])
     return cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-
-
-def block_motion(vectors: np.ndarray, row: ClipRow) -> float:
-    """Return the mean length of a frame's motion vectors per frame of distance, weighted by area, in frame widths.
-
-    Intra-coded blocks have no vector and count as still.
-    """
-    scale = np.maximum(vectors["motion_scale"], 1)
-    lengths = np.hypot(vectors["motion_x"] / scale, vectors["motion_y"] / scale)
-    lengths = lengths / np.maximum(np.abs(vectors["source"]), 1)
-    areas = vectors["w"].astype(float) * vectors["h"]
-    return float((lengths * areas).sum() / (row.columns * row.rows) / row.columns)
-
-
-def optical_flow(before: np.ndarray, after: np.ndarray) -> float:
-    """Return the mean length of the optical flow between two frames, in frame widths (Farneback 2003)."""
-    first, second = (cv2.cvtColor(one, cv2.COLOR_RGB2GRAY) for one in (before, after))
-    flow = cv2.calcOpticalFlowFarneback(
-        first, second, np.zeros((*first.shape, 2), np.float32), 0.5, 3, 15, 3, 5, 1.2, 0
-    )
-    return float(np.hypot(flow[..., 0], flow[..., 1]).mean() / before.shape[1])
-
-
-def letterbox_share(grey: np.ndarray) -> float:
-    """Return the share of rows or columns of (F, Y, X) at the borders that are black in every frame."""
-    brightest = grey.max(0)
-    shares = []
-    for lines in (brightest.max(1), brightest.max(0)):
-        lit = np.flatnonzero(lines > 24)
-        shares.append(1 - (lit[-1] + 1 - lit[0]) / len(lines) if len(lit) else 1.0)
-    return float(max(shares))
-
-
-def text_share(grey: np.ndarray) -> float:
-    """Return the share of the frame (F, Y, X) under probable lines of letters in every frame.
-
-    A line of letters is a region of close edges, much wider than high, that many strokes cross.
-    """
-    kernel = np.ones((3, 3), np.uint8)
-    edges = np.min([cv2.morphologyEx(one, cv2.MORPH_GRADIENT, kernel) for one in grey], axis=0)
-    strong = (edges > 80).astype(np.uint8)
-    lines = cv2.morphologyEx(strong, cv2.MORPH_CLOSE, np.ones((1, 9), np.uint8))
-    count, _, stats, _ = cv2.connectedComponentsWithStats(lines)
-    area = 0
-    for left, top, width, height, inside in stats[1:count]:
-        box = strong[top : top + height, left : left + width]
-        crossings = np.abs(np.diff(box.astype(int), axis=1)).sum(1).max(initial=0)
-        if width >= 3 * height and height >= 4 and inside > 0.4 * width * height and crossings >= 6:
-            area += width * height
-    return area / edges.size

@@ -84,7 +84,7 @@ def encode_latents(run: LatentsRun) -> dict[str, int]:
     """Encode all clips and captions that lack latents or embeddings of these encoders; return counts for the report.
 
     The counts: clips, clips encoded before, clips too short for every format, samples, samples whose captions were
-    updated, captions encoded, and failures.
+    updated, captions encoded, failures, and captions that the text encoder cuts, if any.
     """
     encoder_hash, (*_, text_hash) = cached_vae(run.vae).encoder_hash(), cached_text_encoder(run.text_encoder)
     with locked_folder(run.folder):
@@ -103,6 +103,7 @@ def encode_latents(run: LatentsRun) -> dict[str, int]:
         encode_captions(run, [row for row, _ in fitting])
         stored, kept = stored_latents(run.folder), sum(not row.dropped for row in rows)
         embedded = training_texts([row for row, _ in fitting]) & dict(cached_embeddings(run.folder, text_hash)).keys()
+        cut = {"captions cut": len(found)} if (found := cut_captions(run)) else {}
         return {
             "clips": kept,
             "done before": len(fitting) - len(tasks),
@@ -111,7 +112,20 @@ def encode_latents(run: LatentsRun) -> dict[str, int]:
             "captions updated": updated,
             "captions": len(embedded),
             "failed": len(failed_latents(run)),
-        }
+        } | cut
+
+
+def cut_captions(run: LatentsRun) -> list[str]:
+    """Describe the captions of kept clips that are longer than the text encoder reads: file, source and tokens."""
+    tokenizer, *_ = cached_text_encoder(run.text_encoder)
+    limit, found = tokenizer.model_max_length, []
+    for row in clip_rows(run.folder):
+        for caption in () if row.dropped else row.captions:
+            if len(caption.text.encode()) > limit // 2:  # a token is a byte or more, and each end may be one
+                tokens = len(tokenizer(caption.text, truncation=False, verbose=False)["input_ids"])
+                if tokens > limit:
+                    found.append(f"{row.file} of {row.source}: its caption is cut at {limit} of {tokens} tokens")
+    return found
 
 
 def failed_latents(run: LatentsRun) -> list[tuple[str, str]]:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from training.prepare.flashes import THUMB_SIZE, without_flashes
 from vae.video.container import decode_frames, frame_rate, open_video, select_video_stream
 from vae.video.convert import is_plain
 from vae.video.pixels import MediaError
@@ -96,6 +97,7 @@ def scan_shots(path: Path, detector: str) -> ShotScan:
 
     detect = (AdaptiveDetector if detector == "adaptive" else ContentDetector)(min_scene_len=2)
     times, pts, keyframes, checksums, cuts, size, last, plain = [], [], [], [], [], None, Fraction(0), True
+    thumbs: list[np.ndarray] = []
     with open_video(path) as container:
         stream = select_video_stream(container, path)
         for begin, end, frame in decode_frames(container, stream):
@@ -108,6 +110,7 @@ def scan_shots(path: Path, detector: str) -> ShotScan:
             # The detector counts in frames, at any rate: the true one is not known before the end.
             timecode = FrameTimecode(len(times), 24.0)
             cuts += [cut.frame_num for cut in detect.process_frame(timecode, small)]
+            thumbs.append(cv2.resize(small, THUMB_SIZE, interpolation=cv2.INTER_AREA))
             times.append(begin)
             pts.append(frame.pts)
             keyframes.append(bool(frame.key_frame))
@@ -117,7 +120,8 @@ def scan_shots(path: Path, detector: str) -> ShotScan:
             raise MediaError(f"{path} holds no frame that can be decoded; export it again")
         cuts += [cut.frame_num for cut in detect.post_process(FrameTimecode(len(times) - 1, 24.0))]
         fps = Fraction(frame_rate(container, stream, len(times), last))
-    return ShotScan(times, pts, keyframes, checksums, last, fps, sorted(set(cuts)), plain)
+    cuts = without_flashes(sorted(set(cuts)), times, thumbs)
+    return ShotScan(times, pts, keyframes, checksums, last, fps, cuts, plain)
 
 
 def split_shots(scan: ShotScan, longest: float) -> list[tuple[int, int]]:
