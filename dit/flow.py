@@ -7,6 +7,7 @@ resolution-dependent shift: Esser et al. 2024 (arXiv 2403.03206).
 
 from __future__ import annotations
 
+import copy
 import math
 
 import torch
@@ -65,6 +66,7 @@ def sigma_schedule(scheduler, steps: int, tokens: int) -> Tensor:
     shift = timestep_shift(tokens, scheduler.config.base_image_seq_len, scheduler.config.base_shift)
     even = torch.linspace(1, 0, steps + 1)[:-1].tolist()
     # The scheduler's exponential shift by mu equals `shift_timesteps` by exp(mu).
+    scheduler = copy.copy(scheduler)  # of which other threads may ask another schedule
     scheduler.set_timesteps(sigmas=even, mu=math.log(shift))
     return scheduler.sigmas.clone()
 

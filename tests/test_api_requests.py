@@ -88,11 +88,11 @@ def test_paths_and_urls_from_clients_are_never_opened(local_api, url_probe, fiel
     url, was_fetched = url_probe
     for name in (*NAMES, url, "file-" + "0" * 64, f"file-{'0' * 61}/..", 7, ["x"], {"id": "x"}):
         for value in (name, {"image_url": name}, {"file_id": name}):
-            fields = {"prompt": "a ball", "mode": "storyboard", "seconds": 2, field: value}
+            fields = {"mode": "storyboard", "seconds": 2, "moments": [{"at": 0, "prompt": "a ball"}], field: value}
             if field == "keyframes":
                 fields["keyframes"] = [[0, value]]
             if field == "moments":
-                fields |= {"prompt": "", "moments": [{"at": 0, "prompt": "a ball", "image": value}]}
+                fields["moments"] = [{"at": 0, "prompt": "a ball", "image": value}]
             response = local_api.post("/v1/videos", json=fields)
             message = response.json()["error"]["message"]
             assert response.status_code == 400 and re.search(

@@ -53,7 +53,14 @@ def add_jobs(commands) -> None:
         help="clips of similar cost that may be made as one pack (default 1)",
     )
     work.add_argument("--until-empty", action="store_true", help="exit when no job waits")
-    work.add_argument("--with-parent", action="store_true", help="exit when the process that started it is gone")
+    work.add_argument(
+        "--with-parent",
+        type=int,
+        nargs="?",
+        const=0,
+        metavar="PID",
+        help="exit when the process that started it, PID, is gone",
+    )
     add_policy_flags(work)
     work.set_defaults(run=_work)
 
@@ -69,6 +76,7 @@ def open_queue(folder: Path) -> Queue:
 
 
 def _jobs(args: argparse.Namespace) -> None:
+    from app.queue.hung import HungWorkers
     from app.queue.jobs import STATES, JobError
     from app.queue.lease import recover
 
@@ -77,6 +85,7 @@ def _jobs(args: argparse.Namespace) -> None:
     if unknown := set(states) - set(STATES):
         raise JobError(f"states are {', '.join(STATES)}; got {', '.join(sorted(unknown))}")
     recover(queue)
+    HungWorkers(queue).release()
     for id in args.cancel:
         queue.cancel(id)
     for id in args.retry:
@@ -95,8 +104,15 @@ def _jobs(args: argparse.Namespace) -> None:
     if not args.json:
         counts = ", ".join(f"{count} {state}" for state, count in queue.counts().items() if count)
         paused = f"; paused: {queue.paused.reason}" if queue.paused else ""
-        workers = "".join(f"; worker on {device}, seen {seconds:.0f} s ago" for device, seconds in queue.workers())
+        workers = "".join(_describe_worker(device, seconds) for device, seconds in queue.workers())
         print(f"{counts or 'no jobs'}{paused}{workers}")
+
+
+def _describe_worker(device: str, seconds: float) -> str:
+    from app.queue.hung import SILENT_SECONDS
+
+    hangs = ", does not answer" if seconds >= SILENT_SECONDS else ""
+    return f"; worker on {device}, seen {seconds:.0f} s ago{hangs}"
 
 
 def job_as_dict(job: Job) -> dict:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import signal
 import socket
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,7 @@ from app.queue.processes import plan_workers, worker_processes
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from app.queue.jobs import Queue
     from app.server.service import Service
     from dit.request import Request
 
@@ -30,8 +31,10 @@ if TYPE_CHECKING:
 TOKEN_VARIABLE = "LONGTAKE_TOKEN"  # tokens, separated by commas
 HOST, PORT = "127.0.0.1", 8000
 MAX_JOBS, MAX_SECONDS = 1000, 600.0  # unfinished jobs of a client, and the duration of a clip
+MAX_GIGABYTES = 100.0  # of a client's finished videos and uploads
 POLL_SECONDS = 1.0  # how often dead workers are looked for
 SHUTDOWN_SECONDS = 5  # that open requests have when the server is told to stop
+EXIT_SECONDS = 15.0  # that threads with files of clients have after that
 
 
 def add_serve(commands) -> None:
@@ -89,6 +92,13 @@ def add_server(
         metavar="S",
         help=f"duration of a clip (default {MAX_SECONDS:g})",
     )
+    serve.add_argument(
+        "--max-gigabytes",
+        type=float,
+        default=MAX_GIGABYTES,
+        metavar="GB",
+        help=f"finished videos and uploads of one token on the disk (default {MAX_GIGABYTES:g})",
+    )
     add_policy_flags(serve, STANDARD)
     serve.set_defaults(run=_serve, make_app=make_app, page=page)
 
@@ -101,8 +111,8 @@ def _serve(args: argparse.Namespace) -> None:
     check_host(args.host, tokens)
     if not 0 <= args.port < 2**16:
         raise ValueError(f"port must lie between 0 and 65535; got {args.port}")
-    if args.max_jobs <= 0 or not args.max_seconds > 0:
-        got = f"--max-jobs {args.max_jobs} --max-seconds {args.max_seconds:g}"
+    if args.max_jobs <= 0 or not args.max_seconds > 0 or not args.max_gigabytes > 0:
+        got = f"--max-jobs {args.max_jobs} --max-seconds {args.max_seconds:g} --max-gigabytes {args.max_gigabytes:g}"
         raise ValueError(f"a client must be allowed something; got {got}")
     serve(
         args.folder,
@@ -114,6 +124,7 @@ def _serve(args: argparse.Namespace) -> None:
         policy=args,
         max_jobs=args.max_jobs,
         max_seconds=args.max_seconds,
+        max_gigabytes=args.max_gigabytes,
         make_app=args.make_app,
         page=args.page,
     )
@@ -129,17 +140,20 @@ def serve(
     policy: argparse.Namespace | None = None,
     max_jobs: int = MAX_JOBS,
     max_seconds: float = MAX_SECONDS,
+    max_gigabytes: float = MAX_GIGABYTES,
     make_app: AppFactory | None = None,
     page: str = "/docs",
 ) -> None:
     """Serve a queue with worker processes until told to stop; print the address on stdout once it is bound.
 
     `policy` has the flags of a policy, for prompts before they are queued and for the workers. A client has at most
-    `max_jobs` unfinished jobs, each of at most `max_seconds`. `make_app` returns the ASGI app, by default the video
-    API's. Raises ValueError for wrong arguments, OSError where the address cannot be bound.
+    `max_jobs` unfinished jobs, each of at most `max_seconds`, and `max_gigabytes` on the disk. `make_app` returns the
+    ASGI app, by default the video API's. Raises ValueError for wrong arguments, OSError where the address cannot be
+    bound.
     """
     from app.home import home, make_private_folder
     from app.queue.jobs import Queue
+    from app.server.limits import GIGABYTE, RequestLimits
     from app.server.service import Service, served_models
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the workers are stopped on the way out
@@ -151,18 +165,20 @@ def serve(
     os.chdir(queue.folder)  # as workers do, since requests name files relative to it
     offered_models = [model.name for model in served.values()]
     check = request_check(policy.policy if policy else STANDARD, devices[0], offered_models, max_seconds)
-    service = Service(queue, served, check, max_open_jobs=max_jobs)
+    limits = RequestLimits(seconds=max_seconds, owner_bytes=max_gigabytes * GIGABYTE)
+    service = Service(queue, served, check, max_open_jobs=max_jobs, limits=limits)
     with bound_socket(host, port) as listening, restarted_workers(queue.folder, workers, devices, policy):
-        import uvicorn
-
         from app.server.api import create_app
+        from app.server.connections import make_server
 
         app = make_app(service, tokens or [], devices[0]) if make_app else create_app(service, tokens or [])
         address = f"[{host}]" if ":" in host else host
         print(f"http://{address}:{listening.getsockname()[1]}", flush=True)
         print(f"longtake: serving {queue.folder}; see {page} there; Ctrl+C stops it", file=sys.stderr)
-        settings = {"log_level": "warning", "server_header": False, "timeout_graceful_shutdown": SHUTDOWN_SECONDS}
-        uvicorn.Server(uvicorn.Config(app, **settings)).run([listening])
+        try:
+            make_server(app, SHUTDOWN_SECONDS).run([listening])
+        finally:
+            leave_within(EXIT_SECONDS)
 
 
 def request_check(
@@ -173,28 +189,38 @@ def request_check(
     `models` are loaded now, others when they are first asked for.
     """
     from app.queue.estimate import Estimator, load_cost_model
+    from app.server.limits import RequestLimits, check_limits, too_long
     from dit.request import RequestError
     from vae.video.pixels import MediaError
 
-    estimator, estimator_lock = Estimator(device), threading.Lock()  # requests come in many threads
+    estimator, limits = Estimator(device), RequestLimits(seconds=max_seconds)
     for model in models:
         load_cost_model(model)
 
     def check(request: Request) -> None:
+        check_limits(request, limits)
         check_prompt(request, policy)
-        try:  # an estimate does not depend on the prompt, so ask the model whether it can encode it
-            load_cost_model(request.model).pipeline.resolve(replace(request, upsample=None))
-            with estimator_lock:
-                cost = estimator.check_fits(request).cost
+        try:
+            pipeline = load_cost_model(request.model).pipeline
+            prompts = [request.effective_prompt, *(moment.prompt for moment in request.moments or ())]
+            pipeline.check_prompts([*prompts, request.negative_prompt or ""])  # on which an estimate does not depend
+            cost = estimator.check_fits(request).cost
         except (RequestError, MediaError):
             raise
         except ValueError as error:  # a tokenizer's, written for users
             raise RequestError(str(error)) from error
         seconds = cost.frames / (cost.request.fps or 1.0)
         if seconds > max_seconds and cost.frames > 1:
-            raise RequestError(f"a clip must last at most {max_seconds:g} s here; got {seconds:g}, so ask for less")
+            raise too_long(seconds, limits)
 
     return check
+
+
+def leave_within(seconds: float) -> None:
+    """End this process after so many seconds, whatever its other threads wait for."""
+    timer = threading.Timer(seconds, os._exit, [0])
+    timer.daemon = True
+    timer.start()
 
 
 @contextmanager
@@ -214,13 +240,17 @@ def bound_socket(host: str, port: int) -> Iterator[socket.socket]:
 def restarted_workers(
     queue: Path, workers: int, devices: tuple[str, ...], policy: argparse.Namespace | None
 ) -> Iterator[None]:
-    """Run worker processes at a queue and replace each that dies."""
-    if not workers:
-        yield
-        return
-    done = threading.Event()
-    with worker_processes(queue, workers, devices, policy, restart=True) as any_alive:
-        thread = threading.Thread(target=_restart, args=(any_alive, done))
+    """Run worker processes at a queue, replace each that dies or hangs, and give its jobs to others.
+
+    With 0 workers, the jobs of workers that others started are looked after all the same.
+    """
+    from app.queue.hung import HungWorkers
+    from app.queue.jobs import Queue
+
+    watch, done = HungWorkers(Queue(queue)), threading.Event()
+    running = worker_processes(queue, workers, devices, policy, restart=True) if workers else nullcontext(watch.release)
+    with running as look_after:
+        thread = threading.Thread(target=_look_after, args=(Queue(queue), look_after, done))
         thread.start()
         try:
             yield
@@ -229,6 +259,13 @@ def restarted_workers(
             thread.join()
 
 
-def _restart(any_alive: Callable[[], bool], done: threading.Event) -> None:
+def _look_after(queue: Queue, look_after: Callable[[], object], done: threading.Event) -> None:
+    """Look after a queue and its workers until told to stop, whatever goes wrong meanwhile."""
+    from app.queue.lease import recover
+
     while not done.wait(POLL_SECONDS):
-        any_alive()
+        try:
+            recover(queue)
+            look_after()
+        except Exception as error:  # a full disk, say: the next look may succeed
+            logging.getLogger("longtake.serve").warning("workers cannot be looked after: %s", error)

@@ -52,6 +52,7 @@ CLAIM = (
     "UPDATE jobs SET state = ?, worker = ?, tries = tries + 1, began = ?, ended = NULL, whole = 0, "
     "phase = 'starting', step = 0, steps = 0"
 )
+REGISTERED = "EXISTS (SELECT * FROM workers WHERE id = ?)"
 LOOKAHEAD = 64  # waiting jobs that are searched for similar ones
 
 Order = Literal["continue", "hold", "cancel"]  # what a worker is to do after its step
@@ -83,6 +84,7 @@ class Lease:
     def __init__(self, queue: Queue, device: str, stop: threading.Event | None = None):
         self.queue, self.device, self.stop = queue, device, stop or threading.Event()
         (self.id,) = new_ids(1)
+        self.lost = False  # taken for hung by others, who removed it from the queue
         self._reported: dict[str, tuple[float, str]] = {}  # time and phase of each job's last report
 
     @waits_for_room
@@ -97,25 +99,26 @@ class Lease:
 
     def __exit__(self, *error) -> None:
         with suppress(QueueDiskFull):  # then the next worker finds the lock released
-            _release(self.queue, self.id)
+            release(self.queue, self.id)
         self.lock.close()
 
     def heartbeat(self) -> None:
-        """Record that this worker lives, for those who list the workers."""
+        """Record that this worker lives, for those who list the workers, or that they gave it up (`lost`)."""
         with suppress(QueueDiskFull):
-            self.queue.connection.execute("UPDATE workers SET beat = ? WHERE id = ?", (time.time(), self.id))
+            beat = "UPDATE workers SET beat = ? WHERE id = ?"
+            self.lost = not self.queue.connection.execute(beat, (time.time(), self.id)).rowcount
 
     @waits_for_room
     def claim(self) -> Job | None:
-        """Take the first waiting job; None where there is none, or while the queue is paused.
+        """Take the first waiting job; None where there is none, while the queue is paused, or for a lost lease.
 
         A job whose row cannot be read fails, and the next one is taken.
         """
         with self.queue.transaction() as connection:
             found = connection.execute(
                 f"{CLAIM} WHERE id = (SELECT id FROM jobs WHERE state IN {WAITING} AND "
-                "NOT EXISTS (SELECT * FROM pause) ORDER BY place LIMIT 1) RETURNING *, NULL AS ahead",
-                (RUNNING, self.id, time.time()),
+                f"NOT EXISTS (SELECT * FROM pause) AND {REGISTERED} ORDER BY place LIMIT 1) RETURNING *, NULL AS ahead",
+                (RUNNING, self.id, time.time(), self.id),
             ).fetchall()
         self._reported = {}
         job = job_from_row(found[0], self.queue.folder) if found else None
@@ -148,8 +151,8 @@ class Lease:
                 if not other.unreadable and packing_key(other.request) == packing_key(job.request)
             ][: share - 1]
             connection.executemany(
-                f"{CLAIM} WHERE id = ?",
-                [(RUNNING, self.id, time.time(), other.id) for other in similar],
+                f"{CLAIM} WHERE id = ? AND {REGISTERED}",
+                [(RUNNING, self.id, time.time(), other.id, self.id) for other in similar],
             )
         return [job, *(replace(other, worker=self.id) for other in similar)]
 
@@ -233,7 +236,7 @@ def recover(queue: Queue) -> int:
     registered = [row["id"] for row in queue.connection.execute("SELECT id FROM workers").fetchall()]
     dead = [worker for worker in registered if not _is_alive(queue, worker)]
     for worker in dead:
-        _release(queue, worker)
+        release(queue, worker)
     return len(dead)
 
 
@@ -248,8 +251,11 @@ def _is_alive(queue: Queue, worker: str) -> bool:
     return False
 
 
-def _release(queue: Queue, worker: str) -> None:
-    """Remove a worker from a queue and decide what becomes of its jobs."""
+def release(queue: Queue, worker: str, counted: bool = True) -> None:
+    """Remove a worker from a queue and decide what becomes of its jobs.
+
+    Their attempts are `counted` unless the worker was ended by those who started it.
+    """
     crashed = f"a job must not crash its worker; it did {MAX_ATTEMPTS} times, so ask for less, or read the worker's log"
     with queue.transaction() as connection:
         found = connection.execute(
@@ -262,11 +268,14 @@ def _release(queue: Queue, worker: str) -> None:
                 shutil.rmtree(staging_folder(job), ignore_errors=True)  # before it can be another worker's job
             if state == INTERRUPTED and row["cancelling"]:
                 state = CANCELLED
+            elif state == INTERRUPTED and not counted:
+                state = QUEUED
             elif state == INTERRUPTED and row["tries"] >= MAX_ATTEMPTS:
                 state, message = FAILED, crashed
             connection.execute(
-                "UPDATE jobs SET state = ?, sentence = ?, ended = ?, phase = '', step = 0, worker = NULL WHERE id = ?",
-                (state, message, time.time() if state in FINISHED else None, row["id"]),
+                "UPDATE jobs SET state = ?, sentence = ?, ended = ?, phase = '', step = 0, worker = NULL, "
+                "tries = tries - ? WHERE id = ?",
+                (state, message, time.time() if state in FINISHED else None, state == QUEUED, row["id"]),
             )
         connection.execute("DELETE FROM workers WHERE id = ?", (worker,))
     for row in found:

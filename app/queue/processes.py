@@ -8,14 +8,19 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from app.policy.policy import ContentPolicy, policy_arguments, policy_from_flags
+from app.queue.hung import HungWorkers
+from app.queue.jobs import Queue
+from app.queue.lease import release
 from dit.request import RequestError
 
 LONGTAKE = (sys.executable, "-m", "app.cli")
+STOP_SECONDS = 30.0  # that workers have for the present step when they are told to stop
 
 
 def available_devices() -> tuple[str, ...]:
@@ -49,11 +54,11 @@ def worker_processes(
     """Run worker processes at a queue, the devices taken in turn; with 0 workers, one thread of this process.
 
     Yields a function that says whether any worker is alive. The workers leave when no job waits; with `restart` they
-    stay, and each call of that function replaces those that died. On exit they are told to stop: unfinished jobs wait
-    for the next run. `policy` has the flags of a policy.
+    stay, and each call of that function replaces those that died. It also ends and replaces those that hang. On exit
+    they are told to stop, and ended where they do not: unfinished jobs wait for the next run. `policy` has the flags of
+    a policy.
     """
     if not workers:
-        from app.queue.jobs import Queue
         from app.queue.worker import run_worker
 
         stop = threading.Event()
@@ -73,6 +78,7 @@ def worker_processes(
 
     def start(number: int) -> subprocess.Popen:
         command = [*LONGTAKE, "work", str(queue), "--device", devices[number % len(devices)], "--with-parent"]
+        command += [str(os.getpid())]
         command += ["--pack-size", str(pack_size), *(policy_arguments(policy) if policy else ())]
         return subprocess.Popen(
             command if restart else [*command, "--until-empty"],
@@ -80,7 +86,16 @@ def worker_processes(
             start_new_session=True,  # Ctrl+C is for this process, which stops them
         )
 
+    watch = HungWorkers(Queue(queue))
+
     def any_alive() -> bool:
+        hung = watch.release()
+        for number, process in enumerate(processes):
+            if process.pid in hung and process.poll() is None:
+                print(f"longtake: worker {number} does not answer; another is started", file=sys.stderr)
+                process.kill()
+                process.wait()
+                processes[number] = start(number)
         for number, process in enumerate(processes if restart else ()):
             if process.poll() is not None:
                 print(
@@ -93,8 +108,24 @@ def worker_processes(
     try:
         yield any_alive
     finally:
-        for process in processes:
+        stop_workers(Queue(queue), processes)
+
+
+def stop_workers(queue: Queue, processes: Sequence[subprocess.Popen], seconds: float = STOP_SECONDS) -> None:
+    """Tell worker processes to stop, also stopped ones, and end those that do not; their jobs wait as before."""
+    for process in processes:
+        for number in (signal.SIGTERM, signal.SIGCONT):
             with suppress(ProcessLookupError):
-                process.send_signal(signal.SIGTERM)
-        for process in processes:
+                process.send_signal(number)
+    ended, deadline = set[int](), time.monotonic() + seconds
+    for process in processes:
+        try:
+            process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
             process.wait()
+            ended.add(process.pid)
+    if ended:
+        for row in queue.connection.execute("SELECT id, pid FROM workers").fetchall():
+            if row["pid"] in ended:
+                release(queue, row["id"], counted=False)

@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -20,6 +19,7 @@ from app.queue.database import QueueDiskFull
 from app.queue.disk import bytes_to_go_on, full_disk_sentence, full_folder, has_room, when_there_is_room
 from app.queue.estimate import cost_key
 from app.queue.history import History, Stopwatch, device_name
+from app.queue.hung import HungWorkers, stop_with_parent
 from app.queue.jobs import (
     CANCELLED,
     ENCODING,
@@ -105,21 +105,38 @@ def run_worker(
     Up to `pack_size` jobs of similar cost are made as one pack. Jobs that the policy refuses fail, whoever queued them.
     """
     stop, model = stop or threading.Event(), WarmModel(device, content_policy, pack_size)
+    watch = HungWorkers(queue)
+    while not stop.is_set():
+        if serve_lease(queue, device, until_empty, stop, model, watch):
+            return
+
+
+def serve_lease(
+    queue: Queue,
+    device: str | None,
+    until_empty: bool,
+    stop: threading.Event,
+    model: WarmModel,
+    watch: HungWorkers,
+) -> bool:
+    """Make clips until there is nothing left to do, True; or until the lease is lost to others, False."""
     with Lease(queue, device or "auto", stop) as lease, heartbeats(lease):
-        while not stop.is_set():
+        while not stop.is_set() and not lease.lost:
             try:
                 when_there_is_room(lambda: recover(queue), queue.folder, stop, QueueDiskFull)
+                watch.release()
                 resume_if_space(queue)
                 job = lease.claim()
                 jobs = lease.claim_similar(job, model.pack_size) if job else []
             except QueueDiskFull:  # only once it is told to stop
-                return
+                return True
             if jobs:
                 run_pack(lease, jobs, model, stop)
             elif until_empty and not sum(queue.counts()[state] for state in (*WAITING, RUNNING)):
-                return
+                return True
             else:
                 stop.wait(POLL_SECONDS)
+    return False
 
 
 @contextmanager
@@ -346,24 +363,22 @@ def serve_queue(
     queue: Queue,
     device: str | None = None,
     until_empty: bool = False,
-    with_parent: bool = False,
+    with_parent: int | None = None,
     content_policy: ContentPolicy = UNRESTRICTED,
     pack_size: int = 1,
 ) -> None:
-    """Run a worker until SIGTERM or SIGINT or, with `with_parent`, until the parent process is gone."""
+    """Run a worker until SIGTERM or SIGINT or, with `with_parent`, until that parent process is gone.
+
+    The parent says its id, 0 standing for the present one: read here, it would be that of another process where the
+    parent died in the seconds since it started this one.
+    """
     logging.basicConfig(format="longtake worker: %(message)s")
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    if with_parent:
-        threading.Thread(target=stop_with_parent, args=(os.getppid(), stop), daemon=True).start()
+    if with_parent is not None:
+        threading.Thread(target=stop_with_parent, args=(with_parent or os.getppid(), stop), daemon=True).start()
     if (queue.folder / UPLOADS).is_dir():  # a server's queue, whose requests name files relative to its folder
         os.chdir(queue.folder)
     run_worker(queue, device, until_empty, stop, content_policy, pack_size)
 
-
-def stop_with_parent(parent: int, stop: threading.Event) -> None:
-    """Set `stop` once the parent process is gone."""
-    while os.getppid() == parent:
-        time.sleep(POLL_SECONDS)
-    stop.set()

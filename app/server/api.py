@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from anyio import to_thread
 from fastapi import Depends, FastAPI, Query, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, RedirectResponse
 from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
 from PIL import Image
-from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -21,13 +22,16 @@ from starlette.requests import ClientDisconnect
 from app.policy.errors import PolicyError
 from app.queue.jobs import QueueFull
 from app.server.auth import AuthMiddleware, error_response
+from app.server.idempotency import HEADER, IdempotencyKey, KeyReused
 from app.server.mcp import AllowlistMiddleware, add_tools
 from app.server.parsing import CLIP_ALIAS, FILE_FIELDS, parse_form, parse_json, short_repr
 from app.server.schemas import (
     DESCRIPTION,
     ERROR_RESPONSES,
     EXAMPLES,
+    PURPOSE,
     Deleted,
+    FileList,
     FileObject,
     Model,
     ModelList,
@@ -36,6 +40,7 @@ from app.server.schemas import (
     body_schema,
 )
 from app.server.service import CLIENT_ERRORS, MAX_MESSAGE_CHARS, NotFound, Service
+from app.server.storage import QuotaExceeded, list_files
 from dit.request import RequestError
 from vae.video.pixels import contact_sheet, to_uint8
 from vae.video.sandbox import read_sampled_frames
@@ -91,6 +96,14 @@ def add_error_handlers(app: FastAPI) -> None:
     def queue_full(request: Request, error: QueueFull) -> Response:
         return error_response(429, short_repr(error, MAX_MESSAGE_CHARS), "rate_limit_exceeded")
 
+    @app.exception_handler(QuotaExceeded)
+    def no_room(request: Request, error: QuotaExceeded) -> Response:
+        return error_response(429, str(error), "insufficient_quota")
+
+    @app.exception_handler(KeyReused)
+    def key_reused(request: Request, error: KeyReused) -> Response:
+        return error_response(422, str(error), "idempotency_key_reused")
+
     @app.exception_handler(NotFound)
     def not_found(request: Request, error: NotFound) -> Response:
         return error_response(404, short_repr(error, MAX_MESSAGE_CHARS), "not_found")
@@ -128,8 +141,13 @@ ServiceDep = Annotated[Service, Depends(_service)]
 OwnerDep = Annotated[str, Depends(_owner)]
 
 
-async def read_body(request: Request, service: Service, owner: str) -> dict[str, Any]:
-    """Read the fields of a body: JSON, or a form, whose files are stored and replaced by their ids."""
+async def read_body(
+    request: Request, service: Service, owner: str, besides: tuple[str, ...] = (), **fixed: Any
+) -> dict[str, Any]:
+    """Read the fields of a body: JSON, or a form, whose files are stored and replaced by their ids.
+
+    The fields of a form are checked first, with the `fixed` ones of the route, but for those `besides` a Request's.
+    """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in ("multipart/form-data", "application/x-www-form-urlencoded"):
         return parse_json(await request.body())
@@ -137,11 +155,16 @@ async def read_body(request: Request, service: Service, owner: str) -> dict[str,
     try:
         parts = form.multi_items()
         files = [(name, value) for name, value in parts if isinstance(value, UploadFile)]
-        found = parse_form((name, value) for name, value in parts if isinstance(value, str))
-        for name, file in files:
-            if name not in FILE_FIELDS or name in found:
+        found, names = parse_form((name, value) for name, value in parts if isinstance(value, str)), set[str]()
+        for name, _ in files:
+            if name not in FILE_FIELDS or name in found or name in names:
                 raise RequestError(f"a form's files are {', '.join(FILE_FIELDS)}, each once; got {short_repr(name)}")
-            found[name] = await run_in_threadpool(service.store_upload, file.file, owner)
+            names.add(name)
+        if files:
+            fields = {name: value for name, value in (fixed | found).items() if name not in besides}
+            await service.estimating.run(owner, service.check_fields, fields, owner, names)
+        for name, file in files:
+            found[name] = await service.reading.run(owner, service.store_upload, file.file, owner)
         return found
     finally:
         await form.close()
@@ -149,8 +172,10 @@ async def read_body(request: Request, service: Service, owner: str) -> dict[str,
 
 async def submit_body(request: Request, service: Service, owner: str, **fixed: Any) -> dict[str, Any]:
     """Queue the request in a body and return its video object; `fixed` fields come from the route."""
-    found = await read_body(request, service, owner)
-    return await run_in_threadpool(lambda: service.video(service.submit(found | fixed, owner)))
+    found = await read_body(request, service, owner, **fixed) | fixed
+    header = request.headers.get(HEADER)
+    key = None if header is None else IdempotencyKey.of(owner, header, request.url.path, found)
+    return await service.estimating.run(owner, lambda: service.video(service.submit(found, owner, key)))
 
 
 def add_videos(app: FastAPI) -> None:
@@ -183,7 +208,7 @@ def add_videos(app: FastAPI) -> None:
         openapi_extra=body_schema(("prompt", "video"), extension_example),
     )
     async def extend(request: Request, service: ServiceDep, owner: OwnerDep):
-        """Queue an extension of a video; seconds are the seconds to add."""
+        """Queue an extension of a video; seconds are the seconds to add, and in the answer those of the whole."""
         return await submit_body(request, service, owner, mode="extend")
 
     @app.post(
@@ -194,7 +219,7 @@ def add_videos(app: FastAPI) -> None:
     )
     async def remix(video_id: str, request: Request, service: ServiceDep, owner: OwnerDep):
         """Queue a remix of a video: an edit of high strength, which keeps little but the layout."""
-        await run_in_threadpool(service.completed_job, video_id, owner)
+        await service.estimating.run(owner, service.completed_job, video_id, owner)
         return await submit_body(request, service, owner, mode="remix", **{CLIP_ALIAS: video_id})
 
     @app.get("/v1/videos", response_model=VideoList, tags=["videos"])
@@ -232,19 +257,25 @@ def add_videos(app: FastAPI) -> None:
         response_class=Response,
         responses={200: {"description": "The file.", "content": {"video/mp4": {}, "image/webp": {}, "image/png": {}}}},
     )
-    def content(
+    async def content(
         video_id: str,
         service: ServiceDep,
         owner: OwnerDep,
         variant: Literal["video", "thumbnail", "spritesheet"] = "video",
     ):
         """Download the file of a video, its thumbnail, or a spritesheet of six frames."""
-        path = service.completed_job(video_id, owner).output
-        if not path.is_file():
-            raise NotFound(f"a video must have its file; that of {video_id} was removed by hand; make it again")
+
+        def file_of() -> Path:
+            path = service.completed_job(video_id, owner).output
+            if not path.is_file():
+                raise NotFound(f"a video must have its file; that of {video_id} was removed by hand; make it again")
+            return path
+
+        path = await to_thread.run_sync(file_of)
         if variant == "video":
             return FileResponse(path, filename=path.name, headers=NOSNIFF)
-        return Response(still_image(path, variant), media_type="image/webp", headers=NOSNIFF)
+        image = await service.reading.run(owner, still_image, path, variant)
+        return Response(image, media_type="image/webp", headers=NOSNIFF)
 
 
 def still_image(path: Path, variant: str) -> bytes:
@@ -278,8 +309,29 @@ def add_uploads(app: FastAPI) -> None:
             file = fields.get("file")
             if not isinstance(file, UploadFile):
                 raise RequestError("a form must have the file in its part named file; got none")
-            id = await run_in_threadpool(service.store_upload, file.file, owner)
+            id = await service.reading.run(owner, service.store_upload, file.file, owner)
         return file_object(service.upload_path(id, owner))
+
+    @app.get("/v1/files", response_model=FileList, tags=["files"])
+    def list_uploads(
+        service: ServiceDep,
+        owner: OwnerDep,
+        after: Annotated[str | None, Query(description="the last id of the previous page")] = None,
+        limit: Annotated[int, Query(ge=1, le=10_000)] = 100,
+        order: Literal["asc", "desc"] = "desc",
+        purpose: Annotated[str | None, Query(description="of the files to list")] = None,
+    ):
+        """List the files that you uploaded, newest first."""
+        paths = list_files(service.upload_folder(owner)) if purpose in (None, PURPOSE) else []
+        paths = paths if order == "desc" else paths[::-1]
+        if after:
+            paths = paths[paths.index(service.upload_path(after, owner)) + 1 :]
+        with suppress(FileNotFoundError):  # where one was deleted meanwhile, the list ends before it
+            data = list[dict[str, Any]]()
+            for path in paths[:limit]:
+                data.append(file_object(path))
+        ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {}
+        return {"data": data, "has_more": len(paths) > limit, **ends}
 
     @app.get("/v1/files/{file_id}", response_model=FileObject, tags=["files"])
     def retrieve_file(file_id: str, service: ServiceDep, owner: OwnerDep):
@@ -300,7 +352,7 @@ def add_uploads(app: FastAPI) -> None:
     @app.delete("/v1/files/{file_id}", response_model=Deleted, tags=["files"])
     def delete_file(file_id: str, service: ServiceDep, owner: OwnerDep):
         """Delete a file that you uploaded."""
-        service.upload_path(file_id, owner).unlink(missing_ok=True)
+        service.delete_upload(file_id, owner)
         return {"id": file_id, "object": "file", "deleted": True}
 
 
@@ -311,6 +363,13 @@ def add_models(app: FastAPI) -> None:
     def list_models(service: ServiceDep, owner: OwnerDep):
         """List the models."""
         return {"data": [Model(id=name) for name in service.models]}
+
+    @app.get("/v1/models/{model}", response_model=Model, tags=["models"])
+    def retrieve_model(model: str, service: ServiceDep, owner: OwnerDep):
+        """Describe a model."""
+        if model not in service.models:
+            raise NotFound(f"model must be one of {', '.join(service.models)}; got {short_repr(model)}")
+        return Model(id=model)
 
     @app.get("/", include_in_schema=False)
     def redirect_to_docs():

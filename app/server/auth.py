@@ -9,6 +9,7 @@ web pages of other sites.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from ipaddress import ip_address
 from urllib.parse import urlsplit
@@ -22,6 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 PUBLIC_PATHS = ("/", "/docs", "/openapi.json")  # pages without anybody's data
 PUBLIC_FOLDER = "/static-offline-docs/"  # the scripts of these pages
 MAX_FORM_BYTES, MAX_JSON_BYTES = 600 * 2**20, 32 * 2**20  # of a body, with uploads and without
+MAX_OPEN_REQUESTS = 200  # of one client at a time, those that send or receive slowly among them
 MIN_TOKEN_CHARS = 16
 COOKIE = "longtake_token"
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")  # methods that change nothing
@@ -72,6 +74,7 @@ class AuthMiddleware:
 
     def __init__(self, app: ASGIApp, tokens: Sequence[str] = (), login_path: str = ""):
         self.app, self.owners, self.login_path = app, {owner_id(token) for token in tokens}, login_path
+        self.open_requests: Counter[str] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -89,12 +92,21 @@ class AuthMiddleware:
             rejection = error_response(403, message, "wrong_origin")
         max_bytes = MAX_FORM_BYTES if headers.get("content-type", "").startswith("multipart/") else MAX_JSON_BYTES
         content_length = headers.get("content-length", "")
+        if not rejection and owner is not None and self.open_requests[owner] >= MAX_OPEN_REQUESTS:
+            message = f"at most {MAX_OPEN_REQUESTS} requests of yours may be open here; try again later"
+            rejection = error_response(429, message, "rate_limit_exceeded")
         if not rejection and content_length.isdecimal() and int(content_length) > max_bytes:
             rejection = error_response(413, too_large_message(max_bytes), "too_large")
         if rejection:
             return await rejection(scope, receive, send)
-        state = {**scope.get("state", {}), "owner": owner}
-        await self.app({**scope, "state": state}, limit_body(receive, max_bytes), send)
+        state, client = {**scope.get("state", {}), "owner": owner}, owner or ""
+        self.open_requests[client] += 1
+        try:
+            await self.app({**scope, "state": state}, limit_body(receive, max_bytes), send)
+        finally:
+            self.open_requests[client] -= 1
+            if not self.open_requests[client]:
+                del self.open_requests[client]
 
     def authenticated_owner(self, headers: Headers) -> str | None:
         """Return the owner of the token that a request carries, None without a valid token."""

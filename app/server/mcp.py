@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Awaitable, Callable, Iterator, Set
 from functools import partial
 from typing import Any
 
@@ -87,7 +87,7 @@ def tool_functions(service: Service) -> Iterator[Callable]:
         given = {"video": video, "seconds": seconds, "size": size}
         found = {"prompt": prompt, "mode": mode, "seed": seed} | {key: value for key, value in given.items() if value}
         owner, until = request.state.owner, time.monotonic() + WAIT_SECONDS
-        job = await call_service(lambda: service.submit(found, owner))
+        job = await call_service(lambda: service.submit(found, owner), lambda work: service.estimating.run(owner, work))
         while wait and job.state not in FINISHED and time.monotonic() < until:
             await asyncio.sleep(POLL_SECONDS)
             job = await call_service(partial(service.job, job.id, owner))
@@ -115,10 +115,10 @@ def tool_functions(service: Service) -> Iterator[Callable]:
     yield from (make_video, video_state, list_videos)
 
 
-async def call_service(work: Callable[[], Any]) -> Any:
-    """Run `work` in a thread; an error becomes one sentence for the client, as gr.Error."""
+async def call_service(work: Callable[[], Any], run: Callable[..., Awaitable[Any]] = run_in_threadpool) -> Any:
+    """Run `work` in a thread, by `run`; an error becomes one sentence for the client, as gr.Error."""
     try:
-        return await run_in_threadpool(work)
+        return await run(work)
     except (NotFound, *CLIENT_ERRORS) as error:
         raise gr.Error(short_repr(error, MAX_MESSAGE_CHARS), print_exception=False) from None
     except Exception as error:

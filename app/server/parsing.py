@@ -14,7 +14,8 @@ from app.batch.rows import FIELD_TYPES, parse_cell
 from dit.request import NO_UPSAMPLER, RequestError, parse_size, with_current_names
 
 SERVER_FIELDS = ("hashes", "model_hash", "made_with")  # filled in when a clip is rendered
-CLIENT_FIELDS = tuple(name for name in FIELD_TYPES if name not in SERVER_FIELDS)
+OWNER_FIELDS = ("loras",)  # files of the server's owner
+CLIENT_FIELDS = tuple(name for name in FIELD_TYPES if name not in (*SERVER_FIELDS, *OWNER_FIELDS))
 NUMBER_LISTS = ("size", "window", "box", "guidance_interval")  # fields that are lists of numbers
 IMAGE_ALIAS, CLIP_ALIAS = "input_reference", "video"  # the OpenAI API's names of `image` and `clip`
 FILE_FIELDS = (IMAGE_ALIAS, CLIP_ALIAS, "image", "clip", "other", "mask")  # parts of a form that may be files

@@ -69,7 +69,7 @@ class Video(BaseModel):
     completed_at: int | None = None
     expires_at: int | None = None
     prompt: str | None = Field(None, examples=["a large red ball bounces on the grass"])
-    seconds: str = Field(description="as requested", examples=["2.125"])
+    seconds: str = Field(description="of the whole clip, that of its input included", examples=["2.125"])
     size: str = Field(examples=["64x64"])
     remixed_from_video_id: str | None = None
     error: ErrorDetail | None = None
@@ -102,6 +102,9 @@ class Deleted(BaseModel):
     deleted: bool
 
 
+PURPOSE = "user_data"  # of all uploads
+
+
 class FileObject(BaseModel):
     """An uploaded file; later requests name it by its id."""
 
@@ -110,8 +113,18 @@ class FileObject(BaseModel):
     bytes: int
     created_at: int
     filename: str = Field(description="named by its content, not as it was sent")
-    purpose: str = "user_data"
+    purpose: str = PURPOSE
     status: str = "processed"
+
+
+class FileList(BaseModel):
+    """A page of uploaded files; request the next one with `after` set to the last id."""
+
+    object: str = "list"
+    data: list[FileObject]
+    first_id: str | None = None
+    last_id: str | None = None
+    has_more: bool = False
 
 
 class Model(BaseModel):
@@ -138,7 +151,11 @@ ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
         (400, "The request is invalid; the message says what is valid."),
         (401, "The token is missing or invalid."),
         (404, "You have no video or file with this id."),
-        (429, "You have too many unfinished videos; try again later."),
+        (422, "The Idempotency-Key was sent with another request before."),
+        (
+            429,
+            "You have too many unfinished videos or calls, or too much on the disk; try again later, or delete some.",
+        ),
     )
 }
 BODY_FIELDS = (

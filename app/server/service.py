@@ -11,16 +11,18 @@ import binascii
 import io
 import os
 import re
-import threading
-from collections.abc import Callable
+import sqlite3
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from app.formats import IMAGE_SUFFIXES
 from app.home import make_private_folder
 from app.policy.errors import PolicyError
+from app.queue.hung import silence
 from app.queue.jobs import (
     CANCELLED,
     DONE,
@@ -33,15 +35,23 @@ from app.queue.jobs import (
     RUNNING,
     SAMPLING,
     UPLOADS,
+    WAITING,
     WRITING,
     Job,
     JobError,
     Queue,
+    QueueFull,
 )
 from app.registry import DEFAULT_MODEL, MODELS, model_folder, resolve_upsampler
+from app.server.durations import Durations
+from app.server.idempotency import IdempotencyKey
+from app.server.limits import ClientGate, RequestLimits, check_limits, input_paths
 from app.server.parsing import IMAGE_ALIAS, request_fields, short_repr
+from app.server.storage import QuotaExceeded, Storage, unfinished_users
 from app.server.uploads import IMAGE_FORMATS, UploadError, UploadLimits, store_upload
-from dit.modes import MODES, mode_of
+from dit.camera import check_camera, folder_reads_camera
+from dit.modes import mode_of
+from dit.notes import size_of_inputs
 from dit.request import Request, RequestError, check_values
 from dit.settings import SETTINGS, Settings, read_settings
 from vae.video.pixels import MediaError
@@ -53,9 +63,9 @@ IMAGE_FIELDS = ("image", "mask", "keyframes")  # fields that take images; a mask
 STATUS = {QUEUED: "queued", INTERRUPTED: "queued", RUNNING: "in_progress", DONE: "completed"}
 STATUS |= {FAILED: "failed", CANCELLED: "failed"}
 PHASE_PERCENT = {LOADING: (1, 3), ENCODING: (3, 5), SAMPLING: (5, 90), WRITING: (90, 99)}
-CLIENT_ERRORS = (RequestError, UploadError, JobError, MediaError, PolicyError)  # whose messages are sent to clients
+CLIENT_ERRORS = (RequestError, UploadError, JobError, MediaError, PolicyError, QuotaExceeded)  # sent to clients
 MAX_MESSAGE_CHARS = 600
-UPLOAD_SLOTS = threading.BoundedSemaphore(4)  # uploads that are decoded at a time
+STORED_LATER = "a file in this request"  # stands for its id while the other fields are checked
 
 
 class NotFound(ValueError):
@@ -64,10 +74,14 @@ class NotFound(ValueError):
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A model that clients may use: its name in a queued request, and the settings it was trained for."""
+    """A model that clients may use: its name in a queued request, the settings it was trained for, whether it reads a
+    camera velocity, and its folder.
+    """
 
     name: str
     settings: Settings
+    camera: bool = False
+    folder: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -76,7 +90,8 @@ class Service:
 
     `models` has the models by the names that clients use; the first is the default. `check_request` is called before a
     request is queued, and raises PolicyError where the policy refuses it. `max_open_jobs` limits an owner's unfinished
-    jobs.
+    jobs, `limits` each of its requests and its files. What takes time is called through one of the gates: `estimating`
+    for what is queued or estimated, `reading` for files that are stored or decoded.
     """
 
     queue: Queue
@@ -84,26 +99,81 @@ class Service:
     check_request: Callable[[Request], None] = lambda request: None
     upload_limits: UploadLimits = field(default_factory=UploadLimits)
     max_open_jobs: int | None = None
+    limits: RequestLimits = field(default_factory=RequestLimits)
+    estimating: ClientGate = field(default_factory=ClientGate)
+    reading: ClientGate = field(default_factory=ClientGate)
+    durations: Durations = field(default_factory=Durations)
 
-    def submit(self, found: dict[str, Any], owner: str) -> Job:
-        """Queue the request that a client's fields describe.
+    @cached_property
+    def storage(self) -> Storage:
+        """The bytes that each owner has on the disk."""
+        return Storage(self.queue, self.limits.owner_bytes)
 
-        Raises RequestError, UploadError, NotFound, QueueFull, and what `check_request` raises.
+    def submit(self, found: dict[str, Any], owner: str, key: IdempotencyKey | None = None) -> Job:
+        """Queue the request that a client's fields describe; with a key that was sent before, return its job.
+
+        Raises RequestError, UploadError, NotFound, QueueFull, QuotaExceeded, KeyReused, and what `check_request`
+        raises.
         """
-        request = self.build_request(found, owner)
-        still = mode_of(request).still
-        return self.queue.submit(
-            [request], IMAGE_SUFFIXES[0] if still else ".mp4", owner=owner, max_open=self.max_open_jobs
-        )[0]
+        if key and (id := key.find(self.queue)):
+            return self.job(id, owner)
+        return self.queue_requests([self.build_request(found, owner)], owner, key)[0]
+
+    def queue_requests(self, requests: list[Request], owner: str, key: IdempotencyKey | None = None) -> list[Job]:
+        """Queue requests that were built here, all or none."""
+        suffix = IMAGE_SUFFIXES[0] if mode_of(requests[0]).still else ".mp4"
+        paths = input_paths(requests[0])
+
+        def within(connection: sqlite3.Connection, ids: list[str]) -> None:
+            if key and not key.store(connection, ids[0]):
+                raise AlreadyQueued
+            for path in paths:  # nobody deletes it from now on
+                if not (self.queue.folder / path).is_file():
+                    raise NotFound(f"an input must exist; {path} was deleted meanwhile, so send it again")
+
+        try:
+            return self.queue.submit(requests, suffix, owner=owner, max_open=self.max_open_jobs, within=within)
+        except AlreadyQueued:  # by a call at the same time
+            assert key, "only a key raises it"
+            return [self.job(key.find(self.queue) or "", owner)]
+
+    def check_fields(self, found: dict[str, Any], owner: str, files: Collection[str] = ()) -> None:
+        """Check a client's fields, with `files` as parts of a form, before anything that takes time.
+
+        Raises RequestError, QueueFull for an owner with too many unfinished jobs, and QuotaExceeded.
+        """
+        reference = found.get(IMAGE_ALIAS)
+        if isinstance(reference, dict) and str(reference.get("image_url")).startswith("data:"):
+            files = (*files, IMAGE_ALIAS)
+        self._checked_request(request_fields(found | dict.fromkeys(files, STORED_LATER)))
+        if self.max_open_jobs is not None:
+            (count,) = self.queue.connection.execute(
+                f"SELECT count(*) FROM jobs WHERE owner = ? AND state IN {(*WAITING, RUNNING)}", (owner,)
+            ).fetchone()
+            if count >= self.max_open_jobs:
+                rule = f"at most {self.max_open_jobs} videos of yours may wait here"
+                raise QueueFull(f"{rule}; there are {count}, so ask again later")
+        self.storage.check_room(owner, self.upload_folder(owner))
 
     def build_request(self, found: dict[str, Any], owner: str) -> Request:
-        """Build a Request from a client's fields, checked as far as possible without loading the model."""
+        """Build a Request from a client's fields: what is cheap to check first, what takes time last."""
+        self.check_fields(found, owner)
         fields = request_fields(self._with_stored_image(found, owner))
+        request = self._with_paths(self._checked_request(fields), owner)
+        self.check_request(request)
+        if request.size is None and input_paths(request):
+            settings = self.models[Path(request.model or "").name].settings
+            size = size_of_inputs(request, mode_of(request), settings, folder=self.queue.folder)
+            request = replace(request, size=size)
+        return request
+
+    def _checked_request(self, fields: dict[str, Any]) -> Request:
+        """Build a Request of typed fields, its files still named by their ids, and check it without model or files."""
         name = fields.pop("model", next(iter(self.models)))
         if not isinstance(name, str) or name not in self.models:
             raise RequestError(f"model must be one of {', '.join(self.models)}; got {short_repr(name)}")
         model = self.models[name]
-        request = self._with_paths(Request.from_dict(fields | {"model": model.name}), owner)
+        request = Request.from_dict(fields | {"model": model.name})
         mode, size = mode_of(request), request.size or model.settings.size
         if not request.prompt.strip() and not (request.moments and "moments" in mode.reads):
             raise RequestError("a prompt must say something; got none, so describe the clip in a sentence")
@@ -111,12 +181,13 @@ class Service:
             if not getattr(request, name):
                 raise RequestError(f"{request.mode} needs {name}; got none, so send it")
         check_values(replace(request, size=size))
+        check_limits(request, self.limits)
         sizes = [(columns, rows) for columns, rows, frames in model.settings.formats if mode.still == (frames == 1)]
         if size not in sizes:
             listed = ", ".join(dict.fromkeys(f"{columns}x{rows}" for columns, rows in sizes))
             raise RequestError(f"size must be one this model was trained for: {listed}; got {size[0]}x{size[1]}")
+        check_camera(request, model.camera)
         resolve_upsampler(request.upsample)
-        self.check_request(request)
         return request
 
     def job(self, id: str, owner: str) -> Job:
@@ -135,20 +206,42 @@ class Service:
         return job
 
     def delete(self, id: str, owner: str) -> bool:
-        """Delete a video and its files and return True; cancel it and return False where it is being generated."""
+        """Delete a video and its files and return True; cancel it and return False where it is being generated.
+
+        Raises RequestError for the input of a job that is not finished.
+        """
         self.job(id, owner)
         job = self.queue.cancel(id)
         if job.state not in FINISHED:
             return False
-        self.queue.delete(id)
-        for path in self.queue.clips.glob(f"{job.id}*"):
-            path.unlink(missing_ok=True)
+        with self.queue.transaction() as connection:
+            self._check_unused(connection, owner, job.output, id)
+            connection.execute(f"DELETE FROM jobs WHERE id = ? AND state IN {FINISHED}", (id,))
+            for path in self.queue.clips.glob(f"{job.id}*"):
+                self.storage.add(owner, -path.stat().st_size)
+                path.unlink(missing_ok=True)
         return True
 
+    def delete_upload(self, id: str, owner: str) -> None:
+        """Delete an owner's upload; raises NotFound, and RequestError for the input of a job that is not finished."""
+        path = self.upload_path(id, owner)
+        with self.queue.transaction() as connection:
+            self._check_unused(connection, owner, path)
+            self.storage.add(owner, -path.stat().st_size)
+            path.unlink(missing_ok=True)
+
+    def _check_unused(self, connection: sqlite3.Connection, owner: str, path: Path, id: str = "") -> None:
+        """Raise RequestError for a file that unfinished jobs, but for the job `id`, need."""
+        if users := unfinished_users(connection, owner, os.path.relpath(path, self.queue.folder), id):
+            raise RequestError(f"an input must stay until the clips that use it are done; {users} are not; cancel them")
+
     def store_upload(self, source: BinaryIO, owner: str) -> str:
-        """Store an upload and return its id; raises UploadError."""
-        with UPLOAD_SLOTS:
-            return f"file-{store_upload(source, self.upload_folder(owner), self.upload_limits).stem}"
+        """Store an upload and return its id; raises UploadError, and QuotaExceeded where the owner has too much."""
+        folder = self.upload_folder(owner)
+        self.storage.check_room(owner, folder)
+        stored = store_upload(source, folder, self.upload_limits)
+        self.storage.add(owner, stored.stat().st_size)
+        return f"file-{stored.stem}"
 
     def upload_folder(self, owner: str) -> Path:
         """Return the folder of an owner's uploads."""
@@ -212,6 +305,7 @@ class Service:
         source = Path(request.clip or "")
         failed = job.state in (FAILED, CANCELLED)
         message = self.hide_paths(job.message)
+        message = silence(self.queue, job) or message
         if job.state not in FINISHED and (pause := self.queue.paused):
             message = self.hide_paths(f"the queue is paused: {pause.reason}")
         return {
@@ -224,9 +318,7 @@ class Service:
             "completed_at": int(job.finished) if job.finished and not failed else None,
             "expires_at": None,
             "prompt": request.prompt,
-            "seconds": "0"
-            if request.mode in MODES and MODES[request.mode].still
-            else f"{request.seconds or settings.seconds:g}",
+            "seconds": f"{self.durations.seconds(job, settings.seconds):g}",
             "size": f"{columns}x{rows}",
             "remixed_from_video_id": source.stem if source.parent.name == self.queue.clips.name else None,
             "error": {"code": job.state, "message": message or "the video was cancelled"} if failed else None,
@@ -244,6 +336,10 @@ class Service:
         for folder in (self.queue.folder, MODELS):
             message = message.replace(f"{folder}/", "")
         return re.sub(r"(?<![\w/:.])(/[\w.+@-]+)+/", "", message)
+
+
+class AlreadyQueued(Exception):
+    """A job with the same idempotency key was queued meanwhile."""
 
 
 def progress_percent(job: Job) -> int:
@@ -274,5 +370,6 @@ def served_models(queue: Queue, models: list[str]) -> dict[str, ServedModel]:
             link.unlink(missing_ok=True)
             link.symlink_to(folder, target_is_directory=True)
             request_name = f"{LINKED_MODELS}/{folder.name}"
-        served[folder.name] = ServedModel(request_name, read_settings(folder / SETTINGS))
+        settings = read_settings(folder / SETTINGS)
+        served[folder.name] = ServedModel(request_name, settings, folder_reads_camera(folder), folder)
     return served

@@ -11,7 +11,6 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from app.formats import IMAGE_SUFFIXES
 from app.queue.estimate import load_cost_model
 from app.queue.jobs import Job
 from app.registry import AUTO, resolve_upsampler
@@ -22,7 +21,6 @@ from app.studio.gallery import Gallery
 from app.studio.remake import fields_to_remake
 from captioning.text_encoder import shorten_to_limit
 from captioning.upsampler import Upsampler, load_upsampler
-from dit.modes import mode_of
 from dit.request import INTEGER_LIMIT, Request, RequestError
 from dit.storyboard import MAX_STORYBOARD_BYTES, parse_storyboard
 
@@ -39,8 +37,7 @@ def submit(service: Service, fields: dict[str, Any], owner: str) -> list[Job]:
     if request.seed + variations > INTEGER_LIMIT:
         raise RequestError(f"seeds must lie below 2^63; got {request.seed} and {variations - 1} after it")
     requests = [replace(request, seed=request.seed + number) for number in range(variations)]
-    suffix = IMAGE_SUFFIXES[0] if mode_of(request).still else ".mp4"
-    return service.queue.submit(requests, suffix, owner=owner, max_open=service.max_open_jobs)
+    return service.queue_requests(requests, owner)
 
 
 def _build_request(service: Service, fields: dict[str, Any], owner: str) -> tuple[Request, int]:

@@ -10,6 +10,7 @@ from heapq import heapify, heapreplace
 
 from app.formats import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from app.queue.estimate import Estimate, Estimator
+from app.queue.history import Speed
 from app.queue.jobs import RUNNING, SAMPLING, WAITING, Job, Queue
 from dit.modes import MODES
 from dit.request import Request
@@ -17,6 +18,7 @@ from dit.request import Request
 CACHE_SECONDS = 1.0  # for which a prediction of the queue is reused
 SPEED_SECONDS = 60.0  # after which the measured speed is read again
 MAX_JOBS = 500  # jobs of a queue that are predicted
+MAX_NEW = 20  # jobs that are estimated at a time
 
 
 class Forecast:
@@ -35,7 +37,7 @@ class Forecast:
         """
         with self.lock:
             self._refresh_speed()
-            return self.estimator.check_fits(request)
+        return self.estimator.check_fits(request)
 
     def eta(self, job: Job) -> float | None:
         """Return in how many whole seconds a job will be done; None where that is unknown."""
@@ -55,9 +57,13 @@ class Forecast:
         """Return in how many seconds each waiting job will be done, each given to the first free worker."""
         running = self.queue.jobs((RUNNING,), limit=MAX_JOBS)
         waiting = sorted(self.queue.jobs(WAITING, limit=MAX_JOBS, oldest_first=True), key=lambda job: job.ahead or 0)
-        estimates = {
-            job.id: self.estimates.get(job.id) or self._try_estimate(job.request) for job in (*running, *waiting)
-        }
+        estimates, new = dict[str, Estimate | None](), 0
+        for job in (*running, *waiting):
+            if job.id not in self.estimates:
+                new += 1
+                if new > MAX_NEW:  # the rest of them next time
+                    break
+            estimates[job.id] = self.estimates.get(job.id) or self._try_estimate(job.request)
         self.estimates = estimates
         busy = [self._remaining_seconds(job) for job in running]
         workers = max(len(self.queue.workers()), len(busy))
@@ -67,7 +73,7 @@ class Forecast:
         heapify(free_in)
         remaining: dict[str, float | None] = {}
         for job in waiting:
-            estimate = estimates[job.id]
+            estimate = estimates.get(job.id)
             if estimate is None:
                 break
             remaining[job.id] = free_in[0] + estimate.seconds
@@ -95,9 +101,10 @@ class Forecast:
             return
         self.speed_read_at, estimator = time.monotonic(), self.estimator
         self.estimates = {}
-        for request, estimate in estimator.cache.items():
+        speeds: dict[tuple[str | None, str], Speed] = {}
+        for request, estimate in list(estimator.cache.items()):
             suffix = IMAGE_SUFFIXES[0] if MODES[request.mode].still else VIDEO_SUFFIXES[0]
-            speed = estimator.history.speed(
-                estimate.cost.request.model_hash, estimator.device, estimator.threads, suffix
-            )
-            estimator.cache[request] = replace(estimate, speed=speed)
+            key = estimate.cost.request.model_hash, suffix
+            if key not in speeds:
+                speeds[key] = estimator.history.speed(key[0], estimator.device, estimator.threads, suffix)
+            estimator.cache[request] = replace(estimate, speed=speeds[key])

@@ -11,6 +11,8 @@ import json
 import os
 import sqlite3
 import threading
+import time
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -35,6 +37,8 @@ DATABASE = "shelf.sqlite"
 POSTERS = "posters"  # a subfolder of the queue's folder, with the first frames
 MAX_NOTE_CHARS = 2000
 MAX_SEARCH_WORDS = 12
+SETTLING_SECONDS = 2.0  # for which a folder may change again without another time of change
+SEARCHED_CLIPS = 20_000  # whose texts are kept for the next search
 NO_LIMIT = 10**9  # more clips than any owner has
 JOB, UPLOAD = KINDS = ("job", "upload")
 
@@ -50,6 +54,11 @@ CREATE TABLE IF NOT EXISTS known (
 CREATE TABLE IF NOT EXISTS contents (id TEXT PRIMARY KEY, stamp INTEGER NOT NULL, hash TEXT NOT NULL);
 """
 MEDIA_COLUMNS = ("columns", "rows", "frames", "fps", "seconds")  # columns of known that describe the media
+
+
+# A quick test that leaves few rows for `has_words`. In ASCII alone, lower case is what a search compares.
+SEARCHED = "(coalesce(told, request) || jobs.id || coalesce(note, ''))"
+PERHAPS_HAS_WORD = f"(instr(lower({SEARCHED}), :word) OR length({SEARCHED}) <> length(CAST({SEARCHED} AS BLOB)))"
 
 
 @dataclass(frozen=True)
@@ -102,6 +111,7 @@ class Gallery:
     def __init__(self, service: Service):
         self.service, self.folder, self.local = service, service.queue.folder, threading.local()
         self.posters = self.folder / POSTERS
+        self.listed_uploads: dict[Path, tuple[int, list[Upload]]] = {}  # of each folder, at its time of change
         make_private_folder(self.posters)
         make_private_file(self.folder / DATABASE)
         self.connection.executescript(TABLES)
@@ -138,24 +148,33 @@ class Gallery:
         before = _sort_key(after, self.upload(after, owner).created if after and UPLOAD_ID.fullmatch(after) else 0.0)
         found: list[tuple[tuple[str, str], GalleryItem]] = []
         if kind in (None, JOB):
+            # The favourites are few, so they are looked up among the jobs, and not the reverse.
+            joined = "marks CROSS JOIN jobs" if favourites else "jobs LEFT JOIN marks"
             rows = self.connection.execute(
-                "SELECT jobs.*, favourite, note, known.* FROM jobs "
-                "LEFT JOIN marks ON marks.owner = jobs.owner AND marks.id = jobs.id "
+                f"SELECT jobs.*, favourite, note, known.* FROM {joined} "
+                "ON marks.owner = jobs.owner AND marks.id = jobs.id "
                 "LEFT JOIN known ON known.id = jobs.id "
-                "WHERE jobs.owner = :owner AND jobs.id < :before AND (:any OR favourite = 1) AND (:words = '[]' "
-                "OR has_words(:words, coalesce(told, request), jobs.id || ' ' || coalesce(note, ''))) "
-                "ORDER BY jobs.id DESC LIMIT :limit",
-                {"owner": owner, "before": before[0], "any": not favourites, "words": words, "limit": limit},
+                "WHERE jobs.owner = :owner AND jobs.id < :before "
+                f"{'AND marks.owner = :owner AND marks.id < :before AND favourite = 1 ' if favourites else ''}"
+                f"AND (:words = '[]' OR {PERHAPS_HAS_WORD} "
+                "AND has_words(:words, coalesce(told, request), jobs.id || ' ' || coalesce(note, ''))) "
+                f"ORDER BY {'marks' if favourites else 'jobs'}.id DESC LIMIT :limit",
+                {"owner": owner, "before": before[0], "words": words, "word": _longest_ascii(words), "limit": limit},
             ).fetchall()
             places = places_in_line(self.connection, rows)
             for row in rows:
                 job = job_from_row(row, self.folder, places.get(row["id"]))
                 found.append((_sort_key(job.id), _item_from_row(job, row)))
         if kind in (None, UPLOAD):
-            for upload, item in self._uploaded_items(owner):
+            uploads = [one for one in self.uploads(owner) if _sort_key(one.id, one.created) < before]
+            if favourites:
+                rows = self.connection.execute("SELECT id FROM marks WHERE owner = ? AND favourite = 1", (owner,))
+                marked = {row["id"] for row in rows}
+                uploads = [one for one in uploads if one.id in marked]
+            if words == "[]":
+                del uploads[limit:]
+            for upload, item in self._uploaded_items(owner, uploads):
                 key, text = _sort_key(upload.id, upload.created), item.info and item.info.request_json
-                if key >= before or (favourites and not item.favourite):
-                    continue
                 if words == "[]" or _has_words(words, text, f"{upload.id} {item.note}"):
                     found.append((key, item))
         found.sort(key=lambda one: one[0], reverse=True)
@@ -175,21 +194,21 @@ class Gallery:
         return Upload(id, path, path.stat().st_mtime)
 
     def uploads(self, owner: str) -> list[Upload]:
-        """List an owner's uploads, in no order."""
+        """List an owner's uploads, the latest first; files are looked at again only where their folder has changed."""
         folder = self.service.upload_folder(owner)
         try:
-            entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(PARTIAL_PREFIX)]
+            stamp = folder.stat().st_mtime_ns
         except FileNotFoundError:
             return []
-        found = []
-        for entry in entries:
-            with suppress(FileNotFoundError):  # it was removed meanwhile
-                id = f"file-{entry.name.partition('.')[0]}"
-                found.append(Upload(id, folder / entry.name, entry.stat().st_mtime))
-        return found
+        known_stamp, found = self.listed_uploads.get(folder, (0, []))
+        if stamp != known_stamp:
+            found = sorted(_scan_uploads(folder), key=lambda one: _sort_key(one.id, one.created), reverse=True)
+            settled = time.time_ns() - stamp > SETTLING_SECONDS * 1e9  # a later change has another time
+            self.listed_uploads[folder] = stamp if settled else 0, found
+        return list(found)
 
-    def _uploaded_items(self, owner: str) -> list[tuple[Upload, GalleryItem]]:
-        uploads = {upload.id: upload for upload in self.uploads(owner)}
+    def _uploaded_items(self, owner: str, listed: list[Upload]) -> list[tuple[Upload, GalleryItem]]:
+        uploads = {upload.id: upload for upload in listed}
         rows = self.connection.execute(
             "SELECT ids.value AS upload, favourite, note, known.* FROM json_each(?) AS ids "
             "LEFT JOIN marks ON marks.owner = ? AND marks.id = ids.value LEFT JOIN known ON known.id = ids.value",
@@ -216,15 +235,8 @@ class Gallery:
         Raises RequestError for an input of a job that is not finished.
         """
         source = self.item(id, owner).source
-        name = source.path.name if isinstance(source, Upload) else source.output.name
-        if users := self.connection.execute(
-            "SELECT count(*) FROM jobs WHERE owner = ? AND state IN ('queued', 'interrupted', 'running') AND id <> ? "
-            "AND instr(request, ?)",
-            (owner, source.id, f"/{name}"),
-        ).fetchone()[0]:
-            raise RequestError(f"an input must stay until the clips that use it are done; {users} are not; cancel them")
         if isinstance(source, Upload):
-            source.path.unlink(missing_ok=True)
+            self.service.delete_upload(source.id, owner)
         elif not self.service.delete(source.id, owner):
             return False
         self.connection.execute("DELETE FROM marks WHERE owner = ? AND id = ?", (owner, source.id))
@@ -302,12 +314,19 @@ class Gallery:
 
     def find_by_hash(self, content_hash: str, owner: str) -> str | None:
         """Return the id of an owner's clip or upload with these contents, or None."""
-        uploads = [item for _, item in self._uploaded_items(owner)]
+        uploads = [item for _, item in self._uploaded_items(owner, self.uploads(owner))]
         for item in [*uploads, *self.list_items(owner, kind=JOB, limit=NO_LIMIT)]:
             with suppress(ValueError, OSError):  # clips that are not done, and unreadable files
                 if self.content_hash(item) == content_hash:
                     return item.source.id
         return None
+
+
+def _scan_uploads(folder: Path) -> Iterator[Upload]:
+    for entry in os.scandir(folder):
+        if not entry.name.startswith(PARTIAL_PREFIX):
+            with suppress(FileNotFoundError):  # it was removed meanwhile
+                yield Upload(f"file-{entry.name.partition('.')[0]}", folder / entry.name, entry.stat().st_mtime)
 
 
 def _item_from_row(source: Job | Upload, row: sqlite3.Row) -> GalleryItem:
@@ -329,11 +348,29 @@ def _sort_key(id: str | None, created: float = 0.0) -> tuple[str, str]:
 
 def _has_words(words: str, request_json: str | None, more: str) -> bool:
     """Return whether a request or `more` contains all words; `words` is a JSON list."""
-    fields = {RENAMED.get(name, name): value for name, value in json.loads(request_json or "{}").items()}
-    prompts = [moment.get("prompt") for moment in fields.get("moments") or ()]
-    texts = [fields.get("prompt"), fields.get("upsampled_prompt"), fields.get("mode"), *prompts, more]
-    text = " ".join(filter(None, texts)).casefold()
-    return all(word in text for word in json.loads(words))
+    return all(word in _searched_text(request_json, more) for word in _listed(words))
+
+
+def _longest_ascii(words: str) -> str:
+    """Return the longest word of letters and digits of ASCII, which JSON writes as they are; "" where there is none."""
+    return max((word for word in _listed(words) if word.isascii() and word.isalnum()), key=len, default="")
+
+
+@lru_cache(maxsize=64)
+def _listed(words: str) -> tuple[str, ...]:
+    return tuple(json.loads(words))
+
+
+@lru_cache(maxsize=SEARCHED_CLIPS)
+def _searched_text(request_json: str | None, more: str) -> str:
+    """Return all words of a request and `more`, for a search; those of a request that cannot be read are left out."""
+    fields: dict[str, Any] = {}
+    with suppress(ValueError, AttributeError):
+        fields = {RENAMED.get(str(name), str(name)): value for name, value in json.loads(request_json or "{}").items()}
+    moments = fields.get("moments")
+    prompts = [one.get("prompt") for one in moments or () if isinstance(one, dict)] if isinstance(moments, list) else []
+    texts: list[Any] = [fields.get("prompt"), fields.get("upsampled_prompt"), fields.get("mode"), *prompts, more]
+    return " ".join(text for text in texts if isinstance(text, str)).casefold()
 
 
 def check_kind(kind: str | None) -> str | None:

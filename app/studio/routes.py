@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import FileResponse
 from starlette.concurrency import run_in_threadpool
@@ -17,7 +15,9 @@ from starlette.datastructures import UploadFile
 from app.queue.jobs import JobError
 from app.queue.previews import preview_path
 from app.server.api import NOSNIFF, OwnerDep, read_body
+from app.server.limits import ClientGate
 from app.server.parsing import parse_json, short_repr
+from app.server.service import Service
 from app.studio import actions
 from app.studio.gallery import GalleryItem, check_kind
 from app.studio.options import studio_options
@@ -26,8 +26,7 @@ from app.studio.views import StudioViews
 from app.studio.votes import Votes
 from dit.request import RequestError
 
-PROBE_LIMITER = CapacityLimiter(4)  # files that are probed at a time; a waiting request blocks no thread
-UPSAMPLE_LIMITER = CapacityLimiter(1)  # prompts that are upsampled at a time
+UPSAMPLE_GATE = ClientGate(per_client=1, total=1)  # prompts that are upsampled at a time
 MAX_LIMIT = 100  # items of a response
 CACHE_FOREVER = {"Cache-Control": "private, max-age=31536000, immutable", "Vary": "Cookie, Authorization"}
 REVALIDATE = {"Cache-Control": "private, no-cache", "Vary": "Cookie, Authorization"}
@@ -42,13 +41,8 @@ def studio_routes(views: StudioViews, single_user: bool) -> APIRouter:
     add_queue_routes(router, views, single_user)
     add_generation_routes(router, views, single_user)
     add_upload_routes(router, views)
-    add_vote_routes(router, Votes(views.gallery))
+    add_vote_routes(router, Votes(views.gallery), views.service)
     return router
-
-
-async def run_probing(function: Callable[..., Any], *args: Any) -> Any:
-    """Call a function that may probe a file in a child process, in a thread, a few at a time."""
-    return await to_thread.run_sync(function, *args, limiter=PROBE_LIMITER)
 
 
 def add_gallery_routes(router: APIRouter, views: StudioViews) -> None:
@@ -81,7 +75,7 @@ def add_gallery_routes(router: APIRouter, views: StudioViews) -> None:
 
     @router.get("/clips/{id}")
     async def details(id: str, owner: OwnerDep):
-        return await run_probing(views.details, id, owner)
+        return await views.service.reading.run(owner, views.details, id, owner)
 
     @router.patch("/clips/{id}")
     async def mark(id: str, request: Request, owner: OwnerDep):
@@ -102,7 +96,7 @@ def add_gallery_routes(router: APIRouter, views: StudioViews) -> None:
 
     @router.get("/clips/{id}/poster")
     async def poster(id: str, owner: OwnerDep):
-        path = await run_probing(probed_poster, id, owner)
+        path = await views.service.reading.run(owner, probed_poster, id, owner)
         return FileResponse(path, media_type="image/webp", headers=NOSNIFF | CACHE_FOREVER)
 
     @router.get("/clips/{id}/preview")
@@ -175,23 +169,23 @@ def add_generation_routes(router: APIRouter, views: StudioViews, single_user: bo
 
     @router.post("/generate")
     async def generate(request: Request, owner: OwnerDep):
-        fields = await read_body(request, service, owner)
+        fields = await read_body(request, service, owner, (actions.VARIATIONS,))
 
         def submit() -> list[dict[str, Any]]:
             return [views.card(GalleryItem(job)) for job in actions.submit(service, fields, owner)]
 
-        return {"cards": await run_in_threadpool(submit)}
+        return {"cards": await service.estimating.run(owner, submit)}
 
     @router.post("/estimate")
     async def estimate(request: Request, owner: OwnerDep):
-        fields = await read_body(request, service, owner)
-        return await run_probing(actions.estimate, service, views.forecast, fields, owner)
+        fields = await read_body(request, service, owner, (actions.VARIATIONS,))
+        return await service.estimating.run(owner, actions.estimate, service, views.forecast, fields, owner)
 
     @router.post("/upsample")
     async def upsample(request: Request, owner: OwnerDep):
         body = parse_json(await request.body())
         args = (body.get("prompt"), body.get("seed", 0), body.get("still", False), body.get("model"))
-        upsampled = await to_thread.run_sync(actions.upsample_prompt, service, *args, limiter=UPSAMPLE_LIMITER)
+        upsampled = await UPSAMPLE_GATE.run(owner, actions.upsample_prompt, service, *args)
         return {"upsampled_prompt": upsampled}
 
     @router.post("/storyboard")
@@ -223,11 +217,11 @@ def add_upload_routes(router: APIRouter, views: StudioViews) -> None:
             file = form.get("file")
             if not isinstance(file, UploadFile):
                 raise RequestError("a form must have the file in its part named file; got none")
-            id = await run_probing(service.store_upload, file.file, owner)
-        return await run_probing(describe_upload, id, owner)
+            id = await service.reading.run(owner, service.store_upload, file.file, owner)
+        return await service.reading.run(owner, describe_upload, id, owner)
 
 
-def add_vote_routes(router: APIRouter, votes: Votes) -> None:
+def add_vote_routes(router: APIRouter, votes: Votes, service: Service) -> None:
     """Add the routes that list and store votes."""
 
     @router.get("/votes")
@@ -237,5 +231,5 @@ def add_vote_routes(router: APIRouter, votes: Votes) -> None:
     @router.post("/votes")
     async def add_vote(request: Request, owner: OwnerDep):
         fields = parse_json(await request.body())
-        await run_probing(votes.add, fields, owner)
+        await service.reading.run(owner, votes.add, fields, owner)
         return await run_in_threadpool(votes.of_owner, owner)
