@@ -125,8 +125,6 @@ class Pipeline(DiffusionPipeline):
         rescale = settings.guidance_rescale if request.guidance_rescale is None else request.guidance_rescale
         if not 0 <= rescale <= 1:
             raise RequestError(f"guidance_rescale must lie between 0 and 1; got {rescale:g}")
-        if not 0 <= request.seed < 2**63:
-            raise RequestError(f"seed must be a whole number from 0 to 2^63 - 1; got {request.seed}")
         seconds = settings.seconds if request.seconds is None else request.seconds
         if mode.still:
             seconds = None

@@ -276,6 +276,8 @@ def check_lengths(request: Request) -> None:
 def check_values(request: Request) -> None:
     """Raise RequestError for values that no model can take."""
     check_lengths(request)
+    if not 0 <= request.seed < INTEGER_LIMIT:
+        raise RequestError(f"seed must be a whole number from 0 to 2^63 - 1; got {request.seed}")
     columns, rows = request.size or (2**31, 2**31)
     if request.strength is not None and not 0 <= request.strength <= 1:
         raise RequestError(f"strength must lie between 0 and 1; got {request.strength:g}")
