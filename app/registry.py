@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dit.request import NO_UPSAMPLER, Request, RequestError
+
+if TYPE_CHECKING:
+    from captioning.learned_words import LearnedWords
 
 MODELS = Path(__file__).parent / "models"
 DEFAULT_MODEL = "first"
@@ -23,6 +29,47 @@ def model_folder(name: str | None) -> Path:
             return folder
     shipped = ", ".join(sorted(path.parent.name for path in MODELS.glob("*/model_index.json"))) or "none"
     raise RequestError(f"model must be a folder with a model_index.json or a shipped model ({shipped}); got {name!r}")
+
+
+def learned_words(model: str | None) -> LearnedWords | None:
+    """Return the words that a model's captions hold; None where it is not known, or no model has that name.
+
+    Raises WeightsError where the list is damaged.
+    """
+    from captioning.learned_words import LEARNED_WORDS
+
+    with suppress(RequestError, FileNotFoundError):
+        folder = model_folder(model)
+        return _read_learned_words(folder, (folder / LEARNED_WORDS).stat().st_mtime_ns)
+    return None
+
+
+@lru_cache(maxsize=32)
+def _read_learned_words(folder: Path, changed: int) -> LearnedWords | None:
+    from captioning.learned_words import read_learned_words
+
+    return read_learned_words(folder)
+
+
+def unlearned_words(request: Request) -> tuple[str, ...]:
+    """Return the words that a request has its model read, of all its prompts, and that the model never learned."""
+    learned = learned_words(request.model)
+    return learned.unlearned(prompts_of(request)) if learned else ()
+
+
+def prompts_of(request: Request) -> str:
+    """Return all that a request asks to see, as lines: the prompt that is read, or those of its moments."""
+    return "\n".join(filter(None, (request.effective_prompt, *(moment.prompt for moment in request.moments or ()))))
+
+
+def describe_unlearned(requests: Iterable[Request]) -> str | None:
+    """Say on one line which words of requests their models never learned; None where there are none."""
+    found = dict[str | None, dict[str, None]]()
+    for request in requests:
+        if words := unlearned_words(request):
+            found.setdefault(request.model, {}).update(dict.fromkeys(words))
+    lines = [learned.describe(tuple(words)) for model, words in found.items() if (learned := learned_words(model))]
+    return " | ".join(lines) or None
 
 
 def resolve_upsampler(name: str | None) -> str | None:

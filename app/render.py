@@ -15,7 +15,7 @@ from app.formats import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from app.policy.policy import ContentPolicy
 from app.provenance.signing import prepare_signing, signed_output
 from app.provenance.watermark import add_watermark
-from app.registry import DEFAULT_MODEL, model_folder, resolve_upsampler
+from app.registry import DEFAULT_MODEL, describe_unlearned, model_folder, resolve_upsampler
 from captioning.text_encoder import shorten_to_limit
 from captioning.upsampler import load_upsampler
 from dit.adapters.load import load_model
@@ -69,6 +69,8 @@ def render(
     pipeline = load_pipeline(requests[0])
     requests = upsample_prompts(requests, pipeline)
     content_policy.check_requests(*requests)
+    if remark := describe_unlearned(requests):
+        print(f"longtake: {remark}", file=sys.stderr)
     samples = []
     with ExitStack() as stack:
         bars: list[tqdm] = []

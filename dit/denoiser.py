@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from captioning.text_encoder import TextEmbeddings, encode_prompts
+from dit.camera import camera_rows, reads_camera
 from dit.canvas import Canvas
 from dit.flow import denoised_from_velocity, interpolate
 from dit.guidance import ForwardPass, WeightedPrompts, plan_passes
@@ -137,7 +138,7 @@ class Denoiser:
             [segments[index].canvas.fps for index, _ in passes],
             patch,
             [len(prompts) for _, prompts in parts],
-            cameras=self.cameras(text, [one.latents.shape[1] for _, one in passes]),
+            cameras=self.cameras(segments, text, passes),
         )
         token_embeddings = torch.cat([own.token_embeddings for own in text])
         pooled = torch.cat([own.pooled for own in text])
@@ -145,12 +146,13 @@ class Denoiser:
         tokens = self.networks.transformer(batch, token_embeddings, pooled, token_counts)
         yield from unpack(tokens, batch.shapes, patch)
 
-    def cameras(self, text: list[TextEmbeddings], latent_frames: list[int]) -> list[Tensor] | None:
-        """Return the camera velocity per latent frame that each forward pass's prompt names, if the model reads one."""
-        if not self.networks.transformer.dit_config.camera:
+    def cameras(
+        self, segments: Sequence[Segment], text: list[TextEmbeddings], passes: list[tuple[int, ForwardPass]]
+    ) -> list[Tensor] | None:
+        """Return the camera velocity per latent frame of each forward pass, if the model reads one."""
+        if not reads_camera(self.networks.transformer):
             return None
-        named = [row for own in text if own.camera is not None for row in own.camera]
-        return [row.expand(frames, -1) for row, frames in zip(named, latent_frames, strict=True)] if named else None
+        return camera_rows(text, [segments[index].request for index, _ in passes], [one for _, one in passes])
 
     def encode_anchor(self, frame: int) -> Tensor:
         """Return the last video frame of a latent frame, as denoised so far, encoded as an image (C, 1, H, W)."""

@@ -55,11 +55,15 @@ def guidance_scale(request: Request, sigma: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class ForwardPass:
-    """One input of the model: latents (C, T, H, W), their noise levels (T, H, W) and a prompt."""
+    """One input of the model: latents (C, T, H, W), their noise levels (T, H, W) and a prompt.
+
+    It is `conditional` unless the prompt is the negative one.
+    """
 
     latents: Tensor
     sigma: Tensor
     prompt: str
+    conditional: bool = True
 
 
 def plan_passes(
@@ -77,7 +81,7 @@ def plan_passes(
     guided, kept = bool((scale != 1).any()), canvas.denoise_mask == 0
     passes = [ForwardPass(latents, sigma, prompt) for prompt in prompts.prompts]
     if guided:
-        passes.append(ForwardPass(latents, sigma, prompts.negative_prompt))
+        passes.append(ForwardPass(latents, sigma, prompts.negative_prompt, conditional=False))
     frame_guided = frame_scale != 1 and bool(kept.any()) and not bool(kept.all())
     if frame_guided:
         highest = sigma.max()

@@ -13,8 +13,10 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
+from captioning.learned_words import LearnedWords, read_learned_words
 from captioning.text_encoder import load_text_encoder, tokenize
 from dit.batching import SamplingJob, make_packs
+from dit.camera import check_camera, reads_camera
 from dit.canvas import Canvas
 from dit.denoiser import Denoiser, Networks, Segment
 from dit.flow import sigma_schedule
@@ -54,6 +56,7 @@ class Pipeline(DiffusionPipeline):
         )
         self.settings = settings or Settings()
         self.hash: str | None = None
+        self.learned_words: LearnedWords | None = None
         self.low_memory = False  # one forward pass and one latent frame at a time, which is slower
 
     @classmethod
@@ -71,13 +74,15 @@ class Pipeline(DiffusionPipeline):
             FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler"),
             read_settings(folder / SETTINGS),
         )
-        pipeline.hash = hash_of_model(folder)
+        pipeline.hash, pipeline.learned_words = hash_of_model(folder), read_learned_words(folder)
         return pipeline
 
     def save_pretrained(self, folder: str | Path, **kwargs) -> None:
         """Write a model folder that `from_pretrained` loads."""
         super().save_pretrained(folder, safe_serialization=True, **kwargs)
         (Path(folder) / SETTINGS).write_text(json.dumps(asdict(self.settings), indent=2))
+        if self.learned_words:
+            self.learned_words.save(Path(folder))
 
     def resolve(self, request: Request) -> Request:
         """Check a request against this model and fill in its defaults, so that it makes the same clip again.
@@ -86,6 +91,7 @@ class Pipeline(DiffusionPipeline):
         for a file that cannot be read.
         """
         check_lengths(request)
+        check_camera(request, reads_camera(self.transformer))
         mode, settings = mode_of(request), self.settings
         if not request.prompt.strip() and not (request.moments and "moments" in mode.reads):
             raise RequestError("a prompt must say something; got none, so describe the clip in a sentence")

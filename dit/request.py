@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
 from typing import Any
 
+from captioning.camera import parse_camera
+
 METADATA_KEY = "longtake"  # under which a clip's file carries its request
 LATENTS_SUFFIX = ".latents"  # added to a clip's file name: the file with its latents
 SAMPLERS = ("euler", "heun", "dpm")
@@ -75,7 +77,8 @@ class Request:
 
     Sampling. `steps` and `sampler`. `guidance` is the scale of classifier-free guidance; it applies while the noise
     level lies within `guidance_interval`, and `guidance_rescale` (0 to 1) takes back the contrast that it adds.
-    `frame_guidance` is the scale of guidance towards the given frames.
+    `frame_guidance` is the scale of guidance towards the given frames. `camera` is the velocity of the camera, a name
+    of `captioning.camera.CAMERA_MOVES` or six numbers; by default what the prompt says.
 
     Of other makers' models only. `guidance_2` is the scale of the second expert, or that of classifier-free guidance
     where `guidance` is an input of the model. `flow_shift` moves the noise levels towards noise. `loras` are (file,
@@ -110,6 +113,7 @@ class Request:
     guidance_rescale: float | None = None
     negative_prompt: str | None = None
     sampler: str | None = None
+    camera: str | None = None
     guidance_2: float | None = None
     flow_shift: float | None = None
     loras: tuple[tuple[str, float], ...] | None = None
@@ -180,6 +184,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "guidance_rescale": (int, float),
     "negative_prompt": (str,),
     "sampler": (str,),
+    "camera": (str, list, tuple),
     "guidance_2": (int, float),
     "flow_shift": (int, float),
     "loras": (list, tuple),
@@ -222,6 +227,11 @@ def _checked(name: str, value: Any) -> Any:
     if (name, value) == ("upsample", NO_UPSAMPLER):
         return None
     known: Any = value
+    if name == "camera":
+        try:
+            return parse_camera(known)
+        except ValueError as error:
+            raise RequestError(str(error)) from None
     if name in _TUPLES:
         types, rule = _TUPLES[name]
         return _tuple(known, types, f"{name} must be {rule}; got {_shortened(value)}")

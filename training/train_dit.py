@@ -19,6 +19,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
+from captioning.learned_words import read_learned_words
 from captioning.prompt_encoder import PromptEncoder
 from captioning.text_encoder import (
     TextEmbeddings,
@@ -34,6 +35,7 @@ from dit.packing import Pack, patchify
 from dit.pipeline import Pipeline
 from dit.request import Request
 from dit.settings import Settings
+from training.caption_words import learned_words_of
 from training.config import DiTRun, Format
 from training.dataset import Bucket, data_hash
 from training.evaluation.sensitivity import per_clip_loss, sensitivity
@@ -148,6 +150,8 @@ def train(run: DiTRun) -> dict:
         value.data.lerp_(initial.to(value), run.interpolate_back)
     report = validate(master.eval(), validation) | read_words()
     if accelerator.is_main_process:
+        learned = learned_words_of(sources[format].bucket for format in video_formats(run.formats))
+        pipeline.learned_words = learned.merged(read_learned_words(run.text_encoder) if run.init_from else None)
         save_model(pipeline, run)
         (run.out / "report.json").write_text(json.dumps(report, indent=2))
     accelerator.end_training()

@@ -28,6 +28,7 @@ from app.policy.policy import add_policy_flags, refusal_reason
 from app.provenance.signing import UNSIGNED_HELP, prepare_signing
 from app.queue.disk import when_there_is_room
 from app.queue.processes import plan_workers
+from app.registry import describe_unlearned
 from dit.request import RENAMED, RequestError, parse_size
 
 
@@ -100,6 +101,8 @@ def _render(args: argparse.Namespace) -> int:
     with closing(Manifest(batch.real_folder, writable=not args.dry_run)) as manifest:
         examiner = Examiner(batch.real_folder, manifest, args.keep_latents)
         batch, estimates = find_existing(batch, examiner), []
+        if remark := describe_unlearned(item.request for item in batch.missing if item.request):
+            print(f"longtake: {remark}", file=sys.stderr)
         if args.engine == "queue" or args.dry_run:  # the memory of a cluster's machines is not known
             batch, estimates = refuse_too_large(batch, devices[0], workers)
         if args.dry_run:

@@ -9,6 +9,7 @@ from pathlib import Path
 from app.policy.policy import add_policy_flags
 from app.provenance.signing import UNSIGNED_HELP
 from app.registry import check_upsampler_choice
+from captioning.camera import CAMERA_AXES, CAMERA_MOVES
 from dit.modes import MODES, Mode
 from dit.request import CORNERS, NO_UPSAMPLER, RENAMED, SAMPLERS, SIDES, Request, RequestError, parse_size
 from dit.storyboard import read_storyboard
@@ -19,6 +20,10 @@ OUTPUT_HELP = (
 UPSAMPLE_HELP = (
     "who expands a short prompt: none (default), auto, the folder of an upsampler, a language model of "
     "transformers, or ADDRESS#MODEL of an OpenAI-compatible endpoint"
+)
+CAMERA_HELP = (
+    f"how the camera moves, in place of what the prompt says: {', '.join(CAMERA_MOVES)}, or several joined by +, or "
+    f"six numbers for {', '.join(CAMERA_AXES)}; only for models that were trained with it"
 )
 
 # The flags of the fields that only some modes read.
@@ -55,7 +60,7 @@ MODE_FLAGS: dict[str, dict] = {
 
 FIELDS = (
     *("mode", "upsample", "upsampled_prompt", "seconds", "fps", "steps", "guidance", "frame_guidance"),
-    *("guidance_interval", "guidance_rescale", "negative_prompt", "sampler", "watermark", "model"),
+    *("guidance_interval", "guidance_rescale", "negative_prompt", "sampler", "camera", "watermark", "model"),
     *(settings.get("dest", flag) for flag, settings in MODE_FLAGS.items()),
 )
 
@@ -136,6 +141,8 @@ def add_request_flags(command: argparse.ArgumentParser, mode: Mode | None = None
     )
     _add_field(command, "negative-prompt", metavar="TEXT", help="what to guide away from, in place of an empty prompt")
     _add_field(command, "sampler", choices=SAMPLERS, help="the solver of the sampling steps")
+    if mode is None or not mode.still:
+        command.add_argument("--camera", metavar="MOVE", help=CAMERA_HELP)
     _add_field(command, "watermark", choices=CORNERS, help="show a small watermark, AI, in this corner")
     command.add_argument("--unsigned", action="store_true", help=UNSIGNED_HELP)
     command.add_argument("--model", help="a shipped model or a model folder (default: the newest shipped one)")

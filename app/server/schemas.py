@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel, Field, TypeAdapter
 
 from app.server.parsing import CLIENT_FIELDS, FILE_FIELDS, IMAGE_ALIAS
+from captioning.camera import CAMERA_AXES, CAMERA_MOVES
 from dit.modes import MODES
 from dit.request import Request
 
@@ -44,6 +45,8 @@ FIELD_DESCRIPTIONS = {
     "frame_guidance": "Scale of guidance towards the given frames.",
     "negative_prompt": "What to guide away from.",
     "sampler": "The sampler: euler, heun or dpm.",
+    "camera": f"How the camera moves, in place of what the prompt says: {', '.join(CAMERA_MOVES)}, several joined by "
+    f"+, or six numbers for {', '.join(CAMERA_AXES)}. Only for models that were trained with it.",
     "seed": "Seed of the noise; the same seed and request give the same clip.",
     "watermark": "A corner for a small watermark that says AI.",
     "model": "The model, see GET /v1/models.",
@@ -79,6 +82,7 @@ class Video(BaseModel):
     mode: str = Field("text-to-video", examples=["text-to-video"])
     seed: int = Field(0, examples=[7])
     note: str | None = Field(None, description="a remark on how the job went")
+    unlearned_words: list[str] = Field([], description="words of the prompt that the model never learned")
     content: str = Field("", description="path of its file", examples=["/v1/videos/187a3f7d9c1e40b25f0a93cd/content"])
 
 
