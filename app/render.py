@@ -19,10 +19,12 @@ from app.registry import DEFAULT_MODEL, describe_unlearned, model_folder, resolv
 from captioning.text_encoder import shorten_to_limit
 from captioning.upsampler import load_upsampler
 from dit.adapters.load import load_model
-from dit.inputs import save_latents
+from dit.inputs import read_soundtrack, save_latents
 from dit.modes import mode_of
-from dit.pipeline import Pipeline, ProgressCallback, Sample
+from dit.notes import SILENT_SUFFIXES, input_notes
+from dit.pipeline import Pipeline, ProgressCallback
 from dit.request import METADATA_KEY, Request, RequestError
+from dit.samples import Sample, trim_frames
 from vae.video.pixels import contact_sheet
 from vae.video.sandbox import read_metadata
 from vae.video.write import check_writable, write_image, write_video
@@ -86,12 +88,14 @@ def render(
 
         generated = pipeline.generate(requests, show_progress, write_preview if preview else None)
         for sample, output in zip(generated, outputs, strict=True):
+            for note in input_notes(sample.request, mode_of(sample.request), output.suffix):
+                print(f"longtake: {note}", file=sys.stderr)
             write_sample(pipeline, sample, output, content_policy=content_policy)
             if sheet:
                 samples.append(sample)
             yield output
             if latents:
-                yield save_latents(output, sample.latents, pipeline.vae)
+                yield save_latents(output, sample.latents, pipeline.vae, sample.trim)
     if sheet:
         clips = [pipeline.pixels(sample).cpu() for sample in samples]
         write_sheet(sheet, clips, [sample.request for sample in samples], outputs)
@@ -160,6 +164,8 @@ def write_sample(
 ) -> None:
     """Decode a sample piece by piece into a signed file that carries its request; it appears when it is whole.
 
+    The sound of its inputs is kept where their frames are, unless the format has none.
+
     `progress(done, total)` counts decoded latent frames. Raises PolicyError, and leaves no file, where the classifier
     of `content_policy` refuses a frame.
     """
@@ -174,14 +180,16 @@ def write_sample(
                 progress(done, total)
 
     fps = sample.request.fps or pipeline.settings.fps
-    frames = content_policy.check_clip(decode(), fps)
+    frames = content_policy.check_clip(trim_frames(decode(), *sample.trim), fps)
     if sample.request.watermark:
         frames = add_watermark(frames, sample.request.watermark)
     with signed_output(output, _with_model(sample.request)) as draft:
         if mode_of(sample.request).still:
             write_image(draft, next(frames), metadata=metadata)
         else:
-            write_video(draft, frames, fps, metadata=metadata)
+            seconds = (pipeline.vae.frame_count(sample.latents.shape[1]) - sum(sample.trim)) / fps
+            sound = read_soundtrack(sample.sound, seconds) if output.suffix.lower() not in SILENT_SUFFIXES else None
+            write_video(draft, frames, fps, metadata=metadata, sound=sound)
 
 
 def write_sheet(path: Path, videos: list[torch.Tensor], requests: list[Request], clips: Sequence[Path] = ()) -> None:

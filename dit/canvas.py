@@ -19,11 +19,22 @@ CROSSFADE_FRAMES = 2  # latent frames over which one prompt hands over to the ne
 
 
 @dataclass(frozen=True)
+class SoundPart:
+    """A stretch of a file's soundtrack and its place: from `begin` to `end`, and in the canvas at `at`, in seconds."""
+
+    path: str
+    at: float
+    begin: float
+    end: float
+
+
+@dataclass(frozen=True)
 class Canvas:
     """Clean latents (C, T, H, W) and a denoise mask (T, H, W) in [0, 1]; `fps` is the clip's frames per second.
 
     `prompt_schedule` lists (latent frame, prompt), ascending; it is empty if one prompt holds throughout. On a
-    `periodic` canvas the first latent frame follows the last.
+    `periodic` canvas the first latent frame follows the last. `trim` is how many frames at the beginning and the end
+    only pad a given clip to whole latent frames, and are not shown. `sound` is what is kept of given soundtracks.
     Raises ValueError if latents and mask differ in size or the mask leaves [0, 1].
     """
 
@@ -32,6 +43,8 @@ class Canvas:
     fps: float
     prompt_schedule: tuple[tuple[int, str], ...] = ()
     periodic: bool = False
+    trim: tuple[int, int] = (0, 0)
+    sound: tuple[SoundPart, ...] = ()
 
     def __post_init__(self):
         if self.clean_latents.shape[1:] != self.denoise_mask.shape:

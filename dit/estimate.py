@@ -25,8 +25,10 @@ from captioning.prompt_encoder import PromptEncoder
 from captioning.text_encoder import OWN_ENCODERS, load_tokenizer, load_transformers_tokenizer
 from captioning.text_encoder import SUBFOLDERS as TEXT_SUBFOLDERS
 from dit.flops import decode_bytes, decode_flops, encode_flops, forward_bytes
+from dit.given import LAST, MIDDLE, Box, ModeInputs, PlacedClip, padding_frames, place_latents
+from dit.inputs import TRIM_KEY
 from dit.model import DiT
-from dit.modes import MODES, ModeInputs
+from dit.modes import MODES
 from dit.pipeline import Pipeline
 from dit.request import LATENTS_SUFFIX, Request
 from dit.sampling_cost import SamplingCounter
@@ -127,6 +129,7 @@ class CostModel:
         if canvas.periodic:  # `Pipeline.frames` decodes a loop twice, and once more from its last frame
             decoding += encode_flops(vae, 1, H, W) + decode_flops(vae, 1 + 2 * T, H, W)
             frames = T * vae.stride[0]
+        frames -= sum(canvas.trim)
         columns, rows = request.size or pipeline.settings.size
         tokens = pipeline.token_count((window, H, W))
         return Cost(
@@ -169,7 +172,8 @@ class CostModel:
         painting, _ = self.paint(request)
         vae, frames = self.pipeline.vae, painting.latent_frames
         fps = request.fps or self.pipeline.settings.fps
-        return (frames * vae.stride[0] if painting.canvas.periodic else vae.frame_count(frames)) / fps
+        shown = frames * vae.stride[0] if painting.canvas.periodic else vae.frame_count(frames)
+        return (shown - sum(painting.canvas.trim)) / fps
 
     def extrapolated(self, request: Request, latent_frames: int, fps: float) -> Cost:
         """Return the cost of a long clip in proportion to one of MAX_LATENT_FRAMES."""
@@ -221,29 +225,37 @@ class EmptyInputs(ModeInputs):
             flops.append(cost_of_encoding(vae, T, H, W))
             return torch.zeros(C, kept or T, H, W)
 
-        def latent_frames(path: str) -> int:
+        def clip(path: str, where: str, box: Box | None) -> PlacedClip:
+            time = vae.stride[0]
+            if path + LATENTS_SUFFIX in hashes and box is None:
+                stored = stored_shape(path + LATENTS_SUFFIX)
+                placed = place_latents(torch.zeros(*stored[0]), where, time, stored[1])
+                if tuple(stored[0][2:]) == (H, W) and placed is not None:
+                    return placed
             if path not in durations:
                 durations[path] = duration_of(path)
             frames = max(1, round(durations[path] * fps))
-            return 1 + (frames - 1) // vae.stride[0]
-
-        def clip(path: str) -> Tensor:
-            if path + LATENTS_SUFFIX in hashes:
-                with safe_open(path + LATENTS_SUFFIX, framework="pt") as stored:
-                    stored_shape = stored.get_slice("latents").get_shape()
-                if tuple(stored_shape[2:]) == (H, W):
-                    return torch.zeros(*stored_shape)
-            return encode(latent_frames(path))
+            before, after = padding_frames(frames, where, time)
+            latents = encode(1 + (before + frames + after - 1) // time)
+            if where in (LAST, MIDDLE):
+                return PlacedClip(latents[:, 1:], before - 1, after, frames)
+            return PlacedClip(latents, before, after, frames)
 
         return cls(
             *(request, shape, fps, vae.stride, pipeline.patch),
             image=lambda path: encode(1),
             later_image=lambda path: encode(2, 1),
             clip=clip,
-            clip_in_box=lambda path, box: encode(latent_frames(path)),
             mask=lambda path, T: torch.ones(T, H, W),
             encode_flops=flops,
         )
+
+
+def stored_shape(path: str) -> tuple[list[int], tuple[int, int]]:
+    """Return the shape of stored latents, and how many of their frames at both ends the clip's file does not have."""
+    with safe_open(path, framework="pt") as stored:
+        trim = (stored.metadata() or {}).get(TRIM_KEY, "0 0").split()
+        return stored.get_slice("latents").get_shape(), (int(trim[0]), int(trim[1]))
 
 
 def duration_of(path: str) -> float:

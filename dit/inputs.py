@@ -6,24 +6,36 @@ of the video codec.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, cat
 
-from dit.modes import Mode, ModeInputs
+from dit.canvas import SoundPart
+from dit.given import LAST, MIDDLE, Box, ModeInputs, PlacedClip, padding_frames, place_latents
+from dit.modes import Mode
 from dit.request import LATENTS_SUFFIX, Request, RequestError
 from vae.files import atomic_write
 from vae.model import VideoVAE
+from vae.video.container import SUFFIXES as VIDEO_MASKS  # a mask of another suffix is an image
+from vae.video.container import check_readable
 from vae.video.credentials import hash_of_contents
 from vae.video.pixels import DiskError, fit_image
-from vae.video.read import check_readable
-from vae.video.sandbox import read_image, read_video
+from vae.video.sandbox import read_image, read_sound, read_video
+from vae.video.sound import SAMPLE_RATE, silence
 
-VIDEO_MASKS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif")  # a mask of another suffix is an image
-Box = tuple[int, int, int, int]
+TRIM_KEY = "trim"  # in the metadata of stored latents: how many frames at both ends the file does not have
+
+
+class StoredLatents(NamedTuple):
+    """The latents (C, T, H, W) of a clip's file, and how many of their frames at both ends it does not have."""
+
+    latents: Tensor
+    trim: tuple[int, int]
 
 
 def mode_inputs(
@@ -54,19 +66,22 @@ def mode_inputs(
 
     def video(path: str, box: Box) -> Tensor:
         left, top, right, bottom = box
-        return trim_to_stride(read_video(path, fps, size=(bottom - top, right - left)).video, stride)
+        return read_video(path, fps, size=(bottom - top, right - left)).video
 
-    def clip(path: str) -> Tensor:
-        if path + LATENTS_SUFFIX in hashes:
-            latents = load_latents(path, vae)
-            if latents is not None and latents.shape[2:] == shape[2:]:
-                return latents
-        return encode(video(path, (0, 0, columns, rows)))
-
-    def clip_in_box(path: str, box: Box) -> Tensor:
-        left, top, right, bottom = box
-        margins = (left, columns - right, top, rows - bottom)
-        return encode(F.pad(video(path, box), margins, mode="replicate"))
+    def clip(path: str, where: str, box: Box | None) -> PlacedClip:
+        stored = load_stored(path, vae) if box is None and path + LATENTS_SUFFIX in hashes else None
+        if stored is not None and stored.latents.shape[2:] == shape[2:]:
+            placed = place_latents(stored.latents, where, stride, stored.trim)
+            if placed is not None:
+                return placed
+        left, top, right, bottom = box or (0, 0, columns, rows)
+        pixels = video(path, (left, top, right, bottom))
+        before, after = padding_frames(pixels.shape[1], where, stride)
+        margins = (left, columns - right, top, rows - bottom, before, after)
+        latents = encode(F.pad(pixels, margins, mode="replicate") if any(margins) else pixels)
+        if where in (LAST, MIDDLE):
+            return PlacedClip(latents[:, 1:], before - 1, after, pixels.shape[1])
+        return PlacedClip(latents, before, after, pixels.shape[1])
 
     def mask(path: str, latent_frames: int) -> Tensor:
         is_video = path.lower().endswith(VIDEO_MASKS)
@@ -82,27 +97,34 @@ def mode_inputs(
         image=lambda path: encode(image(path)),
         later_image=lambda path: encode(image(path).expand(-1, 1 + stride, -1, -1))[:, 1:],
         clip=clip,
-        clip_in_box=clip_in_box,
         mask=mask,
     )
 
 
-def save_latents(path: Path, latents: Tensor, vae: VideoVAE) -> Path:
+def save_latents(path: Path, latents: Tensor, vae: VideoVAE, trim: tuple[int, int] = (0, 0)) -> Path:
     """Write the latents (C, T, H, W) of a finished clip next to its file; return their path.
 
-    The file appears when it is whole. Raises DiskError if the disk is full.
+    `trim` is how many of their frames at both ends the file does not have. The file appears when it is whole. Raises
+    DiskError if the disk is full.
     """
     target = path.with_name(path.name + LATENTS_SUFFIX)
+    metadata = _metadata(path, vae) | ({TRIM_KEY: "{} {}".format(*trim)} if any(trim) else {})
     try:
         with atomic_write(target) as draft:
-            save_file({"latents": latents.cpu().contiguous()}, draft, metadata=_metadata(path, vae))
+            save_file({"latents": latents.cpu().contiguous()}, draft, metadata=metadata)
     except (OSError, SafetensorError) as error:
         raise DiskError(f"{target} cannot be written: {error}; make room") from error
     return target
 
 
 def load_latents(path: str | Path, vae: VideoVAE) -> Tensor | None:
-    """Return the latents (C, T, H, W) next to a clip's file.
+    """Return the latents (C, T, H, W) next to a clip's file, or None, as `load_stored` does."""
+    stored = load_stored(path, vae)
+    return None if stored is None else stored.latents
+
+
+def load_stored(path: str | Path, vae: VideoVAE) -> StoredLatents | None:
+    """Return the latents next to a clip's file.
 
     Returns None if there are none, or if they belong to other contents or another VAE. Raises RequestError if their
     file is damaged.
@@ -112,9 +134,11 @@ def load_latents(path: str | Path, vae: VideoVAE) -> Tensor | None:
         return None
     try:
         with safe_open(source, framework="pt") as stored:
-            if stored.metadata() == _metadata(path, vae):
-                return stored.get_tensor("latents")
-    except SafetensorError as error:
+            found = dict(stored.metadata() or {})
+            lead, _, tail = found.pop(TRIM_KEY, "0 0").partition(" ")
+            if found == _metadata(path, vae):
+                return StoredLatents(stored.get_tensor("latents"), (int(lead), int(tail)))
+    except (SafetensorError, ValueError) as error:
         raise RequestError(f"{source} is damaged: {error}; remove it, and the clip itself is read") from error
     return None
 
@@ -127,9 +151,19 @@ def _sha256(path: str | Path) -> str:
     return hash_of_contents(check_readable(path))
 
 
-def trim_to_stride(video: Tensor, stride: int) -> Tensor:
-    """Drop the last frames of a video (3, F, Y, X), so that 1 + n times the temporal stride are left."""
-    return video[:, : 1 + (video.shape[1] - 1) // stride * stride]
+def read_soundtrack(parts: Sequence[SoundPart], seconds: float) -> Tensor | None:
+    """Read the soundtrack (2, N) of a clip of some seconds: parts of its inputs' ones, and silence where there is none.
+
+    Returns None where no input has sound. Where parts overlap they are added.
+    """
+    track, heard = silence(seconds), False
+    for part in parts:
+        sound = read_sound(part.path, part.end)[:, round(part.begin * SAMPLE_RATE) :]
+        at = round(part.at * SAMPLE_RATE)
+        sound = sound[:, max(0, -at) :][:, : max(0, track.shape[1] - max(0, at))]
+        heard = heard or bool(sound.shape[1])
+        track[:, max(0, at) : max(0, at) + sound.shape[1]] += sound
+    return track if heard else None
 
 
 def mask_to_latents(video: Tensor, latent_frames: int, stride: tuple[int, int, int]) -> Tensor:

@@ -1,85 +1,23 @@
 """The modes: every way to make a clip, one row of a table each. A mode paints a canvas and knows nothing else.
 
 `paint(inputs)` returns the canvas; `ModeInputs` has the request and its files as latents. The first latent frame of a
-clip holds one video frame. Where a clip does not begin the canvas, that latent frame is left out
-(`ModeInputs.clip_tail`).
+clip holds one video frame. Where a clip does not begin the canvas, that latent frame is left out. Clips are padded to
+whole latent frames where the padding is not shown, so that every given frame is kept (`given.py`).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from dit.given import ALONE, FIRST, LAST, MIDDLE, Box, ModeInputs, PlacedClip
 from dit.request import Request, RequestError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from dit.canvas import Canvas
-
-
-@dataclass(frozen=True)
-class ModeInputs:
-    """What a mode paints from: the request, and functions that encode its files.
-
-    `shape` (C, T, H, W) is that of the requested latents, `stride` the VAE's and `patch` the model's. `image(path)`
-    gives latents (C, 1, H, W) for the first latent frame, `later_image(path)` for any other. `clip(path)` gives latents
-    (C, T', H, W) at the requested size, `clip_in_box(path, box)` with the clip in a box of the frame. `mask(path, T')`
-    gives a denoise mask (T', H, W), 1 where a mask file is white.
-    """
-
-    request: Request
-    shape: tuple[int, int, int, int]
-    fps: float
-    stride: tuple[int, int, int]
-    patch: tuple[int, int, int]
-    image: Callable[[str], Tensor]
-    later_image: Callable[[str], Tensor]
-    clip: Callable[[str], Tensor]
-    clip_in_box: Callable[[str, tuple[int, int, int, int]], Tensor]
-    mask: Callable[[str, int], Tensor]
-
-    def latent_frame_at(self, seconds: float) -> int:
-        """Return the index of the latent frame that holds the video frame shown at a time."""
-        frame = math.floor(seconds * self.fps + 1e-6)
-        return -(-frame // self.stride[0])
-
-    def latent_frames_in(self, seconds: float | None) -> int:
-        """Return the number of latent frames, the first not counted, in a duration; by default the requested one."""
-        if seconds is None:
-            return self.shape[1] - 1
-        return max(1, round(seconds * self.fps / self.stride[0]))
-
-    def clip_tail(self, path: str) -> Tensor:
-        """Return a clip's latents without the first frame; raises RequestError for a clip of one latent frame."""
-        tail = self.clip(path)[:, 1:]
-        if not tail.shape[1]:
-            least = 1 + self.stride[0]
-            raise RequestError(f"a clip that follows others must have at least {least} frames; {path} has fewer")
-        return tail
-
-    def prompt_schedule(self) -> list[tuple[int, str]]:
-        """Return the moments' prompts by latent frame.
-
-        Raises RequestError where two moments share a latent frame or one is after the end.
-        """
-        moments = self.request.moments or ()
-        schedule = [(self.latent_frame_at(moment.at), moment.prompt) for moment in moments]
-        least = self.stride[0] / self.fps
-        if any(after <= before for (before, _), (after, _) in pairwise(schedule)):
-            raise RequestError(f"moments must lie at least {least:g} s apart for this model; these lie closer")
-        if moments and schedule[-1][0] >= self.shape[1]:
-            raise RequestError(f"moments must begin before the end; the last begins at {moments[-1].at:g} s")
-        return schedule
-
-    def blank(self, latent_frames: int) -> Canvas:
-        """Return a canvas of `latent_frames` on which everything is generated."""
-        from dit.canvas import blank
-
-        return blank((self.shape[0], latent_frames, *self.shape[2:]), self.fps)
 
 
 @dataclass(frozen=True)
@@ -125,18 +63,22 @@ def keep_image(inputs: ModeInputs, canvas: Canvas, path: str, frame: int) -> Can
 
 def extend(inputs: ModeInputs) -> Canvas:
     path, added = inputs.request.clip or "", inputs.latent_frames_in(inputs.request.seconds)
-    after = added if inputs.request.side != "before" else 0
     if inputs.request.side == "after":
-        clip = inputs.clip(path)
-        return inputs.blank(clip.shape[1] + after).keep(clip, 0)
-    clip = inputs.clip_tail(path)
-    return inputs.blank(added + 1 + clip.shape[1] + after).keep(clip, added + 1)
+        clip = inputs.placed_clip(path, FIRST)
+        canvas = inputs.keep_clip(inputs.blank(clip.latents.shape[1] + added), path, clip, 0)
+        return replace(canvas, trim=(clip.lead, 0))
+    both = inputs.request.side == "both"
+    clip = inputs.placed_clip(path, MIDDLE if both else LAST)
+    blank = inputs.blank(added + 1 + clip.latents.shape[1] + (added if both else 0))
+    return replace(inputs.keep_clip(blank, path, clip, added + 1), trim=(0, 0 if both else clip.tail))
 
 
 def connect(inputs: ModeInputs) -> Canvas:
-    first, second = inputs.clip(inputs.request.clip or ""), inputs.clip_tail(inputs.request.other or "")
-    start = first.shape[1] + inputs.latent_frames_in(inputs.request.seconds)
-    return inputs.blank(start + second.shape[1]).keep(first, 0).keep(second, start)
+    path, other = inputs.request.clip or "", inputs.request.other or ""
+    first, second = inputs.placed_clip(path, FIRST), inputs.placed_clip(other, LAST)
+    start = first.latents.shape[1] + inputs.latent_frames_in(inputs.request.seconds)
+    canvas = inputs.keep_clip(inputs.blank(start + second.latents.shape[1]), path, first, 0)
+    return replace(inputs.keep_clip(canvas, other, second, start), trim=(first.lead, second.tail))
 
 
 def loop(inputs: ModeInputs) -> Canvas:
@@ -145,29 +87,36 @@ def loop(inputs: ModeInputs) -> Canvas:
     return replace(inputs.blank(period), periodic=True)
 
 
+def whole_clip(inputs: ModeInputs, box: Box | None = None) -> tuple[Canvas, PlacedClip]:
+    """Return a canvas that keeps a whole clip, in a box if one is given, and its sound; and the clip."""
+    path = inputs.request.clip or ""
+    clip = inputs.placed_clip(path, ALONE, box)
+    canvas = inputs.keep_clip(inputs.blank(clip.latents.shape[1]), path, clip, 0)
+    return replace(canvas, trim=(clip.lead, clip.tail)), clip
+
+
 def edit(inputs: ModeInputs) -> Canvas:
-    clip = inputs.clip(inputs.request.clip or "")
-    canvas = inputs.blank(clip.shape[1])
-    return replace(canvas, clean_latents=clip, denoise_mask=canvas.denoise_mask * (inputs.request.strength or 0.0))
+    canvas, _ = whole_clip(inputs)
+    strength = inputs.request.strength or 0.0
+    return replace(canvas, denoise_mask=inputs.blank(canvas.latent_frames).denoise_mask * strength)
 
 
 def retake(inputs: ModeInputs) -> Canvas:
-    clip, (begin, end) = inputs.clip(inputs.request.clip or ""), inputs.request.window or (0.0, 0.0)
-    canvas = inputs.blank(clip.shape[1]).keep(clip, 0)
-    mask = canvas.denoise_mask.clone()
-    mask[inputs.latent_frame_at(begin) : inputs.latent_frame_at(end) + 1] = 1
+    (canvas, clip), (begin, end) = whole_clip(inputs), inputs.request.window or (0.0, 0.0)
+    mask, shift = canvas.denoise_mask.clone(), clip.lead / inputs.fps
+    mask[inputs.latent_frame_at(begin + shift) : inputs.latent_frame_at(end + shift) + 1] = 1
     if not mask.any():
         raise RequestError(f"a window must lie within the clip; got {begin:g} to {end:g} s")
     return replace(canvas, denoise_mask=mask)
 
 
 def inpaint(inputs: ModeInputs) -> Canvas:
-    request, clip = inputs.request, inputs.clip(inputs.request.clip or "")
+    request, (canvas, _) = inputs.request, whole_clip(inputs)
     if (request.box is None) == (request.mask is None):
         raise RequestError("inpaint needs box or mask, and not both, so give one of --box and --mask")
-    canvas = inputs.blank(clip.shape[1]).keep(clip, 0)
     if request.mask:
-        return replace(canvas, denoise_mask=to_whole_patches(inputs.mask(request.mask, clip.shape[1]), inputs.patch))
+        mask = inputs.mask(request.mask, canvas.latent_frames)
+        return replace(canvas, denoise_mask=to_whole_patches(mask, inputs.patch))
     mask = canvas.denoise_mask.clone()
     left, top, right, bottom = request.box or (0, 0, 0, 0)
     down, across = inputs.stride[1:]
@@ -177,14 +126,14 @@ def inpaint(inputs: ModeInputs) -> Canvas:
 
 def outpaint(inputs: ModeInputs) -> Canvas:
     left, top, right, bottom = box = inputs.request.box or (0, 0, 0, 0)
-    clip = inputs.clip_in_box(inputs.request.clip or "", box)
-    mask = inputs.blank(clip.shape[1]).denoise_mask
+    canvas, _ = whole_clip(inputs, box)
+    mask = inputs.blank(canvas.latent_frames).denoise_mask
     down, across = inputs.stride[1:]
     mask[:, -(-top // down) : bottom // down, -(-left // across) : right // across] = 0
     mask = to_whole_patches(mask, inputs.patch)
     if mask.all():
         raise RequestError("a box must hold a whole patch of the model, or nothing of the clip is kept; make it larger")
-    return replace(inputs.blank(clip.shape[1]), clean_latents=clip, denoise_mask=mask)
+    return replace(canvas, denoise_mask=mask)
 
 
 def to_whole_patches(mask: Tensor, patch: tuple[int, int, int]) -> Tensor:
@@ -197,14 +146,19 @@ def to_whole_patches(mask: Tensor, patch: tuple[int, int, int]) -> Tensor:
 
 
 def recut(inputs: ModeInputs) -> Canvas:
-    clip, (begin, end) = inputs.clip(inputs.request.clip or ""), inputs.request.window or (0.0, 0.0)
-    first, last = inputs.latent_frame_at(begin), inputs.latent_frame_at(end) + 1
-    kept = clip[:, first:last]
+    path, (begin, end) = inputs.request.clip or "", inputs.request.window or (0.0, 0.0)
+    clip = inputs.placed_clip(path, ALONE)
+    shift = clip.lead / inputs.fps
+    first, last = inputs.latent_frame_at(begin + shift), inputs.latent_frame_at(end + shift) + 1
+    kept = clip.latents[:, first:last]
     if not kept.shape[1]:
         raise RequestError(f"a window must lie within the clip; got {begin:g} to {end:g} s")
-    latent_frames = inputs.shape[1] if inputs.request.seconds else clip.shape[1]
+    latent_frames = inputs.shape[1] if inputs.request.seconds else clip.latents.shape[1]
     lead = max(1, (latent_frames - kept.shape[1]) // 2) if first else 0
-    return inputs.blank(max(latent_frames, lead + kept.shape[1])).keep(kept, lead)
+    canvas = inputs.blank(max(latent_frames, lead + kept.shape[1])).keep(kept, lead)
+    begin_frame, end_frame = (inputs.first_frame_of(n) - clip.lead for n in (first, first + kept.shape[1]))
+    at = inputs.first_frame_of(lead) + max(0, -begin_frame)
+    return inputs.keep_sound_of_frames(canvas, path, at, max(0, begin_frame), min(clip.frames, end_frame))
 
 
 def storyboard(inputs: ModeInputs) -> Canvas:
@@ -212,8 +166,9 @@ def storyboard(inputs: ModeInputs) -> Canvas:
     ends = [frame for frame, _ in schedule[1:]] + [canvas.latent_frames]
     for moment, (frame, _), end in zip(inputs.request.moments or (), schedule, ends, strict=True):
         if moment.clip:
-            clip = inputs.clip_tail(moment.clip) if frame else inputs.clip(moment.clip)
-            canvas = canvas.keep(clip[:, : end - frame], frame)
+            clip = inputs.placed_clip(moment.clip, MIDDLE if frame else ALONE)
+            canvas = canvas.keep(clip.latents[:, : end - frame], frame)
+            canvas = inputs.keep_sound(canvas, moment.clip, clip, frame, end)
         if moment.image:
             canvas = keep_image(inputs, canvas, moment.image, frame)
     return canvas.with_prompts(schedule)

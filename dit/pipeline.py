@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -23,9 +23,11 @@ from dit.flow import sigma_schedule
 from dit.inputs import hash_inputs, mode_inputs
 from dit.model import DiT
 from dit.modes import MODES, Mode, mode_of
+from dit.notes import size_of_inputs
 from dit.packing import grid_of
 from dit.request import NO_UPSAMPLER, OTHER_MODELS, SAMPLERS, SIDES, Request, RequestError, check_lengths, check_values
 from dit.sampler import StepCallback, sample
+from dit.samples import Sample, trim_frames
 from dit.settings import SETTINGS, Settings, hash_of_model, read_settings
 from dit.windows import longest_window, samples_first_window_alone
 from vae.model import VideoVAE
@@ -35,15 +37,6 @@ ProgressCallback = Callable[[int, int], None]  # steps done, all steps
 PreviewCallback = Callable[[int, Tensor], None]  # a request's index, and a preview (3, F, Y, X) of its denoised latents
 PREVIEW_EVERY_STEPS = 5
 MAX_PREVIEW_LATENT_FRAMES = 32
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A sampled clip: the resolved request, and the latents (C, T, H, W); the first follow the last if `periodic`."""
-
-    request: Request
-    latents: Tensor
-    periodic: bool = False
 
 
 class Pipeline(DiffusionPipeline):
@@ -105,7 +98,8 @@ class Pipeline(DiffusionPipeline):
             if not getattr(request, field):
                 flag = "keyframe" if field == "keyframes" else field
                 raise RequestError(f"{request.mode} needs {field}; got none, so give --{flag}")
-        size = request.size or settings.size
+        check_values(request)  # before any file is opened
+        size = request.size or size_of_inputs(request, mode, settings, self.vae.stride[0])
         check_values(replace(request, size=size))
         if request.moments and "moments" in mode.reads and request.prompt.strip():
             raise RequestError("moments have prompts of their own; got another prompt, so leave it out")
@@ -131,7 +125,7 @@ class Pipeline(DiffusionPipeline):
         rescale = settings.guidance_rescale if request.guidance_rescale is None else request.guidance_rescale
         if not 0 <= rescale <= 1:
             raise RequestError(f"guidance_rescale must lie between 0 and 1; got {rescale:g}")
-        seconds = settings.seconds if request.seconds is None else request.seconds
+        seconds = self.default_seconds(size) if request.seconds is None else request.seconds
         if mode.still:
             seconds = None
         elif mode.any_length:
@@ -210,6 +204,12 @@ class Pipeline(DiffusionPipeline):
         """Number of latent frames that are decoded at a time."""
         return 1 if self.low_memory else 4
 
+    def default_seconds(self, size: tuple[int, int]) -> float:
+        """Return the trained duration at a size that is nearest to the default one."""
+        settings = self.settings
+        trained = [frames / settings.fps for x, y, frames in settings.formats if (x, y) == size and frames > 1]
+        return min(trained, key=lambda seconds: abs(seconds - settings.seconds), default=settings.seconds)
+
     def trained_frame_count(self, size: tuple[int, int], seconds: float, fps: float) -> int:
         """Return the trained number of frames nearest to `seconds` at a size.
 
@@ -223,6 +223,7 @@ class Pipeline(DiffusionPipeline):
             known = ", ".join(f"{frames / fps:.3g}" for frames in trained)
             raise RequestError(
                 f"seconds must be one this model was trained for at {size[0]}x{size[1]}: {known}; got {seconds:g}"
+                + ("; the mode long makes longer clips" if seconds > trained[-1] / fps else "")
             )
         return nearest
 
@@ -262,7 +263,7 @@ class Pipeline(DiffusionPipeline):
                     progress(done + step, all_steps)
             done += jobs[0].steps
             for job, clip in zip(jobs, latents, strict=True):
-                yield Sample(job.request, clip, job.canvas.periodic)
+                yield Sample.of(job.request, clip, job.canvas)
 
     def sample_pack(
         self,
@@ -378,7 +379,7 @@ class Pipeline(DiffusionPipeline):
     def frames(self, sample: Sample, latent_frames: int | None = None) -> Iterator[Tensor]:
         """Decode a sample piece by piece, in constant memory; yield frames (3, F, Y, X) in [-1, 1].
 
-        A piece has `latent_frames` latent frames.
+        A piece has `latent_frames` latent frames. Those of `trim` are among them.
         """
         state, pieces = None, sample.latents.split(latent_frames or self.decode_latent_frames, dim=1)
         if sample.periodic:  # decode it once before, so that the first frame follows the last
@@ -393,5 +394,5 @@ class Pipeline(DiffusionPipeline):
             yield pixels[0]
 
     def pixels(self, sample: Sample) -> Tensor:
-        """Decode a sample to pixels (3, F, Y, X) in [-1, 1]."""
-        return torch.cat(list(self.frames(sample)), dim=1)
+        """Decode a sample to the pixels (3, F, Y, X) in [-1, 1] that are shown."""
+        return torch.cat(list(trim_frames(self.frames(sample), *sample.trim)), dim=1)

@@ -7,8 +7,9 @@ import torch
 
 from dit.canvas import Canvas, blank
 from dit.flow import make_scheduler, sigma_schedule
+from dit.given import ModeInputs, place_latents
 from dit.guidance import WeightedPrompts, plan_passes
-from dit.modes import MODES, ModeInputs
+from dit.modes import MODES
 from dit.request import SAMPLERS, Moment, Request
 from dit.sampler import classifier_free_guidance, sample, seeded_noise
 
@@ -92,7 +93,7 @@ def canvases_of_all_modes():
         seconds=1.0,
     )
     mask = lambda path, latent_frames: video[0].sign().relu()
-    readers = (lambda path: image, lambda path: image, lambda path: video, lambda path, box: video, mask)
+    readers = (lambda path: image, lambda path: image, lambda path, place, box: place_latents(video, place, 4), mask)
     canvases = {}
     for name, mode in MODES.items():
         mode_request = replace(request, mode=name, moments=request.moments if name == "storyboard" else None)

@@ -12,7 +12,10 @@ import torch
 from PIL import Image
 
 from app.server.uploads import PARTIAL_PREFIX, UploadError, UploadLimits, sniff_suffix, store_upload
+from app.studio.probe import probe_file
+from tests.test_media import picture, write_film
 from vae.video.read import read_video
+from vae.video.sandbox import run_sandboxed
 from vae.video.write import write_video
 
 SUFFIXES = (".mp4", ".webm", ".mkv", ".gif", ".png", ".jpg", ".webp")
@@ -49,6 +52,33 @@ def test_a_file_is_stored_once_named_by_its_content_and_type(tmp_path, suffix):
     assert list(folder.iterdir()) == [stored]
 
 
+@pytest.mark.parametrize(
+    ("name", "suffix"),
+    [
+        ("photo.HEIC", ".heic"),
+        ("a.MTS", ".ts"),
+        ("b.m2ts", ".ts"),
+        ("c.mpg", ".mpg"),
+        ("d.flv", ".flv"),
+        ("e.3gp", ".mp4"),
+    ],
+)
+def test_what_phones_cameras_and_tapes_write_is_stored(tmp_path, name, suffix):
+    path, pictures = tmp_path / name, [picture(number) for number in range(4)]
+    if suffix == ".heic":
+        pytest.importorskip("pillow_heif").register_heif_opener()
+        Image.fromarray(pictures[0]).save(path, "HEIF")
+    else:
+        codec, muxer = ("mpeg2video", "mpeg") if suffix == ".mpg" else ("libx264", None)
+        settings = {"format": muxer or {".ts": "mpegts", ".flv": "flv", ".mp4": "3gp"}[suffix]}
+        settings |= {"container_options": {"mpegts_m2ts_mode": "1"}} if name == "b.m2ts" else {}
+        write_film(path, pictures * 3, codec, fps=25, **settings)
+    stored = store_upload(io.BytesIO(path.read_bytes()), tmp_path / "stored")
+    assert stored.suffix == suffix
+    found = run_sandboxed(probe_file, stored)
+    assert (found["columns"], found["rows"], found["frames"]) == (48, 32, 1 if suffix == ".heic" else 12)
+
+
 def test_the_brand_of_a_video_tells_mov_from_mp4(tmp_path):
     content, folder = bytes_of(".mp4", tmp_path), tmp_path / "stored"
     stored = store_upload(io.BytesIO(content[:8] + b"qt  " + content[12:]), folder)
@@ -68,7 +98,7 @@ def archive() -> bytes:
         b"#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:9/a.ts\n",
         b"ffconcat version 1.0\nfile /etc/hostname\n",
         b'<svg xmlns="http://www.w3.org/2000/svg"><image href="http://127.0.0.1:9/a.png"/></svg>',
-        b"RIFF\x24\0\0\0AVI LIST",
+        b"RIFF\x24\0\0\0WAVEfmt ",
         b"\0\0\0\x18ftypavif\0\0\0\0avifmif1",
         b"\x1a\x45\xdf\xa3\x8b\x42\x82\x88somebody",
         archive(),

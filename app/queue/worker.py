@@ -41,8 +41,11 @@ from app.render import UNRESTRICTED, check_keep_latents, load_pipeline, upsample
 from dit.adapters.estimate import cost_model_of
 from dit.estimate import Cost, CostModel
 from dit.inputs import save_latents
-from dit.pipeline import Pipeline, Sample
+from dit.modes import mode_of
+from dit.notes import input_notes
+from dit.pipeline import Pipeline
 from dit.request import Request
+from dit.samples import Sample
 
 POLL_SECONDS = 0.25  # how often an idle worker looks for jobs, and a held one for the end of the pause
 HEARTBEAT_SECONDS = 5.0
@@ -200,15 +203,15 @@ def run_job(lease: Lease, job: Job, model: WarmModel, stop: threading.Event) -> 
     message = ""
     try:
         try:
-            generate_job(job, model, check_in, lease.queue.folder)
+            notes = generate_job(job, model, check_in, lease.queue.folder)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
             message = LOW_MEMORY_NOTE
             LOG.warning("%s is %s", job.id, message)
             error.__traceback__ = None  # its frames hold the tensors that filled the memory
-            generate_job(job, model, check_in, lease.queue.folder, low_memory=True)
-        lease.complete(job, message)
+            notes = generate_job(job, model, check_in, lease.queue.folder, low_memory=True)
+        lease.complete(job, "; ".join(filter(None, [message, *notes])))
     except LeaseLost:
         LOG.warning("%s is another worker's by now", job.id)
     except JobCancelled:
@@ -276,10 +279,10 @@ def run_pack(lease: Lease, jobs: list[Job], model: WarmModel, stop: threading.Ev
                 before, folder = stopwatch.seconds, empty_staging_folder(job)
                 with suppress(JobCancelled, LeaseLost):
                     check_keep_latents(job.request, job.keep_latents)
-                    write_job_files(job, model, sample, folder, partial(check_in, only=job))
+                    notes = write_job_files(job, model, sample, folder, partial(check_in, only=job))
                     seconds = share + stopwatch.seconds - before
                     model.record(sample, folder / job.output.name, stopwatch, seconds, packed)
-                    lease.complete(job)
+                    lease.complete(job, "; ".join(notes))
                 running.pop(job.id, None)
     except JobCancelled:
         pass
@@ -316,10 +319,10 @@ def generate_job(
     check_in: Callable[..., None],
     queue_folder: Path | None = None,
     low_memory: bool = False,
-) -> None:
+) -> list[str]:
     """Make a job's files in its staging folder; call `check_in(phase, step, steps)` between any two steps.
 
-    With `queue_folder`, previews are written there.
+    With `queue_folder`, previews are written there. Returns what is to be said of its inputs.
     """
     folder = empty_staging_folder(job)
     check_keep_latents(job.request, job.keep_latents)
@@ -334,8 +337,9 @@ def generate_job(
     stopwatch = Stopwatch(str(pipeline.device))
     preview = preview_writer(queue_folder, [job.id], pipeline.settings.fps) if queue_folder else None
     (sample,) = pipeline.generate([request], partial(check_in, SAMPLING), preview)
-    write_job_files(job, model, sample, folder, check_in)
+    notes = write_job_files(job, model, sample, folder, check_in)
     model.record(sample, folder / job.output.name, stopwatch, stopwatch.seconds)
+    return notes
 
 
 def empty_staging_folder(job: Job) -> Path:
@@ -346,12 +350,15 @@ def empty_staging_folder(job: Job) -> Path:
     return folder
 
 
-def write_job_files(job: Job, model: WarmModel, sample: Sample, folder: Path, check_in: Callable[..., None]) -> None:
-    """Decode a job's sample and write its files to the staging folder."""
+def write_job_files(
+    job: Job, model: WarmModel, sample: Sample, folder: Path, check_in: Callable[..., None]
+) -> list[str]:
+    """Decode a job's sample and write its files to the staging folder; return what is not kept of its inputs."""
     pipeline, output = model.load(job.request), folder / job.output.name
     write_sample(pipeline, sample, output, lambda done, total: check_in(WRITING, done, total), model.content_policy)
     if job.keep_latents:
         save_latents(output, sample.latents, pipeline.vae, sample.trim)
+    return input_notes(sample.request, mode_of(sample.request), job.output.suffix)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -381,4 +388,3 @@ def serve_queue(
     if (queue.folder / UPLOADS).is_dir():  # a server's queue, whose requests name files relative to its folder
         os.chdir(queue.folder)
     run_worker(queue, device, until_empty, stop, content_policy, pack_size)
-

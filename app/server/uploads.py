@@ -21,8 +21,9 @@ from PIL import Image
 
 from app.home import make_private_folder
 from vae.files import sync
+from vae.video.container import decode_frames, open_video, select_video_stream
+from vae.video.image import HEIF_BRANDS, register_heif
 from vae.video.pixels import MediaError
-from vae.video.read import decode_frames, open_video, select_video_stream
 from vae.video.sandbox import run_sandboxed
 
 CHUNK_BYTES = 2**20  # read at a time
@@ -31,9 +32,11 @@ SANDBOX_BYTES = 4 * 2**30  # memory of the child process that decodes a file: th
 SANDBOX_SECONDS = 120.0
 PARTIAL_PREFIX = ".upload-"  # of the names of incomplete uploads
 PARTIAL_SECONDS = 3600.0  # an incomplete upload that did not grow for so long is abandoned
-IMAGE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".webp": "WEBP"}  # Pillow's names by suffix
+IMAGE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".webp": "WEBP", ".heic": "HEIF"}  # Pillow's names by suffix
 VIDEO_FORMATS = {".mp4": "mp4", ".mov": "mov", ".webm": "webm", ".mkv": "matroska", ".gif": "gif"}  # FFmpeg's names
-IMAGE_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"mif2", b"msf1")
+VIDEO_FORMATS |= {".avi": "avi", ".flv": "flv", ".mpg": "mpeg", ".ts": "mpegts"}
+OTHER_BRANDS = (b"avif", b"avis", b"mif2")  # of images that are not read
+TS_PACKETS = ((0, 188), (4, 192))  # where MPEG-TS has its sync bytes: of broadcasts, and of cameras
 UPLOAD_NAME = "the upload"  # stands for the file's path in messages to clients
 
 
@@ -97,11 +100,21 @@ def sniff_suffix(head: bytes) -> str:
             return ".webm"
         if b"\x42\x82\x88matroska" in header:
             return ".mkv"
-    if head[4:8] == b"ftyp" and brand not in IMAGE_BRANDS:
+    if head[4:8] == b"ftyp" and brand in HEIF_BRANDS:
+        return ".heic"
+    if head[4:8] == b"ftyp" and brand not in OTHER_BRANDS:
         return ".mov" if brand == b"qt  " else ".mp4"
     if head[4:8] in (b"moov", b"mdat", b"wide", b"free", b"skip"):  # QuickTime files older than brands
         return ".mov"
-    kinds = "mp4, mov, webm, mkv, gif, png, jpeg or webp"
+    if head.startswith(b"RIFF") and brand == b"AVI ":
+        return ".avi"
+    if head.startswith(b"FLV\x01"):
+        return ".flv"
+    if head.startswith(b"\0\0\x01\xba"):
+        return ".mpg"
+    if any(set(head[begin::size][:4]) == {0x47} and len(head) > begin + size for begin, size in TS_PACKETS):
+        return ".ts"
+    kinds = "mp4, mov, webm, mkv, avi, ts, mpg, flv, gif, png, jpeg, heic or webp"
     raise UploadError(f"an upload must be {kinds}, by its content; this one is not; export it as one of these")
 
 
@@ -121,6 +134,8 @@ def inspect_file(path: Path, suffix: str, limits: UploadLimits) -> dict[str, flo
 
 
 def _inspect_image(path: Path, suffix: str, limits: UploadLimits) -> dict[str, float]:
+    if IMAGE_FORMATS[suffix] == "HEIF":
+        register_heif(path)
     with Image.open(path, formats=[IMAGE_FORMATS[suffix]]) as image:
         pixels, frames = image.width * image.height, getattr(image, "n_frames", 1)
         _check("pixels in a frame", pixels, limits.pixels)

@@ -10,19 +10,20 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from dit.request import METADATA_KEY
-from vae.video.container import check_readable, decode_frames, frame_rate, open_video, select_video_stream
+from vae.video.container import decode_frames, frame_rate, open_video, select_video_stream
 from vae.video.convert import FrameConverter
+from vae.video.image import read_image
 from vae.video.pixels import MediaError, from_uint8, to_uint8
 from vae.video.read import read_metadata
 
 POSTER_SIDE = 320  # pixels, at most, of a poster's longer side
 POSTER_QUALITY = 82  # of WebP: the lowest without visible blocks at 64 x 64
 MEMORY_BYTES, TIMEOUT_SECONDS = 4 * 2**30, 60.0  # limits of the child process
-IMAGE_TYPES = {".png": "PNG", ".jpg": "JPEG", ".webp": "WEBP"}
+IMAGE_SUFFIXES = (".png", ".jpg", ".webp", ".heic")
 
 
 def probe_file(path: Path) -> dict[str, Any]:
@@ -32,7 +33,7 @@ def probe_file(path: Path) -> dict[str, Any]:
     `request`: the JSON of the request in the file's metadata, or None. Raises MediaError for an unreadable file.
     """
     try:
-        found = _probe_image(path) if path.suffix in IMAGE_TYPES else _probe_video(path)
+        found = _probe_image(path) if path.suffix in IMAGE_SUFFIXES else _probe_video(path)
     except (MediaError, MemoryError):
         raise
     except Exception as error:  # decoders raise nearly any exception for a broken file
@@ -45,13 +46,10 @@ def probe_file(path: Path) -> dict[str, Any]:
 
 
 def _probe_image(path: Path) -> dict[str, Any]:
-    with Image.open(check_readable(path), formats=[IMAGE_TYPES[path.suffix]]) as image:
-        image.load()
-        image = ImageOps.exif_transpose(image)
-        size = {"columns": image.width, "rows": image.height}
-        image = image.convert("RGBA")
-        image.thumbnail((POSTER_SIDE, POSTER_SIDE))
-        return size | {"poster": _encode_webp(image), "frames": 1, "fps": None, "seconds": None}
+    image = Image.fromarray(_to_array(read_image(path)[:, 0]))
+    size = {"columns": image.width, "rows": image.height}
+    image.thumbnail((POSTER_SIDE, POSTER_SIDE))
+    return size | {"poster": _encode_webp(image), "frames": 1, "fps": None, "seconds": None}
 
 
 def _probe_video(path: Path) -> dict[str, Any]:

@@ -182,9 +182,12 @@ def read_sound(path: str | Path, seconds: float | None = None) -> Tensor:
         return decode_sound(container, audio, origin, seconds)
 
 
-def read_info(path: str | Path) -> MediaInfo:
-    """Describe a video by its header and first frame, or an image. Raises MediaError where it cannot be read."""
-    if str(path).lower().endswith(IMAGE_SUFFIXES):
+def read_info(path: str | Path, is_image: bool | None = None) -> MediaInfo:
+    """Describe a video by its header and first frame, or an image; by default, the suffix tells one from the other.
+
+    Raises MediaError where it cannot be read.
+    """
+    if str(path).lower().endswith(IMAGE_SUFFIXES) if is_image is None else is_image:
         image = describe_image(path)
         remarks = ("its transparent parts are shown on black",) if image.transparent else ()
         return MediaInfo(image.rows, image.columns, remarks=remarks)

@@ -60,9 +60,9 @@ def read_duration(path: str | Path) -> float:
     return run_sandboxed(read.read_duration, path)
 
 
-def read_info(path: str | Path) -> read.MediaInfo:
+def read_info(path: str | Path, is_image: bool | None = None) -> read.MediaInfo:
     """Call `read.read_info` in a child process. Also raises MediaError if it exceeds a limit."""
-    return run_sandboxed(read.read_info, path)
+    return run_sandboxed(read.read_info, path, is_image)
 
 
 def read_sound(path: str | Path, seconds: float | None = None) -> Tensor:

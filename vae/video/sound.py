@@ -31,13 +31,14 @@ def decode_sound(container: InputContainer, stream: AudioStream, origin: Fractio
 
     Time stamps decide where sound lies; gaps are silent. A soundtrack that is damaged ends where it breaks.
     """
-    resampler = av.AudioResampler(format="fltp", layout=LAYOUT, rate=SAMPLE_RATE)
+    mono = stream.codec_context.channels == 1  # which is as loud on both sides as it was, not 3 dB lower
+    resampler = av.AudioResampler(format="fltp", layout="mono" if mono else LAYOUT, rate=SAMPLE_RATE)
     pieces, written = list[Tensor](), 0
     end = None if seconds is None else round(seconds * SAMPLE_RATE)
 
     def place(frame: AudioFrame) -> None:
         nonlocal written
-        samples = torch.from_numpy(frame.to_ndarray())
+        samples = torch.from_numpy(frame.to_ndarray()).expand(CHANNELS, -1)
         begin = written
         if frame.pts is not None and frame.time_base is not None:
             stamp = round((frame.pts * frame.time_base - origin) * SAMPLE_RATE)

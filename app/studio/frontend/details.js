@@ -9,7 +9,7 @@ import { releaseMedia, mediaElement, thumbnail } from "./media.js";
 import { openSheet, showError, attempt } from "./sheet.js";
 import { shownCards, pick } from "./gallery.js";
 import { emit, listen } from "./studio.js";
-import { summary, RUNNING, statusText } from "./tile.js";
+import { fileName, summary, RUNNING, statusText, unlearnedMark } from "./tile.js";
 import { formatSeconds, formatDuration, hasText, formatDate, t } from "./i18n.js";
 
 let open = null;
@@ -103,6 +103,7 @@ function words(card) {
     "div",
     { class: "words" },
     part("prompt", moments || card.prompt),
+    card.unlearned?.length ? unlearnedMark(card) : null,
     part("upsampled_prompt", card.upsampled_prompt),
     part("negative_prompt", card.negative_prompt),
   );
@@ -151,7 +152,12 @@ function actionBar(card) {
     line.append(
       make(
         "a",
-        { class: "knob", href: card.content, download: "", "aria-label": t("details.download") },
+        {
+          class: "knob",
+          href: card.content,
+          download: card.kind === "upload" ? "" : fileName(card),
+          "aria-label": t("details.download"),
+        },
         icon("download"),
         make("span", {}, t("details.download")),
       ),
@@ -234,6 +240,7 @@ function table(card) {
     model: card.model,
     weights: card.model_hash?.slice(0, 12),
     made_with: card.made_with,
+    inputs: card.status === "completed" ? card.message : null,
     took: card.run_seconds && formatDuration(card.run_seconds),
     bytes: card.bytes && t("details.kilobytes", { kilobytes: Math.ceil(card.bytes / 1024) }),
     created: card.created_at && formatDate(card.created_at),

@@ -13,9 +13,9 @@ import { modeOf, emit, listen } from "./studio.js";
 import { t } from "./i18n.js";
 
 const SLOTS = ["image", "clip", "other"];
-const IMAGE_TYPES = "image/png,image/jpeg,image/webp";
+const IMAGE_TYPES = "image/png,image/jpeg,image/webp,image/heic,.heic";
 const MASK_NOTE = "mask"; // the note of an uploaded mask
-const VIDEO_TYPES = "video/mp4,video/webm,video/x-matroska,image/gif";
+const VIDEO_TYPES = "video/*,image/gif,.mkv,.avi,.mts,.m2ts,.ts,.mpg,.flv,.3gp";
 
 /** Show the slots of the mode in their element. */
 export function openSlots(place) {
