@@ -49,7 +49,7 @@ class Examiner:
     def __init__(self, folder: Path, manifest: Manifest, keep_latents: bool = False):
         self.folder, self.manifest, self.keep_latents = folder, manifest, keep_latents
         self.signing = is_signing_enabled()
-        self.seen: dict[str, tuple[list[int] | None, Finding]] = {}
+        self.seen: dict[str, tuple[list[int] | None, BatchItem, Finding]] = {}  # of files that were read
         self.hash_of = cache(hash_file)
         self.settings = cache(_settings)
 
@@ -61,10 +61,9 @@ class Examiner:
         requests = {item.name: text for item, text in zip(unread, texts, strict=True)}
         for number, item in enumerate(items):
             if found[number] is None:
-                found[number] = self._compare(item, requests.get(item.name))
-        for item, finding in zip(items, found, strict=True):
-            assert finding
-            self.seen[item.name] = stamp(self._path(item)), finding
+                before = stamp(self._path(item))
+                found[number] = finding = self._compare(item, requests.get(item.name))
+                self.seen[item.name] = before, item, finding
         return [finding or ABSENT for finding in found]
 
     def is_there(self, item: BatchItem) -> bool:
@@ -95,8 +94,8 @@ class Examiner:
             return Finding(remark="its latents were not beside it")
         if self.manifest.is_known(item.name, item.digest, path):
             return THERE
-        before, finding = self.seen.get(item.name, (None, ABSENT))
-        return finding if before and before == stamp(path) else None
+        before, known, finding = self.seen.get(item.name, (None, None, None))
+        return finding if known == item and before == stamp(path) else None
 
     def _compare(self, item: BatchItem, text: str | None) -> Finding:
         assert item.request
