@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import resource
@@ -11,10 +12,11 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from app.batch.rows import read_rows
 from app.batch.sweeps import expand_rows
-from app.loadtest.mutation import REQUESTS, STORYBOARDS, as_csv, as_yaml, corrupt, mutate
+from app.loadtest.mutation import HEADS, REQUESTS, STORYBOARDS, as_csv, as_yaml, corrupt, mutate
 from app.policy.errors import PolicyError
 from app.policy.policy import STRICT, check_prompt
 from app.server.uploads import (
@@ -37,6 +39,10 @@ MAX_MESSAGE_LENGTH = 3000
 MAX_CLIPS = 200  # of the rows of one input
 EXAMPLES, DATA = "examples", "data"  # subfolders of the sandbox: valid files, and where writing is allowed
 ACCEPTED, REFUSED = "accepted", "refused"
+
+
+class HeadRefused(ValueError):
+    """A request that a server answered with an error, or waited for in vain."""
 
 
 class InvariantError(AssertionError):
@@ -158,8 +164,92 @@ def feed_upload(rng: Random, sandbox: Path) -> None:
             raise InvariantError(f"a refused upload must leave no file; got {remaining}")
 
 
+def feed_head(rng: Random, sandbox: Path) -> None:
+    """Feed the bytes of a connection, in pieces of any size, to a server's protocol, and then nothing."""
+    content = b"".join(rng.choice(HEADS) for _ in range(rng.randint(1, 3)))
+    if rng.random() < 0.8:
+        content = corrupt(content, rng)
+    size = rng.choice((1, 7, 100, 10**6))
+    answer = asyncio.run(converse([content[at : at + size] for at in range(0, len(content), size)]))
+    if not answer.startswith(b"HTTP/1.1 ") or b"Traceback" in answer or b" 500 " in answer[:20]:
+        raise InvariantError(f"a connection must be answered with a response; got {answer[:200]!r}")
+    if not b"100" <= answer[9:12] < b"300":
+        raise HeadRefused(answer.partition(b"\r\n")[0].decode("latin-1"))
+
+
+async def converse(pieces: list[bytes]) -> bytes:
+    """Send pieces to a protocol whose app answers with the size of each body; return all that it writes.
+
+    The connection must be closed in the end, by the limits at the latest.
+    """
+    from app.server.connections import ConnectionLimits, make_server
+
+    async def app(scope, receive, send):
+        size, more = 0, True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            size, more = size + len(message.get("body", b"")), message.get("more_body", False)
+        body = str(size).encode()
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
+        await send({"type": "http.response.body", "body": body})
+
+    limits = ConnectionLimits(head_seconds=0.02, body_seconds=0.02, body_rate=1e9, check_seconds=0.01)
+    server = make_server(app, 1, limits)
+    server.config.timeout_keep_alive = 0
+    if not server.config.loaded:
+        server.config.load()
+    transport = RecordingTransport()
+    make_protocol: Any = server.config.http_protocol_class
+    protocol = make_protocol(config=server.config, server_state=server.server_state, app_state={})
+    transport.protocol = protocol
+    protocol.connection_made(transport)
+    for piece in pieces:
+        if not transport.is_closing():
+            protocol.data_received(piece)
+        await asyncio.sleep(0)
+    until = time.monotonic() + 5
+    while not transport.is_closing() and time.monotonic() < until:
+        await asyncio.sleep(0.005)
+    await asyncio.sleep(0)
+    await asyncio.gather(*server.server_state.tasks)
+    if not transport.is_closing() or limits.waiting:
+        raise InvariantError("a connection must be closed in the end; this one is not")
+    return bytes(transport.written)
+
+
+class RecordingTransport(asyncio.Transport):
+    """A transport that keeps what is written to it."""
+
+    def __init__(self):
+        super().__init__({"peername": ("127.0.0.1", 1), "sockname": ("127.0.0.1", 2)})
+        self.written, self.closed = bytearray(), False
+        self.protocol: Any = None
+
+    def write(self, data) -> None:
+        self.written += data
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def close(self) -> None:
+        if not self.closed:
+            self.closed = True
+            asyncio.get_running_loop().call_soon(self.protocol.connection_lost, None)
+
+    abort = close
+
+    def pause_reading(self) -> None:
+        pass
+
+    def resume_reading(self) -> None:
+        pass
+
+
 FEEDS: dict[str, tuple[Callable[[Random, Path], None], type[ValueError]]] = {
     "request": (feed_request, RequestError),
+    "head": (feed_head, HeadRefused),
     "rows": (feed_rows, RequestError),
     "storyboard": (feed_storyboard, RequestError),
     "file": (feed_file, UploadError),

@@ -5,6 +5,7 @@ python -m app.loadtest.fuzz --inputs 20000 --seed 0
 | kind | input |
 |---|---|
 | request | JSON and dicts, to the parser of requests; an accepted request must survive being written and read again |
+| head | bytes of connections, to the server's protocol: each is answered and closed, whatever comes or does not come |
 | rows | .jsonl, .csv, .tsv, .txt, .yaml and .json files of rows, and the file names of their clips |
 | storyboard | storyboards in YAML and JSON |
 | file | images and videos, to the upload reader, one after another in one process with an upload's limits |
@@ -34,7 +35,7 @@ from app.loadtest.feeds import ACCEPTED, DATA, EXAMPLES, MAX_GROWTH_BYTES, REFUS
 from app.server.uploads import SANDBOX_SECONDS
 from vae.video.sandbox import hide_main_module
 
-SHARES = {"request": 0.4, "rows": 0.15, "storyboard": 0.15, "file": 0.2, "upload": 0.1}
+SHARES = {"request": 0.35, "head": 0.05, "rows": 0.15, "storyboard": 0.15, "file": 0.2, "upload": 0.1}
 MAX_CPU_SECONDS = 10.0  # of one input
 HUNG_SECONDS, STARTUP_SECONDS = 60.0, 120.0  # wall time, for one input and for a process to start, on a busy machine
 ELSEWHERE = "elsewhere"  # subfolder of the sandbox where nothing may be written

@@ -41,6 +41,13 @@ STORYBOARDS: tuple[Any, ...] = (
     [{"at": 0, "prompt": "球"}, {"at": 1, "prompt": "弹跳", "clip": "c.mp4"}, {"at": 2, "prompt": "end"}],
     {"fps": 8, "negative_prompt": "blur", "moments": [{"at": 0, "prompt": "a", "image": None}]},
 )
+HEADS: tuple[bytes, ...] = (
+    b"GET /v1/videos?limit=2 HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: */*\r\n\r\n",
+    b'POST /v1/videos HTTP/1.1\r\nHost: a\r\nContent-Type: text/json\r\nContent-Length: 15\r\n\r\n{"prompt": "x"}',
+    b"POST /v1/files HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+    b"POST / HTTP/1.1\r\nHost:\r\nExpect: 100-continue\r\nContent-Length: 1\r\n\r\naGET / HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"GET /x HTTP/1.0\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: x\r\n\r\n",
+)
 FIELDS = sorted({name for one in REQUESTS for name in one} | {"moments", "storyboard", "at", "prompt"})
 PATHS = (
     *(
@@ -63,7 +70,25 @@ TEXTS = (
     *("64x64", "²x³", "٣x٣", "9" * 5000 + "x1", "-1x-1", "1e999", "0x10", "=1+1", "__class__", "none", "auto", "null"),
 )
 NUMBERS = (
-    *(0, -1, 1, 2**31, 2**63, -(2**63) - 1, 2**64, 10**400, 10**4000, 0.5, -0.0, 1e308, -1e308, 5e-324),
+    *(
+        30_000,
+        599.9,
+        1e6,
+        0,
+        -1,
+        1,
+        2**31,
+        2**63,
+        -(2**63) - 1,
+        2**64,
+        10**400,
+        10**4000,
+        0.5,
+        -0.0,
+        1e308,
+        -1e308,
+        5e-324,
+    ),
     *(float("nan"), float("inf"), float("-inf"), True, False, None),
 )
 SNIPPETS: tuple[bytes, ...] = (
