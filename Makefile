@@ -1,4 +1,4 @@
-# make demo               a prompt becomes demo.mp4 and demo.png      (PROMPT="..." for another)
+# make demo               a prompt becomes demo.mp4 and demo.png      (PROMPT="..." and MODEL=folder for others)
 # make quick              all tests but the slow ones, under 90 seconds
 # make test               the whole suite, on the CPU
 # make test-browser       the studio in a browser, which apt-get installs where there is none
@@ -17,7 +17,7 @@ export GLIBC_TUNABLES := glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=3355
 .PHONY: demo quick test test-browser lint train-tiny clean
 
 demo: $(VENV)/installed
-	$(BIN)/longtake generate "$(PROMPT)" -o demo.mp4 --sheet demo.png
+	$(BIN)/longtake generate "$(PROMPT)" $(if $(MODEL),--model "$(MODEL)") -o demo.mp4 --sheet demo.png
 
 quick: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m 'not slow'

@@ -12,6 +12,7 @@ from app.commands.estimate import add_estimate
 from app.commands.generate import add_generate
 from app.commands.jobs import add_jobs
 from app.commands.measure import add_measure
+from app.commands.models import add_models
 from app.commands.prepare import add_prepare
 from app.commands.render import add_render
 from app.commands.serve import add_serve
@@ -71,6 +72,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_generate(commands)
     add_measure(commands)
     add_estimate(commands)
+    add_models(commands)
     add_render(commands)
     add_jobs(commands)
     add_serve(commands)

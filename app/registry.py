@@ -1,20 +1,26 @@
-"""Which models exist: those shipped in `app/models`, and any model folder on disk."""
+"""Which models exist: those shipped in `app/models`, those that were added by name, and any model folder on disk."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from app.home import home, make_private_folder
 from dit.request import NO_UPSAMPLER, Request, RequestError
+from vae.files import atomic_write
 
 if TYPE_CHECKING:
     from captioning.learned_words import LearnedWords
 
 MODELS = Path(__file__).parent / "models"
 DEFAULT_MODEL = "first"
+INDEX = "model_index.json"  # which every model folder has
+ADDED = "models.json"  # in LONGTAKE_HOME: the models that were added
 CAPTIONER = MODELS / "captioner"
 JUDGE = MODELS / "judge"
 UPSAMPLER = MODELS / "upsampler"
@@ -22,13 +28,52 @@ AUTO = "auto"  # the name of the shipped upsampler
 
 
 def model_folder(name: str | None) -> Path:
-    """Find a model by the name it is shipped under, or by its folder; raises RequestError where neither exists."""
+    """Find a model by the name it is shipped or was added under, or by its folder.
+
+    Raises RequestError where there is none.
+    """
     name = name or DEFAULT_MODEL
-    for folder in (MODELS / name, Path(name)):
-        if (folder / "model_index.json").is_file():
+    added = added_models()
+    for folder in (MODELS / name, *([added[name].folder] if name in added else []), Path(name)):
+        if (folder / INDEX).is_file():
             return folder
-    shipped = ", ".join(sorted(path.parent.name for path in MODELS.glob("*/model_index.json"))) or "none"
-    raise RequestError(f"model must be a folder with a model_index.json or a shipped model ({shipped}); got {name!r}")
+    known = ", ".join([*shipped_models(), *added]) or "none"
+    raise RequestError(
+        f"model must be a folder with a {INDEX}, or one that longtake models lists ({known}); got {name!r}"
+    )
+
+
+@dataclass(frozen=True)
+class AddedModel:
+    """A model that a user added: its folder, and the hash of its weights then."""
+
+    folder: Path
+    hash: str
+
+
+def shipped_models() -> list[str]:
+    """Return the names of the shipped models."""
+    return sorted(path.parent.name for path in MODELS.glob(f"*/{INDEX}"))
+
+
+def added_models() -> dict[str, AddedModel]:
+    """Return the models that were added, by name; raises RequestError where their list is damaged."""
+    path = home() / ADDED
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        return {name: AddedModel(Path(one["folder"]), one["hash"]) for name, one in stored.items()}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise RequestError(f"{path} must list models by name; it is damaged: {error}; remove it") from None
+
+
+def write_added_models(models: dict[str, AddedModel]) -> None:
+    """Write the list of added models."""
+    make_private_folder(home())
+    stored = {name: {"folder": str(one.folder), "hash": one.hash} for name, one in sorted(models.items())}
+    with atomic_write(home() / ADDED) as draft:
+        draft.write_text(json.dumps(stored, indent=2, ensure_ascii=False), encoding="utf-8")
 
 
 def learned_words(model: str | None) -> LearnedWords | None:

@@ -44,7 +44,7 @@ ROOMS: dict[str, list[dict[str, tuple[str, ...]]]] = {
         {"experiments": ("experiments", "experiments.*"), "scaling": ("scaling", "scaling.*")},
     ],
     "app": [
-        {"settings": ("home", "registry", "formats", "exit_codes")},
+        {"settings": ("home", "registry", "licences", "formats", "exit_codes")},
         {"provenance": ("provenance", "provenance.*"), "policy": ("policy", "policy.*")},
         {"render": ("render",)},
         {"queue": ("queue", "queue.*")},

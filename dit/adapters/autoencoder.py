@@ -64,7 +64,8 @@ class Autoencoder:
         config, factor = self.model.config, self.model.config.get("scaling_factor") or 1.0
         mean, std = config.get("latents_mean"), config.get("latents_std")
         if mean is None or std is None:
-            mean, std = getattr(self.model, "latents_mean", None), getattr(self.model, "latents_std", None)
+            buffers = dict(self.model.named_buffers(recurse=False))
+            mean, std = buffers.get("latents_mean"), buffers.get("latents_std")
         if mean is None or std is None:
             shift = config.get("shift_factor") or 0.0
             return torch.full((1, 1, 1, 1, 1), shift).to(like), torch.full((1, 1, 1, 1, 1), 1 / factor).to(like)

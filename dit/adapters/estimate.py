@@ -34,7 +34,7 @@ def read_cost_model(folder: Path) -> CostModel:
     if is_ours(folder):
         return CostModel.read(folder)
     sizes = {part: sum(map(count_values, weights_in(folder / part))) for part, _, _ in components(folder)}
-    return AdaptedCostModel(adapt(load_skeleton(folder), hash_of_folder(folder)), sizes)
+    return AdaptedCostModel(adapt(load_skeleton(folder), hash_of_folder(folder), folder), sizes)
 
 
 def cost_model_of(pipeline: Pipeline) -> CostModel:

@@ -12,13 +12,14 @@ import diffusers
 import torch
 from diffusers.models.modeling_utils import ModelMixin, no_init_weights
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
 from dit.adapters.call import CalledFamily, CalledPipeline
 from dit.adapters.family import Family
 from dit.adapters.pipeline import AdaptedPipeline
 from dit.pipeline import Pipeline
+from dit.settings import SETTINGS, Settings, hash_of_model, read_settings
 from vae.weights import WeightsError, hash_of_file, read_json, weights_in
 
 INDEX = "model_index.json"
@@ -42,15 +43,29 @@ def load_model(folder: str | Path) -> Pipeline:
     if name == Pipeline.__name__:
         return Pipeline.from_pretrained(folder)
     inner = load_inner(folder)
-    return adapt(inner, hash_of_folder(folder))
+    return adapt(inner, hash_of_folder(folder), folder)
 
 
-def adapt(inner: Any, folder_hash: str | None = None) -> AdaptedPipeline:
-    """Return a loaded diffusers pipeline behind the interface of ours."""
+def settings_of(folder: Path) -> Settings:
+    """Return the defaults of a model folder; of another maker's, with examples of the sizes that it can make."""
+    return read_settings(folder / SETTINGS) if is_ours(folder) else adapt(load_skeleton(folder), folder=folder).settings
+
+
+def hash_of(folder: Path) -> str:
+    """Return the hash of a model folder's weights, ours or another maker's."""
+    return hash_of_model(folder) if is_ours(folder) else hash_of_folder(folder)
+
+
+def adapt(inner: Any, folder_hash: str | None = None, folder: Path | None = None) -> AdaptedPipeline:
+    """Return a loaded diffusers pipeline behind the interface of ours; a longtake.json in `folder` has its defaults."""
     family = family_of(type(inner).__name__)
     if family is None:
-        return CalledPipeline(inner, CalledFamily(inner), folder_hash)
-    return AdaptedPipeline(inner, family(inner), folder_hash)
+        pipeline: AdaptedPipeline = CalledPipeline(inner, CalledFamily(inner), folder_hash)
+    else:
+        pipeline = AdaptedPipeline(inner, family(inner), folder_hash)
+    if folder and (folder / SETTINGS).is_file():
+        pipeline.settings = read_settings(folder / SETTINGS)
+    return pipeline
 
 
 def is_ours(folder: str | Path) -> bool:
@@ -156,6 +171,33 @@ def check_complete(model: ModelMixin, folder: Path) -> None:
     if missing := model.state_dict().keys() - stored:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise WeightsError(f"{folder} does not fit its model: the weight {min(missing)!r} is missing{more}")
+
+
+def check_folder(folder: Path) -> None:
+    """Check a model folder without loading it: its classes, and each network's weights by name and shape.
+
+    Raises WeightsError naming the first fault.
+    """
+    if is_ours(folder):
+        Pipeline.from_pretrained(folder)
+        return
+    inner = load_skeleton(folder)
+    for part, library, class_name in components(folder):
+        paths = weights_in(folder / part)
+        if issubclass(getattr(import_module(library), class_name), torch.nn.Module) and not paths:
+            raise WeightsError(f"{folder / part} must hold weights as safetensors; it does not, so convert them")
+        network, have = getattr(inner, part, None), dict[str, tuple[int, ...]]()
+        for path in paths:
+            try:
+                with safe_open(path, framework="pt") as weights:
+                    names = weights.keys()
+                    have |= {name: tuple(weights.get_slice(name).get_shape()) for name in names}
+            except SafetensorError as error:
+                raise WeightsError(f"{path} is damaged: {error}; fetch it anew") from error
+        for name, value in network.state_dict().items() if isinstance(network, ModelMixin) else ():
+            if have.get(name) != tuple(value.shape):
+                got = have.get(name, "none")
+                raise WeightsError(f"{folder / part}: the weight {name!r} must be {tuple(value.shape)}; got {got}")
 
 
 def default_dtype() -> torch.dtype:

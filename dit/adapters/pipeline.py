@@ -30,6 +30,9 @@ from dit.request import ALL_SAMPLERS, SCHEDULER, Request, RequestError
 from dit.sampler import StepCallback
 from dit.settings import Settings
 
+TOY_PARAMETERS = 5_000_000  # a network below this is for tests; a full-size clip would take it hours for nothing
+TOY_PIXELS, TOY_STEPS = 64, 4
+
 
 class AdaptedPipeline(Pipeline):
     """A diffusers pipeline behind the interface of ours; `folder_hash` is that of its weights."""
@@ -48,6 +51,10 @@ class AdaptedPipeline(Pipeline):
         family, fps = self.family, self.family.fps
         columns, rows = (self._nearest_side(family.default(name) or 512) for name in ("width", "height"))
         frames = self._nearest_frames(family.default("num_frames") or family.default("video_length") or 49)
+        steps = family.default("num_inference_steps") or 50
+        if sum(value.numel() for network in family.networks for value in network.parameters()) < TOY_PARAMETERS:
+            columns = rows = self._nearest_side(TOY_PIXELS)
+            frames, steps = self._nearest_frames(1 + 2 * self.vae.stride[0]), TOY_STEPS
         sizes = [(columns, rows), (rows, columns), (self._nearest_side(min(columns, rows)),) * 2]
         counts = [frames, self._nearest_frames(frames // 2)] + [1] * family.still
         return Settings(
@@ -55,7 +62,7 @@ class AdaptedPipeline(Pipeline):
             fps=fps,
             size=(columns, rows),
             seconds=frames / fps,
-            steps=family.default("num_inference_steps") or 50,
+            steps=steps,
             guidance=float(1.0 if (scale := family.default("guidance_scale")) is None else scale),
             sampler=SCHEDULER,
         )
