@@ -53,7 +53,7 @@ def test_the_openai_client_generates_and_downloads_a_clip(client, served, tmp_pa
         image = Image.open(io.BytesIO(client.videos.download_content(video.id, variant=variant).content))
         assert image.format == "WEBP" and abs(image.width - size[0]) < 32 and abs(image.height - size[1]) < 8
     assert client.videos.retrieve(video.id).status == "completed"
-    assert [model.id for model in client.models.list()] == ["tiny"]
+    assert [model.id for model in client.models.list()] == ["tiny"] and client.models.retrieve("tiny").id == "tiny"
     removed = client.videos.delete(video.id)
     assert removed.deleted and not list((served[1] / "clips").glob(f"{video.id}*"))
     with pytest.raises(openai.NotFoundError):
@@ -79,6 +79,10 @@ def test_images_and_clips_are_given_as_uploads_or_by_id(client, served, tmp_path
         client.videos.extend(prompt="on", seconds="1", video=("it.mp4", contents[0]), extra_body=steps),
     ]
     assert [clip.remixed_from_video_id for clip in made] == [clips[0].id, clips[0].id, None]
+    assert float(made[1].seconds) == pytest.approx(2.125, abs=0.1) and float(made[2].seconds) > 3
+    assert sent.id in {file.id for file in client.files.list()}
+    again = {client.videos.create(prompt="a", extra_headers={"Idempotency-Key": "twice"}).id for _ in range(2)}
+    assert len(again) == 1 and client.videos.delete(*again)
     for clip, mode in zip(made, ("remix", "edit", "extend"), strict=True):
         done = client.videos.poll(clip.id, poll_interval_ms=POLL_MS)
         assert done.status == "completed", done.error
@@ -138,7 +142,9 @@ def test_a_failed_video_gives_its_reason_without_paths_of_the_server(client, ser
     queue.pause(f"somebody wiped {served[1]}/clips")
     gone = client.videos.remix(source.id, prompt="a cube")
     assert client.videos.retrieve(gone.id).note == "the queue is paused: somebody wiped clips"
-    assert client.videos.delete(source.id).deleted
+    with pytest.raises(openai.BadRequestError, match="must stay until the clips that use it are done"):
+        client.videos.delete(source.id)
+    (served[1] / "clips" / f"{source.id}.mp4").unlink()  # by hand
     queue.resume()
     gone = client.videos.poll(gone.id, poll_interval_ms=POLL_MS)
     assert gone.status == "failed" and f"clips/{source.id}.mp4" in gone.error.message

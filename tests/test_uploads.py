@@ -11,9 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from app.server.uploads import PARTIAL_PREFIX, UploadError, UploadLimits, sniff_suffix, store_upload
+from app.server.uploads import PARTIAL_PREFIX, UploadError, UploadLimits, inspect_file, sniff_suffix, store_upload
 from app.studio.probe import probe_file
 from tests.test_media import picture, write_film
+from vae.video.pixels import MediaError
 from vae.video.read import read_video
 from vae.video.sandbox import run_sandboxed
 from vae.video.write import write_video
@@ -154,6 +155,18 @@ def test_a_truncated_file_is_refused(tmp_path, suffix):
 )
 def test_a_file_over_a_limit_is_refused(tmp_path, suffix, limits, message):
     check_refused(bytes_of(suffix, tmp_path), tmp_path / "stored", message, limits)
+
+
+def test_a_file_whose_header_says_that_it_is_far_too_long_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
+    path = tmp_path / "long.mp4"
+    path.write_bytes(bytes_of(".mp4", tmp_path, frames=9))
+    monkeypatch.setattr("app.server.uploads.decode_frames", lambda *args: pytest.fail("it is decoded"))
+    for limits, message in (
+        (UploadLimits(frames=4), "at most 4 frames; got 9"),
+        (UploadLimits(seconds=0.3), "got 0.75"),
+    ):
+        with pytest.raises(MediaError, match=message):
+            inspect_file(path, ".mp4", limits)
 
 
 class EndlessSource(io.RawIOBase):

@@ -21,7 +21,7 @@ from PIL import Image
 
 from app.home import make_private_folder
 from vae.files import sync
-from vae.video.container import decode_frames, open_video, select_video_stream
+from vae.video.container import decode_frames, open_video, select_video_stream, stream_seconds
 from vae.video.image import HEIF_BRANDS, register_heif
 from vae.video.pixels import MediaError
 from vae.video.sandbox import run_sandboxed
@@ -151,6 +151,11 @@ def _inspect_video(path: Path, suffix: str, limits: UploadLimits) -> dict[str, f
             raise MediaError(f"{path} begins as {suffix[1:]} and continues as another type; export it again")
         stream = select_video_stream(container, path)
         _check("pixels in a frame", stream.width * stream.height, limits.pixels)
+        for unit, stated, limit in (  # cheap to know; a header that is a little wrong is no reason yet
+            ("frames", stream.frames or 0, limits.frames),
+            ("seconds", stream_seconds(container, stream) or 0.0, limits.seconds),
+        ):
+            _check(unit, stated if stated > 2 * limit else 0, limit)
         stream.codec_context.options = {"max_pixels": str(limits.pixels)}
         for frames, (_, end, frame) in enumerate(decode_frames(container, stream), 1):
             pixels = max(pixels, frame.width * frame.height)

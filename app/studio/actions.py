@@ -21,7 +21,7 @@ from app.studio.gallery import Gallery
 from app.studio.remake import fields_to_remake
 from captioning.text_encoder import shorten_to_limit
 from captioning.upsampler import Upsampler, load_upsampler
-from dit.request import INTEGER_LIMIT, Request, RequestError
+from dit.request import INTEGER_LIMIT, Request, RequestError, check_lengths
 from dit.storyboard import MAX_STORYBOARD_BYTES, parse_storyboard
 
 VARIATIONS, MAX_VARIATIONS = "variations", 8
@@ -133,6 +133,7 @@ def storyboard_to_yaml(fields: Any) -> str:
     if not isinstance(fields, dict):
         raise RequestError(f"a storyboard must be an object of fields; got a {type(fields).__name__}")
     request = Request.from_dict(request_fields(fields))
+    check_lengths(request)
     if not request.moments:
         raise RequestError("a storyboard must have moments, each with at and prompt; got none, so add one")
     values = {name: getattr(request, name) for name in STORYBOARD_FIELDS if name not in ("size", "moments")}

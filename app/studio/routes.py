@@ -191,12 +191,13 @@ def add_generation_routes(router: APIRouter, views: StudioViews, single_user: bo
     @router.post("/storyboard")
     async def storyboard(request: Request, owner: OwnerDep):
         text = parse_json(await request.body()).get("text")
-        fields, missing = await run_in_threadpool(actions.storyboard_from_yaml, text, gallery, owner)
+        fields, missing = await service.estimating.run(owner, actions.storyboard_from_yaml, text, gallery, owner)
         return {"request": fields, "missing": missing}
 
     @router.post("/storyboard/text")
     async def storyboard_text(request: Request, owner: OwnerDep):
-        return {"text": actions.storyboard_to_yaml(parse_json(await request.body()).get("request"))}
+        fields = parse_json(await request.body()).get("request")
+        return {"text": await service.estimating.run(owner, actions.storyboard_to_yaml, fields)}
 
 
 def add_upload_routes(router: APIRouter, views: StudioViews) -> None:
