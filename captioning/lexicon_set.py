@@ -11,6 +11,10 @@ from captioning.literal import is_literal
 from vae.weights import WeightsError
 
 
+# Attributes that a caption may add without a contradiction, in the order in which the studio names them.
+ADDABLE = ("size", "material", "direction", "speed", "camera", "ground", "wetness", "sky", "time")
+
+
 @dataclass(frozen=True)
 class LexiconSet:
     """Lexicons of `captions`, and of `prompts` by language.
@@ -33,6 +37,12 @@ class LexiconSet:
     def is_literal(self, prompt: str) -> bool:
         """Tell whether the lexicon of one of the languages can be trusted to read a prompt."""
         return any(is_literal(lexicon, prompt) for lexicon in self.prompts.values())
+
+    def added(self, prompt: str, caption: str) -> dict[str, str]:
+        """Return the attributes that a caption adds to a prompt, each with its value."""
+        found = self.captions.read_attributes(caption)
+        asked = {name for lexicon in self.prompts.values() for name in lexicon.read_attributes(prompt)}
+        return {name: ", ".join(sorted(found[name])) for name in ADDABLE if name in found and name not in asked}
 
     def save(self, path: Path) -> None:
         """Write the JSON file that `load_lexicon_set` reads: phrases by their meanings."""

@@ -129,14 +129,23 @@ def tokenize(tokenizer, prompts: list[str], truncate: bool = False) -> tuple[Ten
         if len(ids) > limit and truncate:
             ids = [*ids[: limit - 1], ids[-1]]
         if len(ids) > limit:
-            raise ValueError(
-                f"a prompt must be at most {limit} tokens for this text encoder; "
-                f"got {len(ids)}, so shorten it by about {100 * (len(ids) - limit) // len(ids) + 1} %"
-            )
+            raise ValueError(too_long(prompt, len(ids), limit))
         rows.append(torch.tensor(ids))
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad)
     return ids, tuple(len(row) for row in rows)
+
+
+def too_long(prompt: str, tokens: int, limit: int) -> str:
+    """Say by how many words, or characters of a text without spaces, a prompt exceeds a token limit."""
+    words, unit = len(prompt.split()), "words"
+    if len(prompt) > 12 * words:  # as in Chinese; an English word has five letters
+        words, unit = len("".join(prompt.split())), "characters"
+    most = max(1, words * limit // tokens)
+    return (
+        f"a prompt must be at most about {most} {unit} for this model; got {words}, so leave out about "
+        f"{max(1, words - most)} (its text encoder reads {limit} tokens, and this prompt has {tokens})"
+    )
 
 
 def shorten_to_limit(tokenizer, text: str) -> str:

@@ -155,6 +155,12 @@ class TrainedUpsampler:
         best = log_probs.sum(1).where(trusted, -torch.inf).argmax()
         return texts[best] if trusted.any() else prompt
 
+    def reason_unchanged(self, prompt: str) -> str:
+        """Return why `upsample` left a prompt as it is: "long", "unknown" words or phrasing, or "unsure" captions."""
+        if len(prompt.strip().encode()) > self.model.config["max_prompt_bytes"]:
+            return "long"
+        return "unsure" if self.lexicons is None or self.lexicons.is_literal(prompt) else "unknown"
+
     @torch.no_grad()
     def candidates(self, prompt: str, seed: int, image: bool = False, count: int = CANDIDATES) -> list[str]:
         """Sample captions for a prompt; drop duplicates, and captions without an end token."""

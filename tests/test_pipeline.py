@@ -137,7 +137,7 @@ def test_an_image_is_a_clip_of_one_frame(pipeline):
     "request_, sentence",
     [
         (Request(prompt=" "), "a prompt must say something; got none"),
-        (Request(prompt="red " * 120), "a prompt must be at most 96 tokens for this text encoder; got"),
+        (Request(prompt="red " * 120), "a prompt must be at most about"),
         (
             Request(prompt="x", mode="dream"),
             "mode must be one of text-to-video, text-to-image, image-to-video, ",

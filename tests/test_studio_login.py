@@ -18,12 +18,13 @@ from app.commands.studio import studio
 from app.loadtest.visitors import run_visitors
 from app.queue.jobs import Queue
 from app.queue.worker import run_worker
-from app.server.auth import COOKIE
+from app.server.auth import cookie_name
 from app.server.service import Service, served_models
 from tests.serving import OTHER_TOKEN, TOKEN, running_server
 from tests.studio_client import ADDRESS
 
 pytestmark = pytest.mark.slow
+COOKIE = cookie_name({"host": ADDRESS.partition("://")[2]})
 HTML = {"accept": "text/html,application/xhtml+xml"}
 
 

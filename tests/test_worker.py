@@ -113,7 +113,7 @@ def test_a_cancelled_or_invalid_job_leaves_the_others_of_its_pack_running(queue,
     jobs = queue.submit(requests)
     run_worker(queue, until_empty=True, pack_size=3)
     assert [queue.job(job.id).state for job in jobs] == [DONE, FAILED, DONE]
-    assert "tokens for this text encoder" in queue.job(jobs[1].id).message
+    assert "its text encoder reads" in queue.job(jobs[1].id).message
     assert len(list(queue.clips.iterdir())) == 4
 
 

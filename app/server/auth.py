@@ -25,13 +25,19 @@ PUBLIC_FOLDER = "/static-offline-docs/"  # the scripts of these pages
 MAX_FORM_BYTES, MAX_JSON_BYTES = 600 * 2**20, 32 * 2**20  # of a body, with uploads and without
 MAX_OPEN_REQUESTS = 200  # of one client at a time, those that send or receive slowly among them
 MIN_TOKEN_CHARS = 16
-COOKIE = "longtake_token"
+COOKIE = "longtake_token"  # with the port after it, since the cookies of a host are those of all its ports
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")  # methods that change nothing
 
 
 def owner_id(token: str) -> str:
     """Return the owner of a token's jobs: a hash from which the token cannot be recovered."""
     return hashlib.sha256(token.encode()).hexdigest()[:32]
+
+
+def cookie_name(headers: Headers) -> str:
+    """Return the name of the cookie with the token, one for each port of a host."""
+    port = headers.get("host", "").rpartition("]")[2].rpartition(":")[2]
+    return f"{COOKIE}_{port}" if port.isdecimal() else COOKIE
 
 
 def is_loopback(host: str) -> bool:
@@ -112,13 +118,13 @@ class AuthMiddleware:
         """Return the owner of the token that a request carries, None without a valid token."""
         scheme, _, token = headers.get("authorization", "").partition(" ")
         if self.uses_cookie(headers):
-            scheme, token = "bearer", cookie_parser(headers.get("cookie", "")).get(COOKIE, "")
+            scheme, token = "bearer", cookie_parser(headers.get("cookie", "")).get(cookie_name(headers), "")
         owner = owner_id(token.strip())
         return owner if scheme.lower() == "bearer" and owner in self.owners else None
 
     def uses_cookie(self, headers: Headers) -> bool:
         """Return whether a request carries its token in a cookie, not in a header."""
-        return "authorization" not in headers and COOKIE in headers.get("cookie", "")
+        return "authorization" not in headers and cookie_name(headers) in cookie_parser(headers.get("cookie", ""))
 
     def reject_anonymous(self, scope: Scope, headers: Headers) -> Response | None:
         """Return the response to a request without a valid token; None where the page is public."""

@@ -42,7 +42,7 @@ from app.queue.jobs import (
     Queue,
     QueueFull,
 )
-from app.registry import DEFAULT_MODEL, MODELS, model_folder, resolve_upsampler
+from app.registry import DEFAULT_MODEL, MODELS, model_folder, resolve_upsampler, unlearned_words
 from app.server.durations import Durations
 from app.server.idempotency import IdempotencyKey
 from app.server.limits import ClientGate, RequestLimits, check_limits, input_paths
@@ -328,8 +328,14 @@ class Service:
             "mode": request.mode,
             "seed": request.seed,
             "note": None if failed else message or None,
+            "unlearned_words": list(self.unlearned_words(request)),
             "content": f"/v1/videos/{job.id}/content",
         }
+
+    def unlearned_words(self, request: Request) -> tuple[str, ...]:
+        """Return the words of a request's prompts that its model never learned."""
+        linked = self.queue.folder / (request.model or "")
+        return unlearned_words(replace(request, model=str(linked)) if linked.is_dir() and request.model else request)
 
     def hide_paths(self, message: str) -> str:
         """Return a worker's message without the folders of this machine; only file names stay."""

@@ -13,18 +13,20 @@ import yaml  # type: ignore[import-untyped]
 
 from app.queue.estimate import load_cost_model
 from app.queue.jobs import Job
-from app.registry import AUTO, resolve_upsampler
+from app.registry import AUTO, learned_words, resolve_upsampler
 from app.server.parsing import request_fields, short_repr
 from app.server.service import Service
 from app.studio.forecast import Forecast
 from app.studio.gallery import Gallery
 from app.studio.remake import fields_to_remake
+from captioning.learned_words import NAMED_EXAMPLES
 from captioning.text_encoder import shorten_to_limit
-from captioning.upsampler import Upsampler, load_upsampler
+from captioning.upsampler import TrainedUpsampler, Upsampler, load_upsampler
 from dit.request import INTEGER_LIMIT, Request, RequestError, check_lengths
 from dit.storyboard import MAX_STORYBOARD_BYTES, parse_storyboard
 
 VARIATIONS, MAX_VARIATIONS = "variations", 8
+MAX_WORDS_CHARS = 20_000  # of prompts whose words are looked up
 STORYBOARD_FIELDS = ("mode", "prompt", "negative_prompt", "size", "seconds", "steps", "guidance", "seed", "moments")
 
 
@@ -73,7 +75,7 @@ def estimate(service: Service, forecast: Forecast, fields: dict[str, Any], owner
     request, variations = _build_request(service, fields, owner)
     with flags_removed():
         found = forecast.estimate(request)
-    seconds, size = variations * found.seconds, variations * found.file_bytes
+    seconds, size = variations * found.seconds + forecast.loading_seconds(), variations * found.file_bytes
     clips = found.speed.clips
     basis = f"measured on {clips} clips made here" if clips else "a guess until a clip was made here"
     sentence = f"about {format_seconds(seconds)}, {basis}; {size / 1000:,.0f} kB"
@@ -87,11 +89,12 @@ def format_seconds(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
-def upsample_prompt(service: Service, prompt: Any, seed: Any, still: Any, model: Any = None) -> str:
+def upsample_prompt(service: Service, prompt: Any, seed: Any, still: Any, model: Any = None) -> dict[str, Any]:
     """Upsample a prompt with the shipped upsampler, to at most the token limit of the model's text encoder.
 
-    The prompt and the upsampled prompt are both checked by the policy. Raises RequestError for an empty prompt, and
-    where no upsampler is shipped.
+    Returns the upsampled prompt, the attributes that it adds with their values, and why it is the prompt itself where
+    it is: "long", "unknown" or "unsure". Prompt and upsampled prompt are both checked by the policy. Raises
+    RequestError for an empty prompt, and where no upsampler is shipped.
     """
     fields = request_fields({"prompt": prompt, "seed": seed} | ({"model": model} if model else {}))
     name = fields.pop("model", next(iter(service.models)))
@@ -102,10 +105,35 @@ def upsample_prompt(service: Service, prompt: Any, seed: Any, still: Any, model:
         raise RequestError("a prompt must say something; got none, so describe the clip in a sentence")
     folder = resolve_upsampler(AUTO)
     service.check_request(request)
-    text = cached_upsampler(str(folder)).upsample(request.prompt.strip(), request.seed, bool(still))
-    upsampled = shorten_to_limit(load_cost_model(request.model).pipeline.tokenizer, text) or request.prompt.strip()
+    upsampler, typed = cached_upsampler(str(folder)), request.prompt.strip()
+    text = upsampler.upsample(typed, request.seed, bool(still))
+    upsampled = shorten_to_limit(load_cost_model(request.model).pipeline.tokenizer, text) or typed
     service.check_request(replace(request, upsampled_prompt=upsampled))
-    return upsampled
+    found: dict[str, Any] = {"upsampled_prompt": upsampled, "added": {}, "unchanged": None}
+    if isinstance(upsampler, TrainedUpsampler):
+        if upsampled == typed:
+            found["unchanged"] = upsampler.reason_unchanged(typed)
+        elif upsampler.lexicons:
+            found["added"] = upsampler.lexicons.added(typed, upsampled)
+    return found
+
+
+def unlearned_words(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the words of the `texts` that a model never learned, and examples of its words by language.
+
+    Both are empty for a model of which no list is known. Raises RequestError for other fields.
+    """
+    texts, name = fields.get("texts"), fields.get("model") or next(iter(service.models))
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise RequestError(f"texts must be a list of prompts; got {short_repr(texts)}")
+    if name not in service.models:
+        raise RequestError(f"model must be one of {', '.join(service.models)}; got {short_repr(name)}")
+    folder = service.models[name].folder
+    learned = learned_words(str(folder)) if folder else None
+    if learned is None:
+        return {"unlearned": [], "examples": {}}
+    found = learned.unlearned("\n".join(texts)[:MAX_WORDS_CHARS])
+    return {"unlearned": found, "examples": {name: some[:NAMED_EXAMPLES] for name, some in learned.examples.items()}}
 
 
 @cache

@@ -19,6 +19,7 @@ CACHE_SECONDS = 1.0  # for which a prediction of the queue is reused
 SPEED_SECONDS = 60.0  # after which the measured speed is read again
 MAX_JOBS = 500  # jobs of a queue that are predicted
 MAX_NEW = 20  # jobs that are estimated at a time
+LOAD_SECONDS = 8.0  # that a worker needs before its first clip: measured on two cores with the shipped model
 
 
 class Forecast:
@@ -27,6 +28,7 @@ class Forecast:
     def __init__(self, queue: Queue, device: str = "cpu"):
         self.queue, self.estimator, self.lock = queue, Estimator(device), threading.Lock()
         self.speed_read_at, self.predicted_at = time.monotonic(), 0.0
+        self.opened_at = time.time()
         self.remaining: dict[str, float | None] = {}  # seconds until each waiting job is done
         self.estimates: dict[str, Estimate | None] = {}
 
@@ -38,6 +40,13 @@ class Forecast:
         with self.lock:
             self._refresh_speed()
         return self.estimator.check_fits(request)
+
+    def loading_seconds(self) -> float:
+        """Return how long a worker has to load before the next clip: not at all once it worked on one."""
+        (worked,) = self.queue.connection.execute(
+            "SELECT count(*) FROM jobs WHERE began > ? AND (ended IS NOT NULL OR step > 0)", (self.opened_at,)
+        ).fetchone()
+        return 0.0 if worked else LOAD_SECONDS
 
     def eta(self, job: Job) -> float | None:
         """Return in how many whole seconds a job will be done; None where that is unknown."""

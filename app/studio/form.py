@@ -11,6 +11,7 @@ from typing import Any
 import gradio as gr
 
 from app.studio.translations import read_translations
+from captioning.camera import CAMERA_MOVES
 
 MAX_STEPS, MAX_GUIDANCE = 100, 20
 
@@ -56,6 +57,7 @@ def add_form(options: dict[str, Any]) -> StudioForm:
     add_placeholder("sources")
     with gr.Column(elem_id="prompts", min_width=0):
         form.add_field(gr.Textbox, "prompt", lines=3, max_lines=10)
+        add_placeholder("words")
         form.add_field(gr.Textbox, "negative_prompt", lines=1, max_lines=4)
     with form.add_section("upsampling"):
         form.add_field(gr.Radio, "upsample", options["upsamplers"], value=options["upsamplers"][0])
@@ -65,6 +67,8 @@ def add_form(options: dict[str, Any]) -> StudioForm:
         form.add_field(gr.Slider, "strength", 0, 1, 0.6, step=0.05)
     with gr.Row(elem_classes="reads-side"):
         form.add_field(gr.Radio, "side", options["sides"], value=options["sides"][0])
+    with gr.Row(elem_classes="reads-camera"):
+        form.add_field(gr.Dropdown, "camera", ["", *CAMERA_MOVES], value="", filterable=False)
     form.add_field(gr.Radio, "size", [one["size"] for one in model["sizes"]], value=defaults["size"])
     with gr.Row(elem_classes="trained"):
         seconds = sorted({seconds for size in model["sizes"] for seconds in size["seconds"]})

@@ -10,7 +10,7 @@ from html import escape
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 
-from app.server.auth import COOKIE, owner_id
+from app.server.auth import cookie_name, owner_id
 from app.studio.assets import STUDIO_PATH
 
 SIGN_IN, SIGN_OUT = f"{STUDIO_PATH}/sign-in", f"{STUDIO_PATH}/sign-out"
@@ -100,7 +100,7 @@ def set_token_cookie(response: Response, token: str, request: Request) -> None:
     """Set the cookie with the token, or delete it where the token is empty; over HTTPS it is sent over HTTPS alone."""
     secure = request.url.scheme == "https" or request.headers.get("x-forwarded-proto") == "https"
     response.set_cookie(
-        COOKIE,
+        cookie_name(request.headers),
         token,
         max_age=COOKIE_SECONDS if token else 0,
         path="/",

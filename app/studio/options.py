@@ -8,6 +8,7 @@ from app.registry import AUTO, UPSAMPLER
 from app.server.service import ServedModel, Service
 from app.studio.actions import MAX_VARIATIONS
 from app.studio.gallery import MAX_NOTE_CHARS
+from captioning.camera import CAMERA_MOVES
 from captioning.upsampler import SUBFOLDERS as UPSAMPLER_FILES
 from dit.modes import MODES
 from dit.request import CORNERS, NO_UPSAMPLER, RENAMED, SAMPLERS, SIDES
@@ -68,7 +69,8 @@ def _describe_model(name: str, model: ServedModel) -> dict[str, Any]:
             size["seconds"] = sorted({*size["seconds"], frames / settings.fps})
     defaults = {field: getattr(settings, field) for field in DEFAULTS}
     defaults |= {"size": "{}x{}".format(*settings.size), "guidance_interval": list(settings.guidance_interval)}
-    return {"name": name, "sizes": list(sizes.values()), "defaults": defaults}
+    moves = list(CAMERA_MOVES) if model.camera else []
+    return {"name": name, "sizes": list(sizes.values()), "defaults": defaults, "camera": moves}
 
 
 def _presets(steps: int) -> list[dict[str, Any]]:

@@ -185,8 +185,11 @@ def add_generation_routes(router: APIRouter, views: StudioViews, single_user: bo
     async def upsample(request: Request, owner: OwnerDep):
         body = parse_json(await request.body())
         args = (body.get("prompt"), body.get("seed", 0), body.get("still", False), body.get("model"))
-        upsampled = await UPSAMPLE_GATE.run(owner, actions.upsample_prompt, service, *args)
-        return {"upsampled_prompt": upsampled}
+        return await UPSAMPLE_GATE.run(owner, actions.upsample_prompt, service, *args)
+
+    @router.post("/words")
+    async def words(request: Request, owner: OwnerDep):
+        return await run_in_threadpool(actions.unlearned_words, service, parse_json(await request.body()))
 
     @router.post("/storyboard")
     async def storyboard(request: Request, owner: OwnerDep):

@@ -10,7 +10,7 @@ import { modeOf, studio } from "./studio.js";
 import { t } from "./i18n.js";
 
 /** Open the menu of the modes that take this clip or image. */
-export function openActions(at, card) {
+export function openActions(at, card, more = []) {
   const modes = studio.options.modes.filter(({ reads }) =>
     ["clip", "image", "keyframes"].some((name) => reads.includes(name)),
   );
@@ -21,7 +21,7 @@ export function openActions(at, card) {
   const frames = card.still
     ? []
     : [[null, t("actions.of_frame")], ...modes.filter((mode) => !takesCard(mode)).map(line), ...boards];
-  openMenu(at, [[null, t(card.still ? "actions.of_image" : "actions.of_clip")], ...first, ...frames]);
+  openMenu(at, [[null, t(card.still ? "actions.of_image" : "actions.of_clip")], ...first, ...frames, ...more]);
 }
 
 /** Start a mode with a clip or image in its slot; the change of the form can be undone. */

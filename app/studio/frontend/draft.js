@@ -29,7 +29,7 @@ export function defaultDraft(name) {
   const { size, seconds, steps, guidance, frame_guidance, guidance_rescale, sampler } = defaults;
   const [low, high] = defaults.guidance_interval;
   const [upsample, side] = [studio.options.upsamplers[0], studio.options.sides[0]];
-  const promptText = { prompt: "", negative_prompt: "", upsample, upsampled_prompt: "" };
+  const promptText = { prompt: "", negative_prompt: "", upsample, upsampled_prompt: "", camera: "" };
   const shape = { model, size, seconds, length: null, side, strength: 0.6, watermark: "" };
   const seeding = { seed: 0, lock: false, variations: 1 };
   const sampling = { steps, guidance, frame_guidance, low, high, guidance_rescale, sampler };
@@ -108,6 +108,7 @@ export function requestBody() {
   };
   if (draft.negative_prompt.trim()) found.negative_prompt = draft.negative_prompt.trim();
   if (draft.watermark) found.watermark = draft.watermark;
+  if (draft.camera && modelOf(draft.model).camera.length && !mode.still) found.camera = draft.camera;
   if (mode.timed && !mode.still && !mode.any_length) found.seconds = Number(draft.seconds);
   if (mode.timed && mode.any_length && Number(draft.length) > 0) found.seconds = Number(draft.length);
   for (const name of PLAIN_FIELDS) if (draft[name] !== null && draft[name] !== defaults[name]) found[name] = draft[name];
@@ -121,6 +122,14 @@ export function requestBody() {
     if (value !== null && value !== undefined && value !== "") found[name] = value;
   }
   return found;
+}
+
+/** Return the texts that the model reads: the upsampled prompt or the typed one, or those of the moments. */
+export function promptsRead() {
+  const texts = usesMoments()
+    ? draft.moments.map((one) => one.prompt)
+    : [isUpsampled() ? draft.upsampled_prompt : draft.prompt];
+  return texts.map((text) => text.trim()).filter(Boolean);
 }
 
 /** Return the prompt; a prompt schedule has none outside its moments. */
@@ -206,7 +215,7 @@ export function draftFromRequest(request) {
       upsampled_prompt,
       upsampledFrom: found.upsample === "none" ? null : (request.prompt ?? "").trim(),
     });
-  return { ...found, lock: true };
+  return { ...found, lock: draft.lock }; // the seed is used once, and then a new one
 }
 
 /** Return a random seed. */

@@ -2,7 +2,7 @@
 
 import { updateDraft, randomSeed, draft, durationsFor, usesMoments, sizesFor } from "./draft.js";
 import { debounce } from "./dom.js";
-import { modeOf, studio, listen } from "./studio.js";
+import { modelOf, modeOf, studio, listen } from "./studio.js";
 import { formatSeconds, hasText, t } from "./i18n.js";
 
 const lastValues = {}; // of the form, so that an older change event does not overwrite the draft
@@ -85,9 +85,20 @@ const CHOICES = {
   upsample: () => labelled(studio.options.upsamplers, "upsample"),
   side: () => labelled(studio.options.sides, "side"),
   sampler: () => labelled(studio.options.samplers, "sampler"),
+  camera: () => cameraChoices(),
   watermark: () => labelled(["", ...studio.options.corners], "watermark"),
   model: () => studio.options.models.map(({ name }) => [name, name]),
 };
+
+/** Return the moves of the camera, and the numbers that the draft has in place of one. */
+function cameraChoices() {
+  const moves = ["", ...modelOf(draft.model).camera];
+  if (draft.camera && !moves.includes(draft.camera)) moves.push(draft.camera);
+  return moves.map((move) => {
+    const name = `camera.${(move || "none").replaceAll(" ", "_")}`;
+    return [hasText(name) ? t(name) : move, move];
+  });
+}
 
 /** Set the data attributes by which the style sheets show and hide fields. */
 function markPage() {
@@ -98,6 +109,7 @@ function markPage() {
   root.reads = [...mode.reads, mode.needs.length || mode.reads.length ? "frames" : ""].join(" ");
   root.duration = mode.still || !mode.timed ? "given" : mode.any_length ? "free" : "trained";
   root.models = studio.options.models.length > 1 ? "several" : "one";
+  root.camera = modelOf(draft.model).camera.length && !mode.still ? "read" : "none";
   root.upsampler = studio.options.upsamplers.length > 1 ? "shipped" : "none";
 }
 

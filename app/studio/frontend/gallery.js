@@ -4,15 +4,16 @@ import { openCompare } from "./compare.js";
 import { openDetails } from "./details.js";
 import { button, icon, debounce, make, setChildren } from "./dom.js";
 import { showWelcome } from "./welcome.js";
-import { get, getChanged } from "./net.js";
+import { get, getChanged, remove } from "./net.js";
 import { releaseMedia } from "./media.js";
-import { attempt } from "./sheet.js";
+import { attempt, notify } from "./sheet.js";
 import { isMask } from "./slots.js";
 import { emit, listen } from "./studio.js";
-import { makeTile, RUNNING, updateTile } from "./tile.js";
+import { downloadLink, makeTile, RUNNING, updateTile } from "./tile.js";
 import { t } from "./i18n.js";
 
 const PAGE = 48; // cards of a response
+const SHOWN_PICKED = 4; // selected clips that are shown
 const BUSY_POLL_MS = 900;
 const IDLE_POLL_MS = 4000; // between two requests, with and without unfinished jobs
 
@@ -173,9 +174,9 @@ const tileActions = {
   },
 };
 
-/** Add a clip to the comparison or remove it; the last two stay. */
+/** Select a clip, or no longer. */
 export function pick(card) {
-  picked = picked.includes(card.id) ? picked.filter((id) => id !== card.id) : [...picked, card.id].slice(-2);
+  picked = picked.includes(card.id) ? picked.filter((id) => id !== card.id) : [...picked, card.id];
   layOut();
 }
 
@@ -186,9 +187,28 @@ function drawTray() {
   const compare = button("compare", t("compare.open"), () => openCompare(there[0].id, there[1].id), {
     words: t("compare.open"),
     kind: "accent",
-    disabled: there.length < 2,
+    disabled: there.length !== 2,
   });
+  const fetchAll = button("download", t("gallery.download_all"), () => downloadAll(there));
+  const dropAll = button("trash", t("gallery.delete_all"), () =>
+    notify(t("gallery.sure_delete", { count: there.length }), { act: () => deleteAll(there), label: t("gallery.delete") }),
+  );
   const clear = button("close", t("compare.clear"), () => ((picked = []), layOut()));
-  const shown = there.map((card) => make("img", { class: "thumb", src: card.poster, alt: card.prompt }));
-  setChildren(parts.tray, shown, there.length < 2 ? make("span", {}, t("compare.another")) : null, compare, clear);
+  const shown = there.slice(-SHOWN_PICKED).map((card) => make("img", { class: "thumb", src: card.poster, alt: card.prompt }));
+  const count = make("span", {}, there.length < 2 ? t("compare.another") : t("gallery.selected", { count: there.length }));
+  setChildren(parts.tray, shown, count, compare, fetchAll, dropAll, clear);
+}
+
+/** Download clips one after the other, since a browser drops links that follow at once. */
+async function downloadAll(cards) {
+  for (const card of cards) {
+    downloadLink(card).click();
+    await new Promise((next) => setTimeout(next, 400));
+  }
+}
+
+async function deleteAll(cards) {
+  for (const { id } of cards) await attempt(() => remove(`/studio/clips/${encodeURIComponent(id)}`));
+  picked = [];
+  poll(true);
 }

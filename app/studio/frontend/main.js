@@ -14,6 +14,7 @@ import { openPresets } from "./presets.js";
 import { notify, attempt } from "./sheet.js";
 import { openSlots } from "./slots.js";
 import { modeOf, studio, emit, listen } from "./studio.js";
+import { openWords } from "./words.js";
 import { applyTheme, openTop } from "./top.js";
 import { formatDuration, loadTranslations, t } from "./i18n.js";
 
@@ -22,6 +23,7 @@ const PLACES = {
   modes: openModes,
   stage: openTimeline,
   presets: openPresets,
+  words: openWords,
   sources: openSlots,
   gallery: openGallery,
 };
@@ -105,5 +107,9 @@ async function upsample() {
   const found = await attempt(() =>
     post("/studio/upsample", { prompt, seed: Number(draft.seed) || 0, still, model: draft.model }),
   );
-  if (found) setFields({ upsampled_prompt: found.upsampled_prompt, upsampledFrom: prompt, upsample: "auto" });
+  if (!found) return;
+  if (found.unchanged) return notify(t(`upsample.unchanged_${found.unchanged}`), { stays: true });
+  setFields({ upsampled_prompt: found.upsampled_prompt, upsampledFrom: prompt, upsample: "auto" });
+  const added = Object.entries(found.added).map(([name, value]) => `${t(`upsample.added_${name}`)}: ${value}`);
+  if (added.length) notify(t("upsample.added", { list: added.join("; ") }), { stays: true });
 }

@@ -75,7 +75,7 @@ function draw(place, card, columns, rows) {
     on: { input: () => (state.size = Number(size.value)) },
   });
   const clear = button("trash", t("mask.clear"), () => (context.clearRect(0, 0, canvas.width, canvas.height), save()));
-  const invert = button("remix", t("mask.invert"), () => (inverted(context, canvas), save()));
+  const invert = button("invert", t("mask.invert"), () => (inverted(context, canvas), save()));
   const frame = make("div", { class: "cinema stacked" }, mediaElement(card, { eager: true }), canvas);
   frame.style.setProperty("--shape", `${columns} / ${rows}`);
   caption.textContent = t(draft.mask ? "mask.kept" : "mask.empty");

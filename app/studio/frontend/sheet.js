@@ -23,9 +23,9 @@ export function openSheet(title, { kind = "", closed = () => {} } = {}) {
   return { sheet, body, tools, name, close };
 }
 
-/** Show a toast for some seconds, with a button where `act` is given. */
-export function notify(sentence, { act = null, label = "", wrong = false } = {}) {
-  const seconds = wrong ? 12 : act ? 10 : 4;
+/** Show a toast for some seconds, with a button where `act` is given; a reason stays until it is closed. */
+export function notify(sentence, { act = null, label = "", wrong = false, stays = wrong } = {}) {
+  const seconds = act ? 10 : 4;
   const note = make(
     "div",
     { class: `toast ${wrong ? "wrong" : ""}`, role: wrong ? "alert" : "status" },
@@ -40,7 +40,7 @@ export function notify(sentence, { act = null, label = "", wrong = false } = {})
   const layer = toasts();
   layer.append(note);
   while (layer.children.length > 3) layer.firstChild.remove();
-  setTimeout(dismiss, seconds * 1000);
+  if (!stays) setTimeout(dismiss, seconds * 1000);
 }
 
 /** Show the message of an error. */

@@ -4,7 +4,8 @@ import { makeAgain, openActions } from "./actions.js";
 import { button, icon, make, setChildren } from "./dom.js";
 import { patch, post, remove } from "./net.js";
 import { mediaElement, releaseMedia, swapImage } from "./media.js";
-import { attempt } from "./sheet.js";
+import { attempt, notify } from "./sheet.js";
+import { listed } from "./words.js";
 import { formatSeconds, formatDuration, hasText, t } from "./i18n.js";
 
 export const RUNNING = ["queued", "in_progress"];
@@ -26,6 +27,9 @@ export function updateTile(tile, card) {
     card.poster,
     card.prompt,
     card.size,
+    card.seconds,
+    card.mode,
+    card.unlearned,
     document.documentElement.lang,
   ]);
   if (drawn !== tile.drawn) {
@@ -57,8 +61,29 @@ function draw(tile) {
     element,
     make("div", { class: "frame" }, view, overlay(tile)),
     words,
+    card.unlearned?.length ? unlearnedMark(card) : null,
     make("div", { class: "facts" }, (parts.facts = make("span", {}, summary(card))), buttons(tile)),
   );
+}
+
+/** Make the mark that names the words of a clip's prompt that its model never learned. */
+export function unlearnedMark(card) {
+  const sentence = t("words.tile", { words: listed(card.unlearned) });
+  return make("p", { class: "unlearned", title: sentence }, icon("question"), make("span", {}, sentence));
+}
+
+/** Return the name under which a clip is downloaded: the beginning of its prompt, and its seed. */
+export function fileName(card) {
+  const words = (card.prompt || card.mode || "clip").toLowerCase().match(/[\p{L}\p{N}]+/gu) ?? ["clip"];
+  const name = words.join("-").slice(0, 60).replace(/-$/, "");
+  const seed = card.seed === null || card.seed === undefined ? "" : `-${card.seed}`;
+  return `${name}${seed}.${card.still ? "png" : "mp4"}`;
+}
+
+/** Make a link that downloads a clip. */
+export function downloadLink(card) {
+  const name = card.kind === "upload" ? "" : fileName(card);
+  return make("a", { href: card.content, download: name, hidden: true });
 }
 
 function placeholder(tile) {
@@ -89,7 +114,8 @@ function buttons(tile) {
   const act = (request) => async () => actions.changed(await attempt(request));
   const line = make("span", { class: "knobs" });
   if (card.status === "completed") {
-    const more = button("more", t("actions.menu"), () => openActions(more, tile.card), { "aria-haspopup": "menu" });
+    const menu = () => openActions(more, tile.card, tileLines(tile));
+    const more = button("more", t("actions.menu"), menu, { "aria-haspopup": "menu" });
     if (card.mode) line.append(button("again", t("actions.make_again"), () => makeAgain(tile.card)));
     line.append(more);
   } else if (RUNNING.includes(card.status)) {
@@ -102,6 +128,20 @@ function buttons(tile) {
     line.append(button("again", t("gallery.retry"), retry), button("trash", t("gallery.delete"), drop));
   }
   return line;
+}
+
+/** Return the lines of a tile's menu that are about its file. */
+function tileLines({ card, actions }) {
+  const path = `/studio/clips/${encodeURIComponent(card.id)}`;
+  const drop = async () => {
+    if (await attempt(() => remove(path))) actions.changed(null);
+  };
+  return [
+    [null, t("actions.of_file")],
+    ["download", t("details.download"), () => downloadLink(card).click()],
+    ["tick", t(actions.isPicked(card.id) ? "actions.unselect" : "actions.select"), () => actions.pick(card)],
+    ["trash", t("gallery.delete"), () => notify(t("actions.sure_delete"), { act: drop, label: t("gallery.delete") })],
+  ];
 }
 
 async function star(tile) {

@@ -15,9 +15,11 @@ const PAUSE_REASON = "paused in the studio"; // the server's reason when this pa
 let latest = { counts: { queued: 0, running: 0 }, paused: null };
 let unreachable = null;
 
-/** Apply the stored theme, dark by default. */
+const systemIsLight = matchMedia("(prefers-color-scheme: light)");
+
+/** Apply the theme that was chosen, or else the system's. */
 export function applyTheme() {
-  const dark = load("light", "dark") !== "light";
+  const dark = load("light", systemIsLight.matches ? "light" : "dark") !== "light";
   document.body.classList.toggle("dark", dark);
   document.documentElement.dataset.light = dark ? "dark" : "light";
 }
@@ -93,6 +95,7 @@ export function openTop(place) {
       pauseButton(),
     );
   listen("language", draw);
+  systemIsLight.addEventListener("change", () => (applyTheme(), draw()));
   listen("seen", (found) => ((latest = found), updateState()));
   listen("reached", (answer) => {
     const now = answer === true ? null : answer;
