@@ -1,5 +1,7 @@
 """Kill workers at random moments until a long queue is done, and count the jobs that were lost or made twice.
 
+Then the same with two batches in one folder, with a worker in another directory, and with full disks of three sorts.
+
 python -m app.loadtest.kill
 """
 
@@ -13,8 +15,10 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
+from app.loadtest.batches import fill_disk, kill_and_work_elsewhere, kill_two_batches
 from app.queue.jobs import DONE, STATES, Queue
 from app.render import read_request
 from dit.request import Request
@@ -57,12 +61,29 @@ def kill_workers(
     return states | counts | {"seconds": round(time.monotonic() - started)}
 
 
+def checks(args: argparse.Namespace) -> dict[str, Callable[[Path], dict[str, int]]]:
+    """Return what is checked, by name."""
+    found: dict[str, Callable[[Path], dict[str, int]]] = {
+        "workers": lambda folder: kill_workers(folder, args.jobs, args.kills, args.workers, args.pack_size),
+        "two batches": lambda folder: kill_two_batches(folder, args.clips, args.batch_kills),
+        "work elsewhere": lambda folder: kill_and_work_elsewhere(folder, args.clips),
+    }
+    for sort in ("own", "sub-folder", "staging"):
+        found[f"full disk, {sort}"] = lambda folder, sort=sort: fill_disk(folder, sort, args.clips)
+    return found
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser("app.loadtest.kill", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--jobs", type=int, default=1000)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--pack-size", type=int, default=4, metavar="N", help="up to N as one pack (default 4)")
+    parser.add_argument("--clips", type=int, default=60, help="of each batch (default 60)")
+    parser.add_argument("--batch-kills", type=int, default=10, help="of one of two batches (default 10)")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="such as 'two batches'; full disks need root")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        print(kill_workers(Path(folder), args.jobs, args.kills, args.workers, args.pack_size))
+    for name, check in checks(args).items():
+        if not args.only or name in args.only:
+            with tempfile.TemporaryDirectory() as folder:
+                print(f"{name}: {check(Path(folder))}", flush=True)
