@@ -10,7 +10,6 @@ from captioning.lexicon import OPPOSITE, Lexicon, Meaning, match_attributes
 from captioning.literal import is_literal
 from vae.weights import WeightsError
 
-
 # Attributes that a caption may add without a contradiction, in the order in which the studio names them.
 ADDABLE = ("size", "material", "direction", "speed", "camera", "ground", "wetness", "sky", "time")
 

@@ -30,7 +30,7 @@ ROOMS: dict[str, list[dict[str, tuple[str, ...]]]] = {
     ],
     "dit": [
         {"core": ("*",)},
-        {"sampling": ("sampler", "batching", "guidance")},
+        {"sampling": ("sampler", "batching", "guidance", "camera")},
         {"denoiser": ("denoiser",)},
         {"pipeline": ("pipeline",)},
         {"estimate": ("estimate",)},
