@@ -34,7 +34,7 @@ MAX_JOBS, MAX_SECONDS = 1000, 600.0  # unfinished jobs of a client, and the dura
 MAX_GIGABYTES = 100.0  # of a client's finished videos and uploads
 POLL_SECONDS = 1.0  # how often dead workers are looked for
 SHUTDOWN_SECONDS = 5  # that open requests have when the server is told to stop
-EXIT_SECONDS = 15.0  # that threads with files of clients have after that
+EXIT_SECONDS = 15.0  # that threads with files of clients have once the workers are gone
 
 
 def add_serve(commands) -> None:
@@ -167,17 +167,20 @@ def serve(
     check = request_check(policy.policy if policy else STANDARD, devices[0], offered_models, max_seconds)
     limits = RequestLimits(seconds=max_seconds, owner_bytes=max_gigabytes * GIGABYTE)
     service = Service(queue, served, check, max_open_jobs=max_jobs, limits=limits)
-    with bound_socket(host, port) as listening, restarted_workers(queue.folder, workers, devices, policy):
-        from app.server.api import create_app
-        from app.server.connections import make_server
+    served_any = False
+    try:
+        with bound_socket(host, port) as listening, restarted_workers(queue.folder, workers, devices, policy):
+            from app.server.api import create_app
+            from app.server.connections import make_server
 
-        app = make_app(service, tokens or [], devices[0]) if make_app else create_app(service, tokens or [])
-        address = f"[{host}]" if ":" in host else host
-        print(f"http://{address}:{listening.getsockname()[1]}", flush=True)
-        print(f"longtake: serving {queue.folder}; see {page} there; Ctrl+C stops it", file=sys.stderr)
-        try:
+            app = make_app(service, tokens or [], devices[0]) if make_app else create_app(service, tokens or [])
+            address = f"[{host}]" if ":" in host else host
+            print(f"http://{address}:{listening.getsockname()[1]}", flush=True)
+            print(f"longtake: serving {queue.folder}; see {page} there; Ctrl+C stops it", file=sys.stderr)
+            served_any = True
             make_server(app, SHUTDOWN_SECONDS).run([listening])
-        finally:
+    finally:
+        if served_any:
             leave_within(EXIT_SECONDS)
 
 

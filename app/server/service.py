@@ -160,11 +160,14 @@ class Service:
         self.check_fields(found, owner)
         fields = request_fields(self._with_stored_image(found, owner))
         request = self._with_paths(self._checked_request(fields), owner)
-        self.check_request(request)
-        if request.size is None and input_paths(request):
-            settings = self.models[Path(request.model or "").name].settings
-            size = size_of_inputs(request, mode_of(request), settings, folder=self.queue.folder)
-            request = replace(request, size=size)
+        try:
+            if request.size is None and input_paths(request):
+                settings = self.models[Path(request.model or "").name].settings
+                size = size_of_inputs(request, mode_of(request), settings, folder=self.queue.folder)
+                request = replace(request, size=size)
+            self.check_request(request)
+        except MediaError as error:
+            raise MediaError(self.hide_paths(str(error))) from None
         return request
 
     def _checked_request(self, fields: dict[str, Any]) -> Request:
