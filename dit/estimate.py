@@ -167,6 +167,10 @@ class CostModel:
         shape, fps = self.pipeline.latent_shape(request)
         return EmptyInputs.of(request, self.pipeline, shape, fps, encode_flops, durations)
 
+    def cheaper(self, request: Request) -> list[Request]:
+        """List requests like a resolved one that cost less, the most similar first."""
+        return cheaper_requests(self.pipeline, request)
+
     def seconds(self, request: Request) -> float:
         """Return how long the clip of a request will last; raises what the modes raise."""
         painting, _ = self.paint(request)

@@ -20,7 +20,6 @@ from app.provenance.signing import is_signing_enabled
 from app.registry import model_folder
 from dit.modes import MODES
 from dit.request import LATENTS_SUFFIX, Request
-from dit.settings import SETTINGS, read_settings
 
 SECONDS_TOLERANCE = 0.75  # by which a clip may be shorter or longer than asked: models know some durations only
 DEFAULTED = ("fps", "steps", "guidance", "frame_guidance", "guidance_interval", "guidance_rescale", "sampler")
@@ -148,6 +147,8 @@ def _moments(request: Request) -> list[tuple[float, str]]:
 def _settings(model: str | None):
     """Return the settings of a model; None where it cannot be read, which its job will report."""
     try:
-        return read_settings(model_folder(model) / SETTINGS)
+        from dit.adapters.load import settings_of
+
+        return settings_of(model_folder(model))
     except (ValueError, OSError):
         return None

@@ -175,12 +175,12 @@ def _read_batch(args: argparse.Namespace) -> Batch:
 def _with_model_hashes(rows: list[BatchRow], defaults: dict[str, Any]) -> list[BatchRow]:
     """Add the hash of its weights to each row, so that clips of other weights get other names."""
     from app.registry import model_folder
-    from dit.settings import hash_of_model
+    from dit.adapters.load import hash_of
 
     @cache
     def model_hash(name: str | None) -> dict[str, str]:
         try:
-            return {"model_hash": hash_of_model(model_folder(name))}
+            return {"model_hash": hash_of(model_folder(name))}
         except (ValueError, OSError):
             return {}  # the error is reported by the clip's job
 

@@ -120,14 +120,12 @@ class Estimator:
         Raises DoesNotFit, naming the nearest request that fits, where memory does not suffice, and what `estimate`
         raises.
         """
-        from dit.estimate import cheaper_requests
-
         found = self.estimate(request)
         if found.peak_bytes() <= self.available_bytes:
             return found
         rule = f"a request must fit in memory, {_mib(self.available_bytes)} MiB on {self.device}"
         got = f"it would take {_mib(found.peak_bytes())} MiB, {_mib(found.cost.weight_bytes)} of them weights"
-        for other in cheaper_requests(load_cost_model(request.model).pipeline, found.cost.request):
+        for other in load_cost_model(request.model).cheaper(found.cost.request):
             if self._fits(other):
                 columns, rows = other.size or (0, 0)
                 duration = f" --seconds {other.seconds:.6g}" if other.seconds else ""

@@ -53,7 +53,7 @@ from dit.camera import check_camera, folder_reads_camera
 from dit.modes import mode_of
 from dit.notes import size_of_inputs
 from dit.request import Request, RequestError, check_values
-from dit.settings import SETTINGS, Settings, read_settings
+from dit.settings import Settings
 from vae.video.pixels import MediaError
 
 LINKED_MODELS = "models"  # a subfolder of the queue's folder, with links to models that are not shipped
@@ -75,13 +75,14 @@ class NotFound(ValueError):
 @dataclass(frozen=True)
 class ServedModel:
     """A model that clients may use: its name in a queued request, the settings it was trained for, whether it reads a
-    camera velocity, and its folder.
+    camera velocity, and its folder. A model that is not `ours` has a rule for sizes, which it checks itself.
     """
 
     name: str
     settings: Settings
     camera: bool = False
     folder: Path | None = None
+    ours: bool = True
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,7 @@ class Service:
         check_values(replace(request, size=size))
         check_limits(request, self.limits)
         sizes = [(columns, rows) for columns, rows, frames in model.settings.formats if mode.still == (frames == 1)]
-        if size not in sizes:
+        if size not in sizes and model.ours:
             listed = ", ".join(dict.fromkeys(f"{columns}x{rows}" for columns, rows in sizes))
             raise RequestError(f"size must be one this model was trained for: {listed}; got {size[0]}x{size[1]}")
         check_camera(request, model.camera)
@@ -363,6 +364,8 @@ def served_models(queue: Queue, models: list[str]) -> dict[str, ServedModel]:
     `models` has names of shipped models and folders of others. A folder gets a link in the queue's folder, so that
     requests do not contain its path. Raises RequestError for a folder without a model, and for two models of one name.
     """
+    from dit.adapters.load import is_ours, settings_of
+
     shipped = sorted(
         (path.parent.name for path in MODELS.glob("*/model_index.json")), key=lambda name: name != DEFAULT_MODEL
     )
@@ -379,6 +382,6 @@ def served_models(queue: Queue, models: list[str]) -> dict[str, ServedModel]:
             link.unlink(missing_ok=True)
             link.symlink_to(folder, target_is_directory=True)
             request_name = f"{LINKED_MODELS}/{folder.name}"
-        settings = read_settings(folder / SETTINGS)
-        served[folder.name] = ServedModel(request_name, settings, folder_reads_camera(folder), folder)
+        settings = settings_of(folder)
+        served[folder.name] = ServedModel(request_name, settings, folder_reads_camera(folder), folder, is_ours(folder))
     return served

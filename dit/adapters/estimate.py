@@ -26,6 +26,7 @@ from dit.pipeline import Pipeline
 from dit.request import Request, RequestError
 from vae.weights import weights_in
 
+SCALES = (1.0, 0.75, 0.5, 0.35, 0.25, 0.125)  # of sides and durations, to find a clip that fits
 PREVIEW_CHANNELS = 1  # of the canvases that are sampled while counting: nothing counted depends on values
 
 
@@ -111,6 +112,18 @@ class AdaptedCostModel(CostModel):
         shape, fps = self.pipeline.latent_shape(request)
         encode = lambda vae, T, H, W: self._vae_cost("encode", T, H, W)[0]
         return EmptyInputs.of(request, self.pipeline, shape, fps, encode, durations)
+
+    def cheaper(self, request: Request) -> list[Request]:
+        """List requests like a resolved one with smaller frames or fewer of them, the most similar first."""
+        pipeline, found = self.pipeline, list[tuple[float, Request]]()
+        columns, rows = request.size or pipeline.settings.size
+        for scale in SCALES:
+            size = tuple(max(1, int(side * scale) // pipeline.multiple) * pipeline.multiple for side in (columns, rows))
+            for share in SCALES if request.seconds else (1.0,):
+                seconds = request.seconds and request.seconds * share
+                if scale < 1 or share < 1:
+                    found.append((scale * scale * share, replace(request, size=size, seconds=seconds)))
+        return [request for _, request in sorted(found, key=lambda one: -one[0])]
 
     def _evaluation(self, T: int, H: int, W: int) -> tuple[int, int]:
         """Return the FLOPs and bytes of one model evaluation on latents (T, H, W)."""

@@ -14,6 +14,7 @@ from typing import Any
 
 import diffusers
 import torch
+from diffusers.configuration_utils import FrozenDict
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import Tensor
 
@@ -39,6 +40,7 @@ class AdaptedPipeline(Pipeline):
 
     def __init__(self, inner: Any, family: Family, folder_hash: str | None = None):
         DiffusionPipeline.__init__(self)
+        self._internal_dict = FrozenDict({})  # diffusers asks its config before an attribute is set again
         self.inner, self.family, self.hash = inner, family, folder_hash
         self.transformer, self.vae = family.transformer, family.vae
         self.tokenizer, self.text_encoder = getattr(inner, "tokenizer", None), getattr(inner, "text_encoder", None)
