@@ -20,7 +20,7 @@ MIN_FREE_BYTES = 256 * 2**20  # free space that ends a pause for a full disk
 MIN_FREE_SHARE = 0.25  # of a disk too small for that
 MIN_FREE_FILES = 16  # names, likewise
 TRIAL_BYTES = 2**20  # written to find out whether there is room: quotas and inodes run out as well
-MORE_SPACE = 1.25  # times the space that was too little
+MAX_FREE_SHARE = 0.9  # of a disk that can be waited for
 RETRY_SECONDS = 1.0
 
 
@@ -113,12 +113,9 @@ def full_folder(error: BaseException, folder: Path) -> Path | None:
     return folder
 
 
-def bytes_to_go_on(error: BaseException, folder: Path) -> int:
-    """Return how much free space ends a pause, once what the failed clip had written is removed.
-
-    More than what is free now, which was too little, unless a quota or the number of files is what ran out.
-    """
-    least, status = min_free_bytes(folder), os.statvfs(existing_folder(folder))
-    if getattr(error, "errno", None) == errno.EDQUOT or (status.f_files and status.f_favail < MIN_FREE_FILES):
-        return least
-    return max(least, int(status.f_bavail * status.f_frsize * MORE_SPACE))
+def bytes_to_go_on(folder: Path, before: int | None = None) -> int | None:
+    """Return how much free space ends a pause: twice what was too little `before`; None where no disk has that much."""
+    if before is None:
+        return min_free_bytes(folder)
+    total = shutil.disk_usage(existing_folder(folder)).total
+    return 2 * before if 2 * before <= MAX_FREE_SHARE * total else None

@@ -85,6 +85,7 @@ class Lease:
         self.queue, self.device, self.stop = queue, device, stop or threading.Event()
         (self.id,) = new_ids(1)
         self.lost = False  # taken for hung by others, who removed it from the queue
+        self.awaited_bytes: dict[str, int] = {}  # free space that was waited for, for each job that lacked it
         self._reported: dict[str, tuple[float, str]] = {}  # time and phase of each job's last report
 
     @waits_for_room

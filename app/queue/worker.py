@@ -170,16 +170,23 @@ def resume_if_space(queue: Queue) -> None:
 
 
 def pause_if_full(lease: Lease, jobs: list[Job], error: Exception) -> bool:
-    """Pause the queue and put jobs back where an error is a lack of disk space; return whether it is one."""
+    """Pause the queue and put jobs back where an error is a lack of disk space that may end; return whether it is.
+
+    Where the first of the jobs ran out of space before, twice as much is waited for, so that a clip which does not fit
+    is not made again and again.
+    """
     folder, queue = full_folder(error, jobs[0].output.parent), lease.queue
     if folder is None:
         return False
+    least = bytes_to_go_on(folder, lease.awaited_bytes.get(jobs[0].id))
+    if least is None:
+        return False
+    lease.awaited_bytes[jobs[0].id] = least
     for job in jobs:
         shutil.rmtree(staging_folder(job), ignore_errors=True)
     sentence = full_disk_sentence(folder)
-    pause = lambda: queue.pause(sentence, bytes_to_go_on(error, folder), str(folder))
     with suppress(QueueDiskFull):  # of a worker that is told to stop
-        when_there_is_room(pause, queue.folder, lease.stop, QueueDiskFull)
+        when_there_is_room(lambda: queue.pause(sentence, least, str(folder)), queue.folder, lease.stop, QueueDiskFull)
     for job in jobs:
         finish(lease, job, QUEUED, sentence)
     return True
