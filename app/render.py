@@ -89,7 +89,7 @@ def render(
         generated = pipeline.generate(requests, show_progress, write_preview if preview else None)
         for sample, output in zip(generated, outputs, strict=True):
             for note in input_notes(sample.request, mode_of(sample.request), output.suffix):
-                print(f"longtake: {note}", file=sys.stderr)
+                tqdm.write(f"longtake: {note}", file=sys.stderr)
             write_sample(pipeline, sample, output, content_policy=content_policy)
             if sheet:
                 samples.append(sample)
