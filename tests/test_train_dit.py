@@ -14,18 +14,13 @@ from training.config import WorldRun
 from training.dataset import make_world, open_bucket
 from training.examples import LatentSource, TrainingExample, draw_examples, token_count
 from training.text_conditioned import TextConditionedDiT
-from training.train_dit import build_model, dit_config_for, loss_weights, pipeline_settings, saliency, train
+from training.train_dit import build_model, dit_config_for, pipeline_settings, train
+from training.train_dit_step import loss_weights, saliency
 from training.world.words import mirror_caption
 from vae.model import VideoVAE
 from vae.weights import WEIGHTS, current_name
 
 PATCH = (1, 2, 2)
-
-
-class OneProcess:
-    """What `draw_examples` reads of an accelerator, for a run in one process."""
-
-    process_index, num_processes = 0, 1
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +80,7 @@ def test_final_weights_are_interpolated_back_to_the_initial_ones(trained_dit, tm
 
 def test_the_times_of_a_step_are_spread_evenly(dit_run, vae):
     source = open_source(dit_run, vae)
-    examples = [e for step in (0, 1) for e in draw_examples(dit_run, source, PATCH, 8, step, OneProcess)]
+    examples = [e for step in (0, 1) for e in draw_examples(dit_run, source, PATCH, range(8 * step, 8 * step + 8))]
     times = sorted(example.uniform for example in examples)
     gaps = [after - before for before, after in zip(times, [*times[1:], times[0] + 1], strict=True)]
     assert min(gaps) > 0.3 / 16 and max(gaps) < 2 / 16
@@ -97,7 +92,7 @@ def test_half_of_the_clips_are_flipped_and_so_are_their_captions(dit_run, vae):
         wanted = vae.encode(open_bucket(dit_run.data, dit_run.formats[0]).load_clips([3]).flip(-1))[0].half()
     assert plain.flipped is None and np.array_equal(flipping.flipped[3], wanted)
     flips = 0
-    batches = (draw_examples(dit_run, source, PATCH, 40, 0, OneProcess) for source in (plain, flipping))
+    batches = (draw_examples(dit_run, source, PATCH, range(40)) for source in (plain, flipping))
     for without, example in zip(*batches, strict=True):
         if torch.equal(without.latents, example.latents):
             assert example.caption == without.caption
@@ -117,7 +112,7 @@ def test_an_example_of_a_long_clip_is_its_first_frame_and_a_random_window(dit_ru
     model = build_model(run, dit_config_for(run, vae.stride, vae.channels, 64))
     assert source.shape[1] == 5 and source.latents.shape[2] == 9 and pipeline_settings(run).formats == ((64, 64, 17),)
     starts = set()
-    for example in draw_examples(run, source, PATCH, 60, 0, OneProcess):
+    for example in draw_examples(run, source, PATCH, range(60)):
         clip = next(clip for clip in source.latents if np.array_equal(clip[:, 0], example.latents[:, 0].numpy()))
         found = {k for k in range(1, 6) if np.array_equal(clip[:, k : k + 4], example.latents[:, 1:].numpy())}
         assert found  # several where nothing moves

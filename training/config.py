@@ -161,6 +161,8 @@ class DiTRun(Run):
     optimizer: Literal["muon", "adamw"] = "muon"  # muon (hidden matrices; AdamW for all else) or adamw
     formats: tuple[Format, ...] = ((64, 64, 17), (64, 64, 1))  # columns, rows and frames of each format of clips
     batch_sizes: tuple[int, ...] = (24, 24)  # clips per step of each format, over all processes
+    tokens_per_step: int = 0  # batch_sizes are derived for about so many tokens a step, each clip as often; 0: as given
+    max_tokens: int = 0  # most tokens that a process computes at once; it accumulates the gradients; 0 for no limit
     window_frames: int = 0  # of longer clips train on the first frame and a stretch, this many in all; 0 for no limit
     fps: float = 8.0  # frames per second of the clips
     caption_dropout: float = 0.1  # fraction of the clips without a caption, for classifier-free guidance

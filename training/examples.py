@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,7 +22,7 @@ from dit.model import DiTConfig
 from dit.packing import Pack, Patch, grid_of, pack, patchify
 from training.canvases import draw_denoise_mask
 from training.config import DiTRun, Format
-from training.dataset import Bucket, encode_latents, open_bucket, sample_order, shard_samples
+from training.dataset import Bucket, encode_latents, open_bucket, sample_order
 from training.latent_dataset import LatentDataset
 from training.manifest import MANIFEST_FILE
 from training.world.camera import mirror_velocity
@@ -133,15 +134,19 @@ class TrainingExample:
     time_uniform: float = 0.5  # chooses how the time is drawn, see `sample_time`
 
 
-def draw_examples(
-    run: DiTRun, source: LatentSource, patch: Patch, count: int, step: int, accelerator
-) -> list[TrainingExample]:
-    """Draw one process's examples of one format at a step that takes `count` of them over all processes."""
+@lru_cache(maxsize=64)
+def cached_sample_order(seed: int, stream: str, size: int) -> Callable[[int], int]:
+    """Return a `sample_order` that keeps its shuffle of the last epoch between steps."""
+    return sample_order(seed, stream, size)
+
+
+def draw_examples(run: DiTRun, source: LatentSource, patch: Patch, samples: Iterable[int]) -> list[TrainingExample]:
+    """Draw the examples of one format that have these global sample indices."""
     stream = f"dit {source.bucket.folder.name} {source.caption_key}"
-    clip_of = sample_order(run.seed, stream, len(source.bucket))
+    clip_of = cached_sample_order(run.seed, stream, len(source.bucket))
     phase = float(np.random.default_rng([run.seed, *stream.encode()]).random())
     examples = []
-    for sample in shard_samples(count, step, accelerator.process_index, accelerator.num_processes):
+    for sample in samples:
         rng = np.random.default_rng([run.seed, *stream.encode(), sample])
         clip = clip_of(sample)
         caption = str(rng.choice(source.bucket.captions[clip][source.caption_key]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +47,14 @@ class LatentDataset:
     def shape(self) -> tuple[int, ...]:
         """(N, C, T, H, W), N clips."""
         return len(self), *self.entries[0].shape
+
+
+def clips_of_other_formats(folder: Path, encoder_hash: str, fps: float, formats: Iterable[Format]) -> dict[Format, int]:
+    """Count the segments of clips in a prepared folder that are encoded, and whose format is none of these."""
+    known = set(formats)
+    entries = (entry for row in read_manifest(folder) if not row.dropped for entry in row.latents)
+    own = (entry.format for entry in entries if (entry.encoder, entry.fps) == (encoder_hash, fps))
+    return dict(Counter(format for format in own if format not in known))
 
 
 def map_file(path: Path) -> np.ndarray:

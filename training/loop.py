@@ -24,7 +24,6 @@ from tqdm import tqdm
 
 from training.checkpoints import Checkpoints, load_state_tensors, state_tensors
 from training.config import Run
-from training.low_precision import LowPrecisionCopy
 
 MAX_CONSECUTIVE_SKIPS = 50  # non-finite steps in a row before a run gives up
 LOG_EVERY = 25  # steps
@@ -34,7 +33,7 @@ RESUMABLE_CHANGES = {
     *("steps", "lr", "warmup_steps", "decay_steps", "precision", "checkpoint_minutes", "keep_checkpoints"),
     *("validate_every", "validation_clips", "sensitivity_clips", "evaluation_prompts", "sample_every"),
     *("adversarial_start", "discriminator_lr", "sample_steps", "guidance", "sample_shift", "train_shift"),
-    *("saliency_weight", "horizontal_flip", "reconstructed_ratio"),
+    *("saliency_weight", "horizontal_flip", "reconstructed_ratio", "max_tokens"),
     *("out", "data", "extra_data", "held_out", "vae"),  # folders may move: hashes of their contents are compared
 }
 # Fields in run.json of version 0.1, and what they are called now.
@@ -279,32 +278,33 @@ def math_attention_on_cpu(device: torch.device) -> AbstractContextManager:
 
 
 def optimizer_step(
-    accelerator,
-    model: nn.Module,
-    optimizer,
-    loss: Tensor,
-    lr: float,
-    max_grad_norm: float,
-    low_precision: LowPrecisionCopy | None = None,
+    accelerator, model: nn.Module, optimizer, loss: Tensor, lr: float, max_grad_norm: float, *, has_gradients=False
 ) -> float | None:
-    """Backpropagate a loss, clip the gradients, and step the optimizer.
-
-    With `low_precision`, the copy that computed the loss, its gradients are moved to the model's weights first.
+    """Backpropagate a loss, unless `has_gradients` says that it was, clip the gradients, and step the optimizer.
 
     Returns the gradients' norm before clipping. If the loss or a gradient is not finite, changes nothing and returns
     None.
     """
     for group in optimizer.param_groups:
-        group["lr"] = lr
-    accelerator.backward(loss)
-    if low_precision is not None:
-        low_precision.take_gradients()
+        group["lr"] = lr * group.get("lr_scale", 1.0)
+    if not has_gradients:
+        accelerator.backward(loss)
     grad_norm = float(accelerator.clip_grad_norm_(model.parameters(), max_grad_norm))
     finite = math.isfinite(grad_norm) and math.isfinite(float(accelerator.gather(loss.detach()).sum()))
     if finite:
         optimizer.step()
     optimizer.zero_grad(set_to_none=False)  # a CPU writes to memory it holds much faster than to fresh memory
     return grad_norm if finite else None
+
+
+@torch.no_grad()
+def average_gradients(accelerator, model: nn.Module) -> None:
+    """Average the gradients of a model that accelerate did not wrap over all processes."""
+    if accelerator.num_processes > 1:
+        gradients = [value.grad for value in model.parameters() if value.grad is not None]
+        mean = accelerator.reduce(torch.cat([gradient.flatten() for gradient in gradients]), reduction="mean")
+        for gradient, own in zip(gradients, mean.split([one.numel() for one in gradients]), strict=True):
+            gradient.copy_(own.view_as(gradient))
 
 
 class RunningMeans:

@@ -28,12 +28,12 @@ class LowPrecisionCopy:
 
     @torch.no_grad()
     def take_gradients(self) -> None:
-        """Move the model's gradients to the master weights."""
+        """Add the model's gradients to those of the master weights, in their precision."""
         for master, own in self.pairs:
             if own.grad is None:
                 continue
             if master.grad is None:
                 master.grad = own.grad.to(master.dtype)
             else:
-                master.grad.copy_(own.grad)
+                master.grad.add_(own.grad)
             own.grad = None

@@ -64,12 +64,17 @@ class CaptionTokens:
         return ids.to(self.device), counts
 
 
-def camera_loss(predicted: tuple[Tensor, Tensor], target: Tensor) -> Tensor:
+def camera_loss(
+    predicted: tuple[Tensor, Tensor], target: Tensor, captions: Tensor | None = None, named: Tensor | None = None
+) -> Tensor:
     """Return the loss of the camera that a prompt encoder reads: whether a caption names one, and which.
 
-    `target` (B, CAMERA_VALUES) ends with 1 where the caption names the camera.
+    `target` (B, CAMERA_VALUES) ends with 1 where the caption names the camera. The sums are divided by the number of
+    `captions`, and of those that name the camera, or else by those of `target`.
     """
     velocity, logit = (value.float() for value in predicted)
-    named = target[:, -1]
-    which = ((velocity - target[:, :-1]).square().mean(1) * named).sum() / named.sum().clamp(min=1)
-    return which + F.binary_cross_entropy_with_logits(logit, named)
+    names = target[:, -1]
+    captions = names.new_tensor(float(len(names))) if captions is None else captions
+    named = names.sum().clamp(min=1) if named is None else named
+    which = ((velocity - target[:, :-1]).square().mean(1) * names).sum() / named
+    return which + F.binary_cross_entropy_with_logits(logit, names, reduction="sum") / captions

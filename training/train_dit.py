@@ -7,15 +7,16 @@ accelerate launch -m training.command dit --preset tiny
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from diffusers.training_utils import EMAModel
-from einops import rearrange
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
@@ -31,7 +32,7 @@ from captioning.text_encoder import (
 from dit.flops import count_parameters, forward_flops
 from dit.flow import make_scheduler
 from dit.model import DiT, DiTConfig
-from dit.packing import Pack, patchify
+from dit.packing import Pack
 from dit.pipeline import Pipeline
 from dit.request import Request
 from dit.settings import Settings
@@ -39,12 +40,24 @@ from training.caption_words import learned_words_of
 from training.config import DiTRun, Format
 from training.dataset import Bucket, data_hash
 from training.evaluation.sensitivity import per_clip_loss, sensitivity
-from training.examples import LatentSource, TrainingExample, draw_examples, pack_noisy, token_count, video_formats
-from training.loop import TrainLoop, build_adamw, create_accelerator, lr_at, optimizer_step, write_run_description
+from training.examples import LatentSource, TrainingExample, pack_noisy, token_count, video_formats
+from training.latent_dataset import clips_of_other_formats
+from training.loop import (
+    TrainLoop,
+    average_gradients,
+    build_adamw,
+    create_accelerator,
+    lr_at,
+    optimizer_step,
+    write_run_description,
+)
 from training.low_precision import LowPrecisionCopy
+from training.manifest import MANIFEST_FILE
 from training.muon import build_muon
+from training.step_plan import StepPlan, batch_sizes_for
 from training.text_cache import TextCache
-from training.text_conditioned import CaptionTokens, TextConditionedDiT, camera_loss
+from training.text_conditioned import CaptionTokens, TextConditionedDiT
+from training.train_dit_step import Text, backpropagate, draw_micro_batches, flow_matching_loss
 from vae.model import VideoVAE
 from vae.video.pixels import contact_sheet
 from vae.video.write import write_image
@@ -84,19 +97,21 @@ def train(run: DiTRun) -> dict:
     config = dit.dit_config
     master = TextConditionedDiT(dit, text_encoder if isinstance(text_encoder, PromptEncoder) else None)
     initial_weights = [value.detach().clone() for value in master.parameters()] if run.interpolate_back else []
-    flops = 3 * sum(
-        count * forward_flops(config, token_count(sources[format], config), CAPTION_TOKENS)
-        for format, count in zip(run.formats, run.batch_sizes, strict=True)
-    )
-    facts = {"data": data_hash(run.data, video_formats(run.formats)), "encoder": encoder_hash}
-    write_run_description(run, accelerator, **facts, parameters=count_parameters(config), flops_a_step=flops)
+    run, plan = plan_steps(run, sources, config, accelerator.num_processes)
+    flops = sum(count * each for count, each in zip(plan.batch_sizes, plan.flops, strict=True))
+    facts: dict[str, Any] = {"data": data_hash(run.data, video_formats(run.formats)), "encoder": encoder_hash}
+    buckets = bucket_lines(run, plan, sources, encoder_hash)
+    if accelerator.is_main_process:
+        print(*buckets, sep="\n", file=sys.stderr)
+    facts |= {"processes": plan.processes, "buckets": buckets, "parameters": count_parameters(config)}
+    write_run_description(run, accelerator, **facts, flops_a_step=flops)
     master.to(accelerator.device)
     optimizer = build_muon(master.muon_params(), master, run) if run.optimizer == "muon" else build_adamw(master, run)
     ema = EMAModel(master.parameters(), decay=run.ema_decay, foreach=True)
     ema.to(accelerator.device)
     low_precision = LowPrecisionCopy(master) if run.precision == "bf16-weights" else None
     if low_precision:
-        model, optimizer = accelerator.prepare(low_precision.model), accelerator.prepare(optimizer)
+        model, optimizer = low_precision.model, accelerator.prepare(optimizer)
     else:
         model, optimizer = accelerator.prepare(master, optimizer)
     loop = TrainLoop("train dit", run, accelerator, {"model": master, "ema": ema, "optimizer": optimizer})
@@ -107,24 +122,20 @@ def train(run: DiTRun) -> dict:
     else:
         text_cache = CaptionTokens(tokenizer, accelerator.device)
     validation = validation_packs(run, held_out, config, text_cache)
-    dtype = torch.bfloat16 if low_precision else torch.float32
     read_words = partial(log_sensitivity, master, held_out, config, text_cache, run.sensitivity_clips)
 
     for step in loop:
-        examples = [
-            example
-            for format, count in zip(run.formats, run.batch_sizes, strict=True)
-            for example in draw_examples(run, sources[format], config.patch, count, step, accelerator)
-        ]
-        text = text_cache.encode([example.caption for example in examples])
-        batch, target, mask = pack_noisy(examples, config, run, accelerator.device, dtype)
-        weight = mask * loss_weights(examples, batch, run.saliency_weight)
-        # The same divisor in every process, so that the mean of their losses is the loss of the step.
-        total = accelerator.reduce(mask.sum(), reduction="mean")
+        micro_batches = draw_micro_batches(
+            run,
+            [sources[format] for format in run.formats],
+            config,
+            plan.micro_batches(step, accelerator.process_index),
+        )
         if low_precision:
             low_precision.load_master()
-        loss, camera = flow_matching_loss(model, batch, target, weight, text, total)
-        camera = camera and camera_term(camera, examples)
+        loss, camera = backpropagate(run, config, accelerator, model, micro_batches, text_cache.encode, low_precision)
+        if low_precision:
+            average_gradients(accelerator, master)
         grad_norm = optimizer_step(
             accelerator,
             master,
@@ -132,7 +143,7 @@ def train(run: DiTRun) -> dict:
             loss if camera is None else loss + run.camera_loss_weight * camera,
             lr_at(step, run),
             run.max_grad_norm,
-            low_precision,
+            has_gradients=True,
         )
         if grad_norm is not None:
             ema.step(master.parameters())
@@ -158,9 +169,35 @@ def train(run: DiTRun) -> dict:
     return report
 
 
+def plan_steps(
+    run: DiTRun, sources: dict[Format, LatentSource], config: DiTConfig, processes: int
+) -> tuple[DiTRun, StepPlan]:
+    """Return how samples are dealt to processes, and the run with its batch sizes derived where it asks for that."""
+    tokens = tuple(token_count(sources[format], config) for format in run.formats)
+    if run.tokens_per_step:
+        clips = [len(sources[format].bucket) for format in run.formats]
+        run = replace(run, batch_sizes=batch_sizes_for(run.tokens_per_step, clips, tokens))
+    flops = tuple(3 * forward_flops(config, count, CAPTION_TOKENS) for count in tokens)
+    return run, StepPlan(run.batch_sizes, tokens, flops, processes, run.max_tokens)
+
+
+def bucket_lines(run: DiTRun, plan: StepPlan, sources: dict[Format, LatentSource], encoder_hash: str) -> list[str]:
+    """Say what each format holds and gives to a step, and which encoded clips are of other formats."""
+    lines = []
+    for format, count, tokens in zip(run.formats, plan.batch_sizes, plan.tokens, strict=True):
+        clips = len(sources[format].bucket)
+        epochs = run.steps * count / clips
+        name = "x".join(map(str, format))
+        lines.append(f"{name}: {clips} clips of {tokens} tokens, {count} a step, {epochs:.2f} times each")
+    if (run.data / MANIFEST_FILE).exists():
+        others = clips_of_other_formats(run.data, encoder_hash, run.fps, run.formats)
+        lines += [f"{'x'.join(map(str, format))}: {count} clips, not trained on" for format, count in others.items()]
+    return lines
+
+
 def check_formats(run: DiTRun) -> None:
     """Raise ValueError if formats and batch sizes do not fit each other."""
-    if len(run.batch_sizes) != len(run.formats):
+    if not run.tokens_per_step and len(run.batch_sizes) != len(run.formats):
         raise ValueError(
             f"batch_sizes must be one number for each of the {len(run.formats)} formats; got {len(run.batch_sizes)}"
         )
@@ -222,68 +259,22 @@ def build_prompt_encoder(
 def build_model(run: DiTRun, config: DiTConfig) -> DiT:
     """Return the model to train: a fresh one, or the one in `run.init_from` grown to the run's depth.
 
-    Raises ValueError if that one reads other latents or text embeddings.
+    If that one was trained with another text encoder, the layers that read text are fresh.
+    Raises ValueError if it reads other latents, or, without `prompt_encoder_layers`, other text embeddings.
     """
     if run.init_from is None:
         return DiT.from_dit_config(config)
     trained = load_strictly(DiT, run.init_from)
-    for name in ("channels", "patch", "text_dim"):
+    fixed = ("channels", "patch") if run.prompt_encoder_layers else ("channels", "patch", "text_dim")
+    for name in fixed:
         wanted, found = getattr(config, name), getattr(trained.dit_config, name)
         if wanted != found:
             raise ValueError(
                 f"init_from must have {name} {wanted}, as the VAE and the text encoder; {run.init_from} has {found}"
             )
-    return trained.grow_depth(run.depth)
+    return trained.with_text_dim(config.text_dim, config.camera).grow_depth(run.depth)
 
 
-def loss_weights(examples: list[TrainingExample], batch: Pack, saliency_weight: float) -> Tensor:
-    """Return the loss weight of each token of a pack (N, 1), with mean 1 over the tokens to denoise of each clip.
-
-    Salient tokens count more, and more so at low sigma. At high sigma their position is not yet determined, and a
-    weight that depends on it would bias the model towards more objects than the prompt asks for.
-    """
-    strength = saliency_weight * (1 - batch.sigma[:, None])
-    relative = []
-    for example, sigma in zip(examples, batch.sigma.split(batch.token_lens), strict=True):
-        salient, denoised = saliency(example.latents, batch.patch).to(sigma), (sigma > 0)[:, None]
-        mean = (salient * denoised).sum() / denoised.sum()
-        relative.append(salient / mean if mean > 0 else torch.ones_like(salient))
-    return (1 + strength * torch.cat(relative)) / (1 + strength)
-
-
-def saliency(latents: Tensor, patch: tuple[int, int, int]) -> Tensor:
-    """Return the saliency of each token (N, 1) of a clip's latents (C, T, H, W).
-
-    It is the token's mean square distance from the median of its rows over columns and time.
-    """
-    median = rearrange(latents, "C T H W -> C H (T W)").median(-1).values
-    return patchify(latents - median[:, None, :, None], patch).square().mean(-1, keepdim=True)
-
-
-def flow_matching_loss(
-    model, batch: Pack, target: Tensor, weight: Tensor, text: Text, total_weight: Tensor | None = None
-) -> tuple[Tensor, Cameras | None]:
-    """Return the weighted mean squared error of the velocity (N, P): equation 1 of arXiv 2209.03003; and the cameras
-    that a trained text encoder reads in the captions.
-
-    `weight` (N, P) is 0 where nothing is denoised. The sum is divided by `total_weight`, or else by the pack's weight.
-    """
-    inputs, token_counts = (text, text.token_counts) if isinstance(text, TextEmbeddings) else text
-    predicted, cameras = model(batch, inputs, token_counts)
-    total = weight.sum() if total_weight is None else total_weight
-    return ((predicted.float() - target).square() * weight).sum() / total, cameras
-
-
-def camera_term(cameras: Cameras, examples: list[TrainingExample]) -> Tensor:
-    """Return the loss of the cameras read in captions; 0 where the run gives no cameras."""
-    targets = [example.camera_target for example in examples if example.camera_target is not None]
-    if not targets:
-        return 0 * torch.stack([value.float().sum() for value in cameras]).sum()  # DDP needs every weight in the loss
-    return camera_loss(cameras, torch.stack(targets).to(cameras[0].device))
-
-
-Text = TextEmbeddings | tuple[Tensor, tuple[int, ...]]  # embeddings, or token ids (B, L) and token counts
-Cameras = tuple[Tensor, Tensor]  # velocity (B, 6) and logit (B,)
 ValidationPack = tuple[Pack, Tensor, Tensor, Text]  # noisy clips, target velocity, loss mask, captions
 
 
