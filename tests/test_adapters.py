@@ -286,3 +286,45 @@ def test_durations_are_a_rule_of_the_family():
     frames = [round(wan.resolve(request_for("wan", seconds=count / 16)).seconds * 16) for count in (6, 10, 12, 77)]
     assert frames == [5, 9, 13, 77]
     assert round(mochi.resolve(request_for("mochi", seconds=15 / 30)).seconds * 30) == 13
+
+
+@pytest.fixture
+def lora(tmp_path):
+    """The file of a LoRA of the tiny Wan, as diffusers writes it."""
+    from diffusers import WanPipeline
+    from peft import LoraConfig
+    from peft.utils import get_peft_model_state_dict
+
+    pipe = tiny_pipelines.make(tiny_pipelines.wan)
+    pipe.transformer.add_adapter(LoraConfig(r=2, lora_alpha=4, target_modules=["to_q", "to_v"]))
+    random = torch.Generator().manual_seed(1)
+    weights = get_peft_model_state_dict(pipe.transformer)
+    weights = {name: torch.randn(value.shape, generator=random) for name, value in weights.items()}
+    WanPipeline.save_lora_weights(tmp_path, weights)
+    return tmp_path / "pytorch_lora_weights.safetensors"
+
+
+def test_a_lora_makes_the_clip_that_it_makes_in_diffusers_and_leaves_no_trace(lora):
+    model = adapt(tiny_pipelines.make(tiny_pipelines.wan))
+    request = request_for("wan", loras=((str(lora), 0.5),))
+    (plain,), (with_lora,), (again,) = (
+        model.generate([one]) for one in (request_for("wan"), request, request_for("wan"))
+    )
+    assert torch.equal(plain.latents, again.latents)
+    assert not torch.equal(plain.latents, with_lora.latents)
+    assert dict(with_lora.request.hashes)[str(lora)]
+    pipe = pipeline("wan").inner
+    pipe.load_lora_weights(lora.parent, weight_name=lora.name, adapter_name="one")
+    pipe.set_adapters(["one"], [0.5])
+    expected = diffusers_call("wan", request, with_lora.latents.shape)
+    pipe.unload_lora_weights()
+    torch.testing.assert_close(with_lora.latents, expected, rtol=0, atol=1e-6)
+
+
+def test_a_lora_that_changed_or_is_no_safetensors_is_refused(lora):
+    request = pipeline("wan").resolve(request_for("wan", loras=((str(lora), 1.0),)))
+    lora.write_bytes(lora.read_bytes()[:-1] + b"x")
+    with pytest.raises(RequestError, match="has changed since"):
+        pipeline("wan").resolve(request)
+    with pytest.raises(RequestError, match="safetensors file"):
+        pipeline("wan").resolve(request_for("wan", loras=(("weights.bin", 1.0),)))

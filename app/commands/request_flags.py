@@ -11,7 +11,7 @@ from app.provenance.signing import UNSIGNED_HELP
 from app.registry import check_upsampler_choice
 from captioning.camera import CAMERA_AXES, CAMERA_MOVES
 from dit.modes import MODES, Mode
-from dit.request import CORNERS, NO_UPSAMPLER, RENAMED, SAMPLERS, SIDES, Request, RequestError, parse_size
+from dit.request import ALL_SAMPLERS, CORNERS, NO_UPSAMPLER, RENAMED, SIDES, Request, RequestError, parse_size
 from dit.storyboard import read_storyboard
 
 OUTPUT_HELP = (
@@ -61,6 +61,7 @@ MODE_FLAGS: dict[str, dict] = {
 FIELDS = (
     *("mode", "upsample", "upsampled_prompt", "seconds", "fps", "steps", "guidance", "frame_guidance"),
     *("guidance_interval", "guidance_rescale", "negative_prompt", "sampler", "camera", "watermark", "model"),
+    *("guidance_2", "flow_shift", "loras"),
     *(settings.get("dest", flag) for flag, settings in MODE_FLAGS.items()),
 )
 
@@ -140,7 +141,24 @@ def add_request_flags(command: argparse.ArgumentParser, mode: Mode | None = None
         help="share of the contrast added by guidance that is taken back, 0 to 1",
     )
     _add_field(command, "negative-prompt", metavar="TEXT", help="what to guide away from, in place of an empty prompt")
-    _add_field(command, "sampler", choices=SAMPLERS, help="the solver of the sampling steps")
+    _add_field(
+        command,
+        "sampler",
+        choices=ALL_SAMPLERS,
+        help="the solver of the sampling steps; scheduler: that of another maker's model folder",
+    )
+    command.add_argument(
+        "--guidance-2", type=float, help="second guidance scale, of other makers' models that have one"
+    )
+    command.add_argument("--flow-shift", type=float, help="shift of the noise levels, of other makers' models")
+    command.add_argument(
+        "--lora",
+        dest="loras",
+        nargs=2,
+        action="append",
+        metavar=("FILE", "WEIGHT"),
+        help="a LoRA of another maker's model, safetensors, and its weight; may be given several times",
+    )
     if mode is None or not mode.still:
         command.add_argument("--camera", metavar="MOVE", help=CAMERA_HELP)
     _add_field(command, "watermark", choices=CORNERS, help="show a small watermark, AI, in this corner")
@@ -160,7 +178,12 @@ def read_fields(args: argparse.Namespace) -> dict:
     """Return the fields of a request that were set by flags, or by the storyboard that one of them names."""
     found = {name: value for name in FIELDS if (value := getattr(args, name, None)) is not None}
     if "keyframes" in found:
-        found["keyframes"] = [(_parse_seconds(at), path) for at, path in found["keyframes"]]
+        rule = "a keyframe has seconds and a file"
+        found["keyframes"] = [(_parse_number(at, rule), path) for at, path in found["keyframes"]]
+    if "loras" in found:
+        found["loras"] = [
+            (path, _parse_number(weight, "a LoRA has a file and a weight")) for path, weight in found["loras"]
+        ]
     if "upsampled_prompt" in found:  # written by hand, not by an upsampler
         if not found["upsampled_prompt"].strip():
             raise RequestError("upsampled_prompt must have text; got none, so give --upsample none to undo it")
@@ -172,11 +195,11 @@ def read_fields(args: argparse.Namespace) -> dict:
     return found
 
 
-def _parse_seconds(text: str) -> float:
+def _parse_number(text: str, rule: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise RequestError(f"a keyframe has seconds and a file; got {text!r} for the seconds") from None
+        raise RequestError(f"{rule}; got {text!r} for the number") from None
 
 
 def read_requests(args: argparse.Namespace) -> list[Request]:

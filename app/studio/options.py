@@ -11,7 +11,7 @@ from app.studio.gallery import MAX_NOTE_CHARS
 from captioning.camera import CAMERA_MOVES
 from captioning.upsampler import SUBFOLDERS as UPSAMPLER_FILES
 from dit.modes import MODES
-from dit.request import CORNERS, NO_UPSAMPLER, RENAMED, SAMPLERS, SIDES
+from dit.request import ALL_SAMPLERS, CORNERS, NO_UPSAMPLER, RENAMED, SIDES
 
 DEFAULTS = ("steps", "guidance", "frame_guidance", "guidance_rescale", "sampler", "fps", "seconds")
 
@@ -45,7 +45,7 @@ def studio_options(service: Service, single_user: bool) -> dict[str, Any]:
         "modes": [
             {"name": name} | {field: getattr(mode, field) for field in mode_fields} for name, mode in MODES.items()
         ],
-        "samplers": list(SAMPLERS),
+        "samplers": list(ALL_SAMPLERS),
         "renamed": RENAMED,
         "upsamplers": [NO_UPSAMPLER, AUTO] if shipped else [NO_UPSAMPLER],
         "corners": list(CORNERS),

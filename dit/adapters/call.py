@@ -19,6 +19,7 @@ from torch import Tensor
 from dit.adapters.autoencoder import Autoencoder
 from dit.adapters.canvas import GivenCanvas
 from dit.adapters.family import Family
+from dit.adapters.lora import use_loras
 from dit.adapters.pipeline import AdaptedPipeline
 from dit.modes import MODES, Mode
 from dit.pipeline import PreviewCallback, ProgressCallback, Sample
@@ -175,6 +176,7 @@ class CalledPipeline(AdaptedPipeline):
 
     def call(self, request: Request, canvas, report: Callable[[int], None]) -> Tensor:
         """Call the pipeline for a resolved request; return pixels (3, F, Y, X) in [-1, 1]."""
+        use_loras(self.inner, request.loras or ())
         arguments = self.call_arguments(request, canvas)
         if "callback_on_step_end" in self.family.arguments:
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from dit.adapters.canvas import GivenCanvas
 from dit.adapters.denoiser import FamilyDenoiser, FamilyNetworks, sample_with_scheduler
 from dit.adapters.family import Family
+from dit.adapters.lora import hash_loras, use_loras
 from dit.batching import SamplingJob
 from dit.canvas import Canvas
 from dit.denoiser import Denoiser
@@ -174,6 +175,8 @@ class AdaptedPipeline(Pipeline):
         if request.mode in MODES and request.mode not in self.modes:
             raise RequestError(f"this model makes {', '.join(self.modes)}; got {request.mode}, so use another model")
         resolved = super().resolve(request)
+        if loras := hash_loras(request):
+            resolved = replace(resolved, hashes=(*(resolved.hashes or ()), *loras))
         if self.family.reads_guidance_2 and request.guidance_2 is None:
             second = resolved.guidance if self.family.guidance_2 is None else self.family.guidance_2
             resolved = replace(resolved, guidance_2=second)
@@ -242,6 +245,8 @@ class AdaptedPipeline(Pipeline):
         callback: StepCallback | None = None,
         make_denoiser: Callable[..., Denoiser] = FamilyDenoiser,
     ) -> Iterator[list[Tensor]]:
+        if make_denoiser is FamilyDenoiser:  # and not one that only counts
+            use_loras(self.inner, jobs[0].request.loras or ())
         return super().sample_pack(jobs, callback, make_denoiser)
 
     def run_sampler(
