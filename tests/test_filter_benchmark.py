@@ -75,6 +75,14 @@ def test_flat_clips_of_near_greys_are_no_duplicates_and_equal_ones_are():
     assert find_duplicates(hashes, frozenset(), colours) == {"c"}
 
 
+def test_a_fence_and_blinds_are_no_duplicates_though_a_hash_cannot_tell_them():
+    posts, slats = (np.full((72, 128, 3), 150, np.uint8) for _ in "12")
+    posts[10:50, ::6], slats[10:50:6] = 20, 20
+    prints = {name: fingerprints([image] * 8) for name, image in (("a", posts), ("b", slats), ("c", posts))}
+    hashes, colours = ({name: one[place] for name, one in prints.items()} for place in range(2))
+    assert "b" in find_duplicates(hashes) and find_duplicates(hashes, frozenset(), colours) == {"c"}
+
+
 def kept_cuts(clip, cuts, fps=24):
     thumbs = [cv2.resize(image, THUMB_SIZE, interpolation=cv2.INTER_AREA) for image in clip]
     return without_flashes(cuts, [Fraction(frame, fps) for frame in range(len(clip))], thumbs)

@@ -20,7 +20,7 @@ MAX_HASHES = 60 * HASHES_PER_SECOND  # per clip
 DCT_SIDE = 12  # a hash is the signs of the DCT_SIDE x DCT_SIDE lowest frequencies
 HASH_BYTES = DCT_SIDE * DCT_SIDE // 8
 COLOUR_SIDE = 4  # colours are the mean Cb and Cr of so many cells in a row and a column
-COLOUR_BYTES = 2 * COLOUR_SIDE * COLOUR_SIDE + 2  # and the mean brightness of the whole, and its deviation
+COLOUR_BYTES = 2 * COLOUR_SIDE * COLOUR_SIDE + 3  # and of the whole its grain (`grain`), mean brightness, and deviation
 # Of 1,999,000 pairs of 2,000 world clips, which share their grounds and skies, the nearest differ in 29.8 and 30.8
 # bits. Of 60 copies, those that were encoded again, reduced, brightened or trimmed differ in 11 at most, those cropped
 # by 5 % in the middle in 21, those with a bar at the bottom in 22. Cropped by 5 % at the left, nine of ten differ in 28
@@ -35,6 +35,7 @@ LSH_PARTNERS = (
 # Colours. Levels are of 0..255.
 MAX_COLOUR_DISTANCE = 12  # of hue; copies differ by 7
 MAX_BRIGHTNESS_DISTANCE = 32  # copies are brightened by some 20
+MAX_GRAIN_DISTANCE = 28  # copies differ by 6, a fence and blinds by 194
 FLAT = 4  # deviation under which an image has nothing but its colour
 MAX_FLAT_DISTANCE = 6  # of hue and of brightness between flat images
 # The border around the content.
@@ -51,11 +52,21 @@ def fingerprints(images: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     inner = [cv2.cvtColor(image[rows, columns], cv2.COLOR_RGB2YCrCb) for image in images]
     colours = [
         np.append(
-            cv2.resize(one, (COLOUR_SIDE,) * 2, interpolation=cv2.INTER_AREA)[..., 1:], (light.mean(), light.std())
+            cv2.resize(one, (COLOUR_SIDE,) * 2, interpolation=cv2.INTER_AREA)[..., 1:],
+            (grain(light), light.mean(), light.std()),
         )
         for one, light in ((image, image[..., 0]) for image in inner)
     ]
     return np.stack([perceptual_hash(one[..., 0]) for one in inner]), np.stack(colours).round().astype(np.uint8)
+
+
+def grain(light: np.ndarray) -> float:
+    """Return whether an image (Y, X) changes more along columns (over 128) or along rows, 32 for a factor of two.
+
+    A hash is too coarse for a fence and blinds.
+    """
+    across, down = (np.abs(np.diff(light.astype(int), axis=axis)).mean() + 1 for axis in (1, 0))
+    return float(np.clip(128 + 32 * np.log2(across / down), 0, 255))
 
 
 def content_box(grey: Sequence[np.ndarray]) -> tuple[slice, slice]:
@@ -90,10 +101,11 @@ def same_colours(one: np.ndarray, other: np.ndarray, shift: int) -> bool:
     """
     upper, lower = overlap(one, other, shift)
     apart = np.abs(upper.astype(int) - lower)
-    hue, brightness = np.hypot(apart[:, 0:-2:2], apart[:, 1:-2:2]).mean(0).max(), apart[:, -2].mean()
+    hue, brightness = np.hypot(apart[:, 0:-3:2], apart[:, 1:-3:2]).mean(0).max(), apart[:, -2].mean()
     if max(upper[:, -1].mean(), lower[:, -1].mean()) < FLAT:
         return bool(max(hue, brightness) <= MAX_FLAT_DISTANCE)
-    return bool(hue <= MAX_COLOUR_DISTANCE and brightness <= MAX_BRIGHTNESS_DISTANCE)
+    like = hue <= MAX_COLOUR_DISTANCE and brightness <= MAX_BRIGHTNESS_DISTANCE
+    return bool(like and apart[:, -3].mean() <= MAX_GRAIN_DISTANCE)
 
 
 def perceptual_hash(grey: np.ndarray) -> np.ndarray:

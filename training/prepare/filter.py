@@ -46,7 +46,7 @@ from training.prepare.thresholds import Threshold, applies, failed_thresholds, t
 from vae.video.pixels import to_uint8
 from vae.video.read import decode_frames, open_video, read_image, select_video_stream
 
-VERSION = 3  # of the meaning of the scores
+VERSION = 4  # of the meaning of the scores
 COLUMNS = 256  # clips are reduced to this width before they are scored
 HASHED_COLUMNS = 128  # and to this width before they are hashed
 MAX_SCORED_FRAMES = 48  # per clip, evenly spaced
