@@ -158,3 +158,24 @@ def test_the_flops_of_an_evaluation_are_those_that_torch_counts():
     model = model.to("meta")
     flops, peak = count_operations(lambda: model(**on_meta), model)
     assert flops == counter.get_total_flops() and peak > 0
+
+
+def test_the_fastest_plan_that_fits_is_chosen():
+    from dit.adapters.memory import BY_LAYER, BY_PART, RESIDENT, plan_memory
+
+    parts = {"transformer": 28, "text_encoder": 11, "vae": 1}
+    found = [plan_memory(parts, 4, available) for available in (44, 43, 32, 31)]
+    assert [plan.name for plan in found] == [RESIDENT, BY_PART, BY_PART, BY_LAYER]
+    assert [plan.weight_bytes for plan in found[:3]] == [40, 28, 28]
+
+
+@pytest.mark.parametrize("name", ["wan_5b", "wan_i2v", "wan_vace", "ltx", "hunyuan", "cogvideo", "mochi"])
+def test_the_cost_of_every_family_is_known_without_weights(name):
+    from dit.adapters.estimate import AdaptedCostModel, load_skeleton_like
+    from dit.adapters.load import adapt
+
+    inner = tiny_pipelines.make(getattr(tiny_pipelines, name))
+    skeleton = adapt(load_skeleton_like(inner), "hash")
+    cost = AdaptedCostModel(skeleton, {"transformer": 10}).cost(Request(prompt="a cat", guidance=3.0, guidance_2=None))
+    assert all(value > 0 for value in (cost.denoise_flops, cost.decode_flops, cost.forward_bytes, cost.decode_bytes))
+    assert cost.evaluations == cost.request.steps * (1 if name == "hunyuan" else 2)

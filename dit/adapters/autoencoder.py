@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
@@ -12,6 +13,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+MAX_WHOLE_PIXELS = 2**22  # of all frames: 16 of 512x512; larger clips are decoded in tiles, or streamed
+TILE_FRAMES, TILE_PIXELS = 16, 256  # of a tile, where the model does not say
 FIT_FRAMES, FIT_CELLS, FIT_CLIPS = 5, 6, 8  # latent frames and cells of the clips that the preview is fitted to
 
 
@@ -92,6 +95,24 @@ class Autoencoder:
     def streams(self) -> bool:
         """Whether `pieces` decodes in constant memory: the decoder has a feature cache."""
         return hasattr(self.model, "_feat_map") or hasattr(self.model, "clear_cache")
+
+    def is_tiled(self, T: int, H: int, W: int) -> bool:
+        """Whether a clip of latents (T, H, W) is decoded in tiles: a large one, by a decoder that does not stream."""
+        pixels = math.prod((T, H, W)) * math.prod(self.stride)
+        return not self.streams and hasattr(self.model, "enable_tiling") and pixels > MAX_WHOLE_PIXELS
+
+    @property
+    def tile(self) -> tuple[int, int, int]:
+        """The most latents (T, H, W) that are decoded at a time in tiles."""
+        time, down, across = self.stride
+        frames = getattr(self.model, "tile_sample_min_num_frames", TILE_FRAMES)
+        rows, columns = (getattr(self.model, f"tile_sample_min_{side}", TILE_PIXELS) for side in ("height", "width"))
+        return 1 + frames // time, rows // down, columns // across
+
+    def set_tiling(self, on: bool) -> None:
+        """Let the model decode in tiles, whose seams are blended, or whole."""
+        if hasattr(self.model, "enable_tiling"):
+            self.model.enable_tiling() if on else self.model.disable_tiling()
 
     def pieces(self, latents: Tensor) -> Iterator[Tensor]:
         """Decode latents (C, T, H, W) piece by piece; yield frames (3, F, Y, X).

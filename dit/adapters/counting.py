@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.fx.experimental import _config as fx_config
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
@@ -72,10 +73,19 @@ def count_operations(function: Callable[[], Any], *models: nn.Module) -> tuple[i
 
     Of the equal blocks in a list of `models`, one is run and the others are counted like it.
     """
-    counter = OperationCounter()
-    with torch.no_grad(), FusedAttention(counter), counter, _blocks_run_once(counter, models):
-        function()
+    counter, autocast = OperationCounter(), torch.autocast
+    torch.autocast = lambda *args, **kwargs: nullcontext()  # type: ignore  # which the meta device does not have
+    try:
+        _count(counter, function, models)
+    finally:
+        torch.autocast = autocast  # type: ignore
     return counter.flops, counter.peak
+
+
+def _count(counter: OperationCounter, function: Callable[[], Any], models: tuple[nn.Module, ...]) -> None:
+    all_nonzero = fx_config.patch(meta_nonzero_assume_all_nonzero=True)  # type: ignore[attr-defined]  # of a prompt's mask, say: the most tokens
+    with all_nonzero, torch.no_grad(), FusedAttention(counter), counter, _blocks_run_once(counter, models):
+        function()
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from dit.adapters.counting import count_operations
 from dit.adapters.denoiser import FamilyDenoiser
 from dit.adapters.family import Evaluation
 from dit.adapters.load import adapt, components, default_dtype, hash_of_folder, is_ours, load_skeleton, skeleton_of
+from dit.adapters.memory import plan_memory
 from dit.adapters.pipeline import AdaptedPipeline
 from dit.batching import SamplingJob
 from dit.denoiser import Segment
@@ -102,7 +103,7 @@ class AdaptedCostModel(CostModel):
             denoise_flops=counts.denoise_flops,
             anchor_flops=counts.anchor_flops,
             decode_flops=decoding,
-            weight_bytes=self.weight_bytes,
+            weight_bytes=self.weights_on_device(max(decode_bytes, self.evaluation(window, H, W)[1])),
             forward_bytes=self.evaluation(window, H, W)[1],
             decode_bytes=decode_bytes,
             latent_bytes=4 * LATENT_COPIES * canvas.clean_latents.numel(),
@@ -112,6 +113,13 @@ class AdaptedCostModel(CostModel):
         shape, fps = self.pipeline.latent_shape(request)
         encode = lambda vae, T, H, W: self._vae_cost("encode", T, H, W)[0]
         return EmptyInputs.of(request, self.pipeline, shape, fps, encode, durations)
+
+    def weights_on_device(self, working_bytes: int) -> int:
+        """Return the bytes of weights that are in memory at a time; a GPU may hold a part of them."""
+        if not torch.cuda.is_available():
+            return self.weight_bytes
+        sizes = {name: count * self.itemsize for name, count in self.sizes.items()}
+        return plan_memory(sizes, working_bytes, torch.cuda.get_device_properties(0).total_memory).weight_bytes
 
     def cheaper(self, request: Request) -> list[Request]:
         """List requests like a resolved one with smaller frames or fewer of them, the most similar first."""
@@ -158,17 +166,28 @@ class AdaptedCostModel(CostModel):
         pixels = torch.zeros(1, 3, 1 + (frames - 1) * time, H * down, W * across, device="meta")
         return count_operations(lambda: vae.encode(pixels))
 
+    def _pixels(self, T: int, H: int, W: int) -> int:
+        """Return the pixels of a clip of latents (T, H, W)."""
+        _, down, across = self.family.vae.stride
+        return self.family.vae.frame_count(T) * H * down * W * across
+
     def _vae_cost(self, way: str, T: int, H: int, W: int) -> tuple[int, int]:
-        """Return the FLOPs and bytes of decoding or encoding a clip: each frame after the first costs the same."""
-        known = self.decoding if way == "decode" else self.encoding
-        first, two = known(1, H, W), known(2, H, W)
-        more = max(0, T - 2)
-        flops, size = (after + more * (after - before) for before, after in zip(first, two, strict=True))
-        if T == 1:
-            flops, size = first
-        elif self.family.vae.streams and way == "decode":
-            size = two[1]
+        """Return the FLOPs and bytes of decoding or encoding a clip, in tiles where it would be."""
+        flops, size = self._whole_cost(way, T, H, W)
+        if way == "decode" and self.family.vae.is_tiled(T, H, W):
+            tile = [min(own, whole) for own, whole in zip(self.family.vae.tile, (T, H, W), strict=True)]
+            size = self._whole_cost(way, *tile)[1] + 8 * 3 * self._pixels(T, H, W)
         return flops, size * self.itemsize // 4
+
+    def _whole_cost(self, way: str, T: int, H: int, W: int) -> tuple[int, int]:
+        """Return the same in float32 and without tiles: each latent frame after the first costs the same."""
+        known = self.decoding if way == "decode" else self.encoding
+        first = known(1, H, W)
+        if T == 1:
+            return first
+        two = known(2, H, W)
+        flops, size = (after + (T - 2) * (after - before) for before, after in zip(first, two, strict=True))
+        return flops, two[1] if self.family.vae.streams else size
 
 
 @dataclass

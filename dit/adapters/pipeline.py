@@ -22,6 +22,7 @@ from dit.adapters.canvas import GivenCanvas
 from dit.adapters.denoiser import FamilyDenoiser, FamilyNetworks, sample_with_scheduler
 from dit.adapters.family import Family
 from dit.adapters.lora import hash_loras, use_loras
+from dit.adapters.memory import BY_PART, RESIDENT, WORKING_SHARE, MemoryPlan, plan_memory
 from dit.batching import SamplingJob
 from dit.canvas import Canvas
 from dit.denoiser import Denoiser
@@ -47,6 +48,7 @@ class AdaptedPipeline(Pipeline):
         self.tokenizer, self.text_encoder = getattr(inner, "tokenizer", None), getattr(inner, "text_encoder", None)
         self.scheduler = inner.scheduler
         self.low_memory = False
+        self.plan: MemoryPlan | None = None  # of a GPU's memory
         self.settings = self.example_settings()
 
     def example_settings(self) -> Settings:
@@ -119,12 +121,26 @@ class AdaptedPipeline(Pipeline):
         gpu = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else None
         device = gpu or f"{torch.backends.cpu.get_cpu_capability()} x {torch.get_num_threads()}"
         dtype = str(net.dtype).removeprefix("torch.")
-        memory = ", low memory" if self.low_memory else ""
+        memory = f", {self.plan.name}" if self.plan and self.plan.name != RESIDENT else ""
+        memory += ", low memory" if self.low_memory else ""
         return f"torch {torch.__version__}, diffusers {diffusers.__version__}, {device}, {dtype}{memory}"
 
     def to(self, *args, **kwargs) -> AdaptedPipeline:
-        """Move the model; see diffusers."""
-        self.inner.to(*args, **kwargs)
+        """Move the model; see diffusers. On a GPU it is offloaded by part or by layer where it would not fit whole."""
+        device = next((torch.device(one) for one in args if isinstance(one, (str, torch.device))), None)
+        if device is None or device.type != "cuda":
+            self.inner.to(*args, **kwargs)
+            return self
+        parts = {name: part for name, part in self.inner.components.items() if isinstance(part, torch.nn.Module)}
+        sizes = {name: sum(value.nbytes for value in part.parameters()) for name, part in parts.items()}
+        memory = torch.cuda.get_device_properties(device).total_memory
+        self.plan = plan_memory(sizes, round(WORKING_SHARE * memory), memory)
+        if self.plan.name == RESIDENT:
+            self.inner.to(device)
+        elif self.plan.name == BY_PART:
+            self.inner.enable_model_cpu_offload(device=device)
+        else:
+            self.inner.enable_sequential_cpu_offload(device=device)
         return self
 
     def save_pretrained(self, folder: str | Path, **kwargs) -> None:
@@ -276,6 +292,7 @@ class AdaptedPipeline(Pipeline):
     def frames(self, sample: Sample, latent_frames: int | None = None) -> Iterator[Tensor]:
         """Decode a sample; yield frames (3, F, Y, X) in [-1, 1]: a latent frame at a time where the VAE streams."""
         latents = sample.latents
+        self.vae.set_tiling(self.low_memory or self.vae.is_tiled(*latents.shape[1:]))
         if not sample.periodic:
             yield from self.vae.pieces(latents)
             return
