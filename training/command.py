@@ -19,8 +19,6 @@ from training.recipe import PARTS
 
 # The module and the function that runs each kind of preset; imported when it is called.
 TRAINERS = PARTS | {
-    "captioner": ("training.train_captioner", "train"),
-    "upsampler": ("training.train_upsampler", "train"),
     "recipe": ("training.recipe", "train"),
 }
 

@@ -86,6 +86,7 @@ class VAERun(Run):
 class TextRun(Run):
     """A text tower, trained contrastively against a video tower on clips and their captions."""
 
+    format: Format = (64, 64, 17)  # columns, rows and frames of the clips
     vocab_size: int = 2048  # tokens of the vocabulary, which is learned from the captions
     context_length: int = 128  # most tokens of a text
     width: int = 128  # width of the text tower
@@ -106,6 +107,7 @@ class CaptionerRun(Run):
 
     text_encoder: Path = Path("runs/tiny/text/text")  # folder of the frozen text encoder and its tokenizer
     init_from: str = ""  # open_clip CoCa to fine-tune instead, as ARCHITECTURE:WEIGHTS
+    format: Format = (64, 64, 17)  # columns, rows and frames of the clips
     short_caption_steps: int = 200  # first steps, which train on labels and single sentences
     video_width: int = 48  # width of the video encoder
     video_layers: int = 2  # blocks of the video encoder
@@ -128,6 +130,7 @@ class UpsamplerRun(Run):
 
     init_from: Path | None = None  # folder of a trained upsampler to continue from, with its tokenizer and shape
     captions_file: Path | None = None  # JSON lines: the captioner's captions of the first clips of `data`
+    format: Format = (64, 64, 17)  # columns, rows and frames of the clips whose captions are learned
     optimizer: Literal["muon", "adamw"] = "muon"  # muon (hidden matrices; AdamW for all else) or adamw
     vocab_size: int = 2048  # tokens of the vocabulary, which is learned from the pairs
     context_length: int = 512  # most tokens of a prompt and a caption together
@@ -199,3 +202,4 @@ class Recipe:
     """All presets of one model, trained in order (`recipe.py`)."""
 
     name: str = "tiny"  # first part of the presets' names
+    parts: tuple[str, ...] = ("world", "vae", "judge", "text", "dit")  # what is trained, in this order

@@ -1,4 +1,4 @@
-"""The whole recipe, one part after the other: world, VAE, judge, text tower, diffusion transformer.
+"""The whole recipe, one part after the other: world, VAE, diffusion transformer, and the models around it.
 
 make train-tiny
 longtake train recipe --preset first
@@ -14,25 +14,28 @@ from pathlib import Path
 from training.config import Recipe
 from training.presets import PRESETS
 
-# The module and the function that runs each kind of preset, in the order of the recipe; imported when called.
+# The module and the function that runs each kind of preset; imported when called.
 PARTS = {
     "world": ("training.dataset", "make_world"),
     "vae": ("training.train_vae", "train"),
     "judge": ("training.evaluation.judge", "train"),
     "text": ("training.train_text", "train"),
     "dit": ("training.train_dit", "train"),
+    "captioner": ("training.train_captioner", "train"),
+    "upsampler": ("training.train_upsampler", "train"),
 }
 
 
 def train(recipe: Recipe) -> dict:
-    """Train a model from nothing: run every preset of the recipe's name, in order.
+    """Train a model from nothing: run every preset of the recipe's name, part by part.
 
     Returns all reports, which are also written to `runs`/NAME/report.json. An interrupted part resumes; a finished one
     only repeats its report.
     """
     start = time.monotonic()
     report: dict = {}
-    for kind, (module, function) in PARTS.items():
+    for kind in recipe.parts:
+        module, function = PARTS[kind]
         for name, preset in PRESETS[kind].items():
             if name.split("-")[0] == recipe.name:
                 report[f"{kind} {name}"] = getattr(importlib.import_module(module), function)(preset())

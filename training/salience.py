@@ -24,14 +24,15 @@ PROPS = (("event", "occlude"), ("event", "edge"), ("event", "swing"))  # events 
 def lexicon_of(language: str) -> Lexicon:
     """Return the meanings of the words of captions and of their synonyms."""
     table = TABLES[language]
-    return table.build_lexicon((table.WORDS, SYNONYMS[language]))
+    return table.build_lexicon((table.WORDS, table.WETNESS, SYNONYMS[language]))
 
 
 def build_lexicon_set() -> LexiconSet:
     """Return the meanings of words in captions, and in prompts of each language, with any article or none."""
     prompts = {}
     for language in LANGUAGES:
-        tables = TABLES[language].WORDS, SYNONYMS[language], SHORT_EVENTS[language]
+        table = TABLES[language]
+        tables = table.WORDS, table.WETNESS, SYNONYMS[language], SHORT_EVENTS[language]
         lexicon = prompts[language] = TABLES[language].build_lexicon(tables)
         has_articles = not lexicon.per_character
         for words, meanings in list(lexicon.meanings.items()):
@@ -42,7 +43,7 @@ def build_lexicon_set() -> LexiconSet:
         for phrase in STOP_WORDS[language]:
             lexicon.add(phrase)
     english = TABLES["en"]
-    return LexiconSet(english.build_lexicon((english.WORDS,)), prompts, PROPS)
+    return LexiconSet(english.build_lexicon((english.WORDS, english.WETNESS)), prompts, PROPS)
 
 
 def meanings_of(text: str) -> frozenset[Meaning]:

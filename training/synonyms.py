@@ -167,6 +167,7 @@ SYNONYM_PROBABILITY = 0.5  # that an attribute is named by its synonyms
 # Probability that a prompt mentions each attribute, often less than any caption of the grammar, as users write.
 MENTION_PROBABILITY = {"colour": 0.8, "shape": 0.9, "event": 0.8, "size": 0.4, "material": 0.3, "direction": 0.6}
 MENTION_PROBABILITY |= {"camera": 0.4, "speed": 0.25, "ground": 0.25, "sky": 0.25, "time": 0.25}
+WETNESS_PROBABILITY = {"wet": 0.4, "dry": 0.05}  # of prompts of edition 2; nobody asks for a dry ground
 LABEL_PROBABILITY = 0.15  # that a prompt only names the objects
 OPENING_PHRASES = {
     "en": ("a video of", "a clip of", "show me", "make a video of", "i want to see", "video:", "please show"),
@@ -227,6 +228,8 @@ def draw_prompt(
         return grammar.label(scene, picker)
     if attributes is None:
         chosen = {name for name, probability in MENTION_PROBABILITY.items() if rng.random() < probability}
+        if scene.edition > 1 and rng.random() < WETNESS_PROBABILITY[scene.wetness]:
+            chosen |= {"wetness", "ground"}
     else:
         chosen = set(attributes)
     return grammar.plain(scene, chosen or {"colour", "shape"}, True, picker)

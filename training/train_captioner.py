@@ -39,8 +39,6 @@ from training.salience import salient_tokens
 from training.world.words import mirror_caption
 from vae.weights import hash_of_file, weights_in
 
-FORMAT = (64, 64, 17)
-
 
 def train(run: CaptionerRun) -> dict:
     """Train a captioner; write it to `run.out` / "captioner", and return the scores of its captions of held-out clips.
@@ -49,9 +47,9 @@ def train(run: CaptionerRun) -> dict:
     open_clip does not have, or a text encoder that is not a TextTower.
     """
     accelerator = create_accelerator(run)
-    bucket, held_out = open_bucket(run.data, FORMAT), open_bucket(run.held_out, FORMAT)
+    bucket, held_out = open_bucket(run.data, run.format), open_bucket(run.held_out, run.format)
     text_hash = None if run.init_from else hash_of_file(*weights_in(run.text_encoder / "text_encoder"))
-    write_run_description(run, accelerator, data=data_hash(run.data, (FORMAT,)), encoder=text_hash)
+    write_run_description(run, accelerator, data=data_hash(run.data, (run.format,)), encoder=text_hash)
     torch.manual_seed(run.seed)
     model, tokenizer = build_model(run)
     optimizer = build_adamw(model, run) if run.init_from else build_muon(model.muon_params(), model, run)

@@ -24,8 +24,6 @@ from training.config import TextRun
 from training.dataset import Bucket, data_hash, open_bucket, sample_order, select_captions, shard_samples
 from training.loop import TrainLoop, build_adamw, create_accelerator, lr_at, optimizer_step, write_run_description
 
-FORMAT = (64, 64, 17)  # of the clips that the video tower sees
-
 
 class ContrastiveTowers(nn.Module):
     """The text tower and the video tower as one module, so that one optimizer step trains both."""
@@ -53,8 +51,8 @@ def train(run: TextRun) -> dict:
     The video tower is written to `run.out` / "video_tower".
     """
     accelerator = create_accelerator(run)
-    bucket = open_bucket(run.data, FORMAT)
-    write_run_description(run, accelerator, data=data_hash(run.data, (FORMAT,)))
+    bucket = open_bucket(run.data, run.format)
+    write_run_description(run, accelerator, data=data_hash(run.data, (run.format,)))
     texts = (text for captions in bucket.captions for kind in captions.values() for text in kind)
     tokenizer: Any = train_tokenizer(texts, run.vocab_size, run.context_length)
     torch.manual_seed(run.seed)
@@ -71,10 +69,10 @@ def train(run: TextRun) -> dict:
         grad_norm = optimizer_step(accelerator, towers, optimizer, loss, lr_at(step, run), run.max_grad_norm)
         loop.record(step, grad_norm, video_text=video_text, text_text=text_text)
         if step % run.validate_every == run.validate_every - 1:
-            loop.log(step + 1, retrieval(unwrapped, tokenizer, open_bucket(run.held_out, FORMAT)))
+            loop.log(step + 1, retrieval(unwrapped, tokenizer, open_bucket(run.held_out, run.format)))
 
     unwrapped.eval()
-    report = retrieval(unwrapped, tokenizer, open_bucket(run.held_out, FORMAT))
+    report = retrieval(unwrapped, tokenizer, open_bucket(run.held_out, run.format))
     if accelerator.is_main_process:
         folder = run.out / "text"
         unwrapped.text.save_pretrained(folder / SUBFOLDERS[0])

@@ -39,7 +39,6 @@ from training.muon import build_muon
 from training.prompt_pairs import CaptionChoice, PromptPair, draw_choices, draw_near_miss, draw_pair
 from training.salience import build_lexicon_set, meanings_of, salient_tokens
 
-FORMAT = (64, 64, 17)  # of the clips whose captions are learned
 SALIENT_WEIGHT = 8.0  # loss weight of a token with a meaning that prompt and caption share; others have 1
 UNCONDITIONAL_EVERY = 8  # one in so many prompts is also trained without its caption
 FORWARD_ROWS = 16  # texts in one forward pass; it is padded to the longest
@@ -53,14 +52,14 @@ def train(run: UpsamplerRun) -> dict:
     ValueError if `captions_file` has more captions than there are clips.
     """
     accelerator = create_accelerator(run)
-    bucket, held_out = open_bucket(run.data, FORMAT), open_bucket(run.held_out, FORMAT)
+    bucket, held_out = open_bucket(run.data, run.format), open_bucket(run.held_out, run.format)
     captions = [json.loads(line) for line in run.captions_file.read_text().splitlines()] if run.captions_file else []
     if len(captions) > len(bucket):
         raise ValueError(
             f"captions_file must hold captions of at most {len(bucket)} clips; {run.captions_file} holds "
             f"{len(captions)}, so name the dataset that it was written for"
         )
-    write_run_description(run, accelerator, data=data_hash(run.data, (FORMAT,)))
+    write_run_description(run, accelerator, data=data_hash(run.data, (run.format,)))
     tokenizer, model = build_model(run, bucket)
     if accelerator.device.type == "cpu":  # SDPA's backward pass on a CPU would take a quarter of a step
         model.net.set_attn_implementation("eager")

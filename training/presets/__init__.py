@@ -18,10 +18,13 @@ from training.presets.first import (
     world_first_test,
 )
 from training.presets.second import (
+    captioner_second,
     dit_second,
     dit_second_square,
     dit_second_words,
     judge_second,
+    text_second,
+    upsampler_second,
     vae_second,
     world_second,
     world_second_combinations,
@@ -59,9 +62,9 @@ PRESETS = {
         "first-decoder": vae_first_decoder,
         "second": vae_second,
     },
-    "text": {"tiny": text_tiny, "first": text_first},
-    "captioner": {"tiny": captioner_tiny, "first": captioner_first},
-    "upsampler": {"tiny": upsampler_tiny, "first": upsampler_first},
+    "text": {"tiny": text_tiny, "first": text_first, "second": text_second},
+    "captioner": {"tiny": captioner_tiny, "first": captioner_first, "second": captioner_second},
+    "upsampler": {"tiny": upsampler_tiny, "first": upsampler_first, "second": upsampler_second},
     "dit": {
         "tiny": dit_tiny,
         "first": dit_first,
@@ -73,5 +76,9 @@ PRESETS = {
         "second": dit_second,
     },
     "judge": {"first": judge_first, "second": judge_second},
-    "recipe": {"tiny": Recipe, "first": lambda: Recipe("first")},
+    "recipe": {
+        "tiny": Recipe,
+        "first": lambda: Recipe("first"),
+        "second": lambda: Recipe("second", ("world", "vae", "text", "dit", "captioner", "upsampler", "judge")),
+    },
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from training.config import DiTRun, JudgeRun, VAERun, WorldRun
+from training.config import CaptionerRun, DiTRun, JudgeRun, TextRun, UpsamplerRun, VAERun, WorldRun
 
 SECOND = Path("runs/second")
 SQUARE_12, LARGE_12 = (64, 64, 33), (128, 128, 33)  # 2.75 seconds at 12 frames per second
@@ -119,6 +119,59 @@ def dit_second() -> DiTRun:
         steps=2_000,
         decay_steps=1_600,
         sensitivity_clips=48,
+    )
+
+
+def text_second() -> TextRun:
+    """The text tower of the captioner; the transformer has an encoder of its own."""
+    return TextRun(
+        data=Path("data/second"),
+        held_out=Path("data/second-test"),
+        out=SECOND / "text",
+        format=SQUARE_12,
+        context_length=192,
+        steps=450,
+        lr=1.5e-3,
+        warmup_steps=40,
+        decay_steps=150,
+        batch_size=64,
+        video_width=128,
+        video_layers=3,
+        validate_every=75,
+        checkpoint_minutes=5,
+    )
+
+
+def captioner_second() -> CaptionerRun:
+    return CaptionerRun(
+        data=Path("data/second"),
+        held_out=Path("data/second-test"),
+        out=SECOND / "captioner",
+        text_encoder=SECOND / "text" / "text",
+        format=SQUARE_12,
+        steps=12_000,
+        short_caption_steps=1_000,
+        object_count_power=1,
+        lr=2e-3,
+        warmup_steps=100,
+        decay_steps=2_500,
+        validate_every=500,
+        checkpoint_minutes=5,
+    )
+
+
+def upsampler_second() -> UpsamplerRun:
+    return UpsamplerRun(
+        data=Path("data/second"),
+        held_out=Path("data/second-test"),
+        out=SECOND / "upsampler",
+        format=SQUARE_12,
+        steps=9_000,
+        lr=2e-3,
+        warmup_steps=100,
+        decay_steps=3_000,
+        validate_every=500,
+        checkpoint_minutes=5,
     )
 
 
