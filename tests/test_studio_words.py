@@ -9,6 +9,7 @@ from starlette.testclient import TestClient
 from app.queue.jobs import Queue
 from app.registry import UPSAMPLER
 from app.server.auth import AuthMiddleware
+from app.server.downloads import download_name
 from app.server.service import Service, served_models
 from app.studio.actions import unlearned_words
 from app.studio.forecast import LOAD_SECONDS, Forecast
@@ -21,7 +22,7 @@ from captioning.learned_words import LearnedWords
 from captioning.lexicon_set import load_lexicon_set
 from captioning.text_encoder import tokenize, train_tokenizer
 from captioning.upsampler import LEXICON_FILE
-from dit.request import RequestError
+from dit.request import Moment, Request, RequestError
 from tests.serving import OTHER_TOKEN, TOKEN
 
 LEXICONS = load_lexicon_set(UPSAMPLER / LEXICON_FILE)
@@ -102,3 +103,12 @@ def test_two_studios_on_one_host_keep_their_own_cookies():
     assert visitor.get("/studio/votes", headers=one | {"cookie": cookies[1]}).status_code == 401
     gone = visitor.post(SIGN_OUT, headers=one | both | {"origin": "http://127.0.0.1:8000"}).headers["set-cookie"]
     assert gone.startswith("longtake_token_8000=")
+
+
+def test_a_download_is_named_by_its_prompt_and_seed():
+    assert download_name(Request(prompt="A red ball, it bounces!", seed=7), ".mp4") == "a-red-ball-it-bounces-7.mp4"
+    assert download_name(Request(prompt="一个红球", seed=1), ".png") == "一个红球-1.png"
+    assert download_name(Request(prompt="../..", seed=2), ".mp4") == "text-to-video-2.mp4"
+    assert len(download_name(Request(prompt="red " * 90), ".mp4")) <= 66
+    board = Request(mode="storyboard", moments=(Moment(0, "a ball rolls"),))
+    assert download_name(board, ".mp4") == "a-ball-rolls-0.mp4"

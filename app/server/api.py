@@ -22,6 +22,7 @@ from starlette.requests import ClientDisconnect
 from app.policy.errors import PolicyError
 from app.queue.jobs import QueueFull
 from app.server.auth import AuthMiddleware, error_response
+from app.server.downloads import download_name
 from app.server.idempotency import HEADER, IdempotencyKey, KeyReused
 from app.server.mcp import AllowlistMiddleware, add_tools
 from app.server.parsing import CLIP_ALIAS, FILE_FIELDS, parse_form, parse_json, short_repr
@@ -265,15 +266,15 @@ def add_videos(app: FastAPI) -> None:
     ):
         """Download the file of a video, its thumbnail, or a spritesheet of six frames."""
 
-        def file_of() -> Path:
-            path = service.completed_job(video_id, owner).output
-            if not path.is_file():
+        def file_of() -> tuple[Path, str]:
+            job = service.completed_job(video_id, owner)
+            if not job.output.is_file():
                 raise NotFound(f"a video must have its file; that of {video_id} was removed by hand; make it again")
-            return path
+            return job.output, download_name(job.request, job.output.suffix)
 
-        path = await to_thread.run_sync(file_of)
+        path, name = await to_thread.run_sync(file_of)
         if variant == "video":
-            return FileResponse(path, filename=path.name, headers=NOSNIFF)
+            return FileResponse(path, filename=name, headers=NOSNIFF)
         image = await service.reading.run(owner, still_image, path, variant)
         return Response(image, media_type="image/webp", headers=NOSNIFF)
 

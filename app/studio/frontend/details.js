@@ -143,7 +143,7 @@ function actionBar(card) {
     line.append(menu);
     line.append(
       button(
-        "compare",
+        "tick",
         t("gallery.pick"),
         closing(() => pick(card)),
         { words: t("gallery.pick") },

@@ -104,7 +104,7 @@ function overlay(tile) {
   const { card, parts, actions } = tile;
   if (card.status !== "completed") return null;
   parts.star = button("star", t("gallery.favourite"), () => star(tile), { kind: "star" });
-  parts.pick = button("compare", t("gallery.pick"), () => actions.pick(tile.card), { kind: "pick" });
+  parts.pick = button("tick", t("gallery.pick"), () => actions.pick(tile.card), { kind: "pick" });
   return make("div", { class: "corner" }, parts.pick, parts.star);
 }
 
