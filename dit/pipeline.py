@@ -106,7 +106,7 @@ class Pipeline(DiffusionPipeline):
         self.check_size(size, mode)
         sampler = request.sampler or settings.sampler
         if sampler not in self.samplers:
-            raise RequestError(f"sampler of this model must be one of {', '.join(self.samplers)}; got {sampler!r}")
+            raise RequestError(f"sampler must be one of {', '.join(self.samplers)}; got {sampler!r}")
         self.check_special_fields(request)
         fps = self.checked_fps(request)
         steps = settings.steps if request.steps is None else request.steps

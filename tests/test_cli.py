@@ -171,7 +171,9 @@ def test_a_damaged_model_is_refused(longtake, tiny_model, tmp_path):
 def test_an_unknown_model_is_refused(longtake, tmp_path):
     code, _, err = longtake("generate", "x", "-o", tmp_path / "c.mp4", "--model", "sora")
     assert (
-        code == 2 and "model must be a folder with a model_index.json or a shipped model" in err and "got 'sora'" in err
+        code == 2
+        and "model must be a folder with a model_index.json, or one that longtake models lists" in err
+        and "got 'sora'" in err
     )
 
 

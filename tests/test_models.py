@@ -179,3 +179,61 @@ def test_the_cost_of_every_family_is_known_without_weights(name):
     cost = AdaptedCostModel(skeleton, {"transformer": 10}).cost(Request(prompt="a cat", guidance=3.0, guidance_2=None))
     assert all(value > 0 for value in (cost.denoise_flops, cost.decode_flops, cost.forward_bytes, cost.decode_bytes))
     assert cost.evaluations == cost.request.steps * (1 if name == "hunyuan" else 2)
+
+
+@pytest.mark.slow  # a queue, and two models loaded
+def test_two_foreign_models_make_clips_in_one_queue(folder, tmp_path):
+    from app.queue.jobs import DONE, Queue
+    from app.queue.worker import run_worker
+    from app.render import read_request
+
+    other = tmp_path / "tiny-ltx"
+    tiny_pipelines.make(tiny_pipelines.ltx).save_pretrained(other)
+    requests = [
+        Request(prompt="a cat", model=str(one), size=(32, 32), seconds=0.4, steps=2, seed=seed)
+        for seed, one in enumerate((folder, other, folder))
+    ]
+    queue = Queue(tmp_path / "queue")
+    jobs = queue.submit(requests)
+    run_worker(queue, until_empty=True)
+    done = [queue.job(job.id) for job in jobs]
+    assert [job.state for job in done] == [DONE] * 3, [job.message for job in done]
+    hashes = [read_request(job.output).model_hash for job in done]
+    assert hashes == [hash_of(folder), hash_of(other), hash_of(folder)]
+
+
+def test_a_pipeline_without_a_family_samples_by_its_own_call(tmp_path):
+    from dit.adapters.load import adapt
+
+    pipe = tiny_pipelines.make(tiny_pipelines.allegro)
+    model, steps = adapt(pipe, "hash"), []
+    assert model.modes == ("text-to-video", "text-to-image")
+    request = Request(prompt="a cat", size=(64, 64), seconds=9 / 15, steps=2, seed=5, guidance=3.0)
+    (sample,) = model.generate([request], progress=lambda done, all_steps: steps.append((done, all_steps)))
+    expected = pipe(
+        prompt="a cat",
+        height=64,
+        width=64,
+        num_frames=9,
+        num_inference_steps=2,
+        guidance_scale=3.0,
+        generator=torch.Generator().manual_seed(5),
+        output_type="np",
+    ).frames[0]
+    expected = torch.as_tensor(expected).permute(3, 0, 1, 2) * 2 - 1
+    torch.testing.assert_close(model.pixels(sample), expected, rtol=0, atol=1e-5)
+    assert steps == [(1, 2), (2, 2)]
+    with pytest.raises(RequestError, match="this model makes text-to-video, text-to-image; got extend"):
+        model.resolve(Request(mode="extend", prompt="a cat", clip="ball.mp4"))
+
+
+def test_a_call_stops_at_once_when_it_is_cancelled():
+    from dit.adapters.load import adapt
+
+    model = adapt(tiny_pipelines.make(tiny_pipelines.allegro))
+
+    def cancel(done: int, all_steps: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(model.generate([Request(prompt="a cat", size=(64, 64), seconds=0.6, steps=2)], progress=cancel))

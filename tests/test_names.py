@@ -109,6 +109,7 @@ def test_any_change_of_a_request_gives_another_name(tmp_path):
         "size": (64, 64),
         "moments": (Moment(0, "x"),),
         "hashes": (("a.png", "00"),),
+        "loras": (("a.safetensors", 0.5),),
     }
     assert changes.keys() == FIELD_TYPES.keys()
     requests = [Request(prompt="x"), *(replace(Request(prompt="x"), **{name: one}) for name, one in changes.items())]

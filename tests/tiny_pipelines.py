@@ -326,3 +326,34 @@ def mochi():
         transformer=transformer,
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True),
     )
+
+
+def allegro():
+    """A pipeline of no family of ours."""
+    vae = diffusers.AutoencoderKLAllegro(
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("AllegroDownBlock3D",) * 4,
+        up_block_types=("AllegroUpBlock3D",) * 4,
+        block_out_channels=(8, 8, 8, 8),
+        latent_channels=4,
+        layers_per_block=1,
+        norm_num_groups=2,
+        temporal_compression_ratio=4,
+    )
+    vae.enable_tiling()
+    transformer = diffusers.AllegroTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=4,
+        out_channels=4,
+        num_layers=1,
+        cross_attention_dim=24,
+        sample_width=8,
+        sample_height=8,
+        sample_frames=8,
+        caption_channels=32,
+    )
+    return diffusers.AllegroPipeline(
+        tokenizer=tokenizer(), text_encoder=t5(), vae=vae, scheduler=diffusers.DDIMScheduler(), transformer=transformer
+    )

@@ -35,6 +35,7 @@ from dit.settings import Settings
 
 TOY_PARAMETERS = 5_000_000  # a network below this is for tests; a full-size clip would take it hours for nothing
 TOY_PIXELS, TOY_STEPS = 64, 4
+LONGEST_FRAMES = 129  # at once, of a model whose call does not say
 
 
 class AdaptedPipeline(Pipeline):
@@ -92,11 +93,8 @@ class AdaptedPipeline(Pipeline):
     @cached_property
     def longest_frames(self) -> int:
         """The most frames that are sampled at once; longer clips are made in windows."""
-        named = (
-            self.family.default("longest")
-            or self.family.default("num_frames")
-            or self.settings.seconds * self.settings.fps
-        )
+        names = ("longest", "num_frames", "video_length")
+        named = next((found for name in names if (found := self.family.default(name))), LONGEST_FRAMES)
         return self._nearest_frames(named)
 
     @property
@@ -204,10 +202,8 @@ class AdaptedPipeline(Pipeline):
     def trained_frame_count(self, size: tuple[int, int], seconds: float, fps: float) -> int:
         time, wanted = self.vae.stride[0], seconds * fps
         if not math.isfinite(wanted) or wanted >= self.longest_frames + time:
-            longest = self.longest_frames / fps
-            raise RequestError(
-                f"seconds must be at most {longest:.3g} for this model; got {seconds:g}, so use the mode long for more"
-            )
+            rule = f"seconds must be at most {self.longest_frames / fps:.3g} for this model; got {seconds:g}"
+            raise RequestError(f"{rule}, so use the mode long for more" if "long" in self.modes else rule)
         return self._nearest_frames(wanted)
 
     def trained_lengths(self, request: Request) -> list[int]:
