@@ -27,7 +27,8 @@ FAMILIES = {
     "ltx": (32, 9),
     "hunyuan": (16, 9),
     "cogvideo": (32, 9),
-    "mochi": (16, 13),
+    "mochi": (32, 13),
+    "skyreels": (32, 9),
 }
 # Rounding: diffusers evaluates both prompts of these in one batch, or converts to and from its own variables.
 TOLERANCE = {"ltx": 1e-5, "cogvideo": 1e-5, "mochi": 1e-5}
@@ -106,7 +107,9 @@ def diffusers_call(name: str, request: Request, shape, **more):
     return found[0]
 
 
-@pytest.mark.parametrize("name", ["wan", "wan_5b", "wan_two_experts", "ltx", "hunyuan", "cogvideo", "mochi"])
+@pytest.mark.parametrize(
+    "name", ["wan", "wan_5b", "wan_two_experts", "ltx", "hunyuan", "cogvideo", "mochi", "skyreels"]
+)
 def test_text_to_video_equals_that_of_diffusers(name):
     changes, more = {}, {}
     if name == "wan_two_experts":
@@ -212,7 +215,7 @@ def requests_of_all_modes(name: str, files) -> dict[str, Request]:
 
 
 @pytest.mark.slow  # fifteen modes for each kind of model, each a whole clip: half a minute
-@pytest.mark.parametrize("name", ["wan", "wan_5b", "wan_i2v", "wan_vace", "cogvideo"])
+@pytest.mark.parametrize("name", FAMILIES)
 def test_every_mode_works_and_keeps_what_is_given(name, files):
     model, side = pipeline(name), FAMILIES[name][0]
     for mode, request in requests_of_all_modes(name, files).items():

@@ -237,3 +237,11 @@ def test_a_call_stops_at_once_when_it_is_cancelled():
 
     with pytest.raises(KeyboardInterrupt):
         list(model.generate([Request(prompt="a cat", size=(64, 64), seconds=0.6, steps=2)], progress=cancel))
+
+
+def test_the_number_of_frames_may_have_another_name():
+    from dit.adapters.load import adapt
+
+    model = adapt(tiny_pipelines.make(tiny_pipelines.sana))
+    (sample,) = model.generate([Request(prompt="a cat", size=(32, 32), seconds=9 / 24, steps=1)])
+    assert model.pixels(sample).shape == (3, 9, 32, 32)

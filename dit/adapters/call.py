@@ -204,6 +204,7 @@ class CalledPipeline(AdaptedPipeline):
             "true_cfg_scale": request.guidance_2,
             "generator": torch.Generator("cpu").manual_seed(request.seed),
             "output_type": "np",
+            "use_resolution_binning": False,  # the size is what was asked for
         }
         given |= dict.fromkeys(FRAME_ARGUMENTS, frames) | dict.fromkeys(RATE_ARGUMENTS, request.fps)
         if not isinstance(self._default_of("fps"), float):
