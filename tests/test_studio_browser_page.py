@@ -120,15 +120,47 @@ def test_the_page_is_chinese_for_a_chinese_browser_and_english_at_a_click(visit)
         assert page.inner_text("#presets h1") == "Compose"
 
 
-def test_the_theme_is_dark_or_light_and_is_stored(visit):
+def test_the_theme_is_the_systems_until_one_is_chosen(visit):
     ground = "getComputedStyle(document.body).backgroundColor"
-    with visit() as page:
-        assert page.evaluate(ground) == "rgb(15, 16, 19)"
+    dark, light = "rgb(15, 16, 19)", "rgb(246, 244, 240)"
+    with visit(color_scheme="dark") as page:
+        assert page.evaluate(ground) == dark
+        page.emulate_media(color_scheme="light")
+        page.wait_for_function(f"{ground} === '{light}'")
+        page.emulate_media(color_scheme="dark")
+        page.wait_for_function(f"{ground} === '{dark}'")
         page.click("#light")
-        assert page.evaluate(ground) == "rgb(246, 244, 240)"
+        assert page.evaluate(ground) == light
         page.reload()
         page.wait_for_selector("html[data-ready]")
-        assert page.evaluate(ground) == "rgb(246, 244, 240)"
+        assert page.evaluate(ground) == light
+
+
+def test_unlearned_words_are_named_while_typing_and_on_the_tile(visit):
+    with visit() as page:
+        page.fill("#f-prompt textarea", "a red Zebra")
+        page.wait_for_selector("#words .unlearned")
+        assert page.inner_text("#words").startswith("Not learned: Zebra.") and "balls" in page.inner_text("#words")
+        page.click("#language")
+        page.wait_for_function("document.querySelector('#words').innerText.startsWith('没有学过：Zebra。')")
+        assert "球" in page.inner_text("#words")
+        page.click("#language")
+        page.keyboard.press("Control+Enter")
+        made = tile(page, "a red Zebra")
+        assert "Not learned: Zebra" in made.inner_text()
+        made.locator("button[aria-haspopup=menu]").click()
+        with page.expect_download() as download:
+            page.click(".menu >> text=Download")
+        assert download.value.suggested_filename.startswith("a-red-zebra-")
+        page.fill("#f-prompt textarea", "a red ball")
+        page.wait_for_selector("#words .unlearned", state="hidden")
+
+
+def test_the_form_stays_in_sight_while_the_gallery_scrolls(visit):
+    with visit() as page:
+        page.evaluate("document.querySelector('#grid').style.minHeight = '3000px'")
+        page.evaluate("scrollTo(0, 1500)")
+        assert page.evaluate("document.querySelector('#compose').getBoundingClientRect().top") == 16
 
 
 def test_nothing_is_wider_than_a_phone(visit):
@@ -178,7 +210,7 @@ def test_screenshots_for_the_readme_are_taken(visit):
         "a blue cube spins on sand while the camera orbits to the left",
         "a large red ball bounces on the grass",
     ]
-    with visit({"steps": 30}) as page:
+    with visit({"steps": 30}, color_scheme="dark") as page:
         for prompt in prompts:
             compose(page, prompt)
             tile(page, prompt)
@@ -192,8 +224,7 @@ def test_screenshots_for_the_readme_are_taken(visit):
         take(page, "desk")
     board = [(0, "一个大红球停在草地上"), (1.5, "一个大红球在草地上弹跳"), (3, "一个大红球滚过草地")]
     moments = [{"at": at, "prompt": prompt, "image": None, "clip": None} for at, prompt in board]
-    with visit({"mode": "storyboard", "moments": moments, "length": 4.5}, locale="zh-CN") as page:
-        page.click("#light")
+    with visit({"mode": "storyboard", "moments": moments, "length": 4.5}, locale="zh-CN", color_scheme="light") as page:
         page.wait_for_selector(".card >> nth=2")
         page.wait_for_function("!document.querySelector('.tile[data-status=queued], .tile[data-status=in_progress]')")
         page.wait_for_timeout(1500)
