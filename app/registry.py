@@ -33,8 +33,10 @@ def model_folder(name: str | None) -> Path:
     Raises RequestError where there is none.
     """
     name = name or DEFAULT_MODEL
+    if (MODELS / name / INDEX).is_file():
+        return MODELS / name
     added = added_models()
-    for folder in (MODELS / name, *([added[name].folder] if name in added else []), Path(name)):
+    for folder in (*([added[name].folder] if name in added else []), Path(name)):
         if (folder / INDEX).is_file():
             return folder
     known = ", ".join([*shipped_models(), *added]) or "none"
@@ -62,7 +64,7 @@ def added_models() -> dict[str, AddedModel]:
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         return {name: AddedModel(Path(one["folder"]), one["hash"]) for name, one in stored.items()}
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
         return {}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise RequestError(f"{path} must list models by name; it is damaged: {error}; remove it") from None

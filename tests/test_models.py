@@ -68,6 +68,14 @@ def test_a_licence_with_limits_must_be_agreed_to(changed, longtake):
     longtake("models", "remove", "limited")
 
 
+def test_the_licence_is_kept_in_the_credentials(changed):
+    from app.provenance.credentials import model_licence
+
+    (changed / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n")
+    assert model_licence(str(changed)) == {"licence": "cc-by-nc-4.0", "limits": "not for commercial use"}
+    assert model_licence(None) is None and model_licence("gone") is None
+
+
 def test_the_usual_licence_is_named_where_a_folder_has_none(tmp_path):
     assert licence_of(tmp_path, "HunyuanVideoPipeline").describe().startswith("tencent-hunyuan-community (usual")
     assert licence_of(tmp_path, "UnheardOfPipeline").name == "unknown"

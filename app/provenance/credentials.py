@@ -28,8 +28,10 @@ from app.provenance.manifest import (
     COMPOSITE,
     EMBEDDED_TYPES,
     GENERATED,
+    LICENCE_LABEL,
     MEDIA_TYPES,
     MISSING,
+    OWN_PIPELINE,
     PROGRAM,
     REQUEST_LABEL,
     SIDECAR_TYPES,
@@ -40,6 +42,7 @@ from app.provenance.manifest import (
     credentials_path,
 )
 from app.provenance.verification import TAMPERED, verify_in_process
+from app.registry import INDEX, MODELS, model_folder
 from dit.modes import MODES
 from dit.request import Request
 from vae.files import atomic_write
@@ -160,6 +163,8 @@ def _builder(
         {"label": REQUEST_LABEL, "data": _request_claim(request, clips)},
         {"label": UNCOVERED_LABEL, "data": {"sha256": uncovered_hash(path)}},
     ]
+    if licence := model_licence(request.model):
+        assertions.append({"label": LICENCE_LABEL, "data": licence})
     missing = [_ingredient(file, id) | {"description": MISSING} for file, id, exists in inputs if not exists]
     manifest = {"claim_generator_info": [agent], "assertions": assertions, "ingredients": missing}
     manifest["instance_id"] = f"sha256:{hash_of_contents(path)}"
@@ -172,6 +177,21 @@ def _builder(
         if exists:
             _add_ingredient(builder, file, id, context, anchors)
     return builder
+
+
+def model_licence(model: str | None) -> dict[str, str] | None:
+    """Return name and limits of the licence of another maker's model; None for ours, and where it is not here."""
+    from app.licences import licence_of
+
+    try:
+        folder = model_folder(model)
+        name = json.loads((folder / INDEX).read_text(encoding="utf-8")).get("_class_name")
+    except (ValueError, OSError):
+        return None
+    if folder.parent == MODELS or name == OWN_PIPELINE:
+        return None
+    licence = licence_of(folder, str(name))
+    return {"licence": licence.name} | ({"limits": licence.limits} if licence.limits else {})
 
 
 def _own_version() -> str:
