@@ -56,11 +56,13 @@ CHINESE_NUMBERS = {
 class LearnedWords:
     """The words of captions, each with the number of captions that hold it.
 
-    `examples` are words to name where a prompt has unlearned ones, by language; none are needed.
+    `examples` are words to name where a prompt has unlearned ones, by language; none are needed. `unheard` are the
+    attributes whose words captions hold, but which were measured to change nothing (`longtake sensitivity`).
     """
 
     counts: Mapping[str, int]
     examples: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    unheard: tuple[str, ...] = ()
 
     @cached_property
     def base_forms(self) -> frozenset[str]:
@@ -112,12 +114,14 @@ class LearnedWords:
         """Return the words of both, for a model that was trained on the captions of one and then of the other."""
         if other is None:
             return self
-        return LearnedWords(Counter(other.counts) + Counter(self.counts), {**other.examples, **self.examples})
+        counts = Counter(other.counts) + Counter(self.counts)
+        return LearnedWords(counts, {**other.examples, **self.examples}, self.unheard)
 
     def save(self, folder: Path) -> None:
         """Write the file that `read_learned_words` reads, the most frequent words first."""
         words = dict(sorted(self.counts.items(), key=lambda item: (-item[1], item[0])))
-        content = {"examples": {name: list(some) for name, some in self.examples.items()}, "words": words}
+        examples = {name: list(some) for name, some in self.examples.items()}
+        content = {"unheard": list(self.unheard), "examples": examples, "words": words}
         (folder / LEARNED_WORDS).write_text(json.dumps(content, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
 
 
@@ -131,7 +135,7 @@ def read_learned_words(folder: Path) -> LearnedWords | None:
         content = json.loads(path.read_text(encoding="utf-8"))
         counts = {str(word): int(count) for word, count in content["words"].items()}
         examples = {str(name): tuple(map(str, some)) for name, some in content["examples"].items()}
-        return LearnedWords(counts, examples)
+        return LearnedWords(counts, examples, tuple(map(str, content.get("unheard", ()))))
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -9,6 +9,7 @@ from starlette.testclient import TestClient
 from app.queue.jobs import Queue
 from app.registry import MODELS, describe_unlearned, unlearned_words
 from app.server.service import Service, served_models
+from app.studio.options import studio_options
 from captioning.learned_words import (
     LEARNED_WORDS,
     LearnedWords,
@@ -18,7 +19,7 @@ from captioning.learned_words import (
 )
 from dit.pipeline import Pipeline
 from dit.request import Moment, Request
-from training.caption_words import frequent_words, world_captions
+from training.caption_words import frequent_words, unheard_attributes, world_captions
 from vae.weights import WeightsError
 
 FIRST = read_learned_words(MODELS / "first")
@@ -99,6 +100,21 @@ def test_a_continued_model_knows_the_words_of_both_its_trainings():
 def test_examples_of_unknown_captions_are_their_most_frequent_words():
     learned = count_words(["the dog runs"] * 5 + ["a cat 一只黑猫"] * 3)
     assert frequent_words(learned)["en"] == ("dog", "runs", "cat")
+
+
+def test_attributes_whose_words_change_nothing_are_known_as_unheard(tmp_path):
+    report = {"sensitivity_colour_1.0": 0.0, "sensitivity_colour_0.8": 0.05, "validation": 0.0}
+    report |= {"sensitivity_time_of_day_1.0": 0.0003, "sensitivity_time_of_day_0.8": -0.0004}
+    assert unheard_attributes(report) == ("time of day",) and unheard_attributes({}) == ()
+    LearnedWords({"ball": 3}, {}, ("time of day",)).save(tmp_path)
+    assert read_learned_words(tmp_path) == LearnedWords({"ball": 3}, {}, ("time of day",))
+
+
+def test_the_studio_offers_no_preset_whose_words_change_nothing(tmp_path, tiny_model):
+    queue = Queue(tmp_path)
+    service = Service(queue, served_models(queue, ["first", str(tiny_model)]))
+    first, tiny = studio_options(service, True)["models"]
+    assert first["unheard"] == ["camera", "light", "ground"] and tiny["unheard"] == []
 
 
 @pytest.mark.slow

@@ -3,14 +3,15 @@
 Training writes them with the model. For a model that is trained already, from its data set or the world's grammar:
 
     python -m training.caption_words runs/second/dit/model --data data/second
-    python -m training.caption_words app/models/first --edition 1
+    python -m training.caption_words app/models/first --edition 1 --clips 4000 --unheard camera ground sky "time of day"
 """
 
 from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from training.manifest import MANIFEST_FILE, read_manifest
 from training.world import words_en, words_zh
 from training.world.scene import sample_scene
 
+LEAST_DIFFERENCE = 0.002  # of the loss when an attribute's words are exchanged, for it to be heard
 EXAMPLES = 12  # most frequent words that are named of captions of unknown content
 
 
@@ -38,6 +40,18 @@ def frequent_words(learned: LearnedWords) -> dict[str, tuple[str, ...]]:
     content = [word for word in frequent if word not in STOP_WORDS and not word.isdecimal() and len(word) > 1]
     english, chinese = ([word for word in content if word.isascii() == ascii] for ascii in (True, False))
     return {name: tuple(words[:EXAMPLES]) for name, words in (("en", english), ("zh", chinese)) if words}
+
+
+def unheard_attributes(report: Mapping[str, float]) -> tuple[str, ...]:
+    """Return the attributes whose exchanged words raise the loss too little at every noise level of a report.
+
+    Its keys are those of `training.train_dit.log_sensitivity`; without any, nothing is known to be unheard.
+    """
+    highest = dict[str, float]()
+    for key, difference in report.items():
+        if match := re.fullmatch(r"sensitivity_(.+)_[\d.]+", key):
+            highest[match[1]] = max(difference, highest.get(match[1], -1.0))
+    return tuple(name.replace("_", " ") for name, difference in highest.items() if difference < LEAST_DIFFERENCE)
 
 
 def captions_of(bucket: Bucket | LatentDataset) -> Iterator[str]:
@@ -83,6 +97,7 @@ def main() -> None:
     source.add_argument("--data", type=Path, nargs="+", help="folders of its training data")
     source.add_argument("--edition", type=int, help="the edition of the world that its captions were written of")
     parser.add_argument("--clips", type=int, default=6000, help="clips of that edition (default: %(default)s)")
+    parser.add_argument("--unheard", nargs="*", default=[], help="attributes that were measured to change nothing")
     args = parser.parse_args()
     if args.edition:
         found = count_words(world_captions(args.edition, args.clips))
@@ -94,7 +109,7 @@ def main() -> None:
     else:
         paths = [path for folder in args.data for path in sorted(folder.glob("*/captions.jsonl"))]
         learned = learned_words_of(Bucket(path.parent) for path in paths)
-    learned.save(args.model)
+    replace(learned, unheard=tuple(args.unheard)).save(args.model)
     print(f"{args.model} has {len(learned.counts)} learned words")
 
 

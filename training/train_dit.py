@@ -36,7 +36,7 @@ from dit.packing import Pack
 from dit.pipeline import Pipeline
 from dit.request import Request
 from dit.settings import Settings
-from training.caption_words import learned_words_of
+from training.caption_words import learned_words_of, unheard_attributes
 from training.config import DiTRun, Format
 from training.dataset import Bucket, data_hash
 from training.evaluation.sensitivity import per_clip_loss, sensitivity
@@ -162,6 +162,7 @@ def train(run: DiTRun) -> dict:
     report = validate(master.eval(), validation) | read_words()
     if accelerator.is_main_process:
         learned = learned_words_of(sources[format].bucket for format in video_formats(run.formats))
+        learned = replace(learned, unheard=unheard_attributes(report))
         pipeline.learned_words = learned.merged(read_learned_words(run.text_encoder) if run.init_from else None)
         save_model(pipeline, run)
         (run.out / "report.json").write_text(json.dumps(report, indent=2))

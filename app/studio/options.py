@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from app.registry import AUTO, UPSAMPLER
+from app.registry import AUTO, UPSAMPLER, learned_words
 from app.server.service import ServedModel, Service
 from app.studio.actions import MAX_VARIATIONS
 from app.studio.gallery import MAX_NOTE_CHARS
@@ -32,6 +32,7 @@ PROMPT_PRESETS = {
     },
     "ground": {"grass": "on the grass", "sand": "on sand", "wood": "on a wooden floor", "concrete": "on concrete"},
 }
+PRESET_ATTRIBUTES = {"camera": ("camera",), "light": ("time of day", "sky"), "ground": ("ground",)}
 STEP_PRESETS = {"draft": 1 / 3, "fine": 2.0}  # factors of the model's default steps
 
 
@@ -70,7 +71,9 @@ def _describe_model(name: str, model: ServedModel) -> dict[str, Any]:
     defaults = {field: getattr(settings, field) for field in DEFAULTS}
     defaults |= {"size": "{}x{}".format(*settings.size), "guidance_interval": list(settings.guidance_interval)}
     moves = list(CAMERA_MOVES) if model.camera else []
-    return {"name": name, "sizes": list(sizes.values()), "defaults": defaults, "camera": moves}
+    learned = learned_words(str(model.folder)) if model.folder else None
+    unheard = [group for group, names in PRESET_ATTRIBUTES.items() if learned and set(names) <= set(learned.unheard)]
+    return {"name": name, "sizes": list(sizes.values()), "defaults": defaults, "camera": moves, "unheard": unheard}
 
 
 def _presets(steps: int) -> list[dict[str, Any]]:

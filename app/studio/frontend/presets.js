@@ -5,7 +5,7 @@ import { button, make, setChildren } from "./dom.js";
 import { updateDraft, draft, renameFields } from "./draft.js";
 import { store, load } from "./storage.js";
 import { openMenu, openSheet, notify } from "./sheet.js";
-import { studio, listen } from "./studio.js";
+import { modelOf, studio, listen } from "./studio.js";
 import { hasText, t } from "./i18n.js";
 
 const STORED_FIELDS = ["model", "size", "seconds", "length", "variations", "strength", "side", "upsample", "watermark"];
@@ -28,7 +28,9 @@ export function openPresets(place) {
 }
 
 function menu(at) {
-  const groups = Map.groupBy ? Map.groupBy(studio.options.presets, (one) => one.group) : grouped(studio.options.presets);
+  const { unheard } = modelOf(draft.model); // groups of words that were measured to change nothing
+  const offered = studio.options.presets.filter(({ group }) => !unheard.includes(group));
+  const groups = Map.groupBy ? Map.groupBy(offered, (one) => one.group) : grouped(offered);
   const lines = [...groups].flatMap(([group, some]) => [
     [null, labelFor(`presets.${group}`, group)],
     ...some.map((one) => [one.phrase ? "add" : "step", labelFor(`presets.${one.name}`, one.name), () => applyBuiltIn(one)]),
