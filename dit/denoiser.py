@@ -126,25 +126,25 @@ class Denoiser:
 
     def forward(self, segments: Sequence[Segment], passes: list[tuple[int, ForwardPass]]) -> Iterator[Tensor]:
         """Yield the velocity of each forward pass, given with the index of its segment; all are one pack."""
-        patch = self.networks.transformer.dit_config.patch
+        patch, dtype = self.networks.transformer.dit_config.patch, self.networks.transformer.dtype
         parts = [(segments[index], [one.prompt for _, one in own]) for index, own in groupby(passes, itemgetter(0))]
         text = []
         for segment, prompts in parts:
             distinct = segment.prompts.distinct
             text.append(self.encode_prompts(distinct).repeat([distinct.index(prompt) for prompt in prompts]))
         batch = pack(
-            [one.latents for _, one in passes],
+            [one.latents.to(dtype) for _, one in passes],
             [one.sigma for _, one in passes],
             [segments[index].canvas.fps for index, _ in passes],
             patch,
             [len(prompts) for _, prompts in parts],
             cameras=self.cameras(segments, text, passes),
         )
-        token_embeddings = torch.cat([own.token_embeddings for own in text])
-        pooled = torch.cat([own.pooled for own in text])
+        token_embeddings = torch.cat([own.token_embeddings for own in text]).to(dtype)
+        pooled = torch.cat([own.pooled for own in text]).to(dtype)
         token_counts = tuple(count for own in text for count in own.token_counts)
         tokens = self.networks.transformer(batch, token_embeddings, pooled, token_counts)
-        yield from unpack(tokens, batch.shapes, patch)
+        yield from unpack(tokens.float(), batch.shapes, patch)
 
     def cameras(
         self, segments: Sequence[Segment], text: list[TextEmbeddings], passes: list[tuple[int, ForwardPass]]

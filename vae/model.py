@@ -184,15 +184,15 @@ class VideoVAE(ModelMixin, ConfigMixin):
         """
         frames, rows, columns = pixels.shape[2:]
         self.latent_shape(frames + 1 if state else frames, rows, columns)
-        mean, _, next_state = self.posterior(pixels, state)
-        return self.normalize(mean), next_state
+        mean, _, next_state = self.posterior(pixels.to(self.dtype), state)
+        return self.normalize(mean.float()), next_state
 
     def decode_piece(self, latents: Tensor, state: StreamState | None = None) -> tuple[Tensor, StreamState]:
         """Decode the next piece of normalized latents (B, C, T, H, W); return pixels (B, 3, F, Y, X) in [-1, 1] and the
         state for the piece after it.
         """
-        pixels, next_state = self.reconstruct(self.denormalize(latents), state)
-        return pixels.clamp(-1, 1), next_state
+        pixels, next_state = self.reconstruct(self.denormalize(latents).to(self.dtype), state)
+        return pixels.float().clamp(-1, 1), next_state
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Encode whole clips: pixels (B, 3, F, Y, X) in [-1, 1] to normalized latents (B, C, T, H, W)."""
@@ -206,8 +206,9 @@ class VideoVAE(ModelMixin, ConfigMixin):
         """Decode normalized latents (B, C, T, H, W) with the linear code only: fast, rough pixels (B, 3, F, Y, X) in
         [-1, 1].
         """
-        blocks = self.linear_decoder(rearrange(self.denormalize(latents), "B C T H W -> B T H W C"))
-        return rearrange(unpatchify(blocks, self.stride, first=True), "B F Y X rgb -> B rgb F Y X").clamp(-1, 1)
+        blocks = self.linear_decoder(rearrange(self.denormalize(latents).to(self.dtype), "B C T H W -> B T H W C"))
+        pixels = rearrange(unpatchify(blocks, self.stride, first=True), "B F Y X rgb -> B rgb F Y X")
+        return pixels.float().clamp(-1, 1)
 
     def normalize(self, raw: Tensor) -> Tensor:
         """Normalize raw latents per channel: mean 0 over the training set, variance as described for the class."""
