@@ -78,6 +78,7 @@ async function generate() {
   submitting = false;
   if (!found) return;
   emit("clips");
+  for (const note of document.querySelectorAll(".toast.wrong, .toast[data-about=upsampling]")) note.remove();
   notify(t(found.cards.length > 1 ? "compose.queued_several" : "compose.queued", { count: found.cards.length }));
   randomizeSeed();
   if (innerWidth < 900) document.getElementById("gallery")?.scrollIntoView({ behavior: "smooth" });
@@ -108,8 +109,8 @@ async function upsample() {
     post("/studio/upsample", { prompt, seed: Number(draft.seed) || 0, still, model: draft.model }),
   );
   if (!found) return;
-  if (found.unchanged) return notify(t(`upsample.unchanged_${found.unchanged}`), { stays: true });
+  if (found.unchanged) return notify(t(`upsample.unchanged_${found.unchanged}`), { stays: true, about: "upsampling" });
   setFields({ upsampled_prompt: found.upsampled_prompt, upsampledFrom: prompt, upsample: "auto" });
   const added = Object.entries(found.added).map(([name, value]) => `${t(`upsample.added_${name}`)}: ${value}`);
-  if (added.length) notify(t("upsample.added", { list: added.join("; ") }), { stays: true });
+  if (added.length) notify(t("upsample.added", { list: added.join("; ") }), { stays: true, about: "upsampling" });
 }

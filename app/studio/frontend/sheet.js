@@ -24,11 +24,11 @@ export function openSheet(title, { kind = "", closed = () => {} } = {}) {
 }
 
 /** Show a toast for some seconds, with a button where `act` is given; a reason stays until it is closed. */
-export function notify(sentence, { act = null, label = "", wrong = false, stays = wrong } = {}) {
+export function notify(sentence, { act = null, label = "", wrong = false, stays = wrong, about = "" } = {}) {
   const seconds = act ? 10 : 4;
   const note = make(
     "div",
-    { class: `toast ${wrong ? "wrong" : ""}`, role: wrong ? "alert" : "status" },
+    { class: `toast ${wrong ? "wrong" : ""}`, role: wrong ? "alert" : "status", data: { about } },
     make("p", {}, sentence),
   );
   const dismiss = () => note.remove();
@@ -38,6 +38,7 @@ export function notify(sentence, { act = null, label = "", wrong = false, stays 
   }
   note.append(button("close", t("sheet.close"), dismiss));
   const layer = toasts();
+  if (about) layer.querySelector(`[data-about="${about}"]`)?.remove(); // the newest word on a matter
   layer.append(note);
   while (layer.children.length > 3) layer.firstChild.remove();
   if (!stays) setTimeout(dismiss, seconds * 1000);
