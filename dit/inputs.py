@@ -31,7 +31,7 @@ from vae.video.sound import SAMPLE_RATE, silence
 TRIM_KEY = "trim"  # in the metadata of stored latents: how many frames at both ends the file does not have
 
 
-class StoredLatents(NamedTuple):
+class GivenLatents(NamedTuple):
     """The latents (C, T, H, W) of a clip's file, and how many of their frames at both ends it does not have."""
 
     latents: Tensor
@@ -123,7 +123,7 @@ def load_latents(path: str | Path, vae: VideoVAE) -> Tensor | None:
     return None if stored is None else stored.latents
 
 
-def load_stored(path: str | Path, vae: VideoVAE) -> StoredLatents | None:
+def load_stored(path: str | Path, vae: VideoVAE) -> GivenLatents | None:
     """Return the latents next to a clip's file.
 
     Returns None if there are none, or if they belong to other contents or another VAE. Raises RequestError if their
@@ -137,7 +137,7 @@ def load_stored(path: str | Path, vae: VideoVAE) -> StoredLatents | None:
             found = dict(stored.metadata() or {})
             lead, _, tail = found.pop(TRIM_KEY, "0 0").partition(" ")
             if found == _metadata(path, vae):
-                return StoredLatents(stored.get_tensor("latents"), (int(lead), int(tail)))
+                return GivenLatents(stored.get_tensor("latents"), (int(lead), int(tail)))
     except (SafetensorError, ValueError) as error:
         raise RequestError(f"{source} is damaged: {error}; remove it, and the clip itself is read") from error
     return None

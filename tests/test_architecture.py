@@ -33,7 +33,7 @@ ROOMS: dict[str, list[dict[str, tuple[str, ...]]]] = {
         {"sampling": ("sampler", "batching", "guidance", "camera")},
         {"denoiser": ("denoiser",)},
         {"pipeline": ("pipeline",)},
-        {"estimate": ("estimate",)},
+        {"estimate": ("estimate", "sampling_cost")},
         {"adapters": ("adapters", "adapters.*")},
     ],
     "training": [

@@ -11,7 +11,7 @@ from app.queue.estimate import Estimator, load_cost_model
 from app.registry import added_models, model_folder
 from dit.adapters.load import hash_of, load_model, settings_of
 from dit.request import Request, RequestError
-from tests import tiny_pipelines
+from tests import tiny_foreign_pipelines, tiny_pipelines
 from vae.weights import WeightsError
 
 
@@ -213,7 +213,7 @@ def test_two_foreign_models_make_clips_in_one_queue(folder, tmp_path):
 def test_a_pipeline_without_a_family_samples_by_its_own_call(tmp_path):
     from dit.adapters.load import adapt
 
-    pipe = tiny_pipelines.make(tiny_pipelines.allegro)
+    pipe = tiny_pipelines.make(tiny_foreign_pipelines.allegro)
     model, steps = adapt(pipe, "hash"), []
     assert model.modes == ("text-to-video", "text-to-image")
     request = Request(prompt="a cat", size=(64, 64), seconds=9 / 15, steps=2, seed=5, guidance=3.0)
@@ -238,7 +238,7 @@ def test_a_pipeline_without_a_family_samples_by_its_own_call(tmp_path):
 def test_a_call_stops_at_once_when_it_is_cancelled():
     from dit.adapters.load import adapt
 
-    model = adapt(tiny_pipelines.make(tiny_pipelines.allegro))
+    model = adapt(tiny_pipelines.make(tiny_foreign_pipelines.allegro))
 
     def cancel(done: int, all_steps: int) -> None:
         raise KeyboardInterrupt
@@ -250,6 +250,6 @@ def test_a_call_stops_at_once_when_it_is_cancelled():
 def test_the_number_of_frames_may_have_another_name():
     from dit.adapters.load import adapt
 
-    model = adapt(tiny_pipelines.make(tiny_pipelines.sana))
+    model = adapt(tiny_pipelines.make(tiny_foreign_pipelines.sana))
     (sample,) = model.generate([Request(prompt="a cat", size=(32, 32), seconds=9 / 24, steps=1)])
     assert model.pixels(sample).shape == (3, 9, 32, 32)

@@ -7,7 +7,7 @@ import pytest
 from app.queue.database import QueueDamaged
 from app.queue.jobs import CANCELLED, DONE, FAILED, QUEUED, RUNNING, Queue
 from app.queue.lease import Lease, publish, recover, staging_folder
-from app.queue.runs import Run
+from app.queue.runs import BatchRun
 from app.queue.worker import finish
 from tests.test_jobs import requests_for, write_staged_file
 
@@ -29,7 +29,7 @@ def wanted(folder, *numbers):
 
 
 def test_runs_do_not_cancel_each_others_jobs_and_share_what_both_want(queue, folder):
-    with Run(queue) as one, Run(queue) as other:
+    with BatchRun(queue) as one, BatchRun(queue) as other:
         mine = one.submit_missing(wanted(folder, 0, 1, 2))
         theirs = other.submit_missing(wanted(folder, 2, 3))
         assert theirs[0].id == mine[2].id and queue.counts()[QUEUED] == 4
@@ -38,27 +38,27 @@ def test_runs_do_not_cancel_each_others_jobs_and_share_what_both_want(queue, fol
 
 
 def test_what_no_living_run_wants_is_cancelled_by_the_next_run(queue, folder):
-    with Run(queue) as other:
+    with BatchRun(queue) as other:
         (kept,) = other.submit_missing(wanted(folder, 5))
-        with Run(queue) as dead:
+        with BatchRun(queue) as dead:
             left, shared, running = dead.submit_missing(wanted(folder, 0, 5, 1))
         queue.move(running.id, 0)
         with Lease(queue, "cpu") as lease:
             assert lease.claim().id == running.id
-            with Run(queue) as run:
+            with BatchRun(queue) as run:
                 run.submit_missing(wanted(folder, 2))
             assert shared.id == kept.id
             assert [queue.job(job.id).state for job in (left, kept, running)] == [CANCELLED, QUEUED, RUNNING]
             assert lease.report(running, "sampling", 1, 2) == "cancel"
-    with Run(queue, everything=True), Run(queue) as run:  # a worker that was started by hand
+    with BatchRun(queue, everything=True), BatchRun(queue) as run:  # a worker that was started by hand
         run.submit_missing(wanted(folder, 3))
         assert queue.job(kept.id).state == QUEUED
 
 
 def test_another_clip_under_the_same_name_is_refused_while_a_run_wants_the_first(queue, folder):
     other = [(requests_for(seeds=9)[8], folder / "0.mp4")]
-    with Run(queue) as run:
-        with Run(queue) as first:
+    with BatchRun(queue) as run:
+        with BatchRun(queue) as first:
             (job,) = first.submit_missing(wanted(folder, 0))
             (refused,) = run.submit_missing(other)
             assert "another command is making" in refused and queue.job(job.id).state == QUEUED
@@ -73,7 +73,7 @@ def test_a_clip_that_appears_before_it_is_queued_is_not_queued(queue, folder):
         assert queue.connection.in_transaction  # no worker can note anything meanwhile
         return number == 1
 
-    with Run(queue) as run:
+    with BatchRun(queue) as run:
         first, there, third = run.submit_missing(wanted(folder, 0, 1, 2), deliver)
         assert there is None and [job.output.name for job in (first, third)] == ["0.mp4", "2.mp4"]
         assert queue.counts()[QUEUED] == 2
@@ -86,7 +86,7 @@ def test_an_output_is_the_same_under_any_name_of_its_folder_and_from_any_directo
     jobs = []
     for name in names:
         queue = Queue(name / ".queue")
-        with Run(queue) as run:
+        with BatchRun(queue) as run:
             jobs += run.submit_missing([(requests_for()[0], name / "clip.mp4")])
     assert {job.id for job in jobs} == {jobs[0].id} and {job.output for job in jobs} == {folder / "clip.mp4"}
     (tmp_path / "elsewhere").mkdir()

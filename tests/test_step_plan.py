@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from training.step_plan import Sample, StepPlan, batch_sizes_for, deal
+from training.step_plan import StepPlan, StepSample, batch_sizes_for, deal
 
 # Of each step 3 long clips, 8 middle ones and 10 images.
 SIZES, TOKENS, FLOPS = (3, 8, 10), (576, 144, 16), (900, 150, 12)
@@ -22,7 +22,7 @@ def plan(**changes):
 def test_every_sample_is_dealt_once_whatever_the_number_of_processes(processes):
     for step in (0, 7):
         wanted = [
-            Sample(number, step * count + offset) for number, count in enumerate(SIZES) for offset in range(count)
+            StepSample(number, step * count + offset) for number, count in enumerate(SIZES) for offset in range(count)
         ]
         dealt = [plan(processes=processes).samples(step, process) for process in range(processes)]
         assert sorted(sample for own in dealt for sample in own) == wanted

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 
-class Sample(NamedTuple):
+class StepSample(NamedTuple):
     """One sample of a step: the number of its format, and its global index within that format."""
 
     format: int
@@ -48,17 +48,18 @@ class StepPlan:
         if self.max_tokens < 0:
             raise ValueError(f"max_tokens must be 0, for no limit, or more; got {self.max_tokens}")
 
-    def samples(self, step: int, process: int) -> list[Sample]:
+    def samples(self, step: int, process: int) -> list[StepSample]:
         """List the samples of one process at a step, in the order of formats and indices."""
         slots = [(number, offset) for number, count in enumerate(self.batch_sizes) for offset in range(count)]
         own = deal([self.flops[number] for number, _ in slots], self.processes)[process]
         return [
-            Sample(number, step * self.batch_sizes[number] + offset) for number, offset in map(slots.__getitem__, own)
+            StepSample(number, step * self.batch_sizes[number] + offset)
+            for number, offset in map(slots.__getitem__, own)
         ]
 
-    def micro_batches(self, step: int, process: int) -> list[list[Sample]]:
+    def micro_batches(self, step: int, process: int) -> list[list[StepSample]]:
         """Divide the samples of one process at a step into micro-batches, in order."""
-        batches: list[list[Sample]] = []
+        batches: list[list[StepSample]] = []
         room = 0
         for sample in self.samples(step, process):
             if not batches or (self.max_tokens and self.tokens[sample.format] > room):

@@ -22,7 +22,7 @@ from dit.packing import Pack, patchify
 from training.config import DiTRun
 from training.examples import LatentSource, TrainingExample, draw_examples, pack_noisy
 from training.low_precision import LowPrecisionCopy
-from training.step_plan import Sample
+from training.step_plan import StepSample
 from training.text_conditioned import camera_loss
 
 Text = TextEmbeddings | tuple[Tensor, tuple[int, ...]]  # embeddings, or token ids (B, L) and token counts
@@ -49,7 +49,7 @@ class StepLoss(NamedTuple):
 
 
 def draw_micro_batches(
-    run: DiTRun, sources: Sequence[LatentSource], config: DiTConfig, micro_batches: list[list[Sample]]
+    run: DiTRun, sources: Sequence[LatentSource], config: DiTConfig, micro_batches: list[list[StepSample]]
 ) -> list[list[TrainingExample]]:
     """Draw the examples of a process's micro-batches; `sources` are those of the run's formats."""
     return [

@@ -124,7 +124,7 @@ def render_batch(
     """
     from app.queue.jobs import FAILED, Job, Queue
     from app.queue.lease import recover
-    from app.queue.runs import Run
+    from app.queue.runs import BatchRun
 
     items = batch.missing
     queue = when_there_is_room(lambda: Queue(batch.queue_folder), batch.real_folder)
@@ -132,7 +132,7 @@ def render_batch(
         when_there_is_room(lambda folder=folder: folder.mkdir(parents=True, exist_ok=True), folder)
     wanted = [(item.request, batch.real_path(item)) for item in items if item.request]
     is_there = lambda number: examiner.is_there(items[number])
-    with Run(queue) as run:
+    with BatchRun(queue) as run:
         when_there_is_room(lambda: recover(queue), queue.folder)
         found = when_there_is_room(lambda: run.submit_missing(wanted, is_there, keep_latents), queue.folder)
         waiting = {job.id: item for item, job in zip(items, found, strict=True) if isinstance(job, Job)}

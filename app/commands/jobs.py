@@ -138,12 +138,12 @@ def _describe(job: Job) -> str:
 
 
 def _work(args: argparse.Namespace) -> None:
-    from app.queue.runs import Run
+    from app.queue.runs import BatchRun
     from app.queue.worker import serve_queue
 
     queue, content_policy = open_queue(args.folder), policy_from_flags(args)
     if is_signing_enabled():
         prepare_signing()
     # A worker that was started by hand wants every job, also those of a batch that is over.
-    with nullcontext() if args.with_parent is not None else Run(queue, everything=True):
+    with nullcontext() if args.with_parent is not None else BatchRun(queue, everything=True):
         serve_queue(queue, args.device, args.until_empty, args.with_parent, content_policy, args.pack_size)

@@ -22,7 +22,7 @@ RUNS = "runs"  # subfolder of the queue's folder with the lock files
 EVERYTHING = ".all"  # ends the name of a run that wants every job
 
 
-class Run:
+class BatchRun:
     """A command's hold on a queue: its wishes are known to other runs until it exits or dies.
 
     With `everything`, it wants all jobs of the queue, as a worker does that was started by hand.
@@ -33,7 +33,7 @@ class Run:
         (self.id,) = new_ids(1)
         self.path = queue.folder / RUNS / f"{self.id}{EVERYTHING if everything else ''}"
 
-    def __enter__(self) -> Run:
+    def __enter__(self) -> BatchRun:
         make_private_folder(self.path.parent)
         with self.queue.transaction():  # so that no other run finds the file before it is locked
             self.lock = open(self.path, "w", opener=private_opener)

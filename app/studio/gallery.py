@@ -71,7 +71,7 @@ class Upload:
 
 
 @dataclass(frozen=True)
-class MediaInfo:
+class ClipInfo:
     """What was probed in a file: its size, frames, fps and seconds (None for an image), and its request as JSON."""
 
     columns: int
@@ -94,7 +94,7 @@ class GalleryItem:
     source: Job | Upload
     favourite: bool = False
     note: str = ""
-    info: MediaInfo | None = None
+    info: ClipInfo | None = None
 
 
 @lru_cache(maxsize=4096)
@@ -286,7 +286,7 @@ class Gallery:
             )
         return replace(item, info=self._cached_info(id))
 
-    def _cached_info(self, id: str) -> MediaInfo | None:
+    def _cached_info(self, id: str) -> ClipInfo | None:
         return _info_from_row(self.connection.execute("SELECT * FROM known WHERE id = ?", (id,)).fetchone())
 
     def cached(self, item: GalleryItem, column: str) -> Any:
@@ -333,10 +333,10 @@ def _item_from_row(source: Job | Upload, row: sqlite3.Row) -> GalleryItem:
     return GalleryItem(source, bool(row["favourite"]), row["note"] or "", _info_from_row(row))
 
 
-def _info_from_row(row: sqlite3.Row | None) -> MediaInfo | None:
+def _info_from_row(row: sqlite3.Row | None) -> ClipInfo | None:
     if row is None or row["columns"] is None:
         return None
-    return MediaInfo(row["columns"], row["rows"], row["frames"], row["fps"], row["seconds"], row["told"])
+    return ClipInfo(row["columns"], row["rows"], row["frames"], row["fps"], row["seconds"], row["told"])
 
 
 def _sort_key(id: str | None, created: float = 0.0) -> tuple[str, str]:

@@ -27,7 +27,7 @@ ON_ALL = ("letterbox", "text", "cut")  # judged on all clips
 ON_THEIR_OWN = ("duplicate", "motion", "sharpness", "brightness", "clipped")  # judged on the clips that try them
 
 
-class Counts(NamedTuple):
+class FilterCounts(NamedTuple):
     """How often a filter was right: true positives, false positives and false negatives, by name."""
 
     true: list[str]
@@ -46,14 +46,14 @@ class Counts(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Report:
+class FilterReport:
     """The counts of every filter, and how many clips were drawn."""
 
     clips: int
-    by_filter: dict[str, Counts]
+    by_filter: dict[str, FilterCounts]
 
 
-def measure_filters(folder: Path, drawn: Iterable[Drawn], engine: str = "serial") -> Report:
+def measure_filters(folder: Path, drawn: Iterable[Drawn], engine: str = "serial") -> FilterReport:
     """Write drawn clips as videos, prepare them, and compare what each filter finds with what was drawn.
 
     A video is found to have a cut where it becomes several clips. Of a pair of duplicates one must be found.
@@ -71,7 +71,7 @@ def measure_filters(folder: Path, drawn: Iterable[Drawn], engine: str = "serial"
         scores[row.source.removesuffix(".mp4")].append(row.scores)
     report = {}
     for name in (*ON_ALL, *ON_THEIR_OWN):
-        counts = Counts([], [], [])
+        counts = FilterCounts([], [], [])
         for clip, one in labels.items():
             if name not in ON_ALL and one.tries != name:
                 continue
@@ -80,7 +80,7 @@ def measure_filters(folder: Path, drawn: Iterable[Drawn], engine: str = "serial"
             if found or name in one.has:
                 (counts.missed if not found else counts.true if name in one.has else counts.false).append(clip)
         report[name] = counts
-    return Report(len(labels), report)
+    return FilterReport(len(labels), report)
 
 
 def rejects(name: str, scores: dict[str, float]) -> bool:
