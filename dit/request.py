@@ -130,7 +130,8 @@ class Request:
 
     def to_json(self) -> str:
         """Write the request as one line of JSON, without the fields that are None."""
-        return json.dumps({k: v for k, v in asdict(self).items() if v is not None}, ensure_ascii=False)
+        given = {name: value for name, value in vars(self).items() if value is not None}  # asdict is slow
+        return json.dumps(given, ensure_ascii=False, default=asdict)
 
     @classmethod
     def from_json(cls, text: str) -> Request:
