@@ -80,10 +80,10 @@ class ShotScan(NamedTuple):
         return self.fps if abs(own / self.fps - 1) < 0.01 else own.limit_denominator(MAX_FRAME_SECONDS)
 
     def _usual_rate(self, first: int, end: int) -> Fraction:
-        """Return the mean rate of the gaps between frames [first, end) that are within a quarter of their median."""
+        """Return the mean rate of the gaps between frames [first, end) that are within half of their median."""
         gaps = [after - before for before, after in pairwise(self.times[first:end]) if after > before]
         middle = median(gaps) if gaps else 1 / self.fps
-        usual = [gap for gap in gaps if abs(gap / middle - 1) <= Fraction(1, 4)] or [middle]
+        usual = [gap for gap in gaps if abs(gap / middle - 1) <= Fraction(1, 2)] or [middle]
         return Fraction(len(usual)) / sum(usual)
 
 
