@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # two spinning threads on a busy machine are many times slower
     os.environ.setdefault("DIFFUSERS_DISABLE_REMOTE_CODE", "true")
     args, rest = make_parser().parse_known_args(argv)
-    if args.command in ("world", "train"):  # whose flags are parsed with the fields of a run
+    if args.command in ("world", "train", "scale"):  # whose flags are parsed with the fields of a run
         args.rest = rest
     elif rest:
         make_parser().error(f"{args.command} does not know {' '.join(rest)}; see longtake {args.command} --help")

@@ -161,6 +161,10 @@ class DiTRun(Run):
     init_from: Path | None = None  # folder of a trained transformer to continue from; missing blocks begin as identity
     interpolate_back: float = 0.0  # final weights move this fraction back to the initial ones (arXiv 2109.01903)
     depth: int = 6  # number of transformer blocks; the width follows from it
+    width: int = 0  # width of the blocks; 0 for the one that follows from the depth
+    head_dim: int = 0  # width of an attention head; 0 for the one that follows from the depth
+    base_width: int = 0  # width that lr was found at: rates follow the width from there (transfer.py); 0: they do not
+    base_depth: int = 0  # depth that lr was found at: residual branches follow the depth from there; 0: they do not
     optimizer: Literal["muon", "adamw"] = "muon"  # muon (hidden matrices; AdamW for all else) or adamw
     formats: tuple[Format, ...] = ((64, 64, 17), (64, 64, 1))  # columns, rows and frames of each format of clips
     batch_sizes: tuple[int, ...] = (24, 24)  # clips per step of each format, over all processes
@@ -180,6 +184,7 @@ class DiTRun(Run):
     sample_steps: int = 30  # default sampler steps of the trained model
     guidance: float = 4.0  # default guidance scale of the trained model
     validation_clips: int = 64  # held-out clips of each validation pack
+    validation_seed: int | None = None  # seed of the validation noise; none for that of the run
     sensitivity_clips: int = 0  # held-out clips whose words are exchanged at each validation; 0 for none
 
 

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from training.config import Run
+from training.transfer import Scales, split_groups
 
 NEWTON_SCHULZ_COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic, Jordan et al. 2024
 NEWTON_SCHULZ_STEPS = 5
@@ -25,11 +26,14 @@ class Muon(torch.optim.Optimizer):
     """Muon for hidden matrices, AdamW (arXiv 1711.05101) for all else; a group's flag `muon` says which.
 
     A weight may hold several matrices, stacked in its rows, such as the q, k and v of attention: `matrix_counts` of a
-    group gives their number for each weight, and each is orthogonalised on its own.
+    group gives their number for each weight, and each is orthogonalised on its own. A group's `lr_scale` is a factor of
+    its learning rate, which whoever sets the rate applies, and `row_scales` are factors for each value of its weights
+    (`transfer.py`).
     """
 
     def __init__(self, groups: list[dict], lr: float, betas: tuple[float, float], momentum: float = 0.95):
         defaults = {"lr": lr, "betas": betas, "momentum": momentum, "weight_decay": 0.0, "matrix_counts": ()}
+        defaults |= {"lr_scale": 1.0, "row_scales": ()}
         super().__init__(groups, defaults)
 
     @torch.no_grad()
@@ -43,9 +47,10 @@ class Muon(torch.optim.Optimizer):
             if group["muon"]:
                 self._muon_step(group)
             else:
-                for value in group["params"]:
+                row_scales = group["row_scales"] or [None] * len(group["params"])
+                for value, row_scale in zip(group["params"], row_scales, strict=True):
                     if value.grad is not None:
-                        self._adam_step(value, value.grad, group)
+                        self._adam_step(value, value.grad, group, row_scale)
 
     def _muon_step(self, group: dict) -> None:
         matrices, updates = [], []
@@ -63,7 +68,7 @@ class Muon(torch.optim.Optimizer):
         for matrix, update in zip(matrices, updates, strict=True):
             matrix.add_(update.view_as(matrix), alpha=-group["lr"] * ADAMW_UPDATE_RMS * max(update.shape) ** 0.5)
 
-    def _adam_step(self, value: Tensor, gradient: Tensor, group: dict) -> None:
+    def _adam_step(self, value: Tensor, gradient: Tensor, group: dict, row_scale: Tensor | None = None) -> None:
         state = self.state[value]
         if not state:
             state["step"] = torch.zeros(())
@@ -74,7 +79,8 @@ class Muon(torch.optim.Optimizer):
         square = state["square"].lerp_(gradient.square(), 1 - beta2)
         steps = float(state["step"])
         deviation = (square / (1 - beta2**steps)).sqrt_().add_(1e-8)
-        value.addcdiv_(mean, deviation, value=-group["lr"] / (1 - beta1**steps))
+        step = mean if row_scale is None else mean * row_scale.to(mean)
+        value.addcdiv_(step, deviation, value=-group["lr"] / (1 - beta1**steps))
 
 
 def orthogonalize(matrix: Tensor) -> Tensor:
@@ -123,10 +129,11 @@ def orthogonalize_cost(matrix: Tensor) -> int:
     return min(matrix.shape) * matrix.numel()
 
 
-def build_muon(muon_params: MuonParams, model: nn.Module, run: Run) -> Muon:
+def build_muon(muon_params: MuonParams, model: nn.Module, run: Run, scales: Scales | None = None) -> Muon:
     """Return Muon for the layers or weights listed, and AdamW for all other parameters of the model.
 
-    The run gives the learning rate, the betas and the weight decay, which applies to matrices only.
+    The run gives the learning rate, the betas and the weight decay, which applies to matrices only; `scales` are
+    factors of the learning rate (`transfer_scales`).
     """
     hidden = [(layer if isinstance(layer, nn.Parameter) else layer.weight, count) for layer, count in muon_params]
     hidden = [(weight, count) for weight, count in hidden if weight.requires_grad]
@@ -143,4 +150,4 @@ def build_muon(muon_params: MuonParams, model: nn.Module, run: Run) -> Muon:
         {"params": [value for value in others if value.ndim > 1], "muon": False, "weight_decay": run.weight_decay},
         {"params": [value for value in others if value.ndim <= 1], "muon": False},
     ]
-    return Muon(groups, run.lr, run.betas)
+    return Muon(split_groups(groups, scales) if scales else groups, run.lr, run.betas)

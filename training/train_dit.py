@@ -58,6 +58,7 @@ from training.step_plan import StepPlan, batch_sizes_for
 from training.text_cache import TextCache
 from training.text_conditioned import CaptionTokens, TextConditionedDiT
 from training.train_dit_step import Text, backpropagate, draw_micro_batches, flow_matching_loss
+from training.transfer import transfer_scales
 from vae.model import VideoVAE
 from vae.video.pixels import contact_sheet
 from vae.video.write import write_image
@@ -106,7 +107,11 @@ def train(run: DiTRun) -> dict:
     facts |= {"processes": plan.processes, "buckets": buckets, "parameters": count_parameters(config)}
     write_run_description(run, accelerator, **facts, flops_a_step=flops)
     master.to(accelerator.device)
-    optimizer = build_muon(master.muon_params(), master, run) if run.optimizer == "muon" else build_adamw(master, run)
+    if run.optimizer == "muon":
+        scales = transfer_scales(dit, run.base_width, run.base_depth)
+        optimizer = build_muon(master.muon_params(), master, run, scales)
+    else:
+        optimizer = build_adamw(master, run)
     ema = EMAModel(master.parameters(), decay=run.ema_decay, foreach=True)
     ema.to(accelerator.device)
     low_precision = LowPrecisionCopy(master) if run.precision == "bf16-weights" else None
@@ -197,7 +202,7 @@ def bucket_lines(run: DiTRun, plan: StepPlan, sources: dict[Format, LatentSource
 
 
 def check_formats(run: DiTRun) -> None:
-    """Raise ValueError if formats and batch sizes do not fit each other."""
+    """Raise ValueError if formats and batch sizes, or optimizer and transfer rules, do not fit each other."""
     if not run.tokens_per_step and len(run.batch_sizes) != len(run.formats):
         raise ValueError(
             f"batch_sizes must be one number for each of the {len(run.formats)} formats; got {len(run.batch_sizes)}"
@@ -206,17 +211,26 @@ def check_formats(run: DiTRun) -> None:
     for columns, rows, _ in run.formats:
         if (columns, rows) not in sizes:
             raise ValueError(f"images are frames of clips, so {columns}x{rows} needs a format of more than one frame")
+    if run.optimizer != "muon" and (run.base_width or run.base_depth):
+        raise ValueError(f"base_width and base_depth need --optimizer muon; got {run.optimizer}, so set them to 0")
 
 
 def dit_config_for(run: DiTRun, stride: tuple[int, int, int], channels: int, text_dim: int) -> DiTConfig:
     """Return the config of the model: its depth from the run, the rest from the VAE and the text encoder.
 
-    A token is TOKEN_PIXELS wide and high, whatever the VAE's stride.
+    A token is TOKEN_PIXELS wide and high, whatever the VAE's stride. The run may set width and head_dim; raises
+    ValueError where one does not divide the other.
     """
     patch = (1, max(1, TOKEN_PIXELS // stride[1]), max(1, TOKEN_PIXELS // stride[2]))
-    return DiTConfig.from_depth(
+    config = DiTConfig.from_depth(
         run.depth, channels=channels, patch=patch, text_dim=text_dim, camera=run.camera_ratio > 0
     )
+    config = replace(config, width=run.width or config.width, head_dim=run.head_dim or config.head_dim)
+    if config.width % config.head_dim or config.head_dim % 2:
+        raise ValueError(
+            f"width must be a multiple of head_dim, an even number; got {config.width} and {config.head_dim}"
+        )
+    return config
 
 
 def build_prompt_encoder(
@@ -284,11 +298,12 @@ def validation_packs(
 ) -> list[ValidationPack]:
     """Return fixed packs of held-out clips, one per stratum of time, with everything to denoise."""
     count = min(run.validation_clips, len(source.bucket))
+    seed = run.seed if run.validation_seed is None else run.validation_seed
     packs = []
     for stratum in range(TIME_STRATA):
         examples = []
         for clip in range(count):
-            rng = np.random.default_rng([run.seed, 5, stratum, clip])
+            rng = np.random.default_rng([seed, 5, stratum, clip])
             latents = torch.from_numpy(source.latents[clip].astype(np.float32))
             noise = torch.from_numpy(rng.standard_normal(latents.shape, dtype=np.float32))
             uniform = (stratum + float(rng.random())) / TIME_STRATA

@@ -21,6 +21,7 @@ FUNCTIONS = {
     "bench_long": ("training.evaluation.bench", "bench_long"),
     "bench_drift": ("training.evaluation.bench", "bench_drift"),
     "prepare": ("training.prepare.command", "prepare"),
+    "scale": ("training.scaling.command", "main"),
 }
 
 
@@ -41,6 +42,17 @@ def add_training(commands) -> None:
     )
     train.add_argument("part", choices=PARTS, nargs="?", help="then longtake train PART --help explains its presets")
     train.set_defaults(run=_train, usage=train)
+    scale = commands.add_parser(
+        "scale",
+        help="scaling laws: plan, run, fit, predict, report; costs compares with published runs",
+        add_help=False,
+    )
+    scale.add_argument("step", nargs="?", help="then longtake scale STEP --help explains its options")
+    scale.set_defaults(run=_scale, usage=scale)
+
+
+def _scale(args: argparse.Namespace) -> int:
+    return load("scale")([*([args.step] if args.step else []), *args.rest])
 
 
 def _train(args: argparse.Namespace) -> None:
