@@ -61,6 +61,7 @@ def movement(width, transfer, depth=2, steps=4, lr=8e-3):
     return [float((values[-1] - values[0]).detach().square().mean().sqrt()) for values in (outputs, streams)]
 
 
+@pytest.mark.slow  # trains two widths, with and without the rules
 def test_what_a_step_changes_does_not_grow_with_the_width():
     """Coordinate check. In six steps the stream of width 256 grows fivefold without the rules, of 512 1,400-fold."""
     growth = {}

@@ -83,7 +83,7 @@ def compute_chart(fit: dict[str, Any], law: list[RungResult], results: list[Rung
     )
     for row, one in zip(chosen["held_out"], held_out_runs(results), strict=True):
         chart.add("predicted, 95 %", [(row["flops"], row["predicted"])], 7, bars=((row["low"], row["high"]),))
-        chart.add("and measured", [(one.rung.flops, one.loss)], 1)
+        chart.add("and measured", [(one.rung.flops, one.loss)], 4)
     return chart
 
 
