@@ -119,7 +119,7 @@ def test_a_running_video_is_cancelled_and_a_waiting_one_counts_those_ahead(clien
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"prompt": "ball " * 400}, "a prompt must be at most 96 tokens"),
+        ({"prompt": "ball " * 400}, "a prompt must be at most about 47 words for this model; got 400"),
         ({"prompt": "a ball", "seconds": "3.7"}, "seconds must be one this model was trained for"),
         (
             {"prompt": "a ball", "extra_body": {"mode": "long", "seconds": 700}},

@@ -118,7 +118,7 @@ def test_every_function_behind_the_door_to_training_exists():
 BAD_INPUT = {
     "an unknown mode": (["x", "--mode", "opera"], "invalid choice: 'opera'"),
     "an empty prompt": ([""], "a prompt must say something; got none"),
-    "a prompt beyond the limit": (["red " * 120], "a prompt must be at most 96 tokens"),
+    "a prompt beyond the limit": (["red " * 120], "a prompt must be at most about 94 words for this model; got 120"),
     "an untrained size": (["x", "--size", "100x100"], "size must be one this model was trained for"),
     "a size that is no size": (["x", "--size", "big"], "size must be COLUMNSxROWS"),
     "an untrained duration": (["x", "--seconds", "60"], "seconds must be one this model was trained for"),

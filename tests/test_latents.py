@@ -229,6 +229,7 @@ def test_a_missing_clip_fails_and_is_encoded_when_it_is_back(prepared):
         "samples": 4,
         "captions updated": 0,
         "captions": 4,
+        "captions cut": 1,
         "failed": 0,
     }
     assert not list((prepared.folder / "shards").rglob(".*"))

@@ -19,6 +19,7 @@ from app.queue.jobs import FAILED, Queue
 from app.queue.lease import Lease
 from app.queue.previews import PREVIEWS, preview_path, preview_writer
 from app.queue.worker import run_worker
+from app.studio.forecast import LOAD_SECONDS
 from dit.modes import MODES
 from dit.request import Request
 from tests.studio_client import ADDRESS, MAX_JOBS, StudioClient
@@ -94,7 +95,8 @@ def test_an_estimate_is_a_guess_first_and_then_measured(tmp_path, tiny_model, mo
     guess = client.post("/studio/estimate", json=found).json()
     assert guess["seconds"] >= 0 and guess["bytes"] > 0 and "a guess until a clip was made here" in guess["sentence"]
     four = client.post("/studio/estimate", json=found | {"variations": 4, "steps": 200}).json()
-    assert four["bytes"] == pytest.approx(4 * guess["bytes"], abs=4) and four["seconds"] > 4 * guess["seconds"]
+    assert four["bytes"] == pytest.approx(4 * guess["bytes"], abs=4)
+    assert four["seconds"] - LOAD_SECONDS > 4 * (guess["seconds"] - LOAD_SECONDS)
     client.generate(**found)
     monkeypatch.setattr("app.studio.forecast.SPEED_SECONDS", 0.0)
     assert "measured on 1 clips made here" in client.post("/studio/estimate", json=found).json()["sentence"]
@@ -121,11 +123,11 @@ def test_queued_clips_have_an_estimated_time_of_completion(client, monkeypatch):
 
 
 def test_the_error_for_a_clip_that_does_not_fit_names_the_nearest_that_does(client, monkeypatch):
-    monkeypatch.setattr("app.queue.estimate.available_memory", lambda *_: 2**20 * 480)
+    monkeypatch.setattr("app.queue.estimate.available_memory", lambda *_: 2**20 * 300)
     crowded = TestClient(
         studio(replace(client.app.state.service, check_request=request_check("standard", "cpu", []))), base_url=ADDRESS
     )
-    found = crowded.post("/studio/estimate", json={"prompt": "a ball", "mode": "long", "seconds": 100000, "steps": 1})
+    found = crowded.post("/studio/estimate", json={"prompt": "a ball", "mode": "long", "seconds": 600, "steps": 1})
     assert found.status_code == 400
     assert re.search(r"nearest that fits is size \d+x\d+|no clip of this model fits", found.json()["error"]["message"])
 

@@ -59,13 +59,14 @@ from vae.video.pixels import MediaError
 LINKED_MODELS = "models"  # a subfolder of the queue's folder, with links to models that are not shipped
 SHARED_OWNER = "everybody"  # the owner of uploads where there are no tokens
 UPLOAD_ID = re.compile(r"file-([0-9a-f]{64})")
+FILE_ID = re.compile(r"[\w-]+")  # neither a path nor an address
 IMAGE_FIELDS = ("image", "mask", "keyframes")  # fields that take images; a mask may be a clip as well
 STATUS = {QUEUED: "queued", INTERRUPTED: "queued", RUNNING: "in_progress", DONE: "completed"}
 STATUS |= {FAILED: "failed", CANCELLED: "failed"}
 PHASE_PERCENT = {LOADING: (1, 3), ENCODING: (3, 5), SAMPLING: (5, 90), WRITING: (90, 99)}
 CLIENT_ERRORS = (RequestError, UploadError, JobError, MediaError, PolicyError, QuotaExceeded)  # sent to clients
 MAX_MESSAGE_CHARS = 600
-STORED_LATER = "a file in this request"  # stands for its id while the other fields are checked
+STORED_LATER = "a-file-of-this-request"  # stands for its id while the other fields are checked
 
 
 class NotFound(ValueError):
@@ -181,6 +182,9 @@ class Service:
         mode, size = mode_of(request), request.size or model.settings.size
         if not request.prompt.strip() and not (request.moments and "moments" in mode.reads):
             raise RequestError("a prompt must say something; got none, so describe the clip in a sentence")
+        for name in ("image", "clip", "other", "mask"):
+            if (id := getattr(request, name)) and not FILE_ID.fullmatch(str(id)):
+                raise not_an_id(name, str(id))
         for name in mode.needs:
             if not getattr(request, name):
                 raise RequestError(f"{request.mode} needs {name}; got none, so send it")
@@ -293,8 +297,7 @@ class Service:
         try:
             found = self.upload_path(id, owner) if UPLOAD_ID.fullmatch(id) else self.completed_job(id, owner).output
         except NotFound:
-            rule = f"{field} must be an upload, or the id of a video or file of yours"
-            raise RequestError(f"{rule}; got {short_repr(id)}: URLs and paths are not opened") from None
+            raise not_an_id(field, id) from None
         is_image = found.suffix in IMAGE_FORMATS
         if field != "mask" and is_image != (field in IMAGE_FIELDS):
             needed, got = ("an image", "a clip") if field in IMAGE_FIELDS else ("a clip", "an image")
@@ -346,6 +349,12 @@ class Service:
         for folder in (self.queue.folder, MODELS):
             message = message.replace(f"{folder}/", "")
         return re.sub(r"(?<![\w/:.])(/[\w.+@-]+)+/", "", message)
+
+
+def not_an_id(field: str, id: str) -> RequestError:
+    """Return the error for an input that is no file or video of the client."""
+    rule = f"{field} must be an upload, or the id of a video or file of yours"
+    return RequestError(f"{rule}; got {short_repr(id)}: URLs and paths are not opened")
 
 
 class AlreadyQueued(Exception):

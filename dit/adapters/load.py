@@ -149,7 +149,7 @@ def load_skeleton(folder: Path) -> Any:
         elif issubclass(found, (torch.nn.Module, PreTrainedModel)):
             parts[part] = None
         else:
-            parts[part] = found.from_pretrained(folder / part, local_files_only=True)
+            parts[part] = found.from_pretrained(folder / part, local_files_only=True, trust_remote_code=False)
     index = read_json(folder / INDEX)
     settings = {key: value for key, value in index.items() if not key.startswith("_") and not isinstance(value, list)}
     settings |= {key: None for key, value in index.items() if isinstance(value, list) and value[:1] == [None]}

@@ -343,7 +343,8 @@ def _disk_error(target: Path, error: BaseException) -> DiskError:
 def refuse_addresses(path: str | Path) -> None:
     """Raise MediaError for a path like scheme:/..., which FFmpeg could interpret as a protocol."""
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)):
-        raise MediaError(f"path must be a file on this machine; got the address {path}; download it first")
+        address = re.sub(r"(?<=:)/+", "//", str(path), count=1)  # of which a Path keeps one slash
+        raise MediaError(f"path must be a file on this machine; got the address {address}; download it first")
 
 
 def reason(error: BaseException) -> str:
