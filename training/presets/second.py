@@ -103,7 +103,7 @@ def dit_second_square() -> DiTRun:
         text_encoder=SECOND / "words" / "model",
         depth=6,
         saliency_weight=4.0,
-        steps=4_000,
+        steps=20_000,
     )
 
 
@@ -115,9 +115,9 @@ def dit_second() -> DiTRun:
         init_from=SECOND / "square" / "model" / "transformer",
         text_encoder=SECOND / "square" / "model",
         formats=(SQUARE_12, LARGE_12, WIDE_12, TALL_12, (64, 64, 1), (128, 128, 1)),
-        batch_sizes=(16, 2, 2, 2, 4, 2),
-        steps=2_000,
-        decay_steps=1_600,
+        batch_sizes=(14, 3, 2, 2, 4, 2),
+        steps=6_000,
+        decay_steps=3_000,
         sensitivity_clips=48,
     )
 
