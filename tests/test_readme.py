@@ -80,7 +80,7 @@ def test_the_commands_that_are_only_shown_exist(capsys):
     for page in PAGES:
         for line in re.findall(r"^    (longtake .*)$", (HOUSE / page).read_text(encoding="utf-8"), re.MULTILINE):
             words = shlex.split(line.split("#")[0].rstrip("\\"))
-            command = words[1:3] if words[1] in ("train", "prepare", "models") else words[1:2]
+            command = words[1:3] if words[1] in ("train", "prepare", "models", "scale") else words[1:2]
             with pytest.raises(SystemExit) as end:
                 main([*command, "--help"])
             assert end.value.code == 0, line
