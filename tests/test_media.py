@@ -311,7 +311,8 @@ DISPLAY_P3 = matrix_profile((0.5151, 0.2412, -0.0011), (0.2920, 0.6922, 0.0419),
 
 @pytest.mark.parametrize("name", ["wide.png", "wide.jpg", "wide.webp", "wide.tif", "wide.heic"])
 def test_a_picture_in_display_p3_has_the_colours_of_the_same_picture_in_srgb(tmp_path, name):
-    pillow_heif = pytest.importorskip("pillow_heif")
+    import pillow_heif
+
     pillow_heif.register_heif_opener()
     srgb, p3 = ImageCms.createProfile("sRGB"), ImageCms.ImageCmsProfile(io.BytesIO(DISPLAY_P3))
     wide = ImageCms.profileToProfile(Image.fromarray(picture()), srgb, p3, outputMode="RGB")
@@ -325,7 +326,8 @@ def test_a_picture_in_display_p3_has_the_colours_of_the_same_picture_in_srgb(tmp
 
 
 def test_a_heic_picture_needs_no_right_suffix(tmp_path):
-    pillow_heif = pytest.importorskip("pillow_heif")
+    import pillow_heif
+
     pillow_heif.register_heif_opener()
     Image.fromarray(picture()).save(tmp_path / "phone.HEIC", "HEIF", quality=90)
     shown = to_uint8(read_image(tmp_path / "phone.HEIC"))[:, 0].permute(1, 2, 0).numpy()

@@ -67,7 +67,9 @@ def test_a_file_is_stored_once_named_by_its_content_and_type(tmp_path, suffix):
 def test_what_phones_cameras_and_tapes_write_is_stored(tmp_path, name, suffix):
     path, pictures = tmp_path / name, [picture(number) for number in range(4)]
     if suffix == ".heic":
-        pytest.importorskip("pillow_heif").register_heif_opener()
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
         Image.fromarray(pictures[0]).save(path, "HEIF")
     else:
         codec, muxer = ("mpeg2video", "mpeg") if suffix == ".mpg" else ("libx264", None)

@@ -250,8 +250,12 @@ def restarted_workers(
     from app.queue.hung import HungWorkers
     from app.queue.jobs import Queue
 
-    watch, done = HungWorkers(Queue(queue)), threading.Event()
-    running = worker_processes(queue, workers, devices, policy, restart=True) if workers else nullcontext(watch.release)
+    hung_workers, done = HungWorkers(Queue(queue)), threading.Event()
+    running = (
+        worker_processes(queue, workers, devices, policy, restart=True)
+        if workers
+        else nullcontext(hung_workers.release)
+    )
     with running as look_after:
         thread = threading.Thread(target=_look_after, args=(Queue(queue), look_after, done))
         thread.start()

@@ -86,10 +86,10 @@ def worker_processes(
             start_new_session=True,  # Ctrl+C is for this process, which stops them
         )
 
-    watch = HungWorkers(Queue(queue))
+    hung_workers = HungWorkers(Queue(queue))
 
     def any_alive() -> bool:
-        hung = watch.release()
+        hung = hung_workers.release()
         for number, process in enumerate(processes):
             if process.pid in hung and process.poll() is None:
                 print(f"longtake: worker {number} does not answer; another is started", file=sys.stderr)

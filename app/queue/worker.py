@@ -108,9 +108,9 @@ def run_worker(
     Up to `pack_size` jobs of similar cost are made as one pack. Jobs that the policy refuses fail, whoever queued them.
     """
     stop, model = stop or threading.Event(), WarmModel(device, content_policy, pack_size)
-    watch = HungWorkers(queue)
+    hung_workers = HungWorkers(queue)
     while not stop.is_set():
-        if serve_lease(queue, device, until_empty, stop, model, watch):
+        if serve_lease(queue, device, until_empty, stop, model, hung_workers):
             return
 
 
@@ -120,14 +120,14 @@ def serve_lease(
     until_empty: bool,
     stop: threading.Event,
     model: WarmModel,
-    watch: HungWorkers,
+    hung_workers: HungWorkers,
 ) -> bool:
     """Make clips until there is nothing left to do, True; or until the lease is lost to others, False."""
     with Lease(queue, device or "auto", stop) as lease, heartbeats(lease):
         while not stop.is_set() and not lease.lost:
             try:
                 when_there_is_room(lambda: recover(queue), queue.folder, stop, QueueDiskFull)
-                watch.release()
+                hung_workers.release()
                 resume_if_space(queue)
                 job = lease.claim()
                 jobs = lease.claim_similar(job, model.pack_size) if job else []

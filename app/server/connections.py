@@ -76,9 +76,9 @@ class BoundedProtocol(H11Protocol):
             return
         self.received += len(data)
         super().data_received(data)
-        self.watch()
+        self.set_timers()
 
-    def watch(self) -> None:
+    def set_timers(self) -> None:
         """Set the timers by what the client still has to send."""
         state = self.conn.their_state
         if self.transport.is_closing():
@@ -114,7 +114,7 @@ class BoundedProtocol(H11Protocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        self.watch()
+        self.set_timers()
 
     def pause_writing(self) -> None:
         super().pause_writing()
